@@ -1,0 +1,28 @@
+# Targets a newcomer needs: demo, test. Everything sets itself up; python 3.11-3.13 (with venv), make and gcc are enough.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+ROOT ?= runs
+export UV_LINK_MODE ?= hardlink
+
+.PHONY: help
+help:
+	@echo "make demo       raw text -> distilled student -> report.html, on this machine"
+	@echo "make test       all tests          make check   format, lint, types, fast tests"
+	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
+	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
+	@echo "make clean      remove caches and ROOT=$(ROOT)"
+
+.venv: .venv/.complete
+.venv/.complete: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit(f"python {v[0]}.{v[1]} at {sys.executable} will not do: torch_xla 2.9 needs 3.11, 3.12 or 3.13; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.txt
+	@touch $@
+
+.PHONY: requirements
+requirements:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
