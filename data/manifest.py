@@ -1,0 +1,131 @@
+"""The manifest: what one run of one stage made, written last, created exclusively, a pure function of config and inputs.
+
+A directory without `_MANIFEST.json` holds nothing that a reader may use. A manifest lists datasets, each a list of shards with
+their sizes and hashes; what is not listed does not exist. Times, hosts and versions are in `_RUN.json` beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data import storage
+
+MANIFEST_NAME = "_MANIFEST.json"
+RUN_NAME = "_RUN.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a dataset."""
+
+    name: str
+    """path below the stage's directory"""
+    rows: int
+    """rows in it (0 for a file that is no table)"""
+    bytes: int
+    """size of the file, in bytes"""
+    tokens: int = 0
+    """tokens in it, where rows hold tokens"""
+    sha256: str
+    """of the file's bytes, hex"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A named output of a stage: its shards in order, and totals that readers need before they open one."""
+
+    shards: tuple[Shard, ...]
+    """in the order that defines row numbers"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """what readers need to know: vocab_size, sequence_length, row_group_rows, ..."""
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a stage made from which config and inputs."""
+
+    stage: str
+    """name of the stage"""
+    version: int
+    """the stage's VERSION"""
+    fingerprint: str
+    """sha256 (hex, 16 digits) over stage, version, config and input fingerprints"""
+    config: Mapping[str, Any]
+    """the whole resolved Config"""
+    inputs: Mapping[str, Any]
+    """input name -> reference (`stage/fingerprint:dataset`) or `content:sha256` of external files"""
+    datasets: Mapping[str, Dataset]
+    """named outputs"""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """rows dropped, by reason"""
+    tokenizer_sha256: str | None = None
+    """of the tokenizer whose ids the datasets hold"""
+    setup: Mapping[str, Any] | None = None
+    """device, mesh and workers, where the bytes depend on them (train_model, cache_logits)"""
+
+    def to_json(self) -> bytes:
+        document = {"format": FORMAT, **asdict(self)}
+        for name, dataset in self.datasets.items():
+            totals = {"rows": dataset.rows, "bytes": dataset.bytes, "tokens": dataset.tokens}
+            document["datasets"][name]["totals"] = totals
+        return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def from_json(text: bytes, uri: str = "") -> "Manifest":
+        """Raises ValueError where the text is no manifest of this format."""
+        try:
+            document = json.loads(text)
+            if document.pop("format") != FORMAT:
+                raise KeyError("format")
+            datasets = {
+                name: Dataset(shards=tuple(Shard(**shard) for shard in dataset["shards"]), facts=dataset["facts"])
+                for name, dataset in document.pop("datasets").items()
+            }
+            return Manifest(datasets=datasets, **document)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{uri or 'this file'} is not a manifest of format {FORMAT} ({type(error).__name__}: {error}); "
+                f"name the directory of a finished run, the one that holds {MANIFEST_NAME}"
+            ) from error
+
+
+def read_manifest(directory: str) -> Manifest | None:
+    """The manifest of a run's directory, or None where the run has not finished (or never began)."""
+    uri = storage.join(directory, MANIFEST_NAME)
+    try:
+        return Manifest.from_json(storage.read_bytes(uri), uri)
+    except FileNotFoundError:
+        return None
+
+
+def publish_manifest(directory: str, manifest: Manifest) -> bool:
+    """Creates the manifest. False where another driver was first with the same one.
+
+    Raises RuntimeError where the one that is there differs: the stage is then not the pure function it must be.
+    """
+    uri = storage.join(directory, MANIFEST_NAME)
+    text = manifest.to_json()
+    try:
+        storage.create_exclusive(uri, text)
+        return True
+    except FileExistsError:
+        if storage.read_bytes(uri) == text:
+            return False
+        raise RuntimeError(
+            f"{uri} was published by another driver and differs from ours: stage {manifest.stage!r} gave two results for one "
+            "fingerprint, so it is not deterministic; keep the published one, and report this with both _RUN.json files"
+        ) from None

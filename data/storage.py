@@ -1,0 +1,142 @@
+"""Bytes at a URI, the same way on a local disk and on gs://: read, write, create exclusively, list, remove.
+
+Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file is
+renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
+`STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+GCS_PROTOCOLS = ("gs", "gcs")
+
+
+def is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `uri` and the path inside it. Raises ValueError for a protocol we do not know."""
+    protocol, separator, _ = uri.partition("://")
+    if not separator or protocol == "file":
+        return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).absolute())
+    if protocol not in GCS_PROTOCOLS:
+        raise ValueError(f"no storage for {uri!r}: allowed are local paths and gs://bucket/path")
+    # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide what another driver wrote
+    if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
+        options |= {"endpoint_url": endpoint, "token": "anon"}
+    fs = fsspec.filesystem("gcs", **options)
+    return fs, fs._strip_protocol(uri)
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_directory(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    return cast(bytes, fs.cat_file(path))
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A seekable binary file to read from."""
+    fs, path = filesystem(uri)
+    return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Replaces the object at `uri`; a reader sees the old bytes or the new ones, never a part."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.pipe_file(path, data)
+        return
+    temporary = _temporary_beside(path, data)
+    os.replace(temporary, path)
+
+
+def create_exclusive(uri: str, data: bytes) -> None:
+    """Creates the object whole, or raises FileExistsError and leaves what is there. The one lock this project has."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.pipe_file(path, data, mode="create")  # ifGenerationMatch=0: the server decides who was first
+        return
+    temporary = _temporary_beside(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(f"{uri} exists") from None
+    finally:
+        os.unlink(temporary)
+
+
+def upload(local_path: str | Path, uri: str) -> None:
+    """Publishes a finished local file at `uri` (a rename where both are on the local disk)."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.put_file(str(local_path), path)
+        os.unlink(local_path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.replace(local_path, path)
+
+
+def move(source: str, target: str) -> None:
+    """Publishes `source` as `target`, replacing it. On an object store: a server-side copy, then a delete."""
+    fs, source_path = filesystem(source)
+    _, target_path = filesystem(target)
+    if is_remote(source):
+        fs.cp_file(source_path, target_path)
+        fs.rm_file(source_path)
+        return
+    os.makedirs(os.path.dirname(target_path), exist_ok=True)
+    os.replace(source_path, target_path)
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty where there is none."""
+    fs, path = filesystem(uri)
+    if not fs.exists(path):
+        return []
+    found = fs.find(path, detail=True)
+    prefix = path.rstrip("/") + "/"
+    return sorted((name[len(prefix) :], int(info["size"])) for name, info in found.items() if name.startswith(prefix))
+
+
+def remove(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm_file(path)
+
+
+def remove_tree(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def _temporary_beside(path: str, data: bytes) -> str:
+    """Writes `data` to a new file in the folder of `path`, flushed to the disk, and returns its name."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    with open(temporary, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
