@@ -1,0 +1,90 @@
+"""Keys and values of earlier tokens, so that decoding computes only the new one.
+
+A global block keeps `max_length` tokens. A local block keeps no more than its window, as a ring: the token at position
+p lies in slot p mod capacity, beside its position and segment, and the mask follows from those
+(`model.attention.visible`). Shapes never depend on the data, so a device that compiles does it once for the prompts'
+width and once for single tokens.
+
+One document a row; padding (segment 0) is not stored. For inference: what is stored is cut off from autograd.
+Cost: 2 * B * K * H * (max_length or window) numbers a block.
+
+Shapes: B batch, T new tokens, C capacity, S keys seen, K kv heads, H head size.
+"""
+
+import torch
+from torch import Tensor
+
+from model.attention import Placement
+from model.config import Gemma2Config
+
+EMPTY = -1
+"""Segment of a slot that holds nothing: no query's segment equals it."""
+
+
+class LayerCache:
+    """The ring of one block: C slots and one more, into which everything is written that is not to be kept."""
+
+    def __init__(
+        self, config: Gemma2Config, window: int | None, batch_rows: int, max_length: int,
+        device: torch.device | str, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.capacity = max_length if window is None else min(window, max_length)
+        self.evicts = self.capacity < max_length
+        slots = self.capacity + 1
+        self.keys = torch.zeros(batch_rows, slots, config.kv_heads, config.head_dim, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.positions = torch.zeros(batch_rows, slots, device=device, dtype=torch.int32)
+        self.segment_ids = torch.full_like(self.positions, EMPTY)
+
+    def extend(self, k_BTKH: Tensor, v_BTKH: Tensor, new: Placement) -> tuple[Tensor, Tensor, Placement]:
+        """Stores the new tokens; returns keys, values [B, S, K, H] and their placement [B, S], old and new.
+
+        Several new tokens may push out keys that the first of them still sees; then old and new are joined before the
+        ring is written. A single one pushes out exactly the key that has just left its window.
+        """
+        placement = Placement(new.positions.to(torch.int32), new.segment_ids.to(torch.int32))
+        if self.evicts and k_BTKH.shape[1] > 1:
+            keys_BSKH = torch.cat((self.keys, k_BTKH), dim=1)
+            values_BSKH = torch.cat((self.values, v_BTKH), dim=1)
+            positions_BS = torch.cat((self.positions, placement.positions), dim=1)
+            segment_ids_BS = torch.cat((self.segment_ids, placement.segment_ids), dim=1)
+            self._write(k_BTKH, v_BTKH, placement)
+            return keys_BSKH, values_BSKH, Placement(positions_BS, segment_ids_BS)
+        self._write(k_BTKH, v_BTKH, placement)
+        return self.keys, self.values, Placement(self.positions, self.segment_ids)
+
+    @torch.no_grad()
+    def _write(self, k_BTKH: Tensor, v_BTKH: Tensor, new: Placement) -> None:
+        real_BT = new.segment_ids > 0
+        newest_B1 = torch.where(real_BT, new.positions, -1).amax(dim=1, keepdim=True)
+        # Of tokens that would share a slot only the newest is kept: the order of writes to one slot is not defined.
+        kept_BT = real_BT & (new.positions > newest_B1 - self.capacity)
+        slots_BT = torch.where(kept_BT, new.positions % self.capacity, self.capacity).long()
+        rows_B1 = torch.arange(k_BTKH.shape[0], device=k_BTKH.device)[:, None]
+        self.keys[rows_B1, slots_BT] = k_BTKH.detach()
+        self.values[rows_B1, slots_BT] = v_BTKH.detach()
+        self.positions[rows_B1, slots_BT] = new.positions
+        self.segment_ids[rows_B1, slots_BT] = torch.where(kept_BT, new.segment_ids, EMPTY)
+
+
+class Cache:
+    """A `LayerCache` for every block, for rows of up to `max_length` positions (not checked: it would cost a sync)."""
+
+    def __init__(
+        self,
+        config: Gemma2Config,
+        *,
+        batch_rows: int,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if batch_rows < 1 or max_length < 1:
+            raise ValueError(
+                f"got batch_rows={batch_rows} and max_length={max_length}, but a cache holds at least one row of one "
+                "token; give both as 1 or more"
+            )
+        self.layers = [
+            LayerCache(config, config.layer_window(index), batch_rows, max_length, device, dtype)
+            for index in range(config.layers)
+        ]

@@ -1,0 +1,107 @@
+"""The shape of a Gemma 2 model: one frozen dataclass, and the published sizes (arXiv 2408.00118, Table 1).
+
+No I/O and no torch here: a configuration can be read, hashed and compared without loading anything heavy.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+VOCAB_SIZE = 256_000
+"""Pieces of Gemma's tokenizer: the rows of the embedding in the published PyTorch and Hugging Face weights."""
+
+PAPER_VOCAB_SIZE = 256_128
+"""Embedding rows counted in the paper (Table 2) and shipped in the JAX weights: 128 more are padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config:
+    """Everything that fixes what the model computes; nothing about devices, batches or training."""
+
+    vocab_size: int
+    """Rows of the embedding, which is also the output head."""
+    d_model: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of blocks; blocks 0, 2, 4, ... look through the window, blocks 1, 3, 5, ... at the whole document."""
+    heads: int
+    """Query heads; heads * head_dim need not be d_model."""
+    kv_heads: int
+    """Key and value heads; each serves heads / kv_heads consecutive query heads."""
+    head_dim: int
+    """Width of one head; even, because rotary embeddings pair its halves."""
+    ffw_dim: int
+    """Width of each branch of the gated MLP; the paper prints gate and up together, twice this."""
+    window: int
+    """Keys a query of a local block sees, itself included."""
+    query_scale: int
+    """Scores are multiplied by query_scale**-0.5: head_dim for 2B and 9B, d_model / heads = 144 for 27B."""
+    attention_softcap: float = 50.0
+    """Scores are squeezed into +- this by cap * tanh(score / cap), before the mask."""
+    final_softcap: float = 30.0
+    """Logits are squeezed into +- this in the same way."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary embedding's wavelengths, the same in every block."""
+    norm_eps: float = 1e-6
+    """Added to the mean square inside every norm's root."""
+    init_std: float = 0.02
+    """Standard deviation of freshly drawn matrices; the paper gives none, this is Hugging Face's."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "d_model", "layers", "heads", "kv_heads", "head_dim", "ffw_dim", "window", "query_scale",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1; set {name}=1 or more")
+        for name in ("attention_softcap", "final_softcap", "rope_theta", "norm_eps", "init_std"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise ValueError(f"{name} is {value!r}, but must be a number above 0; leave it out for Gemma 2's own")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads is {self.heads} and kv_heads is {self.kv_heads}, but every key head serves the same number of "
+                f"query heads; choose a kv_heads that divides {self.heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, but rotary embeddings need an even one; try {self.head_dim + 1}"
+            )
+
+    def layer_window(self, layer: int) -> int | None:
+        """The window of block `layer`, or None where it sees the whole document (every odd one)."""
+        return self.window if layer % 2 == 0 else None
+
+
+def gemma2_2b(vocab_size: int = VOCAB_SIZE) -> Gemma2Config:
+    """Gemma 2 2B: 2,614,341,888 parameters (2,614,636,800 with the paper's padded vocabulary)."""
+    return Gemma2Config(
+        vocab_size=vocab_size, d_model=2304, layers=26, heads=8, kv_heads=4, head_dim=256, ffw_dim=9216,
+        window=4096, query_scale=256,
+    )  # fmt: skip
+
+
+def gemma2_9b(vocab_size: int = VOCAB_SIZE) -> Gemma2Config:
+    """Gemma 2 9B: 9,241,705,984 parameters. query_scale is 256; the first public code's 224 was a mistake."""
+    return Gemma2Config(
+        vocab_size=vocab_size, d_model=3584, layers=42, heads=16, kv_heads=8, head_dim=256, ffw_dim=14336,
+        window=4096, query_scale=256,
+    )  # fmt: skip
+
+
+def gemma2_27b(vocab_size: int = VOCAB_SIZE) -> Gemma2Config:
+    """Gemma 2 27B: 27,227,128,320 parameters. query_scale is d_model / heads = 144, not head_dim."""
+    return Gemma2Config(
+        vocab_size=vocab_size, d_model=4608, layers=46, heads=32, kv_heads=16, head_dim=128, ffw_dim=36864,
+        window=4096, query_scale=144,
+    )  # fmt: skip
+
+
+def gemma2_tiny(**overrides: Any) -> Gemma2Config:
+    """A model that runs anywhere in milliseconds; any field can be given by keyword.
+
+    Its heads * head_dim differs from d_model and its window is short, so mistakes in either show.
+    """
+    tiny = Gemma2Config(
+        vocab_size=1024, d_model=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffw_dim=128, window=16, query_scale=32
+    )
+    return replace(tiny, **overrides)

@@ -1,0 +1,254 @@
+"""Gemma 2 (arXiv 2408.00118), from top to bottom: norm, rope, attention, mlp, block, model.
+
+One model for training, prefill and decode on every device. Nothing in here knows a device, a rank or a sampler; what a
+backend may want to do differently, attention and the walk through the layers, it hands in. Modules and parameters carry
+Hugging Face's names, so a state dict is a checkpoint of `transformers.Gemma2ForCausalLM` without its tied `lm_head`.
+
+Data flow: tokens [B, T] -> embedding * sqrt(D) -> blocks -> final norm (`hidden`) -> the same embedding table, capped
+(`logits`, float32). Cost: about 2 FLOPs a parameter and token forward (`model.flops`), and 4 * B * T * V bytes of
+logits, by far the largest tensor: take `hidden` and call `logits` on the part that is needed.
+
+Shapes: B batch, T time, S keys, N heads, K kv heads, H head size, D model, F ffw, V vocabulary; a tensor's suffix gives
+its own.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention import Attention, Placement, attend
+from model.cache import Cache, LayerCache
+from model.config import Gemma2Config
+
+
+class LayerInputs(NamedTuple):
+    """What every block gets besides the residual stream: only tensors, so a scan over layers can carry them."""
+
+    cos_BTR: Tensor
+    """Cosines of the rotary angles, float32, R = H / 2."""
+    sin_BTR: Tensor
+    """Their sines."""
+    positions_BT: Tensor
+    """Place of each token within its document."""
+    segment_ids_BT: Tensor
+    """Document of each token within its row; 0 is padding."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), in float32 and rounded once, at the end (gemma_pytorch's order since f499fd4)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x32_BTD = x_BTD.float()
+        x32_BTD = x32_BTD * torch.rsqrt(x32_BTD.square().mean(-1, keepdim=True) + self.eps)
+        return (x32_BTD * (1.0 + self.weight.float())).to(x_BTD.dtype)
+
+
+def rotary_angles(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, T, H / 2] of position * theta**(-2i / H), float32 whatever the model's dtype.
+
+    The wavelengths are computed on the host, so that every device turns by the same angles.
+    """
+    exponents_R = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    frequencies_R = (1.0 / theta**exponents_R).to(positions_BT.device)
+    angles_BTR = positions_BT.float()[:, :, None] * frequencies_R
+    return angles_BTR.cos(), angles_BTR.sin()
+
+
+def rotate(x_BTNH: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+    """Turns each head's (first half, second half) pairs; in float32, then back to x's dtype."""
+    first_BTNR, second_BTNR = x_BTNH.float().chunk(2, dim=-1)
+    cos_BT1R, sin_BT1R = cos_BTR[:, :, None], sin_BTR[:, :, None]
+    turned = (first_BTNR * cos_BT1R - second_BTNR * sin_BT1R, second_BTNR * cos_BT1R + first_BTNR * sin_BT1R)
+    return torch.cat(turned, dim=-1).to(x_BTNH.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions; local through `window`, global where it is None."""
+
+    def __init__(self, config: Gemma2Config, window: int | None) -> None:
+        super().__init__()
+        D, N, K, H = config.d_model, config.heads, config.kv_heads, config.head_dim
+        self.q_proj = nn.Linear(D, N * H, bias=False)
+        self.k_proj = nn.Linear(D, K * H, bias=False)
+        self.v_proj = nn.Linear(D, K * H, bias=False)
+        self.o_proj = nn.Linear(N * H, D, bias=False)
+        self.heads, self.kv_heads, self.head_dim = N, K, H
+        self.window = window
+        self.scale = config.query_scale**-0.5
+        self.softcap = config.attention_softcap
+
+    def forward(
+        self, x_BTD: Tensor, inputs: LayerInputs, attention: Attention, cache: LayerCache | None = None
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q_BTNH = self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim)
+        k_BSKH = self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)
+        v_BSKH = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)
+        q_BTNH = rotate(q_BTNH, inputs.cos_BTR, inputs.sin_BTR)
+        k_BSKH = rotate(k_BSKH, inputs.cos_BTR, inputs.sin_BTR)
+        query = key = Placement(inputs.positions_BT, inputs.segment_ids_BT)
+        if cache is not None:
+            k_BSKH, v_BSKH, key = cache.extend(k_BSKH, v_BSKH, query)
+        out_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH, query, key, window=self.window, scale=self.scale, softcap=self.softcap
+        )
+        return self.o_proj(out_BTNH.reshape(B, T, self.heads * self.head_dim))
+
+
+class MLP(nn.Module):
+    """down(gelu_tanh(gate(x)) * up(x))."""
+
+    def __init__(self, config: Gemma2Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.ffw_dim, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.ffw_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffw_dim, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x_BTD), approximate="tanh") * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """Norms before and after each branch; the branch is added to the stream after its second norm."""
+
+    def __init__(self, config: Gemma2Config, window: int | None) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, window)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        # Not Llama's meaning of the name: this one really follows the attention.
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.pre_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(
+        self, x_BTD: Tensor, inputs: LayerInputs, attention: Attention, cache: LayerCache | None = None
+    ) -> Tensor:
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), inputs, attention, cache)
+        x_BTD = x_BTD + self.post_attention_layernorm(attended_BTD)
+        return x_BTD + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_BTD)))
+
+
+RunLayers = Callable[[Sequence[Block], Tensor, LayerInputs, Attention, Cache | None], Tensor]
+"""(layers, x_BTD, inputs, attention, cache) -> x_BTD: how the blocks are walked (a loop, a scan, remat)."""
+
+
+def loop_layers(
+    layers: Iterable[Block], x_BTD: Tensor, inputs: LayerInputs, attention: Attention, cache: Cache | None
+) -> Tensor:
+    """One block after the other, everything kept for the backward pass."""
+    for index, layer in enumerate(layers):
+        x_BTD = layer(x_BTD, inputs, attention, None if cache is None else cache.layers[index])
+    return x_BTD
+
+
+class Decoder(nn.Module):
+    """The part Hugging Face calls `model`: a holder that gives the parameters their names."""
+
+    def __init__(self, config: Gemma2Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config, config.layer_window(index)) for index in range(config.layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+
+
+class Gemma2(nn.Module):
+    """The language model, with weights drawn from `seed` (on the `meta` device: shapes only).
+
+    `attention` and `run_layers` may be handed in here or set later as attributes of the same names.
+    """
+
+    def __init__(
+        self,
+        config: Gemma2Config,
+        *,
+        seed: int = 0,
+        attention: Attention = attend,
+        run_layers: RunLayers = loop_layers,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        self.run_layers = run_layers
+        device = torch.get_default_device()
+        with torch.device("meta"):  # spares PyTorch's own initial draws, which would be overwritten
+            self.model = Decoder(config)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.init_weights(seed)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V], float32, for the token after each of `tokens_BT`; arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens_BT, positions, segment_ids, cache))
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D] after the final norm.
+
+        tokens_BT, positions, segment_ids: integers [B, T]. Positions count from 0 in each document (default: from 0 in
+        each row); segments keep the documents of a row apart (default: one document), 0 marks padding. With a `cache`,
+        keys and values of earlier calls are seen too, and positions must be given. Raises ValueError if they are not.
+        """
+        B, T = tokens_BT.shape
+        if positions is None:
+            if cache is not None:
+                raise ValueError("got a cache but no positions; pass positions [B, T] that go on where the cache ends")
+            positions = torch.arange(T, device=tokens_BT.device, dtype=torch.int32).expand(B, T)
+        if segment_ids is None:
+            segment_ids = torch.ones_like(tokens_BT, dtype=torch.int32)
+        cos_BTR, sin_BTR = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.model.embed_tokens(tokens_BT)
+        x_BTD = x_BTD * _rounded(self.config.d_model**0.5, x_BTD.dtype)
+        inputs = LayerInputs(cos_BTR, sin_BTR, positions, segment_ids)
+        x_BTD = self.run_layers(list(self.model.layers), x_BTD, inputs, self.attention, cache)  # type: ignore[arg-type]
+        return self.model.norm(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Capped logits [..., V] in float32, from hidden states [..., D] after the final norm.
+
+        The product too is taken in float32: bfloat16 logits near the cap of 30 lie 0.125 apart. Factors that are
+        bfloat16 lose nothing where the hardware multiplies in TF32 (`torch.set_float32_matmul_precision("high")`).
+        """
+        cap = self.config.final_softcap
+        return (F.linear(hidden.float(), self.model.embed_tokens.weight.float()) / cap).tanh() * cap
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Norms 0 (they multiply by 1 + weight), everything else normal(0, init_std).
+
+        Each tensor is drawn on the host by a generator of its own, seeded by `seed` and the tensor's name: the values
+        do not depend on device, dtype (up to rounding), sharding, or on which other tensors there are.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+                continue
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(drawn.normal_(0.0, self.config.init_std, generator=generator))
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """`value` as a number of `dtype`: all published code rounds sqrt(D) to it (bfloat16: 59.75 for 9B, not 59.8665)."""
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
