@@ -1,6 +1,6 @@
 """Every table this project stores: its columns with a sentence each, and the pure functions that make ids and hashes.
 
-A document gets its `id` once, when it is collected, and keeps it; `content_hash` says what the text is now. A packed row
+A document gets its `id` once, when collected, and keeps it; `content_hash` says what the text is now. A packed row
 is named by its `sequence_hash`, which ties cached logits and lineage to the exact tokens, segments and mask. Hashes are
 xxh3: fast, the same on every machine, not meant against an adversary. Cost: 10 GB/s a core for long rows.
 """
@@ -17,8 +17,12 @@ def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
     return pa.field(name, kind, metadata={"description": description})
 
 
-SPANS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
-DOCUMENT_SPANS = pa.list_(pa.struct([("id", pa.string()), ("start", pa.int32()), ("end", pa.int32())]))
+def _list_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind))  # the name Parquet gives it: a table read back has the schema it had
+
+
+SPANS = _list_of(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
+DOCUMENT_SPANS = _list_of(pa.struct([("id", pa.string()), ("start", pa.int32()), ("end", pa.int32())]))
 
 TEXT = pa.schema(
     [
@@ -58,7 +62,7 @@ TOKENS = pa.schema(
     [
         _field("id", pa.string(), "Id of the document."),
         _field("source", pa.string(), "Name of the source that the document was collected from."),
-        _field("tokens", pa.list_(pa.int32()), "Token ids: <bos>, the text, <eos>."),
+        _field("tokens", _list_of(pa.int32()), "Token ids: <bos>, the text, <eos>."),
         _field("text_bytes", pa.int64(), "Size of the text in UTF-8 bytes."),
         _field("masked", SPANS, "Token ranges [start, end) that no loss is taken on."),
     ]
@@ -66,11 +70,11 @@ TOKENS = pa.schema(
 
 SEQUENCES = pa.schema(
     [
-        _field("tokens", pa.list_(pa.int32()), "L token ids; 0 in padding."),
-        _field("segment_ids", pa.list_(pa.int32()), "L segment numbers, from 1 in each row; 0 in padding."),
-        _field("positions", pa.list_(pa.int32()), "L positions that restart at 0 in each segment; 0 in padding."),
+        _field("tokens", _list_of(pa.int32()), "L token ids; 0 in padding."),
+        _field("segment_ids", _list_of(pa.int32()), "L segment numbers, from 1 in each row; 0 in padding."),
+        _field("positions", _list_of(pa.int32()), "L positions that restart at 0 in each segment; 0 in padding."),
         _field(
-            "loss_mask", pa.list_(pa.bool_()), "L flags: whether a loss is taken on predicting token t+1 from token t."
+            "loss_mask", _list_of(pa.bool_()), "L flags: whether a loss is taken on predicting token t+1 from token t."
         ),
         _field("documents", DOCUMENT_SPANS, "For each segment in order: the document's id and the span of its tokens."),
         _field("text_bytes", pa.int64(), "UTF-8 bytes of text in the row; a document's rows sum to its text_bytes."),
@@ -81,7 +85,7 @@ SEQUENCES = pa.schema(
 LOGITS = pa.schema(
     [
         _field("sequence_hash", pa.uint64(), "sequence_hash of the packed row that the teacher saw."),
-        _field("unique", pa.list_(pa.uint16()), "For each target in order: how many different ids were drawn."),
+        _field("unique", _list_of(pa.uint16()), "For each target in order: how many different ids were drawn."),
         _field("packed", pa.binary(), "Records of id and count, ascending ids within a target (data/logits.py)."),
     ]
 )
