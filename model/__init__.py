@@ -11,7 +11,11 @@ from model.config import (
     gemma2_27b,
     gemma2_tiny,
 )
+from model.flops import forward_flops_per_token, parameter_count, train_flops_per_token
 from model.gemma2 import Block, Gemma2, LayerInputs, RunLayers, loop_layers
+from model.google_weights import load_gemma_pytorch
+from model.hf_weights import load_hf, save_hf
+from model.sampling import choose, generate
 
 __all__ = [
     "PAPER_VOCAB_SIZE",
@@ -25,10 +29,18 @@ __all__ = [
     "Placement",
     "RunLayers",
     "attend",
+    "choose",
+    "forward_flops_per_token",
     "gemma2_2b",
     "gemma2_9b",
     "gemma2_27b",
     "gemma2_tiny",
+    "generate",
+    "load_gemma_pytorch",
+    "load_hf",
     "loop_layers",
+    "parameter_count",
+    "save_hf",
+    "train_flops_per_token",
     "visible",
 ]

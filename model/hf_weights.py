@@ -1,0 +1,304 @@
+"""Hugging Face directories: `config.json` and safetensors, in one file or in shards with an index.
+
+Strict both ways: a directory that lacks a tensor, has one too many or of another shape, or whose configuration asks for
+something Gemma 2 does not do, is refused with the name of what is wrong, before any weight is read. What `save_hf`
+writes, `transformers` loads, and `load_hf` gives back bit for bit.
+
+Local directories only. Peak memory: the model, plus one tensor in its stored dtype.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2Config
+from model.gemma2 import Gemma2
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_CONFIG_KEYS = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffw_dim": "intermediate_size",
+    "window": "sliding_window",
+    "query_scale": "query_pre_attn_scalar",
+    "attention_softcap": "attn_logit_softcapping",
+    "final_softcap": "final_logit_softcapping",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+}
+"""Our field -> Hugging Face's key; rope_theta is apart, as it moved between versions 4 and 5 of transformers."""
+
+
+def load_hf(
+    directory: str | Path, dtype: torch.dtype | None = torch.float32, *, vocab_size: int | None = None
+) -> Gemma2:
+    """The model in `directory`, on the CPU, its weights as `dtype` (None: as stored).
+
+    `vocab_size` is needed only to change between 256000 rows, one per token, and the 256128 of the paper: dropping
+    cuts the last 128 rows, adding appends rows of zeros, whose logits are 0 (mask them where probabilities matter).
+    Raises ValueError naming what is missing, unknown or of a wrong shape.
+    """
+    directory = Path(directory)
+    config = config_from_hf(_read_json(directory / CONFIG_FILE))
+    listing = _list_tensors(directory)
+    shapes = {name: shape for name, (_, shape) in listing.items()}
+    config = fit_vocabulary(config, shapes, vocab_size, directory)
+    check_tensors(config, shapes, directory)
+
+    state: dict[str, Tensor] = {}
+    for name, tensor in _read_tensors(listing):
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{directory}: {name} holds {tensor.dtype}, but weights are floating point; export it unquantized"
+            )
+        state[name] = tensor if dtype is None else tensor.to(dtype)
+    head = state.pop(HEAD, None)
+    if head is not None and not torch.equal(head, state[EMBEDDING]):
+        raise ValueError(
+            f"{directory}: {HEAD} differs from {EMBEDDING}, but Gemma 2's head is its embedding; "
+            f"remove {HEAD} if the embedding is the one to keep"
+        )
+    return assemble(config, state)
+
+
+def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
+    """Writes `config.json` and the weights, in their own dtype, as files of at most `shard_bytes` (or one tensor).
+
+    `directory` is created; one that already holds weights is refused with a ValueError, as stale shards would mix in.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    present = sorted(path.name for path in directory.iterdir() if ".safetensors" in path.name)
+    if present:
+        raise ValueError(f"{directory} already holds {present[0]}; choose an empty directory or remove it first")
+
+    state = model.state_dict()
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in state.items():
+        if shards[-1] and filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.nbytes
+    one = len(shards) == 1
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = SINGLE_FILE if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: state[name].detach().cpu().contiguous() for name in names}
+        # transformers refuses files that do not say which framework's tensors they hold.
+        save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file_name)
+    if not one:
+        total = sum(tensor.nbytes for tensor in state.values())
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(directory / CONFIG_FILE, config_to_hf(model.config, next(iter(state.values())).dtype))
+
+
+def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
+    """Our configuration from the content of `config.json`; ValueError on a missing key or another kind of model."""
+    required = {
+        "model_type": (stored.get("model_type"), ("gemma2",)),
+        "hidden_activation": (
+            stored.get("hidden_activation") or stored.get("hidden_act") or "gelu_pytorch_tanh",
+            ("gelu_pytorch_tanh",),
+        ),
+        "tie_word_embeddings": (stored.get("tie_word_embeddings", True), (True,)),
+        "attention_bias": (stored.get("attention_bias", False), (False, None)),
+        "use_bidirectional_attention": (stored.get("use_bidirectional_attention"), (False, None)),
+        "quantization_config": (stored.get("quantization_config"), (None,)),
+    }
+    for key, (value, allowed) in required.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 is {key} = {allowed[0]!r}; "
+                "this directory holds another model or variant"
+            )
+    values: dict[str, Any] = {"rope_theta": _rope_theta(stored)}
+    defaults = {field.name for field in fields(Gemma2Config) if field.name.endswith(("softcap", "eps", "std"))}
+    for name, key in _CONFIG_KEYS.items():
+        if key in stored:
+            values[name] = stored[key]
+        elif name not in defaults:
+            raise ValueError(f"{CONFIG_FILE} has no {key!r}; add it (published models name every size)")
+    if isinstance(values["query_scale"], float) and values["query_scale"].is_integer():
+        values["query_scale"] = int(values["query_scale"])
+    config = Gemma2Config(**values)
+    pattern = _layer_types(config)
+    if stored.get("layer_types") not in (None, pattern):
+        raise ValueError(
+            f"{CONFIG_FILE} has layer_types = {stored['layer_types']}, but Gemma 2 alternates {pattern[:2]}, "
+            "beginning with the sliding one; this directory holds another model"
+        )
+    return config
+
+
+def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of a `config.json` that transformers 4 and 5 read alike."""
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        **{key: getattr(config, name) for name, key in _CONFIG_KEYS.items()},
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "layer_types": _layer_types(config),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh",
+        "max_position_embeddings": 8192,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def fit_vocabulary(
+    config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], vocab_size: int | None, source: Path
+) -> Gemma2Config:
+    """`config` with the rows that the model is to have: `vocab_size` where given, only between 256000 and 256128."""
+    rows = (shapes.get(EMBEDDING) or (config.vocab_size,))[0]
+    wanted = config.vocab_size if vocab_size is None else vocab_size
+    if rows == wanted:
+        return replace(config, vocab_size=wanted)
+    if {rows, wanted} != {VOCAB_SIZE, PAPER_VOCAB_SIZE}:
+        raise ValueError(
+            f"{source}: {EMBEDDING} has {rows} rows, not {wanted}; rows are changed only between {VOCAB_SIZE} and "
+            f"{PAPER_VOCAB_SIZE}, so take vocab_size={rows} here and in {CONFIG_FILE}"
+        )
+    if vocab_size is None:
+        raise ValueError(
+            f"{source}: {EMBEDDING} has {rows} rows, but the configuration says {wanted}; the 128 rows between "
+            f"{VOCAB_SIZE} and {PAPER_VOCAB_SIZE} are padding: pass vocab_size={VOCAB_SIZE} to leave them out or "
+            f"vocab_size={PAPER_VOCAB_SIZE} to have them"
+        )
+    return replace(config, vocab_size=wanted)
+
+
+def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """ValueError unless `shapes` are the model's; embedding and tied head may have the other vocabulary."""
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Gemma2(config).state_dict().items()}
+    rows = (shapes.get(EMBEDDING) or expected[EMBEDDING])[0]
+    if {rows, config.vocab_size} == {VOCAB_SIZE, PAPER_VOCAB_SIZE}:
+        expected[EMBEDDING] = (rows, config.d_model)
+    optional = {HEAD: expected[EMBEDDING]}
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    for name, shape in shapes.items():
+        right = (expected | optional).get(name)
+        if right is None:
+            problems.append(f"{name} is no tensor of this model")
+        elif tuple(shape) != right:
+            problems.append(f"{name} has shape {list(shape)}, not {list(right)}")
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{source}: {'; '.join(problems[:5])}{more}; the weights do not belong to the configuration, "
+            "fetch both again from one place"
+        )
+
+
+def assemble(config: Gemma2Config, state: dict[str, Tensor]) -> Gemma2:
+    """A model that takes over the checked tensors of `state`, with the embedding cut or padded to the configuration."""
+    table_VD = state[EMBEDDING]
+    if config.vocab_size < table_VD.shape[0]:
+        state[EMBEDDING] = table_VD[: config.vocab_size].clone()
+    elif config.vocab_size > table_VD.shape[0]:
+        padding_VD = table_VD.new_zeros(config.vocab_size - table_VD.shape[0], table_VD.shape[1])
+        state[EMBEDDING] = torch.cat((table_VD, padding_VD))
+    with torch.device("meta"):
+        model = Gemma2(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def _layer_types(config: Gemma2Config) -> list[str]:
+    windows = [config.layer_window(layer) for layer in range(config.layers)]
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+
+
+def _rope_theta(stored: Mapping[str, Any]) -> float:
+    """From `rope_parameters` (transformers 5) or the top level (4); scaled variants are refused."""
+    nested = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
+    kind = nested.get("rope_type", nested.get("type", "default"))
+    if kind != "default":
+        raise ValueError(
+            f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 is 'default'; this directory holds a variant"
+        )
+    found = {float(source["rope_theta"]) for source in (stored, nested) if source.get("rope_theta") is not None}
+    if len(found) > 1:
+        raise ValueError(
+            f"{CONFIG_FILE} has two values of rope_theta, {sorted(found)}; keep the one the model was trained with"
+        )
+    return found.pop() if found else 10_000.0
+
+
+def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Name -> (file, shape) of every stored tensor; reads headers only."""
+    index_path, single_path = directory / INDEX_FILE, directory / SINGLE_FILE
+    weight_map: dict[str, str] | None = None
+    if index_path.exists():
+        weight_map = _read_json(index_path).get("weight_map")
+        if not weight_map:
+            raise ValueError(f"{index_path} has no weight_map; fetch it again")
+        paths = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
+    else:
+        paths = [single_path]
+    listing: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for path in paths:
+        if not path.exists():
+            raise ValueError(
+                f"{directory} has no {path.name}; a model is {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    if weight_map is not None and weight_map.get(name) != path.name:
+                        raise ValueError(
+                            f"{path} holds {name}, which {INDEX_FILE} places in {weight_map.get(name)}; "
+                            "fetch the directory again"
+                        )
+                    listing[name] = (path, tuple(file.get_slice(name).get_shape()))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+    return listing
+
+
+def _read_tensors(listing: Mapping[str, tuple[Path, tuple[int, ...]]]) -> Iterable[tuple[str, Tensor]]:
+    for path in dict.fromkeys(path for path, _ in listing.values()):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}; give the directory of a Hugging Face model") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
