@@ -1,0 +1,1 @@
+"""WHERE it runs: Ray sessions here and on clusters. Imports nothing of ours."""

@@ -1,0 +1,95 @@
+"""One Ray session for a whole run: embedded on this machine, or the cluster that the job was submitted to.
+
+The embedded one listens on 127.0.0.1 only, wants a token (made for this process, never written to disk), has a temporary
+directory of its own, and dies with the driver (Ray ties its processes to the parent's life on Linux). Starting takes 5-8 s, so it starts
+with the first stage that has work.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+OBJECT_STORE_BYTES = 256 * 2**20
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+
+
+def in_submitted_job() -> bool:
+    """Whether this process is the entrypoint of `ray job submit` (Ray hands such a process its job's config)."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+class RaySession:
+    """Starts Ray once, on first use; `close()` ends what was started here and nothing else."""
+
+    def __init__(self, cpus: int | None = None) -> None:
+        self.cpus = cpus
+        self.started_seconds: float | None = None
+        self._temporary: str | None = None
+
+    def start(self) -> None:
+        """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here."""
+        if self.started_seconds is not None:
+            return
+        began = time.monotonic()
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # stages have bars of their own
+        if in_submitted_job() or os.environ.get("RAY_ADDRESS"):
+            import ray
+
+            ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            self._start_embedded()
+        _quiet_ray_data()
+        self.started_seconds = time.monotonic() - began
+
+    def _start_embedded(self) -> None:
+        os.environ.update(
+            RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # makes Ray choose 127.0.0.1 for every server
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=secrets.token_hex(32),
+            RAY_USAGE_STATS_ENABLED="0",
+            RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+            PYTHONPATH=os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        )
+        import ray
+
+        # Unix sockets live below it and have at most 107 characters in their names: a short place of our own.
+        self._temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
+        ray.init(
+            address="local",
+            num_cpus=self.cpus or os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            _temp_dir=self._temporary,
+        )
+
+    def close(self) -> None:
+        if self.started_seconds is None:
+            return
+        import ray
+
+        ray.shutdown()
+        self.started_seconds = None
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _quiet_ray_data() -> None:
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Ray Data retries AWS errors by itself; these are what a GCS server sends while it is busy.
+    context.retried_io_errors = [
+        *context.retried_io_errors,
+        "HttpError: 429",
+        "HttpError: 503",
+        "ServerDisconnectedError",
+    ]

@@ -1,0 +1,45 @@
+"""python -m pipelines list | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, config or input.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from pipelines.config import no_such
+
+COMMANDS = ("list", "show", "plan", "run")
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return 0 if words else 2
+    try:
+        if words[0] not in COMMANDS:
+            raise ValueError(no_such("command", words[0], COMMANDS))
+        return _dispatch(words[0], list(words[1:]))
+    except ValueError as error:
+        if os.environ.get("PIPELINES_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _dispatch(command: str, words: list[str]) -> int:
+    # Imported late: a typo in the command should not wait for torch.
+    from pipelines import commands
+
+    return {"list": commands.list_, "show": commands.show, "plan": commands.plan, "run": commands.run}[command](words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

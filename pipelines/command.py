@@ -1,0 +1,237 @@
+"""The words after `run NAME` and `plan NAME`, read into configs: tyro over dataclasses made of the stage's or recipe's own.
+
+Stage: every Config field is a flag (`--max-characters 1000`; nested ones with a dot), so is every input and every field of
+Resources. Recipe: the same, with the step's name before the field (`--teacher.steps 300`). `--config FILE` sets the defaults.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+import model
+from data import storage
+from infra.ray_session import in_submitted_job
+from pipelines import config as configs
+from pipelines.recipe import Recipe, Step, replayed
+from pipelines.stage import Resources, Stage
+
+MODEL_PRESETS = {
+    "gemma2_2b": model.gemma2_2b,
+    "gemma2_9b": model.gemma2_9b,
+    "gemma2_27b": model.gemma2_27b,
+    "gemma2_tiny": model.gemma2_tiny,
+}
+DEFAULT_ROOT = "./runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCommand:
+    """What to run of one stage."""
+
+    stage: Stage
+    config: Any
+    inputs: dict[str, tuple[str, ...]]
+    resources: Resources
+    root: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeCommand:
+    """What to run of a recipe."""
+
+    recipe: Recipe
+    resources: Resources
+    root: str
+
+
+def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
+    """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
+    words, config_file = _take(list(words), "--config")
+    words, preset = _take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
+    inputs: dict[str, tuple[str, ...]] = {name: () for name in stage.reads}
+    saved: Any = dataclasses.MISSING
+    if config_file is not None:
+        document = _read_json(config_file)
+        if document.get("stage") != stage.name:
+            raise ValueError(
+                f"{config_file} is of {document.get('stage') or document.get('recipe')!r}, not of {stage.name!r}"
+            )
+        saved = configs.from_dict(stage.config, document["config"], config_file)
+        inputs |= {name: tuple(texts) for name, texts in document.get("inputs", {}).items() if name in inputs}
+    model_fields = {} if preset is None else {"model": _preset(preset)}
+    fields: list[Any] = [
+        (
+            name,
+            Annotated[tuple[str, ...], tyro.conf.arg(help=f"{read.help}{' (optional)' if read.optional else ''}")],
+            field(default=inputs[name]),
+        )
+        for name, read in stage.reads.items()
+    ]
+    fields.append(_config_field(stage.config, saved, model_fields))
+    parsed = _parse(f"run {stage.name}", fields, words, stage.summary, stage.config)
+    given = {name: getattr(parsed, name) for name in stage.reads}
+    return StageCommand(
+        stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
+    )
+
+
+def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
+    """Raises ValueError as `parse_stage` does."""
+    words, config_file = _take(list(words), "--config")
+    if config_file is not None:
+        recipe = replayed(recipe, _read_json(config_file), config_file)
+    given = next((step.inputs["input"] for step in recipe.steps if step.stage == "collect_text"), ())
+    paths = tuple(path for path in given if isinstance(path, str))
+    fields: list[Any] = [
+        (
+            "input",
+            Annotated[tuple[str, ...], tyro.conf.arg(help="files, directories or globs of text")],
+            field(default=paths),
+        )
+    ]
+    fields += [
+        (step.name, type(step.config), field(default=step.config))
+        for step in recipe.steps
+        if dataclasses.fields(step.config)
+    ]
+    parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, None)
+    steps = tuple(_with_config(step, parsed) for step in recipe.steps)
+    result = replace(recipe, steps=steps)
+    if parsed.input != paths:
+        result = result.with_input(parsed.input)
+    return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
+
+
+def _with_config(step: Step, parsed: Any) -> Step:
+    return replace(step, config=getattr(parsed, step.name, step.config))
+
+
+def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The stage's Config as a field whose own fields are flags without a prefix."""
+    annotated = Annotated[kind, tyro.conf.arg(name="")]
+    if saved is not dataclasses.MISSING:
+        return ("config", annotated, field(default=replace(saved, **overrides)))
+    if overrides:
+        # tyro takes defaults from an instance; fields that have none stay required through MISSING
+        values = {one.name: overrides.get(one.name, _default(one)) for one in dataclasses.fields(kind)}
+        instance = object.__new__(kind)
+        for name, value in values.items():
+            object.__setattr__(instance, name, value)
+        return ("config", annotated, field(default_factory=lambda: instance))
+    required = any(_default(one) is tyro.MISSING for one in dataclasses.fields(kind))
+    return ("config", annotated, field() if required else field(default_factory=kind))
+
+
+def _default(one: "dataclasses.Field[Any]") -> Any:
+    if one.default is not dataclasses.MISSING:
+        return one.default
+    return one.default_factory() if one.default_factory is not dataclasses.MISSING else tyro.MISSING
+
+
+def _parse(program: str, fields: list[Any], words: list[str], summary: str, prefixless: type | None) -> Any:
+    fields = [
+        *fields,
+        ("resources", Annotated[Resources, tyro.conf.arg(name="")], field(default_factory=Resources)),
+        (
+            "root",
+            Annotated[str, tyro.conf.arg(help="where runs are kept: a directory or gs://bucket/path")],
+            field(default=DEFAULT_ROOT),
+        ),
+    ]
+    command = make_dataclass("Command", fields, kw_only=True, frozen=True)
+    _refuse_unknown(words, sorted(_flags(fields)))
+    return tyro.cli(
+        command,
+        args=words,
+        prog=f"python -m pipelines {program}",
+        description=summary,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+
+
+def _flags(fields: list[Any]) -> Iterator[str]:
+    """Every flag there is, with underscores."""
+    for name, kind, _ in fields:
+        inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
+        bare = any(getattr(one, "name", None) == "" for one in extra)
+        if dataclasses.is_dataclass(inner):
+            yield from _nested(inner, "" if bare else name + ".")
+        else:
+            yield name
+
+
+def _nested(kind: Any, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        options = (
+            typing.get_args(hints[one.name]) if isinstance(hints[one.name], types.UnionType) else (hints[one.name],)
+        )
+        inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if inner is not None:
+            yield from _nested(inner, f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name
+
+
+def _refuse_unknown(words: list[str], flags: list[str]) -> None:
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            if name not in flags and name != "help":
+                raise ValueError(
+                    f"{configs.no_such('field', name, flags)} (flags are the fields' names with -- before them)"
+                )
+
+
+def _field_names(kind: type) -> set[str]:
+    return {one.name for one in dataclasses.fields(kind)}
+
+
+def _take(words: list[str], flag: str) -> tuple[list[str], str | None]:
+    """`words` without `flag VALUE` (or `flag=VALUE`), and the value."""
+    for place, word in enumerate(words):
+        if word.startswith(flag + "="):
+            return words[:place] + words[place + 1 :], word.partition("=")[2]
+        if word == flag:
+            if place + 1 == len(words) or words[place + 1].startswith("--"):
+                raise ValueError(f"{flag} needs a value after it")
+            return words[:place] + words[place + 2 :], words[place + 1]
+    return words, None
+
+
+def _preset(name: str) -> Any:
+    if name not in MODEL_PRESETS:
+        raise ValueError(configs.no_such("model", name, MODEL_PRESETS))
+    return MODEL_PRESETS[name]()
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise ValueError(
+            f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
+        ) from error
+    if not isinstance(document, dict) or not ({"stage", "recipe"} & set(document)):
+        raise ValueError(f"{path} is no saved config: it names neither a stage nor a recipe")
+    return document
+
+
+def _root(text: str) -> str:
+    """Where runs go. Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job."""
+    if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
+        raise ValueError(
+            f"--root {text!r} is relative, and a submitted job's directory goes away with it; give an absolute path or gs://"
+        )
+    return text.rstrip("/") or "/"

@@ -1,0 +1,198 @@
+"""What each word of the command line does: list, show, plan, run."""
+
+import dataclasses
+import inspect
+import sys
+import time
+import typing
+from typing import Any
+
+from data import storage
+from data.manifest import read_manifest
+from infra.ray_session import RaySession
+from pipelines import config as configs
+from pipelines import recipes, report
+from pipelines.command import DEFAULT_ROOT, parse_recipe, parse_stage
+from pipelines.inputs import REFERENCE
+from pipelines.plan import plan_lines
+from pipelines.recipe import Recipe, last_run, save_recipe, tasks_of
+from pipelines.runner import Task, read_run, resolve_inputs, run_task
+from pipelines.stage import Stage, load_stage, stage_names
+
+
+def list_(words: list[str]) -> int:
+    """Stages and recipes with a line each; `--runs [ROOT]`: the finished runs below ROOT."""
+    if words[:1] == ["--runs"]:
+        return _list_runs(words[1] if len(words) > 1 else DEFAULT_ROOT)
+    if words:
+        raise ValueError(f"list takes nothing, or --runs [ROOT]; got {' '.join(words)}")
+    width = max(map(len, [*stage_names(), *recipes.names()]))
+    print("recipes")
+    for name in recipes.names():
+        print(f"  {name:<{width}}  {recipes.load(name).summary}")
+    print("stages")
+    for name in stage_names():
+        print(f"  {name:<{width}}  {load_stage(name).summary}")
+    return 0
+
+
+def _list_runs(root: str) -> int:
+    for name in stage_names():
+        for fingerprint in sorted({file.partition("/")[0] for file, _ in storage.list_files(storage.join(root, name))}):
+            directory = storage.join(root, name, fingerprint)
+            manifest = read_manifest(directory)
+            state = (
+                "unfinished"
+                if manifest is None
+                else ", ".join(f"{key} {value.rows:,} rows" for key, value in manifest.datasets.items())
+            )
+            print(f"{name}/{fingerprint}  {read_run(directory).get('started', ''):<25}  {state}")
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show stage/fingerprint [--root ROOT]`)."""
+    root = DEFAULT_ROOT
+    if "--root" in words[:-1]:
+        place = words.index("--root")
+        root = words[place + 1]
+        del words[place : place + 2]
+    if len(words) != 1:
+        raise ValueError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
+    (name,) = words
+    if REFERENCE.match(name):
+        manifest = read_manifest(storage.join(root, name.partition(":")[0]))
+        if manifest is None:
+            raise ValueError(f"no finished run {name!r} under {root}; `list --runs {root}` shows those that are")
+        print(manifest.to_json().decode(), end="")
+        return 0
+    target = _stage_or_recipe(name)
+    print(f"{name}: {target.summary}")
+    if isinstance(target, Stage):
+        for key, read in target.reads.items():
+            print(
+                f"  reads   --{key}: {read.help}{' (optional)' if read.optional else ''}{' (several)' if read.many else ''}"
+            )
+        print(f"  writes  {', '.join(target.writes)}")
+        for line in _fields(target.config, ""):
+            print(f"  field   {line}")
+    else:
+        for step in target.steps:
+            sources = [getattr(source, "step", source) for many in step.inputs.values() for source in many]
+            print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(sources)}")
+    return 0
+
+
+def plan(words: list[str]) -> int:
+    """What would run and why; starts nothing."""
+    target, rest = _named(words, "plan")
+    if isinstance(target, Stage):
+        command = parse_stage(target, rest)
+        inputs = resolve_inputs(target, command.config, command.inputs, command.root)
+        tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
+        before: dict[str, Any] = {}
+        root = command.root
+    else:
+        wanted = parse_recipe(target, rest)
+        tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
+    print(f"{target.name} in {root}: {target.summary}")
+    for line in plan_lines(tasks, before):
+        print(line)
+    return 0
+
+
+def run(words: list[str]) -> int:
+    """Runs a stage or a recipe; what is done already is not done again."""
+    target, rest = _named(words, "run")
+    return _run_stage(target, rest) if isinstance(target, Stage) else _run_recipe(target, rest)
+
+
+def _run_stage(stage: Stage, words: list[str]) -> int:
+    command = parse_stage(stage, words)
+    inputs = resolve_inputs(stage, command.config, command.inputs, command.root)
+    task = Task(stage=stage, config=command.config, inputs=inputs, root=command.root)
+    session = RaySession(command.resources.cpus)
+    try:
+        run_task(task, command.resources, session, _say)
+    finally:
+        session.close()
+    print(f"{task.directory}")
+    return 0
+
+
+def _run_recipe(recipe: Recipe, words: list[str]) -> int:
+    command = parse_recipe(recipe, words)
+    tasks = tasks_of(command.recipe, command.root)
+    waiting = [name for name, task in tasks.items() if task.manifest() is None]
+    began = time.monotonic()
+    session = RaySession(command.resources.cpus)
+    if not waiting:
+        _say(f"{recipe.name}: all {len(tasks)} steps were done before, nothing to do")
+    try:
+        for number, (name, task) in enumerate(tasks.items(), start=1):
+            if waiting:
+                run_task(
+                    task,
+                    command.resources,
+                    session,
+                    lambda text, name=name, number=number: _say(f"[{number}/{len(tasks)}] {name}: {text}"),
+                )
+    finally:
+        session.close()
+    save_recipe(command.recipe, tasks, command.root)
+    if waiting:
+        _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
+    report.write(command.recipe.name, tasks, command.root)
+    return 0
+
+
+def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:
+    if not words or words[0].startswith("-"):
+        raise ValueError(
+            f"{command} needs the name of a stage or recipe first: {', '.join([*recipes.names(), *stage_names()])}"
+        )
+    return _stage_or_recipe(words[0]), words[1:]
+
+
+def _stage_or_recipe(name: str) -> Stage | Recipe:
+    if name in recipes.names():
+        return recipes.load(name)
+    if name in stage_names():
+        return load_stage(name)
+    raise ValueError(configs.no_such("stage or recipe", name, [*recipes.names(), *stage_names()]))
+
+
+def _fields(kind: Any, prefix: str) -> list[str]:
+    """A line for each field at any depth: flag, type, default, what it means."""
+    hints = typing.get_type_hints(kind)
+    documentation = _field_docs(kind)
+    lines = []
+    for one in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[one.name]):
+            lines += _fields(hints[one.name], f"{prefix}{one.name}.")
+            continue
+        default = (
+            "required"
+            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+            else f"= {one.default!r}"
+        )
+        lines.append(f"--{prefix}{one.name.replace('_', '-')} {default}: {documentation.get(one.name, '')}")
+    return lines
+
+
+def _field_docs(kind: Any) -> dict[str, str]:
+    """Field name -> the docstring below it."""
+    import ast
+    import textwrap
+
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for node, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+            found[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

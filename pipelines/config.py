@@ -1,0 +1,81 @@
+"""Configs as data: dataclass -> JSON -> dataclass, strictly, and the sentence for a field that does not exist.
+
+A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted, is what gets hashed, so
+two configs are equal where their fingerprints are.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The whole config as JSON types (tuples become lists)."""
+    return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(config))))
+
+
+def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Reads `values` as a `kind`. Raises ValueError that names the field: unknown (did you mean), missing or of a wrong type."""
+    check_fields(kind, values, where)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ValueError(f"{where}: field {field!r}: {first['msg'].removeprefix('Value error, ')}{got}") from error
+
+
+def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    """Raises ValueError for the first name in `values`, at any depth, that is no field of `kind`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: {prefix.rstrip('.') or 'the config'} must be an object of fields, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(f"{where}: {no_such('field', prefix + name, [prefix + known for known in fields])}")
+        if dataclasses.is_dataclass(fields[name]):
+            check_fields(fields[name], value, where, f"{prefix}{name}.")
+
+
+def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
+    """ "no field 'vocab_sise'; did you mean 'vocab_size'?", or the list of what is allowed where nothing is close."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(names) or 'none'}"
+    return f"no {what} {got!r}; {hint}"
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any, digits: int = 16) -> str:
+    """sha256 of the canonical JSON, the first `digits` hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:digits]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Which fields changed, each as "name old -> new", in the order of the names."""
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,136 @@
+"""The lease of a training run: one driver at a time, and a way on when that driver died.
+
+Leases are numbered files, each created exclusively. The newest number rules; its holder renews the heartbeat in it. A lease is stale when
+its heartbeat is 60 s old, or at once when its process on this machine is gone. Taking over means to create the next number, which only
+one of several can do, and then to overwrite the old file, so that a holder that was only asleep finds its token gone and stops.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import storage
+
+HEARTBEAT_SECONDS = 10
+STALE_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A lease held by this process."""
+
+    uri: str
+    """the file that carries the token while the lease is ours"""
+    token: str
+
+
+@contextmanager
+def hold_lease(directory: str) -> Iterator[Lease]:
+    """Takes the lease of `directory`, renews it while the block runs, gives it back at the end.
+
+    Raises ValueError, naming the holder, where another driver holds it.
+    """
+    lease = _acquire(directory)
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
+    renewal.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        renewal.join()
+        if holds(lease):
+            storage.remove(lease.uri)
+
+
+def holds(lease: Lease) -> bool:
+    """Whether the lease's file still carries our token."""
+    record = _read(lease.uri)
+    return record is not None and record["token"] == lease.token
+
+
+def _acquire(directory: str) -> Lease:
+    while True:
+        names = [
+            name for name, _ in storage.list_files(directory) if name.startswith("_LEASE.") and name.endswith(".json")
+        ]
+        newest = max((int(name.split(".")[1]) for name in names), default=0)
+        current_uri = _uri(directory, newest)
+        current = _read(current_uri) if newest else None
+        if current is not None and not current.get("superseded") and not is_stale(current):
+            age = time.time() - current["heartbeat"]
+            raise ValueError(
+                f"{directory} is being trained by process {current['pid']} on {current['host']} (heartbeat {age:.0f} s ago); "
+                f"wait for it, or end it and run again: the lease is free at once if it was here, after {STALE_SECONDS} s if elsewhere"
+            )
+        lease = Lease(uri=_uri(directory, newest + 1), token=secrets.token_hex(16))
+        try:
+            storage.create_exclusive(lease.uri, _record(lease.token))
+        except FileExistsError:
+            continue  # somebody else took over in this moment: look again
+        if current is not None:
+            storage.write_bytes(current_uri, _record("", superseded=True))
+        return lease
+
+
+def is_stale(record: dict[str, Any]) -> bool:
+    """Whether the holder is known to be dead, or has been silent for too long."""
+    local = record["host"] == socket.gethostname() and record["boot"] == _boot_id() != ""
+    if local and _process_start(record["pid"]) != record["process_start"]:
+        return True
+    return bool(time.time() - record["heartbeat"] > STALE_SECONDS)
+
+
+def _renew(lease: Lease, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        if not holds(lease):
+            return  # taken over: the checkpoint writer sees the same and stops
+        storage.write_bytes(lease.uri, _record(lease.token))
+
+
+def _uri(directory: str, number: int) -> str:
+    return storage.join(directory, f"_LEASE.{number:06d}.json")
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        return record
+    except FileNotFoundError:
+        return None
+
+
+def _record(token: str, superseded: bool = False) -> bytes:
+    record = {
+        "token": token,
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "heartbeat": time.time(),
+        "superseded": superseded,
+    }
+    return json.dumps(record).encode()
+
+
+def _boot_id() -> str:
+    """Tells two machines with one host name apart, and a machine from itself before a reboot."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _process_start(pid: int) -> str | None:
+    """When the process began, in clock ticks since boot: a reused pid differs. None where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

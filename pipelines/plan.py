@@ -1,0 +1,83 @@
+"""What would run, and why: told before anything starts. Reads manifests and hashes outside inputs; never starts Ray."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data.manifest import Manifest
+from pipelines import config as configs
+from pipelines.runner import Task, code_sha256, read_run
+
+
+def plan_lines(tasks: Mapping[str, Task], before: Mapping[str, Any]) -> Iterator[str]:
+    """A line a step: done or to run, where, what it holds or why it runs; then warnings. `before` is what last ran, by step."""
+    done = {name: task.manifest() for name, task in tasks.items()}
+    width = max(len(name) for name in tasks)
+    waiting = [name for name, manifest in done.items() if manifest is None]
+    yield f"{len(tasks)} steps: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
+    for name, task in tasks.items():
+        manifest = done[name]
+        place = f"{task.stage.name}/{task.fingerprint}"
+        if manifest is not None:
+            yield f"  {name:<{width}}  done    {place}  {_holds(manifest)}"
+        else:
+            yield f"  {name:<{width}}  to run  {place}  {why(name, tasks, before, waiting)}"
+    for name, task in tasks.items():
+        if done[name] is not None and (recorded := read_run(task.directory).get("code_sha256")) not in (
+            None,
+            code_sha256(task.stage),
+        ):
+            yield (
+                f"warning: the code of {task.stage.name} changed since {name} ran and its VERSION ({task.stage.version}) did not; "
+                "if its output would differ, raise VERSION in its file and it runs again"
+            )
+
+
+def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting: list[str]) -> str:
+    """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
+    task = tasks[name]
+    summary = task.stage.summary.rstrip(".")
+    if name not in before:
+        return f"never ran here: {summary}"
+    old, new = before[name], task.hashed()
+    changes = configs.differences(old["config"], new["config"])
+    if old["version"] != new["version"]:
+        changes.append(f"VERSION {old['version']} -> {new['version']}")
+    upstream = [
+        other
+        for other, source in tasks.items()
+        for many in task.inputs.values()
+        if other != name and any(one.directory == source.directory for one in many)
+    ]
+    changed = [
+        other for other in upstream if other in before and before[other]["fingerprint"] != tasks[other].fingerprint
+    ]
+    reasons = [f"{', '.join(changes)}"] if changes else []
+    if changed:
+        reasons.append(f"it reads {', '.join(dict.fromkeys(changed))}, which changes")
+    outside = [key for key, many in task.inputs.items() if any(one.external for one in many)]
+    if any(old["inputs"].get(key) != new["inputs"][key] for key in outside):
+        reasons.append(f"the files of {', '.join(outside)} changed")
+    if not reasons:
+        blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
+        reasons.append("it did not finish" + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
+    return "because " + "; ".join(reasons)
+
+
+def _holds(manifest: Manifest) -> str:
+    parts = []
+    for name, dataset in manifest.datasets.items():
+        if dataset.rows:
+            tokens = f", {dataset.tokens:,} tokens" if dataset.tokens else ""
+            parts.append(f"{name}: {dataset.rows:,} rows{tokens}, {size(dataset.bytes)}")
+        else:
+            parts.append(f"{name}: {size(dataset.bytes)}")
+    return "; ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes for a person to read: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)

@@ -1,0 +1,175 @@
+"""Shards in, shards out: a Ray Data run over shard references, with our own sink, restartable shard by shard.
+
+`map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below `_staging/<attempt>`, moves them to
+their final names and leaves a receipt. Output shard k is a function of task k alone, so neither the number of workers nor the
+order in which they finish changes a byte. A rerun skips every shard whose receipt and files are there. What a phase leaves for the next
+one (a shuffle's partitions) goes to datasets whose names begin with "_"; no manifest lists them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from data import shards, storage
+from data.manifest import MANIFEST_NAME, Dataset, Shard
+from pipelines.stage import Context
+
+RECEIPTS = "_receipts"
+STAGING = "_staging"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file that a task makes: a table, or plain bytes under a name of its own."""
+
+    table: pa.Table | None = None
+    data: bytes | None = None
+    name: str | None = None
+    """file name; None: the shard's number"""
+    tokens: int = 0
+    row_group_rows: int = shards.DEFAULT_ROW_GROUP_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOutput:
+    """What one task made."""
+
+    parts: Mapping[str, Part]
+    """dataset -> its file"""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """rows dropped, by reason"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """small JSON values for the stage to combine"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What is known of one finished task."""
+
+    index: int
+    shards: Mapping[str, Shard]
+    dropped: Mapping[str, int]
+    facts: Mapping[str, Any]
+
+
+Work = Callable[[Any], ShardOutput]
+
+
+def map_shards(context: Context, phase: str, tasks: Sequence[Any], work: Work, *, num_cpus: float = 1) -> list[Receipt]:
+    """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
+
+    Errors of `work` come out as they were raised. `phase` names the receipts, so a stage of several phases resumes each.
+    """
+    receipts = {
+        k: receipt for k in range(len(tasks)) if (receipt := _finished(context.directory, phase, k)) is not None
+    }
+    with context.progress(len(tasks), "shard", f"{context.stage} {phase}") as advance:
+        advance(len(receipts))
+        waiting = [k for k in range(len(tasks)) if k not in receipts]
+        if waiting:
+            context.session.start()
+            sink = _Sink(context.directory, context.attempt, phase, work, {k: tasks[k] for k in waiting})
+            for receipt in _run(sink, waiting, num_cpus):
+                receipts[receipt.index] = receipt
+                advance(1)
+    return [receipts[k] for k in range(len(tasks))]
+
+
+def _run(sink: "_Sink", waiting: list[int], num_cpus: float) -> "Any":
+    import ray
+    from ray.exceptions import RayTaskError
+
+    rows = ray.data.from_items([{"index": k} for k in waiting], override_num_blocks=len(waiting))
+    try:
+        for row in rows.map(sink, num_cpus=num_cpus).iter_rows():
+            yield _receipt(json.loads(row["receipt"]))
+    except RayTaskError as error:
+        raise root_cause(error) from None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of the layers that Ray wraps it in."""
+    while True:
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            return error
+        error = inner
+
+
+class _Sink:
+    """Runs in a Ray worker: computes one shard, publishes its files, then its receipt."""
+
+    def __init__(self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any]) -> None:
+        self.directory, self.attempt, self.phase, self.work, self.tasks = directory, attempt, phase, work, tasks
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        index = int(row["index"])
+        output = self.work(self.tasks[index])
+        published = {}
+        for dataset, part in output.parts.items():
+            name = f"{dataset}/{part.name or f'{index:05d}.parquet'}"
+            staged = f"{STAGING}/{self.attempt}/{name}"
+            if part.table is not None:
+                shard = shards.write_table(
+                    self.directory, staged, part.table, row_group_rows=part.row_group_rows, tokens=part.tokens
+                )
+            else:
+                assert part.data is not None
+                shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
+            storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
+            published[dataset] = {**asdict(shard), "name": name}
+        receipt = json.dumps(
+            {"index": index, "shards": published, "dropped": dict(output.dropped), "facts": dict(output.facts)},
+            sort_keys=True,
+        )
+        storage.write_bytes(_receipt_uri(self.directory, self.phase, index), receipt.encode())
+        return {"receipt": receipt}
+
+
+def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
+    """The dataset `name` made of the receipts' shards, in order; tasks that made none of it are left out."""
+    return Dataset(shards=tuple(receipt.shards[name] for receipt in receipts if name in receipt.shards), facts=facts)
+
+
+def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
+    """Counts by reason, summed."""
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt.dropped)
+    return dict(sorted(total.items()))
+
+
+def clean_up(directory: str, attempt: str) -> None:
+    """After the manifest: removes this attempt's staging folder, the receipts and what phases left for each other."""
+    for folder in {name.partition("/")[0] for name, _ in storage.list_files(directory)}:
+        if folder.startswith("_") and folder not in (STAGING, MANIFEST_NAME) and "." not in folder:
+            storage.remove_tree(storage.join(directory, folder))
+    storage.remove_tree(storage.join(directory, STAGING, attempt))
+    if not storage.list_files(storage.join(directory, STAGING)):
+        storage.remove_tree(storage.join(directory, STAGING))
+
+
+def _receipt_uri(directory: str, phase: str, index: int) -> str:
+    return storage.join(directory, RECEIPTS, phase, f"{index:05d}.json")
+
+
+def _receipt(document: dict[str, Any]) -> Receipt:
+    made = {name: Shard(**shard) for name, shard in document["shards"].items()}
+    return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
+
+
+def _finished(directory: str, phase: str, index: int) -> Receipt | None:
+    """The receipt of task `index`, where it is there with every file it names at the size it names."""
+    try:
+        receipt = _receipt(json.loads(storage.read_bytes(_receipt_uri(directory, phase, index))))
+    except FileNotFoundError:
+        return None
+    for shard in receipt.shards.values():
+        fs, path = storage.filesystem(storage.join(directory, shard.name))
+        if not fs.exists(path) or fs.size(path) != shard.bytes:
+            return None
+    return receipt

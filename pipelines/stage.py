@@ -1,0 +1,162 @@
+"""What a stage is, and what it is given to work with.
+
+A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only `Config` and one
+`run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage.
+"""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from data.manifest import Dataset
+from pipelines.config import no_such
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infra.ray_session import RaySession
+    from pipelines.inputs import Input
+    from pipelines.lease import Lease
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One named input of a stage."""
+
+    help: str
+    """what it is, in a few words"""
+    dataset: str | None = None
+    """name of the dataset it takes from the run it refers to; None for files from outside"""
+    file_allowed: bool = False
+    """whether a plain file from outside may stand in for the dataset (a tokenizer's .model)"""
+    many: bool = False
+    """whether it takes several"""
+    optional: bool = False
+    """whether the stage does without"""
+    select: Callable[[Any, str], bool] | None = None
+    """(config, relative name) -> whether a file from outside belongs to the input"""
+
+    @property
+    def external(self) -> bool:
+        return self.dataset is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where and with how much to run: recorded, never hashed."""
+
+    device: Literal["auto", "xla", "cuda", "cpu"] = "auto"
+    """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
+    workers: int = 1
+    """Ray Train workers"""
+    microbatch_rows: int | None = None
+    """rows of the global batch that one worker computes at a time; None: all of its rows"""
+    feed: Literal["direct", "ray"] = "direct"
+    """who reads the training rows: the worker itself, or a Ray Data pipeline"""
+    cpus: int | None = None
+    """CPUs that the embedded Ray may use; None: all"""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "microbatch_rows", "cpus"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What `run` hands back; the runner makes the manifest of it."""
+
+    datasets: Mapping[str, Dataset]
+    """one entry for each name in WRITES"""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """rows dropped, by reason"""
+    tokenizer_sha256: str | None = None
+    """of the tokenizer whose ids the datasets hold"""
+    setup: Mapping[str, Any] | None = None
+    """device and workers, where the bytes depend on them"""
+    log: Mapping[str, Any] = field(default_factory=dict)
+    """what goes to _RUN.json: speeds, seconds of parts"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage file, loaded."""
+
+    name: str
+    module: ModuleType
+    version: int
+    reads: Mapping[str, Read]
+    writes: tuple[str, ...]
+    config: type
+    run: Callable[["Context", Any], Outcome]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the file's docstring."""
+        return (self.module.__doc__ or "").strip().splitlines()[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a running stage may touch."""
+
+    stage: str
+    directory: str
+    """URI of the run's own directory"""
+    root: str
+    fingerprint: str
+    inputs: Mapping[str, "list[Input]"]
+    resources: Resources
+    attempt: str
+    """names this attempt's staging folder"""
+    session: "RaySession"
+    """started by the first stage that needs it"""
+    quiet: bool
+    """whether bars would only clutter a log"""
+    lease: "Lease | None" = None
+    """held by the stages that need one"""
+
+    def input(self, name: str) -> "Input":
+        """The one input of that name."""
+        (only,) = self.inputs[name]
+        return only
+
+    @contextmanager
+    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[[int], Any]]":
+        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true. Yields `advance(n)`."""
+        from tqdm import tqdm
+
+        with tqdm(
+            total=total, unit=unit, desc=title or self.stage, disable=self.quiet, file=sys.stderr, leave=False
+        ) as bar:
+            yield bar.update
+
+
+def stage_names() -> list[str]:
+    """Every stage there is, in the order of the names."""
+    package = importlib.import_module("pipelines.stages")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+@cache
+def load_stage(name: str) -> Stage:
+    """Raises ValueError for a name that is no stage."""
+    if name not in stage_names():
+        raise ValueError(no_such("stage", name, stage_names()))
+    module = importlib.import_module(f"pipelines.stages.{name}")
+    return Stage(
+        name=name,
+        module=module,
+        version=module.VERSION,
+        reads=module.READS,
+        writes=module.WRITES,
+        config=module.Config,
+        run=module.run,
+    )

@@ -1,0 +1,1 @@
+"""One file per stage; this folder is the registry."""

@@ -1,0 +1,182 @@
+"""Tokens of one source -> rows of L tokens, shuffled once by seed; held-out documents go to rows of their own.
+
+Two phases on Ray Data: documents go to buckets by a seeded hash of their id, then each bucket is ordered by that hash, packed and its rows are
+shuffled. Memory: one bucket a worker.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from data import schema, shards
+from data.packing import Document, pack_documents
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
+from pipelines.stage import Context, Outcome, Read
+
+VERSION = 1
+READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
+WRITES = ("sequences", "heldout")
+TRAINING, HELDOUT = "sequences", "heldout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Length, order and size of the packed rows."""
+
+    sequence_length: int = 1024
+    """tokens in a row"""
+    seed: int = 0
+    """of the order"""
+    shard_tokens: int = 1 << 26
+    """tokens of input that make one shard of output, about"""
+    row_group_rows: int = 64
+    """rows that are read at a time, and that later epochs keep together"""
+    max_rows: int | None = None
+    """training rows to keep (the order is random, so they are a sample); None: all"""
+    max_heldout_rows: int | None = None
+    """held-out rows to keep; None: all"""
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 2:
+            raise ValueError(f"sequence_length is {self.sequence_length}; at least 2, so that a row has a target")
+        for name in ("shard_tokens", "row_group_rows", "max_rows", "max_heldout_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; at least 1")
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Sends each document to the bucket of its hash: training buckets first, then held-out ones."""
+
+    seed: int
+    training_buckets: int
+    heldout_buckets: int
+
+    def __call__(self, uri: str) -> ShardOutput:
+        table = shards.read_table(uri, schema.TOKENS.names)
+        buckets = np.array([self.bucket(id) for id in table["id"].to_pylist()], dtype=np.int64)
+        count = self.training_buckets + self.heldout_buckets
+        parts = {_part(bucket): Part(table=table.take(np.flatnonzero(buckets == bucket))) for bucket in range(count)}
+        return ShardOutput(parts=parts)
+
+    def bucket(self, id: str) -> int:
+        place = xxhash.xxh3_64_intdigest(id, seed=self.seed)
+        if schema.is_heldout(id):
+            return self.training_buckets + place % self.heldout_buckets
+        return int(place % self.training_buckets)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    number: int
+    dataset: str
+    uris: tuple[str, ...]
+    max_rows: int | None
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """Orders, packs and shuffles one bucket."""
+
+    config: Config
+
+    def __call__(self, bucket: _Bucket) -> ShardOutput:
+        table = pa.concat_tables([shards.read_table(uri, schema.TOKENS.names) for uri in bucket.uris])
+        ids = table["id"].to_pylist()
+        order = sorted(range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k], seed=self.config.seed), ids[k]))
+        documents = (
+            Document(
+                id=row["id"],
+                tokens=np.array(row["tokens"], dtype=np.int32),
+                text_bytes=row["text_bytes"],
+                masked=[(span["start"], span["end"]) for span in row["masked"]],
+            )
+            for k in order
+            for row in table.slice(k, 1).to_pylist()
+        )
+        packed = pack_documents(documents, self.config.sequence_length)
+        shuffled = np.random.Generator(np.random.Philox(key=[self.config.seed, bucket.number])).permutation(
+            packed.num_rows
+        )
+        kept = packed.take(shuffled[: bucket.max_rows])
+        over = packed.num_rows - kept.num_rows
+        segments = kept["segment_ids"].combine_chunks().flatten().to_numpy()
+        tokens = kept["tokens"].combine_chunks().flatten().to_numpy()
+        count = int((segments > 0).sum())
+        return ShardOutput(
+            parts={
+                bucket.dataset: Part(
+                    table=kept,
+                    tokens=count,
+                    row_group_rows=self.config.row_group_rows,
+                    name=f"{bucket.number:05d}.parquet",
+                )
+            },
+            dropped={f"{bucket.dataset}_rows_over_limit": over} if over else {},
+            facts={
+                "text_bytes": sum(kept["text_bytes"].to_pylist()),
+                "targets": int(kept["loss_mask"].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum()),
+                "largest_id": int(tokens.max(initial=0)),
+            },
+        )
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError where the tokens are of several sources, none, or beyond the vocabulary of their tokenizer."""
+    given = context.input("tokens")
+    facts = given.data.facts
+    if len(facts["sources"]) > 1:
+        raise ValueError(
+            f"{given.reference} holds {len(facts['sources'])} sources ({', '.join(facts['sources'])}); pack each alone"
+        )
+    training = max(1, -(-given.data.tokens // config.shard_tokens))
+    heldout = -(-training // schema.HELDOUT_ONE_IN)
+    spread = map_shards(context, "spread", given.uris(), _Spread(config.seed, training, heldout))
+    limits = {TRAINING: _shares(config.max_rows, training), HELDOUT: _shares(config.max_heldout_rows, heldout)}
+    buckets = [
+        _Bucket(
+            number=number if dataset == TRAINING else number - training,
+            dataset=dataset,
+            uris=tuple(f"{context.directory}/{receipt.shards[_part(number)].name}" for receipt in spread),
+            max_rows=limits[dataset][number if dataset == TRAINING else number - training],
+        )
+        for number in range(training + heldout)
+        for dataset in [TRAINING if number < training else HELDOUT]
+    ]
+    receipts = map_shards(context, "pack", buckets, _Pack(config))
+    datasets = {}
+    for dataset in WRITES:
+        made = [receipt for receipt in receipts if dataset in receipt.shards]
+        datasets[dataset] = dataset_of(
+            made,
+            dataset,
+            sequence_length=config.sequence_length,
+            row_group_rows=config.row_group_rows,
+            vocab_size=facts["vocab_size"],
+            text_bytes=sum(receipt.facts["text_bytes"] for receipt in made),
+            targets=sum(receipt.facts["targets"] for receipt in made),
+        )
+        largest = max((receipt.facts["largest_id"] for receipt in made), default=0)
+        if largest >= facts["vocab_size"]:
+            raise ValueError(
+                f"{given.reference} holds id {largest}, beyond its vocabulary of {facts['vocab_size']}: tokenize again"
+            )
+    if not datasets[TRAINING].rows:
+        raise ValueError(
+            f"{given.reference} has no document to train on ({datasets[HELDOUT].rows} held-out rows); collect more text"
+        )
+    return Outcome(datasets=datasets, dropped=total_dropped(receipts), tokenizer_sha256=given.manifest.tokenizer_sha256)
+
+
+def _part(bucket: int) -> str:
+    return f"_bucket-{bucket:05d}"
+
+
+def _shares(limit: int | None, buckets: int) -> list[int | None]:
+    """A limit on all rows as limits for each bucket: equal ones, the first take what is left over."""
+    if limit is None:
+        return [None] * buckets
+    return [limit // buckets + (number < limit % buckets) for number in range(buckets)]

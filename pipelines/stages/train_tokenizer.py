@@ -1,0 +1,64 @@
+"""Trains a SentencePiece BPE model with Gemma's settings and Gemma's id layout; held-out documents are not seen.
+
+One task: SentencePiece's trainer wants the text in one memory. Cost here: seconds for a few MB.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data import schema, shards
+from data.tokenizer import Tokenizer, train_tokenizer
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.stage import Context, Outcome, Read
+
+VERSION = 1
+READS = {"text": Read(help="documents to learn from", dataset="text")}
+WRITES = ("tokenizer",)
+MODEL_NAME = "tokenizer.model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Size of the vocabulary and of the sample it is learned from."""
+
+    vocab_size: int = 8192
+    """pieces, the first 473 of them Gemma's own"""
+    max_bytes: int = 1 << 30
+    """text to learn from, in bytes: whole documents, in order, until there are so many"""
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.vocab_size <= 256_000:
+            raise ValueError(f"vocab_size is {self.vocab_size}; allowed are 1024 to 256000")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes}; at least 1")
+
+
+@dataclass(frozen=True)
+class _Train:
+    config: Config
+
+    def __call__(self, uris: list[str]) -> ShardOutput:
+        model = train_tokenizer(self._texts(uris), self.config.vocab_size)
+        tokenizer = Tokenizer.from_bytes(model)
+        return ShardOutput(
+            parts={"tokenizer": Part(data=model, name=MODEL_NAME)},
+            facts={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        )
+
+    def _texts(self, uris: list[str]) -> Iterator[str]:
+        left = self.config.max_bytes
+        for uri in uris:
+            for row in shards.read_table(uri, ["id", "text"]).to_pylist():
+                if left <= 0:
+                    return
+                if not schema.is_heldout(row["id"]):
+                    left -= len(row["text"].encode())
+                    yield row["text"]
+
+
+def run(context: Context, config: Config) -> Outcome:
+    (receipt,) = map_shards(context, "train", [context.input("text").uris()], _Train(config))
+    return Outcome(
+        datasets={"tokenizer": dataset_of([receipt], "tokenizer", vocab_size=receipt.facts["vocab_size"])},
+        tokenizer_sha256=receipt.facts["sha256"],
+    )
