@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from data.order import PERIOD, MixturePhase, Order, RowRef, SequenceDataset
 
+PROPERTY = settings(deadline=None, max_examples=50)
+
 
 def dataset(name: str, *shard_rows: int, row_group_rows: int = 3) -> SequenceDataset:
     return SequenceDataset(name=name, shard_rows=shard_rows, row_group_rows=row_group_rows)
@@ -36,7 +38,7 @@ def consumption(order: Order, steps: int, number: int) -> list[tuple[int, int]]:
     return [(ref.shard, ref.row) for ref in refs if ref.dataset == number]
 
 
-@settings(deadline=None, max_examples=50)
+@PROPERTY
 @given(orders(), st.integers(0, 40))
 def test_the_rows_of_a_step_do_not_depend_on_the_number_of_workers(order: Order, step: int) -> None:
     rows = order.rows(step)
@@ -46,7 +48,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_workers(order: Order,
         assert list(chain.from_iterable(parts)) == rows
 
 
-@settings(deadline=None, max_examples=50)
+@PROPERTY
 @given(orders())
 def test_each_epoch_visits_each_row_once_whatever_the_phases(order: Order) -> None:
     for number, data in enumerate(order.datasets):
@@ -59,7 +61,7 @@ def test_each_epoch_visits_each_row_once_whatever_the_phases(order: Order) -> No
         assert given[: data.rows] == sorted(every_row)[: len(given)]
 
 
-@settings(deadline=None, max_examples=50)
+@PROPERTY
 @given(orders(), st.data())
 def test_random_access_equals_sequential_access(order: Order, data: st.DataObject) -> None:
     sequential = [order.rows(step) for step in range(20)]
@@ -68,7 +70,7 @@ def test_random_access_equals_sequential_access(order: Order, data: st.DataObjec
         assert fresh.rows(step) == sequential[step]
 
 
-@settings(deadline=None, max_examples=50)
+@PROPERTY
 @given(orders(), st.floats(0.01, 1))
 def test_a_later_phase_changes_nothing_before_it(order: Order, weight: float) -> None:
     last = order.phases[-1].start_step
@@ -78,13 +80,13 @@ def test_a_later_phase_changes_nothing_before_it(order: Order, weight: float) ->
     assert longer.rows_used(last + 5) == order.rows_used(last + 5)
 
 
-@settings(deadline=None, max_examples=50)
+@PROPERTY
 @given(orders(), st.integers(0, 30))
 def test_rows_used_counts_the_rows_of_all_steps_before(order: Order, step: int) -> None:
     assert order.rows_used(step) == [len(consumption(order, step, number)) for number in range(len(order.datasets))]
 
 
-@settings(deadline=None, max_examples=25)
+@PROPERTY
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=5), st.integers(1, 3000))
 def test_every_prefix_holds_the_mixture_to_a_few_rows(weights: list[float], step: int) -> None:
     names = "abcde"[: len(weights)]

@@ -2,12 +2,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import schema
 
 TABLES = ["TEXT", "REJECTS", "CLUSTERS", "TOKENS", "SEQUENCES", "LOGITS", "METRICS", "LINEAGE"]
+
+PROPERTY = settings(deadline=None, max_examples=50)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -33,6 +35,7 @@ def test_ids_and_hashes_never_change() -> None:
     assert schema.sequence_hash(row, row // 4 + 1, row % 2 == 0) == 1625741531205576217
 
 
+@PROPERTY
 @given(st.lists(st.tuples(st.text(), st.text(), st.integers(0, 2**40)), max_size=20, unique=True))
 def test_different_places_give_different_document_ids(places: list[tuple[str, str, int]]) -> None:
     ids = {schema.document_id(*place) for place in places}
