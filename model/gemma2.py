@@ -156,7 +156,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        # Not nn.Embedding(V, D): its initial draw on the meta device imports the compiler, seconds in every process.
+        table_VD = torch.empty(config.vocab_size, config.d_model)
+        self.embed_tokens = nn.Embedding.from_pretrained(table_VD, freeze=False)
         self.layers = nn.ModuleList(Block(config, config.layer_window(index)) for index in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
