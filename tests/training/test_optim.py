@@ -1,0 +1,61 @@
+"""AdamW agrees with PyTorch's own, and the schedule passes through the points that define it."""
+
+import pytest
+import torch
+
+from training.config import OptimizerConfig
+from training.optim import adamw_, init_state, learning_rate, step_scalars
+
+TARGETS = 7.0
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.5, 1e6])
+def test_adamw_equals_torch_with_decay_on_matrices_only(grad_clip: float) -> None:
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=3, weight_decay=0.2, grad_clip=grad_clip)
+    generator = torch.Generator().manual_seed(0)
+    ours = {"matrix": torch.randn(5, 4, generator=generator), "norm": torch.randn(6, generator=generator)}
+    theirs = {name: tensor.clone().requires_grad_() for name, tensor in ours.items()}
+    reference = torch.optim.AdamW(
+        [{"params": [theirs["matrix"]], "weight_decay": 0.2}, {"params": [theirs["norm"]], "weight_decay": 0.0}],
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
+    state = init_state(ours)
+    for step in range(10):
+        means = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in ours.items()}
+        for name, parameter in theirs.items():
+            parameter.grad = means[name].clone()
+        expected_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in theirs.values()])
+        if grad_clip:
+            torch.nn.utils.clip_grad_norm_(theirs.values(), grad_clip)
+        for group in reference.param_groups:
+            group["lr"] = learning_rate(config, step, steps=10)
+        reference.step()
+
+        norm = adamw_(
+            ours,
+            [means[name] * TARGETS for name in ours],  # sums, as the loss gives them
+            state,
+            torch.tensor(step_scalars(config, step, steps=10)),
+            torch.tensor(1 / TARGETS),
+            config,
+        )
+        torch.testing.assert_close(norm, expected_norm)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name].detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)])
+def test_the_schedule_rises_then_falls_to_the_final_rate(decay: str, middle: float) -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay=decay, final_learning_rate_fraction=0.1)  # type: ignore[arg-type]
+    rates = [learning_rate(config, step, steps=15) for step in range(15)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[9] == pytest.approx(middle)
+    assert rates[14] == pytest.approx(1.0 if decay == "constant" else 0.1)
+
+
+def test_moments_exist_before_the_first_step_and_are_float32() -> None:
+    state = init_state({"weight": torch.ones(3, 2, dtype=torch.bfloat16)})
+    assert state.first["weight"].dtype == state.second["weight"].dtype == torch.float32
+    assert state.first["weight"].shape == (3, 2)
+    assert not state.first["weight"].any()

@@ -1,0 +1,110 @@
+"""Draws follow the teacher's distribution, and depend on nothing but their key, their position and their logits."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import Gemma2, gemma2_tiny
+from training.backend import TorchBackend
+from training.teacher import sample_teacher, teacher_targets, weights_hash
+
+KEY = {"seed": 3, "teacher_hash": "a" * 64, "sequence_hash": 2**63 + 11}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "vocab", [5, 100, 1000]
+)  # fewer ids than blocks hold, a last block that is not full, many blocks
+def test_counts_over_draws_are_unbiased(vocab: int) -> None:
+    positions, draws = 2000, 50
+    logits = np.random.default_rng(vocab).normal(scale=2.0, size=vocab).astype(np.float32)
+    ids, counts = sample_teacher(np.tile(logits, (positions, 1)), draws=draws, positions=np.arange(positions), **KEY)
+    total = np.bincount(ids.ravel(), counts.ravel(), minlength=vocab)
+    trials = positions * draws
+    probabilities = softmax(logits)
+    common = probabilities * trials >= 20
+    z = (total - trials * probabilities) / np.sqrt(trials * probabilities * (1 - probabilities))
+    assert common.sum() > min(vocab, 100) / 2
+    assert np.abs(z[common]).max() < 4.5
+    # The sum of squares of about-normal values: its own mean and variance are known.
+    squares = (z[common] ** 2).sum()
+    assert abs(squares - common.sum()) < 5 * np.sqrt(2 * common.sum())
+
+
+def test_ids_ascend_counts_sum_to_draws_and_the_rest_is_zero() -> None:
+    logits = np.random.default_rng(0).normal(size=(70, 300)).astype(np.float32)
+    ids, counts = sample_teacher(logits, draws=20, positions=np.arange(70), **KEY)
+    assert (counts.sum(axis=1) == 20).all()
+    assert ids.shape == counts.shape
+    assert ids.shape[1] <= 20
+    for row_ids, row_counts in zip(ids, counts, strict=True):
+        unique = np.count_nonzero(row_counts)
+        assert (np.diff(row_ids[:unique]) > 0).all()
+        assert not row_ids[unique:].any()
+        assert not row_counts[unique:].any()
+
+
+def test_a_position_is_drawn_alike_alone_and_among_others() -> None:
+    logits = np.random.default_rng(1).normal(size=(90, 512)).astype(np.float32)
+    places = np.arange(0, 180, 2)
+    ids, counts = sample_teacher(logits, draws=30, positions=places, **KEY)
+    for some in ([7], [88, 3, 40], list(range(20, 75))):
+        few_ids, few_counts = sample_teacher(logits[some], draws=30, positions=places[some], **KEY)
+        width = few_ids.shape[1]
+        np.testing.assert_array_equal(ids[some, :width], few_ids)
+        np.testing.assert_array_equal(counts[some, :width], few_counts)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"teacher_hash": "b" * 64}, {"sequence_hash": 12}])
+def test_another_key_draws_otherwise(change: dict[str, int]) -> None:
+    logits = np.zeros((4, 512), np.float32)
+    ids, _ = sample_teacher(logits, draws=30, positions=np.arange(4), **KEY)
+    others, _ = sample_teacher(logits, draws=30, positions=np.arange(4), **(KEY | change))
+    assert ids.shape != others.shape or (ids != others).any()
+
+
+def test_a_certain_teacher_is_drawn_with_certainty() -> None:
+    logits = np.full((2, 1000), -30.0, np.float32)
+    logits[0, 0] = logits[1, 999] = 30.0
+    ids, counts = sample_teacher(logits, draws=63, positions=np.array([0, 1]), **KEY)
+    assert ids.tolist() == [[0], [999]]
+    assert counts.tolist() == [[63], [63]]
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        sample_teacher(np.full((1, 10), np.nan, np.float32), draws=5, positions=np.array([0]), **KEY)
+
+
+def test_targets_of_a_batch_are_those_of_the_mask_and_of_the_models_logits() -> None:
+    model = Gemma2(gemma2_tiny(vocab_size=64))
+    rng = np.random.default_rng(5)
+    mask = rng.random((3, 12)) < 0.5
+    batch = {
+        "tokens": rng.integers(0, 64, (3, 12), dtype=np.int32),
+        "positions": np.tile(np.arange(12, dtype=np.int32), (3, 1)),
+        "segment_ids": np.ones((3, 12), np.int32),
+        "loss_mask": mask,
+        "sequence_hash": np.array([5, 6, 7], np.uint64),
+    }
+    found = teacher_targets(model, TorchBackend("cpu"), batch, draws=10, seed=1, teacher_hash="t")
+    with torch.no_grad():
+        logits = model(torch.from_numpy(batch["tokens"])).numpy()
+    for row, (ids, counts) in enumerate(found):
+        (targets,) = np.nonzero(mask[row])
+        expected = sample_teacher(
+            logits[row, targets], draws=10, seed=1, teacher_hash="t", sequence_hash=5 + row, positions=targets
+        )
+        np.testing.assert_array_equal(ids, expected[0])
+        np.testing.assert_array_equal(counts, expected[1])
+
+
+def test_the_hash_of_weights_sees_every_bit() -> None:
+    weights = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    changed = {"a": torch.tensor([0.0, 0.0, -0.0]), "b": torch.ones(2, 2)}
+    assert weights_hash(weights) == weights_hash(dict(reversed(weights.items())))
+    assert weights_hash(weights) != weights_hash(changed)

@@ -1,0 +1,148 @@
+"""Where a step runs: a small protocol, and plain PyTorch on a CPU or a GPU. PyTorch/XLA is in `training/xla/`.
+
+The loop speaks only to a backend: place tensors, sum over workers, mark the end of a step, read values back. Another
+device is another class with these methods. Values are read back seldom, so that the host never waits for the device
+inside a step.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.config import Device
+
+
+class Backend(Protocol):
+    """What the loop needs of a device."""
+
+    name: str
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def place_model(self, model: nn.Module) -> nn.Module:
+        """Moves the parameters to the device, in place."""
+
+    def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Copies host arrays to the device."""
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        """Sums each tensor over the workers, in place; nothing to do for one worker."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Host rows of all workers, in rank order."""
+
+    def step_boundary(self) -> None:
+        """Ends a step: what was traced is handed to the device."""
+
+    def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
+        """The elements of vectors on the device as Python floats; waits for them."""
+
+    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the host that later steps do not change."""
+
+    def compiles(self) -> int:
+        """Programs compiled so far in this process (0 where nothing is compiled)."""
+
+
+class TorchBackend:
+    """Plain eager PyTorch on one CPU or GPU a worker; several workers sum through torch.distributed (gloo, nccl)."""
+
+    def __init__(self, name: Device, rank: int = 0, world_size: int = 1) -> None:
+        self.name: str = name
+        self.rank = rank
+        self.world_size = world_size
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
+        self.device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
+        if world_size > 1 and not torch.distributed.is_initialized():
+            raise RuntimeError(
+                f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker.py"
+            )
+
+    def place_model(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)
+
+    def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        if self.world_size == 1:
+            return
+        # One flat buffer: one collective instead of one a parameter.
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        if self.world_size == 1:
+            return rows
+        gathered: list[np.ndarray | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, rows)
+        return np.concatenate([part for part in gathered if part is not None])
+
+    def step_boundary(self) -> None:
+        pass
+
+    def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
+        return [[float(element) for element in value.cpu()] for value in values]
+
+    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def compiles(self) -> int:
+        return 0
+
+
+def resolve_device(device: Device) -> Device:
+    """What `auto` means on this machine; any other device is itself."""
+    if device != "auto":
+        return device
+    if has_tpu():
+        return "xla"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "xla" if importlib.util.find_spec("torch_xla") is not None else "cpu"
+
+
+def has_tpu() -> bool:
+    """Whether this machine has TPU chips, asked of the kernel: importing libtpu would take the chips."""
+    if "PJRT_DEVICE" in os.environ:
+        return os.environ["PJRT_DEVICE"].upper() == "TPU"
+    return any(Path("/dev").glob("accel*")) or ("TPU_WORKER_ID" in os.environ and any(Path("/dev").glob("vfio/*")))
+
+
+def check_workers(device: Device, workers: int) -> None:
+    """Raises ValueError where `device` (resolved) cannot share a step between so many processes."""
+    if device != "xla" or workers == 1:
+        return
+    if has_tpu():
+        raise ValueError(
+            f"{workers} workers on device 'xla': training on several TPU hosts is not built yet; use workers=1"
+        )
+    raise ValueError(
+        f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each worker "
+        "would silently train on its own rows; use workers=1, or device 'cpu' for several processes"
+    )
+
+
+def make_backend(device: Device, rank: int = 0, world_size: int = 1) -> Backend:
+    """The backend of a device. Raises ValueError where the device cannot be had, or not with so many workers."""
+    resolved = resolve_device(device)
+    check_workers(resolved, world_size)
+    if resolved != "xla":
+        return TorchBackend(resolved, rank, world_size)
+    if importlib.util.find_spec("torch_xla") is None:
+        raise ValueError(
+            "device 'xla' needs torch_xla, which is not installed; install torch_xla==2.9.0 or use device 'cpu'"
+        )
+    from training.xla.backend import XlaBackend
+
+    return XlaBackend(rank, world_size)

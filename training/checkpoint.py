@@ -1,0 +1,204 @@
+"""Checkpoints: a directory `step-00000100/` that is valid exactly when its `COMMIT` says so.
+
+    model.safetensors  optimizer.safetensors  state.json  metrics.parquet  lineage.parquet  COMMIT
+
+Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
+holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
+ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
+split over several safetensors files of at most `SHARD_BYTES`. Nothing is ever unpickled. Cost: one copy of weights
+and moments in host memory while saving.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import safetensors.torch
+from torch import Tensor
+
+from data import storage
+from data.shards import parquet_bytes, read_table
+from training.optim import OptimizerState
+
+FORMAT = 1
+COMMIT_NAME = "COMMIT"
+STATE_NAME = "state.json"
+SHARD_BYTES = 2 << 30
+DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
+FIRST_PREFIX, SECOND_PREFIX = "first.", "second."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint as read back, on the host."""
+
+    uri: str
+    """its directory"""
+    step: int
+    """steps that are done"""
+    weights: dict[str, Tensor]
+    """parameters by name"""
+    optimizer: OptimizerState | None
+    """the moments, or None where only the weights were asked for"""
+    state: dict[str, Any]
+    """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
+
+
+def checkpoint_uri(root: str, step: int) -> str:
+    """Directory of the checkpoint after `step` steps."""
+    return storage.join(root, f"step-{step:08d}")
+
+
+def save_checkpoint(
+    root: str,
+    *,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: OptimizerState | None,
+    state: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    before_commit: Callable[[], None] | None = None,
+) -> str:
+    """Writes and commits the checkpoint of `step` below `root`; returns its directory.
+
+    `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
+    raising. Raises RuntimeError where a committed checkpoint of this step is already there.
+    """
+    uri = checkpoint_uri(root, step)
+    commit_uri = storage.join(uri, COMMIT_NAME)
+    if read_commit(uri) is not None:
+        raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
+    storage.remove(commit_uri)  # of a checkpoint that was damaged since: readers ignored it, so this run writes it anew
+
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(uri, name), data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    for name, shard in _shards("model", weights):
+        write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
+    if optimizer is not None:
+        moments = {FIRST_PREFIX + name: tensor for name, tensor in optimizer.first.items()}
+        moments |= {SECOND_PREFIX + name: tensor for name, tensor in optimizer.second.items()}
+        for name, shard in _shards("optimizer", moments):
+            write(name, safetensors.torch.save(shard))
+    for name, table in tables.items():
+        write(f"{name}.parquet", parquet_bytes(table))
+    write(STATE_NAME, _json(state))
+    if before_commit is not None:
+        before_commit()
+    storage.create_exclusive(commit_uri, _json({"format": FORMAT, "step": step, "files": files}))
+    return uri
+
+
+def read_commit(uri: str) -> dict[str, Any] | None:
+    """The COMMIT of a checkpoint's directory; None where there is none or it does not match the files' sizes."""
+    sizes = dict(storage.list_files(uri))
+    if COMMIT_NAME not in sizes:
+        return None
+    return _valid_commit(uri, sizes)
+
+
+def list_checkpoints(root: str) -> list[str]:
+    """Directories of all committed checkpoints below `root`, oldest first."""
+    directories: dict[str, dict[str, int]] = {}
+    for name, size in storage.list_files(root):
+        directory, _, file = name.partition("/")
+        if DIRECTORY_PATTERN.fullmatch(directory) and file:
+            directories.setdefault(directory, {})[file] = size
+    uris = ((storage.join(root, directory), sizes) for directory, sizes in sorted(directories.items()))
+    return [uri for uri, sizes in uris if COMMIT_NAME in sizes and _valid_commit(uri, sizes) is not None]
+
+
+def latest_checkpoint(root: str) -> str | None:
+    """Directory of the newest committed checkpoint below `root`, or None."""
+    checkpoints = list_checkpoints(root)
+    return checkpoints[-1] if checkpoints else None
+
+
+def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
+    """Reads a checkpoint, with the sha256 of every file it reads checked.
+
+    Raises ValueError where it is not committed or damaged.
+    """
+    commit = read_commit(uri)
+    if commit is None:
+        raise ValueError(
+            f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
+        )
+
+    def verified(name: str) -> bytes:
+        data = storage.read_bytes(storage.join(uri, name))
+        if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
+            raise ValueError(
+                f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
+                f"remove {uri} to continue from the checkpoint before it"
+            )
+        return data
+
+    def tensors(kind: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in sorted(commit["files"]):
+            if name.startswith(kind) and name.endswith(".safetensors"):
+                found |= safetensors.torch.load(verified(name))
+        return found
+
+    moments = tensors("optimizer") if with_optimizer else {}
+    return Checkpoint(
+        uri=uri,
+        step=int(commit["step"]),
+        weights=tensors("model"),
+        optimizer=OptimizerState(first=_without(FIRST_PREFIX, moments), second=_without(SECOND_PREFIX, moments))
+        if with_optimizer
+        else None,
+        state=json.loads(verified(STATE_NAME)),
+    )
+
+
+def read_rows(root: str, name: str) -> pa.Table | None:
+    """The table `name` ("metrics", "lineage") over all committed checkpoints, in step order; None without any."""
+    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri in list_checkpoints(root)]
+    return pa.concat_tables(tables) if tables else None
+
+
+def _valid_commit(uri: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    try:
+        commit = json.loads(storage.read_bytes(storage.join(uri, COMMIT_NAME)))
+        if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
+            return None
+        complete = all(sizes.get(name) == file["bytes"] for name, file in commit["files"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        return None
+    return commit if complete and STATE_NAME in commit["files"] else None
+
+
+def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Cuts tensors, in the order of their names, into files of at most SHARD_BYTES (or one tensor)."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if size > room and shards[-1]:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = tensor
+        room -= size
+    for index, shard in enumerate(shards):
+        yield (
+            f"{kind}.safetensors" if len(shards) == 1 else f"{kind}-{index + 1:05d}-of-{len(shards):05d}.safetensors",
+            shard,
+        )
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,193 @@
+"""What a training run is: what decides its result (`TrainingConfig`) and all that a worker needs (`TrainJob`).
+
+`TrainingConfig` is hashed whole by the stage that owns it; what only says where and how fast the work is done
+(device, workers, rows per forward) is in `TrainJob`, which is picklable because Ray ships it to the workers. Checks
+are in `__post_init__`; no I/O here.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from data.order import MixturePhase, SequenceDataset
+from model import Gemma2Config
+
+Decay = Literal["cosine", "linear", "constant"]
+Objective = Literal["next_token", "distill"]
+Device = Literal["xla", "cuda", "cpu", "auto"]
+FeedKind = Literal["direct", "ray"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate schedule."""
+
+    learning_rate: float = 1e-3
+    """highest learning rate, reached after the warm-up"""
+    warmup_steps: int = 0
+    """steps of linear rise from 0"""
+    decay: Decay = "cosine"
+    """shape of the fall from the highest to the final learning rate over the remaining steps"""
+    final_learning_rate_fraction: float = 0.1
+    """learning rate of the last step, as a fraction of the highest"""
+    beta1: float = 0.9
+    """decay of the running mean of gradients"""
+    beta2: float = 0.95
+    """decay of the running mean of squared gradients"""
+    eps: float = 1e-8
+    """added to the root of the second moment"""
+    weight_decay: float = 0.1
+    """decoupled decay of matrices, times the learning rate (norm scales do not decay)"""
+    grad_clip: float = 1.0
+    """largest global norm of the mean gradient; 0 does not clip"""
+
+    def __post_init__(self) -> None:
+        _one_of("decay", self.decay, get_args(Decay))
+        _at_least("learning_rate", self.learning_rate, 0.0)
+        _at_least("warmup_steps", self.warmup_steps, 0)
+        _at_least("weight_decay", self.weight_decay, 0.0)
+        _at_least("grad_clip", self.grad_clip, 0.0)
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 <= {name} < 1")
+        if self.eps <= 0:
+            raise ValueError(f"eps is {self.eps}; it has to be above 0")
+        if not 0.0 <= self.final_learning_rate_fraction <= 1.0:
+            raise ValueError(f"final_learning_rate_fraction is {self.final_learning_rate_fraction}; allowed is 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides the weights that come out, besides the data."""
+
+    model: Gemma2Config
+    """sizes of the model"""
+    objective: Objective = "next_token"
+    """`next_token`: predict the data; `distill`: match the cached teacher distribution at the same targets"""
+    steps: int
+    """optimizer steps"""
+    global_batch: int
+    """rows (sequences) in a step, over all workers"""
+    seed: int = 0
+    """of the initial weights"""
+    checkpoint_every_steps: int = 100
+    """steps between checkpoints; the last step always has one"""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """AdamW and its schedule"""
+
+    def __post_init__(self) -> None:
+        _one_of("objective", self.objective, get_args(Objective))
+        _at_least("steps", self.steps, 1)
+        _at_least("global_batch", self.global_batch, 1)
+        _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.optimizer.warmup_steps} and the run has {self.steps} steps; warm up for fewer"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """A training run as handed to its workers: config, data, and where and how to run it. Picklable."""
+
+    config: TrainingConfig
+    """what to train"""
+    checkpoints_uri: str
+    """directory of the checkpoints; a run continues from the newest committed one in it"""
+    sequences: tuple[tuple[SequenceDataset, tuple[str, ...]], ...]
+    """the SEQUENCES datasets to draw from, each with the URIs of its shards in order"""
+    phases: tuple[MixturePhase, ...]
+    """mixture weights from which step on; the first starts at step 0"""
+    order_seed: int = 0
+    """of the order of rows in epochs after the first"""
+    sequence_length: int
+    """tokens in a row"""
+    vocab_size: int
+    """of the tokenizer that made the sequences: no id in them reaches it"""
+    logits: tuple[tuple[str, ...], ...] | None = None
+    """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
+    draws: int | None = None
+    """for `distill`: N, the draws from the teacher at each target"""
+    max_unique: int | None = None
+    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: `draws`)"""
+    input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
+    device: Device = "auto"
+    """`auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU where torch_xla is installed, else cpu"""
+    workers: int = 1
+    """processes that share a step's rows"""
+    microbatch_rows: int | None = None
+    """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
+    feed: FeedKind = "direct"
+    """`direct`: the worker reads its rows itself; `ray`: a Ray Data pipeline reads them"""
+    cpu_threads: int | None = None
+    """threads of one worker for computing on the CPU (default: what torch and XLA choose)"""
+    lease_uri: str | None = None
+    """file that has to contain `lease_token` when a checkpoint is committed; without it nothing is checked"""
+    lease_token: str | None = None
+    """what marks the lease as ours"""
+
+    def __post_init__(self) -> None:
+        _one_of("device", self.device, get_args(Device))
+        _one_of("feed", self.feed, get_args(FeedKind))
+        _at_least("workers", self.workers, 1)
+        _at_least("sequence_length", self.sequence_length, 2)
+        if not self.sequences:
+            raise ValueError("no sequences to train on: name at least one SEQUENCES dataset")
+        if self.vocab_size > self.config.model.vocab_size:
+            raise ValueError(
+                f"the sequences hold ids up to {self.vocab_size - 1} and the model has a vocabulary of "
+                f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
+            )
+        if self.config.objective == "distill":
+            if self.logits is None or self.draws is None:
+                raise ValueError(
+                    "objective 'distill' needs the teacher's cached logits and their number of draws, and got "
+                    f"logits={'given' if self.logits is not None else None}, draws={self.draws}; "
+                    "run cache_logits on these sequences and name its output, or use objective 'next_token'"
+                )
+            if len(self.logits) != len(self.sequences):
+                raise ValueError(
+                    f"{len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
+                    "name one LOGITS dataset for each SEQUENCES dataset, in the same order"
+                )
+        if self.config.global_batch % self.workers:
+            raise ValueError(
+                f"global_batch {self.config.global_batch} is not divisible by {self.workers} workers; "
+                "change one so that each worker has the same number of rows"
+            )
+        if self.microbatch_rows is not None and (self.microbatch_rows < 1 or self.worker_rows % self.microbatch_rows):
+            raise ValueError(
+                f"microbatch_rows {self.microbatch_rows} does not divide the {self.worker_rows} rows of a worker; "
+                f"allowed are the divisors of {self.worker_rows}"
+            )
+
+    @property
+    def worker_rows(self) -> int:
+        """Rows of one worker in a step."""
+        return self.config.global_batch // self.workers
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be equal for a checkpoint of this run to be continued, as plain JSON values."""
+        identity = {
+            "config": dataclasses.asdict(self.config),
+            "datasets": [dataclasses.asdict(dataset) for dataset, _ in self.sequences],
+            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+            "order_seed": self.order_seed,
+            "sequence_length": self.sequence_length,
+            "draws": self.draws,
+            "input_fingerprints": dict(self.input_fingerprints),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(identity))
+        return plain
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; the least allowed is {least}")

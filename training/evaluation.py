@@ -1,0 +1,50 @@
+"""How well a model predicts held-out rows, as sums: nothing is divided here, so parts of any size add up.
+
+    bits per byte = loss_sum / targets * non_bos_tokens / text_bytes / ln 2
+
+A token that starts a row in the middle of its document is no target; the mean over targets stands for it in that
+formula.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import Gemma2
+from training.backend import Backend
+from training.loop import HostBatch
+from training.loss import next_token_loss
+
+BOS = 2
+FETCH_BATCHES = 16
+COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
+
+
+def evaluate(model: Gemma2, backend: Backend, batches: Iterable[HostBatch]) -> dict[str, float]:
+    """Sums over all batches: loss_sum (nats), targets, non_bos_tokens (padding not counted), text_bytes.
+
+    Batches need `text_bytes` int64 [B] beside what the model sees, or text_bytes comes out as 0. All batches of one
+    shape run as one compiled program.
+    """
+    sums = {"loss_sum": 0.0, "targets": 0, "non_bos_tokens": 0, "text_bytes": 0}
+    pending: list[Tensor] = []
+
+    def flush() -> None:
+        for loss_sum, targets in backend.fetch(pending):
+            sums["loss_sum"] += loss_sum
+            sums["targets"] += round(targets)
+        pending.clear()
+
+    with torch.no_grad():
+        for batch in batches:
+            on_device = backend.to_device({name: batch[name] for name in COLUMNS})
+            pending.append(torch.stack(next_token_loss(model, on_device)))
+            backend.step_boundary()
+            sums["non_bos_tokens"] += int(np.sum((batch["segment_ids"] > 0) & (batch["tokens"] != BOS)))
+            sums["text_bytes"] += int(np.sum(batch.get("text_bytes", 0)))
+            if len(pending) == FETCH_BATCHES:
+                flush()
+        flush()
+    return sums

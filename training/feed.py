@@ -1,0 +1,38 @@
+"""From a job to its batches: order, readers and logits of one worker, put together. No Ray in here.
+
+`direct_feed` reads in the worker, in a thread beside the step. The other feed, through Ray Data, maps the same loader
+(worker.py).
+"""
+
+from collections.abc import Iterator
+
+from data.loader import LogitsReader, SequenceReader, StepLoader
+from data.loader import direct_feed as read_steps
+from data.logits import CodecSpec
+
+from data.order import Order
+from training.config import TrainJob
+from training.loop import Feed, HostBatch
+
+
+def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader:
+    """The loader of one worker's part of every step."""
+    datasets = [dataset for dataset, _ in job.sequences]
+    order = Order(datasets, job.phases, job.config.global_batch, job.order_seed)
+    readers = [SequenceReader(list(shards), dataset.row_group_rows) for dataset, shards in job.sequences]
+    logits_readers = None
+    if job.config.objective == "distill":
+        assert job.logits is not None
+        assert job.draws is not None
+        spec = CodecSpec(vocab_size=job.vocab_size, draws=job.draws)
+        logits_readers = [LogitsReader(list(shards), spec) for shards in job.logits]
+    return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)
+
+
+def direct_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:
+    """The feed that reads ahead in a thread of the worker itself."""
+
+    def feed(start_step: int, stop_step: int) -> Iterator[tuple[int, HostBatch]]:
+        return iter(read_steps(make_loader(job, rank, world_size), start_step, stop_step))
+
+    return feed
