@@ -38,6 +38,23 @@ class LayerInputs(NamedTuple):
     """Document of each token within its row; 0 is padding."""
 
 
+class Linear(nn.Linear):
+    """Without bias, and without PyTorch's initial draw, which would be overwritten at a cost of seconds."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: `Gemma2.init_weights` draws."""
+
+
+class Embedding(nn.Embedding):
+    """Without PyTorch's initial draw, like `Linear`."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: `Gemma2.init_weights` draws."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + weight), in float32 and rounded once, at the end (gemma_pytorch's order since f499fd4)."""
 
@@ -77,10 +94,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Gemma2Config, window: int | None) -> None:
         super().__init__()
         D, N, K, H = config.d_model, config.heads, config.kv_heads, config.head_dim
-        self.q_proj = nn.Linear(D, N * H, bias=False)
-        self.k_proj = nn.Linear(D, K * H, bias=False)
-        self.v_proj = nn.Linear(D, K * H, bias=False)
-        self.o_proj = nn.Linear(N * H, D, bias=False)
+        self.q_proj = Linear(D, N * H)
+        self.k_proj = Linear(D, K * H)
+        self.v_proj = Linear(D, K * H)
+        self.o_proj = Linear(N * H, D)
         self.heads, self.kv_heads, self.head_dim = N, K, H
         self.window = window
         self.scale = config.query_scale**-0.5
@@ -109,9 +126,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.ffw_dim, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.ffw_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffw_dim, config.d_model, bias=False)
+        self.gate_proj = Linear(config.d_model, config.ffw_dim)
+        self.up_proj = Linear(config.d_model, config.ffw_dim)
+        self.down_proj = Linear(config.ffw_dim, config.d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(F.gelu(self.gate_proj(x_BTD), approximate="tanh") * self.up_proj(x_BTD))
@@ -156,9 +173,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
-        # Not nn.Embedding(V, D): its initial draw on the meta device imports the compiler, seconds in every process.
-        table_VD = torch.empty(config.vocab_size, config.d_model)
-        self.embed_tokens = nn.Embedding.from_pretrained(table_VD, freeze=False)
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config, config.layer_window(index)) for index in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
@@ -181,11 +196,8 @@ class Gemma2(nn.Module):
         self.config = config
         self.attention = attention
         self.run_layers = run_layers
-        device = torch.get_default_device()
-        with torch.device("meta"):  # spares PyTorch's own initial draws, which would be overwritten
-            self.model = Decoder(config)
-        if device.type != "meta":
-            self.to_empty(device=device)
+        self.model = Decoder(config)
+        if not self.model.norm.weight.is_meta:
             self.init_weights(seed)
 
     def forward(

@@ -33,6 +33,7 @@ report["logits"] = float(difference.abs().max())
 def gradients(model, *batch):
     logits = model(*batch)
     (logits.sin() * (batch[2] > 0)[..., None]).sum().backward()
+    torch_xla.sync()  # one graph for all, not one for each gradient that is fetched
     return {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
 
 expected, got = gradients(here, *batch), gradients(there, *(tensor.to(device) for tensor in batch))
