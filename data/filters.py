@@ -1,6 +1,7 @@
 """Filters: a document is kept, or rejected for one named reason. Pure: TEXT in, (TEXT, REJECTS) out.
 
-A filter is a function (text) -> None to keep, or what it saw, for a person to read. The first that objects gives the reason.
+A filter is a function (text) -> None to keep, or what it saw, for a person to read. The first that objects gives the
+reason.
 """
 
 import json

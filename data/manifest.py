@@ -1,7 +1,9 @@
-"""The manifest: what one run of one stage made, written last, created exclusively, a pure function of config and inputs.
+"""The manifest: what one run of one stage made, written last, created exclusively, a pure function of config and
+inputs.
 
-A directory without `_MANIFEST.json` holds nothing that a reader may use. A manifest lists datasets, each a list of shards with
-their sizes and hashes; what is not listed does not exist. Times, hosts and versions are in `_RUN.json` beside it.
+A directory without `_MANIFEST.json` holds nothing that a reader may use. A manifest lists datasets, each a list of
+shards with their sizes and hashes; what is not listed does not exist. Times, hosts and versions are in `_RUN.json`
+beside it.
 """
 
 import json
@@ -126,6 +128,7 @@ def publish_manifest(directory: str, manifest: Manifest) -> bool:
         if storage.read_bytes(uri) == text:
             return False
         raise RuntimeError(
-            f"{uri} was published by another driver and differs from ours: stage {manifest.stage!r} gave two results for one "
+            f"{uri} was published by another driver and differs from ours: stage {manifest.stage!r} gave two "
+            f"results for one "
             "fingerprint, so it is not deterministic; keep the published one, and report this with both _RUN.json files"
         ) from None

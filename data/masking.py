@@ -10,7 +10,8 @@ def masked_tokens(
 ) -> list[dict[str, int]]:
     """Token ranges [start, end) of `tokens` that overlap the character ranges `spans` of `text`.
 
-    `token_bytes[id]` is the number of UTF-8 bytes that id decodes to, 0 for control ids. Raises ValueError for a span outside the text.
+    `token_bytes[id]` is the number of UTF-8 bytes that id decodes to, 0 for control ids. Raises ValueError for a span
+    outside the text.
     """
     if not spans:
         return []

@@ -1,6 +1,7 @@
 """Parquet files as this project writes and reads them: zstd, page checksums written and verified, fixed row groups.
 
-`write_table` gives the same bytes for the same table (no timestamps, one thread), so a shard's sha256 says whether two runs agree.
+`write_table` gives the same bytes for the same table (no timestamps, one thread), so a shard's sha256 says whether
+two runs agree.
 """
 
 import hashlib
@@ -51,7 +52,9 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(storage.open_input(uri), page_checksum_verification=True)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri} is not a Parquet file ({error}); if it was one, it is damaged: write it again") from error
+        raise ValueError(
+            f"{uri} is not a Parquet file ({error}); if it was one, it is damaged: write it again"
+        ) from error
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

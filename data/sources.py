@@ -1,7 +1,7 @@
 """Raw files -> documents and rejects: JSONL (plain, .gz, .zst), Parquet, and any other file as one document of text.
 
-One pass over each file, a record at a time. What cannot be read as a record is a reject with a reason; a file that is not what its
-name says is an error, because then nothing in it can be trusted.
+One pass over each file, a record at a time. What cannot be read as a record is a reject with a reason; a file that is
+not what its name says is an error, because then nothing in it can be trusted.
 """
 
 import json
@@ -193,7 +193,8 @@ def _refuse_magic(name: str, uri: str, allowed: bytes | None) -> None:
     for magic, kind in MAGIC.items():
         if head.startswith(magic) and magic != allowed:
             raise ValueError(
-                f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with --exclude"
+                f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with "
+                f"--exclude"
             )
     if allowed is not None and head and not head.startswith(allowed):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Bytes at a URI, the same way on a local disk and on gs://: read, write, create exclusively, list, remove.
 
-Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file is
-renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
+Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file
+is renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
 `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
 """
 

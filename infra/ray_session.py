@@ -1,8 +1,8 @@
 """One Ray session for a whole run: embedded on this machine, or the cluster that the job was submitted to.
 
-The embedded one listens on 127.0.0.1 only, wants a token (made for this process, never written to disk), has a temporary
-directory of its own, and dies with the driver (Ray ties its processes to the parent's life on Linux). Starting takes 5-8 s, so it starts
-with the first stage that has work.
+The embedded one listens on 127.0.0.1 only, wants a token (made for this process, never written to disk), has a
+temporary directory of its own, and dies with the driver (Ray ties its processes to the parent's life on Linux).
+Starting takes 5-8 s, so it starts with the first stage that has work.
 """
 
 import logging
@@ -69,6 +69,13 @@ class RaySession:
             _temp_dir=self._temporary,
         )
 
+    def node_cpus(self) -> float:
+        """CPUs of the smallest node that has any: what a task asks for to have a node to itself."""
+        import ray
+
+        found = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        return float(min(cpus for cpus in found if cpus))
+
     def close(self) -> None:
         if self.started_seconds is None:
             return
@@ -81,10 +88,11 @@ class RaySession:
 
 
 def _quiet_ray_data() -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it warns that its bars are off, as we asked
+    import ray.data  # sets up its own logging when imported
+
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    import ray.data
-
     context = ray.data.DataContext.get_current()
     # Ray Data retries AWS errors by itself; these are what a GCS server sends while it is busy.
     context.retried_io_errors = [

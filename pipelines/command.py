@@ -1,7 +1,9 @@
-"""The words after `run NAME` and `plan NAME`, read into configs: tyro over dataclasses made of the stage's or recipe's own.
+"""The words after `run NAME` and `plan NAME`, read into configs: tyro over dataclasses made of the stage's or
+recipe's own.
 
-Stage: every Config field is a flag (`--max-characters 1000`; nested ones with a dot), so is every input and every field of
-Resources. Recipe: the same, with the step's name before the field (`--teacher.steps 300`). `--config FILE` sets the defaults.
+Stage: every Config field is a flag (`--max-characters 1000`; nested ones with a dot), so is every input and every
+field of Resources. Recipe: the same, with the step's name before the field (`--teacher.steps 300`). `--config FILE`
+sets the defaults.
 """
 
 import dataclasses
@@ -9,7 +11,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ from pipelines import config as configs
 from pipelines.recipe import Recipe, Step, replayed
 from pipelines.stage import Resources, Stage
 
-MODEL_PRESETS = {
+MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_2b": model.gemma2_2b,
     "gemma2_9b": model.gemma2_9b,
     "gemma2_27b": model.gemma2_27b,
@@ -55,7 +57,7 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
     words, config_file = _take(list(words), "--config")
     words, preset = _take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
-    inputs: dict[str, tuple[str, ...]] = {name: () for name in stage.reads}
+    inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
     saved: Any = dataclasses.MISSING
     if config_file is not None:
         document = _read_json(config_file)
@@ -115,13 +117,13 @@ def _with_config(step: Step, parsed: Any) -> Step:
 
 def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
     """The stage's Config as a field whose own fields are flags without a prefix."""
-    annotated = Annotated[kind, tyro.conf.arg(name="")]
+    annotated: Any = Annotated[kind, tyro.conf.arg(name="")]  # type: ignore[valid-type]
     if saved is not dataclasses.MISSING:
         return ("config", annotated, field(default=replace(saved, **overrides)))
     if overrides:
         # tyro takes defaults from an instance; fields that have none stay required through MISSING
         values = {one.name: overrides.get(one.name, _default(one)) for one in dataclasses.fields(kind)}
-        instance = object.__new__(kind)
+        instance: Any = object.__new__(kind)
         for name, value in values.items():
             object.__setattr__(instance, name, value)
         return ("config", annotated, field(default_factory=lambda: instance))
@@ -229,7 +231,10 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def _root(text: str) -> str:
-    """Where runs go. Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job."""
+    """Where runs go.
+
+    Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job.
+    """
     if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
         raise ValueError(
             f"--root {text!r} is relative, and a submitted job's directory goes away with it; give an absolute path or gs://"

@@ -51,7 +51,8 @@ def _list_runs(root: str) -> int:
 
 
 def show(words: list[str]) -> int:
-    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show stage/fingerprint [--root ROOT]`)."""
+    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show stage/fingerprint [--root
+    ROOT]`)."""
     root = DEFAULT_ROOT
     if "--root" in words[:-1]:
         place = words.index("--root")
@@ -70,15 +71,14 @@ def show(words: list[str]) -> int:
     print(f"{name}: {target.summary}")
     if isinstance(target, Stage):
         for key, read in target.reads.items():
-            print(
-                f"  reads   --{key}: {read.help}{' (optional)' if read.optional else ''}{' (several)' if read.many else ''}"
-            )
+            notes = (" (optional)" if read.optional else "") + (" (several)" if read.many else "")
+            print(f"  reads   --{key}: {read.help}{notes}")
         print(f"  writes  {', '.join(target.writes)}")
         for line in _fields(target.config, ""):
             print(f"  field   {line}")
     else:
         for step in target.steps:
-            sources = [getattr(source, "step", source) for many in step.inputs.values() for source in many]
+            sources = [str(getattr(source, "step", source)) for many in step.inputs.values() for source in many]
             print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(sources)}")
     return 0
 

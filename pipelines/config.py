@@ -1,7 +1,7 @@
 """Configs as data: dataclass -> JSON -> dataclass, strictly, and the sentence for a field that does not exist.
 
-A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted, is what gets hashed, so
-two configs are equal where their fingerprints are.
+A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted, is what gets
+hashed, so two configs are equal where their fingerprints are.
 """
 
 import dataclasses
@@ -23,7 +23,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Reads `values` as a `kind`. Raises ValueError that names the field: unknown (did you mean), missing or of a wrong type."""
+    """Reads `values` as a `kind`.
+
+    Raises ValueError that names the field: unknown (did you mean), missing or of a wrong type.
+    """
     check_fields(kind, values, where)
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)

@@ -1,8 +1,8 @@
 """What a stage reads, resolved: a dataset of an earlier run, by reference or path, or files from outside, by content.
 
-References: `stage/fingerprint`, `stage/fingerprint:dataset`, `train_model/fingerprint@step`, or the path of a run's directory
-(with the same suffixes). Files from outside are fingerprinted by sorted (relative name, size, sha256), on gs:// by generation and
-crc32c; where they lie is not hashed.
+References: `stage/fingerprint`, `stage/fingerprint:dataset`, `train_model/fingerprint@step`, or the path of a run's
+directory (with the same suffixes). Files from outside are fingerprinted by sorted (relative name, size, sha256), on
+gs:// by generation and crc32c; where they lie is not hashed.
 """
 
 import functools
@@ -99,7 +99,8 @@ def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | No
     directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
     if not storage.exists(directory):
         raise ValueError(
-            f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path of a run's directory"
+            f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
+            f"of a run's directory"
         )
     return _run_input(directory, match, read.dataset, text)
 
@@ -112,7 +113,8 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
     manifest = read_manifest(directory)
     if manifest is None:
         raise ValueError(
-            f"{given!r}: {directory} holds no {MANIFEST_NAME}, so no finished run; `python -m pipelines list --runs` shows those that have"
+            f"{given!r}: {directory} holds no {MANIFEST_NAME}, so no finished run; `python -m pipelines list "
+            f"--runs` shows those that have"
         )
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
@@ -143,7 +145,10 @@ def _suffixed(directory: str, match: re.Match[str]) -> str:
 
 
 def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -> Input:
-    """Files, directories and globs from outside, as one input. Raises ValueError where one is missing or nothing is left."""
+    """Files, directories and globs from outside, as one input.
+
+    Raises ValueError where one is missing or nothing is left.
+    """
     files: dict[str, ExternalFile] = {}
     for path in paths:
         found = _files_below(path)

@@ -1,8 +1,9 @@
 """The lease of a training run: one driver at a time, and a way on when that driver died.
 
-Leases are numbered files, each created exclusively. The newest number rules; its holder renews the heartbeat in it. A lease is stale when
-its heartbeat is 60 s old, or at once when its process on this machine is gone. Taking over means to create the next number, which only
-one of several can do, and then to overwrite the old file, so that a holder that was only asleep finds its token gone and stops.
+Leases are numbered files, each created exclusively. The newest number rules; its holder renews the heartbeat in it. A
+lease is stale when its heartbeat is 60 s old, or at once when its process on this machine is gone. Taking over means
+to create the next number, which only one of several can do, and then to overwrite the old file, so that a holder that
+was only asleep finds its token gone and stops.
 """
 
 import json
@@ -68,8 +69,10 @@ def _acquire(directory: str) -> Lease:
         if current is not None and not current.get("superseded") and not is_stale(current):
             age = time.time() - current["heartbeat"]
             raise ValueError(
-                f"{directory} is being trained by process {current['pid']} on {current['host']} (heartbeat {age:.0f} s ago); "
-                f"wait for it, or end it and run again: the lease is free at once if it was here, after {STALE_SECONDS} s if elsewhere"
+                f"{directory} is being trained by process {current['pid']} on {current['host']} (heartbeat "
+                f"{age:.0f} s ago); "
+                f"wait for it, or end it and run again: the lease is free at once if it was here, after "
+                f"{STALE_SECONDS} s if elsewhere"
             )
         lease = Lease(uri=_uri(directory, newest + 1), token=secrets.token_hex(16))
         try:

@@ -9,7 +9,10 @@ from pipelines.runner import Task, code_sha256, read_run
 
 
 def plan_lines(tasks: Mapping[str, Task], before: Mapping[str, Any]) -> Iterator[str]:
-    """A line a step: done or to run, where, what it holds or why it runs; then warnings. `before` is what last ran, by step."""
+    """A line a step: done or to run, where, what it holds or why it runs; then warnings.
+
+    `before` is what last ran, by step.
+    """
     done = {name: task.manifest() for name, task in tasks.items()}
     width = max(len(name) for name in tasks)
     waiting = [name for name, manifest in done.items() if manifest is None]
@@ -22,13 +25,12 @@ def plan_lines(tasks: Mapping[str, Task], before: Mapping[str, Any]) -> Iterator
         else:
             yield f"  {name:<{width}}  to run  {place}  {why(name, tasks, before, waiting)}"
     for name, task in tasks.items():
-        if done[name] is not None and (recorded := read_run(task.directory).get("code_sha256")) not in (
-            None,
-            code_sha256(task.stage),
-        ):
+        recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
+        if recorded not in (None, code_sha256(task.stage)):
             yield (
-                f"warning: the code of {task.stage.name} changed since {name} ran and its VERSION ({task.stage.version}) did not; "
-                "if its output would differ, raise VERSION in its file and it runs again"
+                f"warning: the code of {task.stage.name} changed since {name} ran and its VERSION "
+                f"({task.stage.version}) did not; if its output would differ, raise VERSION in its file and it "
+                f"runs again"
             )
 
 

@@ -76,7 +76,10 @@ def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
 
 
 def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
-    """Writes what was last run under this name: `--config` replays it, and `plan` tells from it what changed. Returns its URI."""
+    """Writes what was last run under this name: `--config` replays it, and `plan` tells from it what changed.
+
+    Returns its URI.
+    """
     document = {
         "recipe": recipe.name,
         "input": next((list(step.inputs["input"]) for step in recipe.steps if step.stage == "collect_text"), []),
@@ -98,7 +101,10 @@ def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
 
 
 def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe with the configs and the outside input of a saved one. Raises ValueError where the file does not fit."""
+    """The recipe with the configs and the outside input of a saved one.
+
+    Raises ValueError where the file does not fit.
+    """
     if document.get("recipe") != recipe.name:
         raise ValueError(
             f"{where} is of {document.get('recipe') or document.get('stage')!r}, not of recipe {recipe.name!r}"

@@ -1,7 +1,7 @@
 """Recipes: functions that return typed steps. `python -m pipelines show demo` prints what they say here.
 
-`demo` and `smoke` are one path at two sizes: the standard library of the running Python, a teacher trained on it, its logits cached
-once, and two students that differ in nothing but whether they learn from that cache.
+`demo` and `smoke` are one path at two sizes: the standard library of the running Python, a teacher trained on it, its
+logits cached once, and two students that differ in nothing but whether they learn from that cache.
 """
 
 import sysconfig
@@ -27,8 +27,9 @@ from pipelines.stages import (
 from training.config import OptimizerConfig
 
 STDLIB_EXCLUDE = (
-    "test/*", "*/test/*", "*/tests/*", "*/idle_test/*", "site-packages/*", "dist-packages/*", "__pycache__/*", "*/__pycache__/*",
-    "encodings/*", "pydoc_data/*", "_sysconfigdata*", "config-*", "lib2to3/*", "ensurepip/_bundled/*", "*_tables.py",
+    "test/*", "*/test/*", "*/tests/*", "*/idle_test/*", "site-packages/*", "dist-packages/*",
+    "__pycache__/*", "*/__pycache__/*", "encodings/*", "pydoc_data/*", "_sysconfigdata*", "config-*", "lib2to3/*",
+    "ensurepip/_bundled/*", "*_tables.py",
 )  # fmt: skip
 """tests, installed packages, and tables that a program wrote: no text that a person did"""
 

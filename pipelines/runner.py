@@ -2,8 +2,9 @@
 
     inputs + Config -> fingerprint -> ROOT/<stage>/<fingerprint>/ -> run -> _MANIFEST.json (last, exclusive) + _RUN.json
 
-A run whose manifest is there has nothing to do and starts nothing. An interrupted one goes on: finished shards and committed checkpoints are
-kept. Two drivers of one data stage both work, and at the manifest one of them learns that the other was first.
+A run whose manifest is there has nothing to do and starts nothing. An interrupted one goes on: finished shards and
+committed checkpoints are kept. Two drivers of one data stage both work, and at the manifest one of them learns that
+the other was first.
 """
 
 import ast
@@ -78,7 +79,8 @@ class Task:
                 present = None if one.external else read_manifest(one.directory)
                 if present is not None and one.content() != before["content"]:
                     raise ValueError(
-                        f"{self.directory} was made from another {one.reference} than the one in {one.directory} (same config, other "
+                        f"{self.directory} was made from another {one.reference} than the one in "
+                        f"{one.directory} (same config, other "
                         f"bytes: it was made again on another set-up); remove {self.directory} and run again"
                     )
 
@@ -214,7 +216,8 @@ def read_run(directory: str) -> dict[str, Any]:
 
 
 def code_sha256(stage: Stage) -> str:
-    """Of the stage's file and of the project's modules that it imports by name: what `plan` compares where VERSION stood still."""
+    """Of the stage's file and of the project's modules that it imports by name: what `plan` compares where VERSION
+    stood still."""
     path = Path(stage.module.__file__ or "")
     sources = {path}
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,9 +1,10 @@
 """Shards in, shards out: a Ray Data run over shard references, with our own sink, restartable shard by shard.
 
-`map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below `_staging/<attempt>`, moves them to
-their final names and leaves a receipt. Output shard k is a function of task k alone, so neither the number of workers nor the
-order in which they finish changes a byte. A rerun skips every shard whose receipt and files are there. What a phase leaves for the next
-one (a shuffle's partitions) goes to datasets whose names begin with "_"; no manifest lists them.
+`map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below
+`_staging/<attempt>`, moves them to their final names and leaves a receipt. Output shard k is a function of task k
+alone, so neither the number of workers nor the order in which they finish changes a byte. A rerun skips every shard
+whose receipt and files are there. What a phase leaves for the next one (a shuffle's partitions) goes to datasets
+whose names begin with "_"; no manifest lists them.
 """
 
 import json
@@ -59,10 +60,13 @@ class Receipt:
 Work = Callable[[Any], ShardOutput]
 
 
-def map_shards(context: Context, phase: str, tasks: Sequence[Any], work: Work, *, num_cpus: float = 1) -> list[Receipt]:
+def map_shards(
+    context: Context, phase: str, tasks: Sequence[Any], work: Work, *, whole_node: bool = False
+) -> list[Receipt]:
     """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
 
-    Errors of `work` come out as they were raised. `phase` names the receipts, so a stage of several phases resumes each.
+    `phase` names the receipts, so a stage of several phases resumes each. `whole_node`: a task takes all CPUs of its
+    node (it computes with a model). Errors of `work` come out as they were raised.
     """
     receipts = {
         k: receipt for k in range(len(tasks)) if (receipt := _finished(context.directory, phase, k)) is not None
@@ -73,7 +77,7 @@ def map_shards(context: Context, phase: str, tasks: Sequence[Any], work: Work, *
         if waiting:
             context.session.start()
             sink = _Sink(context.directory, context.attempt, phase, work, {k: tasks[k] for k in waiting})
-            for receipt in _run(sink, waiting, num_cpus):
+            for receipt in _run(sink, waiting, context.session.node_cpus() if whole_node else 1):
                 receipts[receipt.index] = receipt
                 advance(1)
     return [receipts[k] for k in range(len(tasks))]

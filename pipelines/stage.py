@@ -1,7 +1,7 @@
 """What a stage is, and what it is given to work with.
 
-A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only `Config` and one
-`run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage.
+A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only
+`Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage.
 """
 
 import importlib

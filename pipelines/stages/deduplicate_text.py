@@ -1,6 +1,7 @@
 """Keeps the first of all documents with one content hash; `clusters` says which document stands for which.
 
-Three phases on Ray Data: hashes to buckets, duplicates in each bucket, drops in each shard. Only hashes and ids are shuffled.
+Three phases on Ray Data: hashes to buckets, duplicates in each bucket, drops in each shard. Only hashes and ids are
+shuffled.
 """
 
 from dataclasses import dataclass

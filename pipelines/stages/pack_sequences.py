@@ -1,7 +1,7 @@
 """Tokens of one source -> rows of L tokens, shuffled once by seed; held-out documents go to rows of their own.
 
-Two phases on Ray Data: documents go to buckets by a seeded hash of their id, then each bucket is ordered by that hash, packed and its rows are
-shuffled. Memory: one bucket a worker.
+Two phases on Ray Data: documents go to buckets by a seeded hash of their id, then each bucket is ordered by that
+hash, packed and its rows are shuffled. Memory: one bucket a worker.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class _Spread:
         return ShardOutput(parts=parts)
 
     def bucket(self, id: str) -> int:
-        place = xxhash.xxh3_64_intdigest(id, seed=self.seed)
+        place = xxhash.xxh3_64_intdigest(id.encode(), seed=self.seed)
         if schema.is_heldout(id):
             return self.training_buckets + place % self.heldout_buckets
         return int(place % self.training_buckets)
@@ -86,7 +86,9 @@ class _Pack:
     def __call__(self, bucket: _Bucket) -> ShardOutput:
         table = pa.concat_tables([shards.read_table(uri, schema.TOKENS.names) for uri in bucket.uris])
         ids = table["id"].to_pylist()
-        order = sorted(range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k], seed=self.config.seed), ids[k]))
+        order = sorted(
+            range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k].encode(), seed=self.config.seed), ids[k])
+        )
         documents = (
             Document(
                 id=row["id"],
@@ -156,6 +158,7 @@ def run(context: Context, config: Config) -> Outcome:
             sequence_length=config.sequence_length,
             row_group_rows=config.row_group_rows,
             vocab_size=facts["vocab_size"],
+            source=next(iter(facts["sources"]), ""),
             text_bytes=sum(receipt.facts["text_bytes"] for receipt in made),
             targets=sum(receipt.facts["targets"] for receipt in made),
         )

@@ -1,0 +1,94 @@
+"""A checkpoint, made a model on a device: what the stages share that run a trained model without training it."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data import schema, shards, storage
+from model import Gemma2, Gemma2Config
+from pipelines.inputs import Input
+from training.backend import Backend, make_backend
+from training.checkpoint import checkpoint_uri, load_checkpoint, read_commit
+from training.config import Device
+from training.teacher import weights_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run."""
+
+    model: Gemma2
+    backend: Backend
+    weights_sha256: str
+    """over names, types, shapes and values of the weights"""
+    step: int
+
+
+def checkpoint_of(checkpoints: Input) -> str:
+    """Directory of the checkpoint that the input names: of its @step, or of the last step."""
+    steps = checkpoints.data.facts["steps"]
+    step = checkpoints.step if checkpoints.step is not None else steps[-1]
+    return checkpoint_uri(storage.join(checkpoints.directory, "checkpoints"), step)
+
+
+@functools.lru_cache(maxsize=1)
+def open_model(uri: str, device: Device) -> LoadedModel:
+    """Loads a checkpoint onto a device; kept by the process for its next shard.
+
+    Raises ValueError where it is damaged.
+    """
+    if read_commit(uri) is None:
+        raise ValueError(f"{uri} is not a committed checkpoint; train it again, or name another step")
+    checkpoint = load_checkpoint(uri, with_optimizer=False)
+    model = Gemma2(Gemma2Config(**checkpoint.state["identity"]["config"]["model"]))
+    model.load_state_dict(checkpoint.weights)
+    model.requires_grad_(False)
+    backend = make_backend(device)
+    backend.place_model(model)
+    return LoadedModel(
+        model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
+    )
+
+
+def check_same_tokenizer(one: Input, other: Input) -> None:
+    """Raises ValueError, naming both, where two inputs hold ids of different tokenizers."""
+    first, second = one.manifest.tokenizer_sha256, other.manifest.tokenizer_sha256
+    if first != second:
+        raise ValueError(
+            f"{one.reference} is of tokenizer {first}, {other.reference} of tokenizer {second}; "
+            "ids of one mean nothing to the other: give inputs that were made with one tokenizer"
+        )
+
+
+def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]":
+    """(rows that count, batch) over one SEQUENCES shard in order; the last batch is padded with empty rows to `rows`.
+
+    All batches have one shape, so XLA compiles one program, and a row's numbers do not depend on how many follow it.
+    """
+    table = shards.read_table(uri, schema.SEQUENCES.names)
+    columns: dict[str, Any] = {name: _matrix(table, name, kind) for name, kind in _COLUMNS.items()}
+    columns["sequence_hash"] = table["sequence_hash"].to_numpy()
+    columns["text_bytes"] = table["text_bytes"].to_numpy()
+    found = []
+    for start in range(0, table.num_rows, rows):
+        batch = {name: column[start : start + rows] for name, column in columns.items()}
+        count = len(batch["tokens"])
+        if count < rows:
+            batch = {name: _padded(part, rows) for name, part in batch.items()}
+        found.append((count, batch))
+    return found
+
+
+_COLUMNS = {"tokens": np.int32, "segment_ids": np.int32, "positions": np.int32, "loss_mask": np.bool_}
+
+
+def _padded(part: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), part.dtype)])
+
+
+def _matrix(table: pa.Table, name: str, kind: Any) -> np.ndarray:
+    flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)

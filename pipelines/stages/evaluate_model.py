@@ -1,0 +1,119 @@
+"""How well a checkpoint predicts held-out rows: loss a token, perplexity, bits a byte, against a unigram baseline.
+
+The baseline is the token frequencies of the training rows, one added to each, where `--sequences` is given.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.stage import Context, Outcome, Read
+from training.backend import resolve_device
+from training.config import Device
+from training.evaluation import evaluate
+
+VERSION = 1
+READS = {
+    "checkpoint": Read(help="checkpoint to evaluate", dataset="checkpoints"),
+    "heldout": Read(help="rows that were not trained on", dataset="heldout"),
+    "sequences": Read(help="training rows, for the unigram baseline", dataset="sequences", optional=True),
+}
+WRITES = ("metrics",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the rows are run."""
+
+    forward_rows: int = 8
+    """rows in one forward pass"""
+
+    def __post_init__(self) -> None:
+        if self.forward_rows < 1:
+            raise ValueError(f"forward_rows is {self.forward_rows}; at least 1")
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    config: Config
+    checkpoint: str
+    device: Device
+    sequences: tuple[str, ...]
+    vocab_size: int
+
+    def __call__(self, uris: list[str]) -> ShardOutput:
+        loaded = open_model(self.checkpoint, self.device)
+        if loaded.model.config.vocab_size < self.vocab_size:
+            raise ValueError(
+                f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
+                f"{loaded.model.config.vocab_size}; evaluate it on rows made with its own tokenizer"
+            )
+        batches = [batch for uri in uris for _, batch in batches_of(uri, self.config.forward_rows)]
+        sums = evaluate(loaded.model, loaded.backend, batches)
+        figures = _figures(sums["loss_sum"], sums)
+        if self.sequences:
+            baseline = _unigram_loss_sum(self.sequences, uris, self.vocab_size)
+            figures |= {f"unigram_{name}": value for name, value in _figures(baseline, sums).items()}
+        table = pa.table({"metric": list(figures), "value": pa.array(list(figures.values()), pa.float64())})
+        facts = {**figures, "targets": int(sums["targets"]), "text_bytes": int(sums["text_bytes"]), "step": loaded.step}
+        return ShardOutput(parts={"metrics": Part(table=table)}, facts=facts)
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError where nothing is held out, or where the tokenizers differ."""
+    checkpoint, heldout = context.input("checkpoint"), context.input("heldout")
+    check_same_tokenizer(checkpoint, heldout)
+    if not heldout.data.facts["targets"]:
+        raise ValueError(
+            f"{heldout.reference} has no held-out rows: of so few documents none fell among the 2 % that are held out; "
+            "collect more text"
+        )
+    sequences = context.inputs.get("sequences", [])
+    for one in sequences:
+        check_same_tokenizer(one, heldout)
+    device = resolve_device(context.resources.device)
+    work = _Evaluate(
+        config,
+        checkpoint_of(checkpoint),
+        device,
+        tuple(uri for one in sequences for uri in one.uris()),
+        heldout.data.facts["vocab_size"],
+    )
+    (receipt,) = map_shards(context, "evaluate", [heldout.uris()], work, whole_node=True)
+    return Outcome(
+        datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
+        tokenizer_sha256=heldout.manifest.tokenizer_sha256,
+        setup={"device": device},
+        log={"row_tokens": heldout.data.rows * heldout.data.facts["sequence_length"]},
+    )
+
+
+def _figures(loss_sum: float, sums: dict[str, float]) -> dict[str, float]:
+    """Nats a token, perplexity, and bits a byte (training/evaluation.py has the formula)."""
+    loss = loss_sum / sums["targets"]
+    return {
+        "loss_per_token": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss * sums["non_bos_tokens"] / sums["text_bytes"] / math.log(2),
+    }
+
+
+def _unigram_loss_sum(sequences: tuple[str, ...], heldout: list[str], vocab_size: int) -> float:
+    """Nats, summed over the held-out targets, of the training targets' frequencies with one added to each id."""
+    trained = sum((_target_counts([uri], vocab_size) for uri in sequences), np.zeros(vocab_size, np.int64))
+    log_probability = np.log((trained + 1) / (trained.sum() + vocab_size))
+    return float(-(_target_counts(heldout, vocab_size) * log_probability).sum())
+
+
+def _target_counts(uris: list[str], vocab_size: int) -> np.ndarray:
+    """How often each id is a target."""
+    counts = np.zeros(vocab_size, np.int64)
+    for uri in uris:
+        for _, batch in batches_of(uri, 1024):
+            following = np.roll(batch["tokens"], -1, axis=1)[batch["loss_mask"]]
+            counts += np.bincount(following, minlength=vocab_size)
+    return counts

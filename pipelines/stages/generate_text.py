@@ -1,0 +1,122 @@
+"""A checkpoint continues prompts: greedy or sampled, with a seed.
+
+Decoding runs one token at a time, in plain PyTorch (on a TPU: on XLA). The text out is TEXT, so it can be filtered
+and collected again.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data import schema, storage
+from data.tokenizer import BOS, Tokenizer
+from model import generate
+from pipelines.models import checkpoint_of, open_model
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.stage import Context, Outcome, Read
+from training.backend import has_tpu, resolve_device
+from training.config import Device
+
+VERSION = 1
+READS = {
+    "checkpoint": Read(help="checkpoint to generate with", dataset="checkpoints"),
+    "tokenizer": Read(help="its tokenizer", dataset="tokenizer", file_allowed=True),
+    "prompts": Read(help="a file with one prompt a line, beside those in --prompt", optional=True),
+}
+WRITES = ("text",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Prompts and how to choose tokens."""
+
+    prompt: tuple[str, ...] = ()
+    """texts to continue"""
+    max_new_tokens: int = 64
+    """tokens to add at most"""
+    temperature: float = 0.0
+    """0 takes the likeliest token, 1 samples from the model as it is"""
+    top_k: int | None = None
+    """sample among so many likeliest tokens; None: all"""
+    top_p: float | None = None
+    """sample among the likeliest tokens that hold this much probability; None: all"""
+    seed: int = 0
+    """of the sampling"""
+
+
+@dataclass(frozen=True)
+class _Generate:
+    config: Config
+    checkpoint: str
+    tokenizer: str
+    device: Device
+    source: str
+
+    def __call__(self, prompts: list[str]) -> ShardOutput:
+        loaded, tokenizer = open_model(self.checkpoint, self.device), Tokenizer.load(self.tokenizer)
+        if tokenizer.vocab_size > loaded.model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; "
+                f"give the "
+                "tokenizer that the model was trained with"
+            )
+        began = time.monotonic()
+        continued = generate(
+            loaded.model,
+            [[BOS, *tokenizer.encode(prompt)] for prompt in prompts],
+            self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            top_p=self.config.top_p,
+            seed=self.config.seed,
+            step_boundary=loaded.backend.step_boundary,
+        )
+        seconds = time.monotonic() - began
+        rows = []
+        for number, (prompt, tokens) in enumerate(zip(prompts, continued, strict=True)):
+            completion = tokenizer.decode(tokens)
+            rows.append(
+                {
+                    "id": schema.document_id("generate_text", self.source, number),
+                    "content_hash": schema.content_hash(prompt + completion),
+                    "text": prompt + completion,
+                    "source": "generate_text",
+                    "metadata": json.dumps({"name": self.source, "prompt": prompt, "tokens": len(tokens)}),
+                    "masked_spans": [],
+                }
+            )
+        new_tokens = sum(map(len, continued))
+        facts = {"new_tokens": new_tokens, "seconds": seconds}
+        return ShardOutput(parts={"text": Part(table=pa.Table.from_pylist(rows, schema.TEXT))}, facts=facts)
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError without a prompt, or with another tokenizer than the checkpoint's."""
+    checkpoint, tokenizer = context.input("checkpoint"), context.input("tokenizer")
+    (uri,) = tokenizer.uris()
+    trained_with, given = checkpoint.manifest.tokenizer_sha256, Tokenizer.load(uri).sha256
+    if trained_with != given:
+        raise ValueError(
+            f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {given} ({uri}); give the former"
+        )
+    prompts = list(config.prompt)
+    for one in context.inputs.get("prompts", []):
+        for file in one.files:
+            prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
+    if not prompts:
+        raise ValueError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
+    device = resolve_device(context.resources.device)
+    if device == "xla" and not has_tpu():
+        device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU
+    work = _Generate(config, checkpoint_of(checkpoint), uri, device, context.fingerprint)
+    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True)
+    facts = dict(receipt.facts)
+    seconds = facts.pop("seconds")
+    return Outcome(
+        datasets={"text": dataset_of([receipt], "text", **facts)},
+        tokenizer_sha256=given,
+        setup={"device": device},
+        log={"new_tokens_per_second": facts["new_tokens"] / seconds, "new_tokens": facts["new_tokens"]},
+    )

@@ -1,0 +1,184 @@
+"""Trains a Gemma 2 on packed rows under Ray Train: next tokens, or a teacher's cached distribution.
+
+Rows, their order and the mixture are `data/order.py`'s; a run that was killed goes on from its newest committed
+checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from data import storage
+from data.manifest import Dataset, Shard
+from data.order import MixturePhase, SequenceDataset
+from pipelines.inputs import Input
+from pipelines.stage import Context, Outcome, Read
+from training.checkpoint import COMMIT_NAME, list_checkpoints, read_commit
+from training.config import TrainingConfig, TrainJob
+
+VERSION = 1
+READS = {
+    "sequences": Read(help="packed rows, one dataset a source", dataset="sequences", many=True),
+    "logits": Read(
+        help="the teacher's cached logits of each of them, for distill", dataset="logits", many=True, optional=True
+    ),
+}
+WRITES = ("checkpoints", "metrics", "lineage")
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """Model, objective, steps, optimizer, and the mixture of several sources."""
+
+    mixture: tuple[str, ...] = ()
+    """weights of the sources from a step on, as "STEP:source=weight,source=weight"; empty: in proportion to their
+    rows"""
+    order_seed: int = 0
+    """of the order of row groups in epochs after the first"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for phase in self.mixture:
+            parse_phase(phase)
+
+
+def parse_phase(text: str) -> MixturePhase:
+    """ "0:web=0.7,code=0.3" as a phase. Raises ValueError for anything else."""
+    if not re.fullmatch(r"\d+:[^=,:]+=[0-9.eE+-]+(,[^=,:]+=[0-9.eE+-]+)*", text):
+        raise ValueError(f"mixture phase {text!r} is not STEP:source=weight,... as in '0:web=0.7,code=0.3'")
+    step, _, weights = text.partition(":")
+    pairs = [pair.partition("=") for pair in weights.split(",")]
+    return MixturePhase(start_step=int(step), weights=tuple((name, float(weight)) for name, _, weight in pairs))
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError where inputs do not fit each other, the model or the config."""
+    job = make_job(context, config)
+    context.session.start()
+    from training import worker  # imports Ray Train: only where there is something to train
+
+    with context.progress(config.steps, "step") as advance:
+        done = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        summary = worker.fit(job, on_progress=lambda report: on_step(report.step))
+    datasets, steps = _collect_outputs(context.directory)
+    return Outcome(
+        datasets={
+            "checkpoints": Dataset(
+                shards=datasets["checkpoints"], facts={"steps": steps, "vocab_size": job.vocab_size, "draws": job.draws}
+            ),
+            "metrics": Dataset(shards=datasets["metrics"]),
+            "lineage": Dataset(shards=datasets["lineage"]),
+        },
+        tokenizer_sha256=context.inputs["sequences"][0].manifest.tokenizer_sha256,
+        setup={"device": summary.device, "workers": summary.workers, "microbatch_rows": job.microbatch_rows},
+        log={
+            "tokens_seen": summary.tokens_seen,
+            "first_step": summary.first_step,
+            "steps": summary.steps,
+            "steps_per_second": summary.steps_per_second,
+            "loop_seconds": summary.loop_seconds,
+            "compiles": summary.compiles,
+            "row_tokens_per_second": summary.steps_per_second * config.global_batch * job.sequence_length,
+        },
+    )
+
+
+def make_job(context: Context, config: Config) -> TrainJob:
+    """All that the workers need. Raises ValueError where the inputs do not fit each other."""
+    sequences, logits = context.inputs["sequences"], context.inputs.get("logits", [])
+    facts = [one.data.facts for one in sequences]
+    for name in ("sequence_length", "vocab_size"):
+        if len({fact[name] for fact in facts}) > 1:
+            values = ", ".join(f"{one.reference} has {fact[name]}" for one, fact in zip(sequences, facts, strict=True))
+            raise ValueError(f"sequences of different {name} cannot be mixed: {values}; pack them alike")
+    if len({one.manifest.tokenizer_sha256 for one in sequences}) > 1:
+        values = ", ".join(f"{one.reference} by {one.manifest.tokenizer_sha256}" for one in sequences)
+        raise ValueError(f"sequences of different tokenizers cannot be mixed: {values}; tokenize them with one")
+    if config.objective == "next_token" and logits:
+        raise ValueError("objective 'next_token' takes no logits; leave --logits out, or set --objective distill")
+    checked = [check_logits(one, cached) for one, cached in zip(sequences, logits, strict=False)]
+    if len({fact["draws"] for fact in checked}) > 1:
+        raise ValueError(
+            f"logits of different draws cannot be mixed: {[fact['draws'] for fact in checked]}; cache them alike"
+        )
+    datasets = tuple(
+        SequenceDataset(
+            name=fact["source"],
+            shard_rows=tuple(shard.rows for shard in one.data.shards),
+            row_group_rows=fact["row_group_rows"],
+        )
+        for one, fact in zip(sequences, facts, strict=True)
+    )
+    lease = context.lease
+    return TrainJob(
+        config=TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__}),
+        checkpoints_uri=storage.join(context.directory, CHECKPOINTS),
+        sequences=tuple((dataset, tuple(one.uris())) for dataset, one in zip(datasets, sequences, strict=True)),
+        phases=_phases(config, datasets),
+        order_seed=config.order_seed,
+        sequence_length=facts[0]["sequence_length"],
+        vocab_size=facts[0]["vocab_size"],
+        logits=tuple(tuple(one.uris()) for one in logits) if logits else None,
+        draws=checked[0]["draws"] if checked else None,
+        max_unique=max(fact["max_unique"] for fact in checked) if checked else None,
+        input_fingerprints={one.reference: one.content() for one in [*sequences, *logits]},
+        device=context.resources.device,
+        workers=context.resources.workers,
+        microbatch_rows=context.resources.microbatch_rows,
+        feed=context.resources.feed,
+        lease_uri=lease.uri if lease else None,
+        lease_token=lease.token if lease else None,
+    )
+
+
+def check_logits(sequences: Input, logits: Input) -> dict[str, Any]:
+    """Facts of cached logits. Raises ValueError, naming both, where they were computed on other rows."""
+    facts = logits.data.facts
+    if facts["sequences_content"] != sequences.content():
+        raise ValueError(
+            f"{logits.reference} was computed on {facts['sequences_reference']} ({facts['sequences_content']}), not on "
+            f"{sequences.reference} ({sequences.content()}); run cache_logits on the latter, or train on the former"
+        )
+    return dict(facts)
+
+
+def _phases(config: Config, datasets: tuple[SequenceDataset, ...]) -> tuple[MixturePhase, ...]:
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two sequences of one source ({', '.join(names)}); collect them with different --source names"
+        )
+    if config.mixture:
+        return tuple(parse_phase(text) for text in config.mixture)
+    return (MixturePhase(start_step=0, weights=tuple((one.name, float(sum(one.shard_rows))) for one in datasets)),)
+
+
+def _collect_outputs(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
+    """Every committed file as a shard of its dataset, and the steps that have a checkpoint."""
+    found: dict[str, list[Shard]] = {name: [] for name in WRITES}
+    steps = []
+    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
+        commit = read_commit(uri)
+        assert commit is not None
+        steps.append(int(commit["step"]))
+        folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
+        for name, file in sorted(commit["files"].items()):
+            rows = int(file.get("rows", 0))
+            dataset = name.removesuffix(".parquet") if name.endswith(".parquet") else "checkpoints"
+            found[dataset].append(Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"]))
+        found["checkpoints"].append(_commit_shard(uri, folder))
+    return {name: tuple(shards) for name, shards in found.items()}, steps
+
+
+def _commit_shard(uri: str, folder: str) -> Shard:
+    import hashlib
+
+    data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
+    return Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
