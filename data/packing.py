@@ -9,7 +9,7 @@ has none, and neither has a token whose successor is masked.
 Cost: a few passes of NumPy over all tokens of the shard, which must fit in memory about ten times over.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class Document:
     """int32 [n]: <bos>, the text, <eos>"""
     text_bytes: int
     """size of its text in UTF-8 bytes"""
-    masked: tuple[tuple[int, int], ...] = ()
+    masked: Sequence[tuple[int, int]] = ()
     """token ranges [start, end) that are no targets"""
 
     def __post_init__(self) -> None:
