@@ -128,8 +128,8 @@ def check_workers(device: Device, workers: int) -> None:
             f"{workers} workers on device 'xla': training on several TPU hosts is not built yet; use workers=1"
         )
     raise ValueError(
-        f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each worker "
-        "would silently train on its own rows; use workers=1, or device 'cpu' for several processes"
+        f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each "
+        "worker would silently train on its own rows; use workers=1, or device 'cpu' for several processes"
     )
 
 

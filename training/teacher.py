@@ -86,16 +86,12 @@ def teacher_targets(
 
 
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and values of the weights, in the order of names: what `teacher_hash` should be."""
+    """sha256 over names, types, shapes and values of all weights: what `teacher_hash` should be."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            tensor.view(torch.uint8).numpy().tobytes()
-            if tensor.ndim
-            else tensor[None].view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

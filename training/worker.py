@@ -7,21 +7,25 @@ failure; which checkpoint to continue from is our own business (`run_training` l
 Ray stores nothing. Progress travels through Ray's key-value store: a report for each step would be logged at INFO,
 one line a step.
 
-Cost: a fit starts three processes; see docs for seconds. Ray has to be initialised.
+Cost: a fit starts two processes, the controller and a worker. The controller unpickles what it is given, so
+everything that would make it import torch travels as bytes, and imports of ours are inside functions. Ray has to be
+initialised.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-import ray.data
 import ray.train
 from ray.experimental import internal_kv
 from ray.train.backend import Backend as RayBackend
@@ -30,10 +34,9 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from training.backend import check_workers, make_backend, resolve_device
-from training.config import TrainJob
-from training.feed import direct_feed, make_loader
-from training.loop import Feed, HostBatch, StepReport, TrainSummary, run_training
+if TYPE_CHECKING:
+    from training.config import TrainJob
+    from training.loop import Feed, HostBatch, StepReport, TrainSummary
 
 PROGRESS_SECONDS = 1.0
 STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
@@ -59,7 +62,7 @@ class XlaConfig(BackendConfig):
     """PJRT_DEVICE: CPU or TPU"""
 
     @property
-    def backend_cls(self) -> type["_XlaWorkers"]:
+    def backend_cls(self) -> type[_XlaWorkers]:
         return _XlaWorkers
 
 
@@ -108,6 +111,8 @@ def fit(
 
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
     """
+    from training.backend import check_workers, resolve_device
+
     job = dataclasses.replace(job, device=resolve_device(job.device))
     check_workers(job.device, job.workers)
     if job.feed == "ray":
@@ -120,7 +125,7 @@ def fit(
         stack.enter_context(_environment(FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)))
         trainer = _Trainer(
             _train_on_worker,
-            train_loop_config={"job": job, "progress_key": progress_key},
+            train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
             backend_config=_backend_config(job, resources),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.workers, use_gpu=job.device == "cuda", resources_per_worker=resources
@@ -134,13 +139,13 @@ def fit(
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
         try:
-            outcome = trainer.fit().return_value
+            outcome = pickle.loads(trainer.fit().return_value)
         except TrainingFailedError as error:
             raise _own_error(error) from error
     if isinstance(outcome, BaseException):
         raise outcome
-    assert isinstance(outcome, TrainSummary)
-    return outcome
+    summary: TrainSummary = outcome
+    return summary
 
 
 class _Trainer(DataParallelTrainer):
@@ -158,9 +163,13 @@ class _Trainer(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def _train_on_worker(config: dict[str, Any]) -> TrainSummary | Exception:
-    """What each worker runs."""
-    job: TrainJob = config["job"]
+def _train_on_worker(config: dict[str, Any]) -> bytes:
+    """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    from training.backend import make_backend
+    from training.feed import direct_feed
+    from training.loop import run_training
+
+    job: TrainJob = pickle.loads(config["job"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
@@ -170,19 +179,21 @@ def _train_on_worker(config: dict[str, Any]) -> TrainSummary | Exception:
 
     try:
         if job.cpu_threads is None:
-            # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers of a machine share all of it.
-            job = dataclasses.replace(job, cpu_threads=max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+            # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
+            share = (os.cpu_count() or 1) // context.get_local_world_size()
+            job = dataclasses.replace(job, cpu_threads=max(1, share))
         backend = make_backend(job.device, rank, world_size)
         feed = _ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
-        return run_training(job, backend, feed, report)
+        return pickle.dumps(run_training(job, backend, feed, report))
     except ValueError as error:
         if world_size > 1:
             raise  # the others may be waiting for this worker; Ray stops them
-        return error  # not a failure that starting again would mend
+        return pickle.dumps(error)  # not a failure that starting again would mend
 
 
 def _ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
     """A Ray Data pipeline over this worker's steps, mapped through the same loader as the direct feed, in order."""
+    import ray.data
 
     def feed(start_step: int, stop_step: int) -> Iterator[tuple[int, HostBatch]]:
         if start_step >= stop_step:
@@ -214,6 +225,8 @@ def _loader(job: TrainJob, rank: int, world_size: int) -> Any:
     """One loader in each reading process: opening the shards costs more than reading a block."""
     key = (job.checkpoints_uri, rank, world_size)
     if key not in _LOADERS:
+        from training.feed import make_loader
+
         _LOADERS.clear()
         _LOADERS[key] = make_loader(job, rank, world_size)
     return _LOADERS[key]
@@ -274,6 +287,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
+    from training.loop import StepReport
+
     stop = threading.Event()
 
     def watch() -> None:

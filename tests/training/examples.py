@@ -1,0 +1,71 @@
+"""Small jobs for the tests: a tiny model, made-up rows, and a feed that needs no files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.order import MixturePhase, Order, SequenceDataset
+from data.schema import sequence_hashes
+from model import gemma2_tiny
+from training.config import OptimizerConfig, TrainingConfig, TrainJob
+from training.loop import Feed, HostBatch
+
+VOCAB = 64
+LENGTH = 24
+DATASETS = (
+    SequenceDataset(name="prose", shard_rows=(20, 12), row_group_rows=8),
+    SequenceDataset(name="code", shard_rows=(16,), row_group_rows=8),
+)
+
+
+def example_job(checkpoints: Path, *, config: dict[str, Any] | None = None, **overrides: Any) -> TrainJob:
+    """A job of a few steps over two made-up datasets."""
+    settings: dict[str, Any] = {
+        "model": gemma2_tiny(
+            vocab_size=VOCAB, d_model=32, ffw_dim=64, heads=2, kv_heads=1, head_dim=16, query_scale=16
+        ),
+        "steps": 12,
+        "global_batch": 4,
+        "checkpoint_every_steps": 5,
+        "optimizer": OptimizerConfig(learning_rate=0.01, warmup_steps=2),
+    }
+    job: dict[str, Any] = {
+        "config": TrainingConfig(**(settings | (config or {}))),
+        "checkpoints_uri": str(checkpoints),
+        "sequences": tuple((dataset, ("unread",) * len(dataset.shard_rows)) for dataset in DATASETS),
+        "phases": (MixturePhase(start_step=0, weights=(("prose", 0.7), ("code", 0.3))),),
+        "sequence_length": LENGTH,
+        "vocab_size": VOCAB,
+        "input_fingerprints": {"sequences": "abc"},
+        "device": "cpu",
+    }
+    return TrainJob(**(job | overrides))
+
+
+def made_up_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:
+    """Rows that are a function of where they stand, of a quarter of the vocabulary so that a little can be learned."""
+    order = Order([dataset for dataset, _ in job.sequences], job.phases, job.config.global_batch, job.order_seed)
+
+    def feed(start_step: int, stop_step: int) -> Iterator[tuple[int, HostBatch]]:
+        for step in range(start_step, stop_step):
+            refs = np.array(order.worker_rows(step, rank, world_size), np.int32)
+            tokens = np.stack([np.random.default_rng(list(ref)).integers(3, 19, LENGTH, np.int32) for ref in refs])
+            segment_ids = np.ones_like(tokens)
+            mask = np.ones(tokens.shape, bool)
+            mask[:, -1] = False
+            mask[0, refs[0, 2] % LENGTH :] = False  # rows do not all have the same number of targets
+            yield (
+                step,
+                {
+                    "tokens": tokens,
+                    "segment_ids": segment_ids,
+                    "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (len(tokens), 1)),
+                    "loss_mask": mask,
+                    "sequence_hash": sequence_hashes(tokens, segment_ids, mask),
+                    "refs": refs,
+                },
+            )
+
+    return feed

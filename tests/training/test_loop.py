@@ -1,0 +1,178 @@
+"""A run goes from the newest committed checkpoint to its last step, and repeats itself bit for bit after a kill."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.schema import LINEAGE, METRICS
+from tests.training.examples import example_job, made_up_feed
+from training.backend import TorchBackend
+from training.checkpoint import latest_checkpoint, load_checkpoint, read_rows
+from training.config import TrainJob
+from training.loop import StepReport, TrainSummary, run_training
+
+CPU = TorchBackend("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.examples import example_job, made_up_feed
+from training import loop
+from training.backend import make_backend
+
+directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+loop.FETCH_STEPS = 1
+
+def on_step(report):
+    if report.step == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+job = example_job(directory, device=device)
+loop.run_training(job, make_backend(device), made_up_feed(job), on_step)
+"""
+
+
+def train(job: TrainJob, reports: list[StepReport] | None = None) -> TrainSummary:
+    return run_training(job, CPU, made_up_feed(job), None if reports is None else reports.append)
+
+
+def run_in_process(directory: Path, device: str, kill_at: int) -> int:
+    return subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(directory), device, str(kill_at)],
+        cwd=ROOT,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HOME": str(directory)},
+        check=False,
+        timeout=300,
+    ).returncode
+
+
+def final_hashes(directory: Path) -> dict[str, str]:
+    uri = latest_checkpoint(str(directory))
+    assert uri is not None
+    files = json.loads((Path(uri) / "COMMIT").read_text())["files"]
+    return {name: file["sha256"] for name, file in files.items()}
+
+
+def test_the_loss_falls_and_steps_are_reported_in_order(tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    summary = train(example_job(tmp_path, config={"steps": 40}), reports)
+    assert [report.step for report in reports] == list(range(1, 41))
+    assert reports[0].loss == pytest.approx(np.log(64), rel=0.05)
+    assert summary.loss == reports[-1].loss < 0.9 * reports[0].loss
+    assert summary.tokens_seen == reports[-1].tokens_seen == sum(report.targets for report in reports)
+    assert (summary.first_step, summary.steps) == (0, 40)
+
+
+def test_metrics_and_lineage_hold_every_step_once(tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    job = example_job(tmp_path)
+    train(job, reports)
+    metrics = read_rows(str(tmp_path), "metrics")
+    assert metrics is not None
+    assert metrics.schema.equals(METRICS)
+    assert metrics.to_pylist() == [dataclasses.asdict(report) for report in reports]
+    lineage = read_rows(str(tmp_path), "lineage")
+    assert lineage is not None
+    assert lineage.schema.equals(LINEAGE)
+    expected = [
+        {"step": step + 1, "slot": slot, "dataset": ("prose", "code")[ref[0]], "shard": ref[1], "row": ref[2]}
+        for step, batch in made_up_feed(job)(0, 12)
+        for slot, ref in enumerate(batch["refs"].tolist())
+    ]
+    assert lineage.drop_columns("sequence_hash").to_pylist() == expected
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    job = example_job(tmp_path)
+    first = train(job)
+    again = train(job)
+    assert (again.first_step, again.steps, again.loss) == (12, 12, None)
+    assert (again.checkpoint_uri, again.tokens_seen) == (first.checkpoint_uri, first.tokens_seen)
+
+
+def test_micro_batches_give_the_same_steps(tmp_path: Path) -> None:
+    whole: list[StepReport] = []
+    parts: list[StepReport] = []
+    train(example_job(tmp_path / "whole"), whole)
+    train(example_job(tmp_path / "parts", microbatch_rows=1), parts)
+    assert [report.targets for report in parts] == [report.targets for report in whole]
+    np.testing.assert_allclose([r.loss for r in parts], [r.loss for r in whole], rtol=1e-5)
+    np.testing.assert_allclose([r.grad_norm for r in parts], [r.grad_norm for r in whole], rtol=1e-4)
+
+
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    train(example_job(tmp_path / "whole"))
+    assert run_in_process(tmp_path / "killed", "cpu", kill_at=8) == -signal.SIGKILL
+    uri = latest_checkpoint(str(tmp_path / "killed"))
+    assert uri is not None
+    assert uri.endswith("step-00000005")
+    summary = train(example_job(tmp_path / "killed"))
+    assert summary.first_step == 5
+    assert final_hashes(tmp_path / "killed") == final_hashes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_xla_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    assert run_in_process(tmp_path / "whole", "xla", kill_at=0) == 0
+    for kill_at in (3, 8):
+        assert run_in_process(tmp_path / "killed", "xla", kill_at) == -signal.SIGKILL
+    assert run_in_process(tmp_path / "killed", "xla", kill_at=0) == 0
+    assert final_hashes(tmp_path / "killed") == final_hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": {"seed": 1}}, r"config\.seed was 0 and is 1"),
+        ({"config": {"steps": 13}}, r"config\.steps was 12 and is 13"),
+        ({"input_fingerprints": {"sequences": "abd"}}, r"input_fingerprints\.sequences was 'abc' and is 'abd'"),
+        ({"order_seed": 7}, "order_seed was 0 and is 7"),
+    ],
+)
+def test_another_config_or_other_data_is_refused(tmp_path: Path, change: dict, named: str) -> None:
+    train(example_job(tmp_path))
+    with pytest.raises(ValueError, match=named):
+        train(example_job(tmp_path, **change))
+
+
+def test_another_set_up_may_continue(tmp_path: Path) -> None:
+    train(example_job(tmp_path))
+    assert train(example_job(tmp_path, microbatch_rows=2)).first_step == 12
+
+
+def test_a_lost_lease_stops_the_run_before_the_commit(tmp_path: Path) -> None:
+    lease = tmp_path / "lease"
+    job = example_job(tmp_path / "checkpoints", lease_uri=str(lease), lease_token="mine")
+    lease.write_text('{"token": "mine"}')
+
+    def taken_over(report: StepReport) -> None:
+        if report.step == 8:
+            lease.write_text('{"token": "theirs"}')
+
+    with pytest.raises(RuntimeError, match="another driver has taken over"):
+        run_training(job, CPU, made_up_feed(job), taken_over)
+    uri = latest_checkpoint(job.checkpoints_uri)
+    assert uri is not None
+    assert uri.endswith("step-00000005")
+
+
+def test_a_feed_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    job = example_job(tmp_path)
+    with pytest.raises(RuntimeError, match="ended after step 7 of 12"):
+        run_training(job, CPU, lambda start, stop: made_up_feed(job)(start, 7))
+
+
+def test_the_checkpoint_says_what_it_was_made_from(tmp_path: Path) -> None:
+    job = example_job(tmp_path)
+    checkpoint = load_checkpoint(train(job).checkpoint_uri)
+    assert checkpoint.state["identity"] == job.identity()
+    assert checkpoint.state["setup"] == {"device": "cpu", "workers": 1, "microbatch_rows": None}
+    assert all(tensor.dtype == torch.float32 for tensor in checkpoint.weights.values())
