@@ -1,0 +1,171 @@
+"""The shape of the repository, as rules: who imports whom, where ray, torch_xla and jax live, how long files may be."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("model", "data", "training", "infra", "pipelines")
+MAY_IMPORT = {
+    "model": set(),
+    "data": set(),
+    "infra": set(),
+    "training": {"model", "data"},
+    "pipelines": {"model", "data", "training", "infra"},
+}
+HOMES = {
+    "ray": ("training/worker.py", "infra/", "pipelines/"),
+    "torch_xla": ("training/xla/",),
+    "jax": ("training/xla/", "infra/aot.py"),
+    "torch": ("model/", "training/", "infra/", "pipelines/"),  # all but data/
+}
+MAX_LINES = 400
+MAX_BYTES = 1_000_000
+# In pieces, so that this file does not hold what it looks for.
+ADDRESSES = re.compile(
+    "|".join(
+        [
+            r"\bpy" + r"pi\.(org|io|python)",
+            "python" + r"hosted\.org",
+            "download" + r"\.pytorch\.org",
+            r"(?<!no-emit-)(?<!no-emit-extra-)\b(extra-)?index" + r"-url\b",
+            r"--(find-links|trusted" + r"-host)\b",
+            r"\b(PIP|UV)_(EXTRA_|DEFAULT_)?IND" + r"EX(_URL)?\b",
+        ]
+    )
+)
+
+
+def modules(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (REPOSITORY / package).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    """Every module that the file imports anywhere, at the top, in a function or for type checking only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{relative(path)}:{node.lineno}: a relative import"
+            yield node.module or ""
+
+
+def git(*words: str) -> list[str]:
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr  # check-ignore says 1 where nothing is ignored
+    return [name for name in re.split(r"[\0\n]", done.stdout) if name]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_those_below_it(package: str) -> None:
+    wrong = [
+        f"{relative(path)} imports {name}"
+        for path in modules(package)
+        for name in imported_by(path)
+        if (top := name.partition(".")[0]) in {*PACKAGES, "tests"} - {package} and top not in MAY_IMPORT[package]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_imported_only_in_its_home(library: str) -> None:
+    wrong = [
+        relative(path)
+        for path in modules(*PACKAGES)
+        if any(name.partition(".")[0] == library for name in imported_by(path))
+        and not relative(path).startswith(HOMES[library])
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("names", "blocked"),
+    [
+        (["data"], ["ray", "torch_xla", "jax", "torch"]),
+        pytest.param(["model", "training"], ["ray", "torch_xla", "jax"], marks=pytest.mark.slow),
+    ],
+    ids=["data", "model and training"],
+)
+def test_the_core_imports_where_ray_and_torch_xla_are_missing(names: list[str], blocked: list[str]) -> None:
+    wanted = [
+        relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for path in modules(*names)
+        if relative(path) != "training/worker.py" and not relative(path).startswith("training/xla/")
+    ]
+    script = f"import sys, importlib\nfor name in {blocked!r}: sys.modules[name] = None\n"
+    script += f"for name in {wanted!r}: importlib.import_module(name)\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in modules(*PACKAGES, "tests")}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_no_module_is_called_utils_or_like_one_of_the_standard_library() -> None:
+    taken = sys.stdlib_module_names | {"utils", "helpers", "common", "misc"}
+    names = [relative(path) for path in modules(*PACKAGES) if path.stem in taken]
+    names += [package for package in (*PACKAGES, "tests") if package in taken]
+    assert not names
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [relative(path) for path in modules(*PACKAGES) if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def packages_with_public_names() -> list[str]:
+    return [
+        relative(path.parent).replace("/", ".")
+        for path in modules(*PACKAGES)
+        if path.name == "__init__.py" and "__all__" in path.read_text()
+    ]
+
+
+@pytest.mark.parametrize("name", packages_with_public_names())
+def test_public_names_are_those_in_all(name: str) -> None:
+    package = importlib.import_module(name)
+    public = {
+        key for key, value in vars(package).items() if not key.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public == set(package.__all__)
+    assert len(package.__all__) == len(public)
+
+
+def test_nothing_tracked_is_ignored() -> None:
+    assert git("ls-files", "-z", "--cached", "--ignored", "--exclude-standard") == []
+
+
+def test_no_ignore_pattern_matches_a_package_or_a_file_in_it() -> None:
+    """Ray leaves ignored files behind when it ships the working directory."""
+    folders = {relative(path.parent) for path in modules(*PACKAGES, "tests")}
+    candidates = [*folders, *(f"{folder}/a_new_module.py" for folder in folders), "infra/dashboards/a.json"]
+    assert git("check-ignore", "--no-index", *candidates) == []
+
+
+def test_no_tracked_file_is_over_one_megabyte() -> None:
+    sizes = {name: (REPOSITORY / name).stat().st_size for name in git("ls-files", "-z") if (REPOSITORY / name).exists()}
+    assert {name: size for name, size in sizes.items() if size > MAX_BYTES} == {}
+
+
+def test_no_tracked_file_names_a_package_index() -> None:
+    found = []
+    for name in git("ls-files", "-z"):
+        path = REPOSITORY / name
+        if path.exists() and (hit := ADDRESSES.search(path.read_text(errors="replace"))):
+            found.append(f"{name}: {hit[0]}")
+    assert not found
