@@ -51,6 +51,18 @@ def test_rows_of_different_lengths_decode_as_if_alone():
                 torch.testing.assert_close(logits[row, 0], alone[row][int(place)], atol=5e-5, rtol=0)
 
 
+def test_the_newest_tokens_are_kept_in_whatever_order_they_come():
+    model = lively_model(window=5)
+    tokens = random_tokens(1, 13, model.config)
+    backwards = torch.arange(11, -1, -1)[None]
+    cache = Cache(model.config, batch_rows=1, max_length=20)
+    with torch.no_grad():
+        model(tokens[:, :12].flip(1), backwards, cache=cache)
+        logits = model(tokens[:, 12:], torch.tensor([[12]]), cache=cache)
+        torch.testing.assert_close(logits[0, 0], model(tokens)[0, 12], atol=5e-5, rtol=0)
+    assert sorted(cache.layers[0].positions[0, :-1].tolist()) == [8, 9, 10, 11, 12]
+
+
 def test_a_local_layer_keeps_no_more_than_its_window():
     config = gemma2_tiny(window=16)
     long = Cache(config, batch_rows=1, max_length=1000)

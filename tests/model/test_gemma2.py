@@ -1,9 +1,61 @@
+import math
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from model import Cache, Gemma2, attend, gemma2_2b, gemma2_tiny
 from tests.model.reference import lively_model, random_tokens
+
+
+def by_hand(model, tokens):
+    """Logits [T, V] of one document in float64, written from the paper's description and without the model's code."""
+    config = model.config
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    T, H = len(tokens), config.head_dim
+
+    def norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt() * (1 + weights[name])
+
+    def turned(heads):
+        angles = torch.tensor([[t / config.rope_theta ** (2 * i / H) for i in range(H // 2)] for t in range(T)])
+        turn = torch.polar(torch.ones(T, H // 2, dtype=torch.float64), angles.double())
+        pairs = torch.complex(heads[..., : H // 2], heads[..., H // 2 :]) * turn[:, None]
+        return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+    table = weights["model.embed_tokens.weight"]
+    x = table[tokens] * math.sqrt(config.d_model)
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        projected = norm(x, prefix + "input_layernorm.weight")
+        q, k, v = ((projected @ weights[f"{prefix}self_attn.{part}_proj.weight"].T).view(T, -1, H) for part in "qkv")
+        q, k = turned(q), turned(k)
+        heads = []
+        for head in range(config.heads):
+            shared = head // (config.heads // config.kv_heads)
+            scores = q[:, head] @ k[:, shared].T / math.sqrt(config.query_scale)
+            scores = config.attention_softcap * torch.tanh(scores / config.attention_softcap)
+            distance = torch.arange(T)[:, None] - torch.arange(T)[None]
+            hidden = (distance < 0) | ((distance >= config.window) if layer in (0, 2, 4) else False)
+            heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ v[:, shared])
+        attended = torch.cat(heads, dim=-1) @ weights[prefix + "self_attn.o_proj.weight"].T
+        x = x + norm(attended, prefix + "post_attention_layernorm.weight")
+        entering = norm(x, prefix + "pre_feedforward_layernorm.weight")
+        gate = entering @ weights[prefix + "mlp.gate_proj.weight"].T
+        gate = 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+        raised = gate * (entering @ weights[prefix + "mlp.up_proj.weight"].T)
+        x = x + norm(raised @ weights[prefix + "mlp.down_proj.weight"].T, prefix + "post_feedforward_layernorm.weight")
+    logits = norm(x, "model.norm.weight") @ table.T
+    return config.final_softcap * torch.tanh(logits / config.final_softcap)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"query_scale": 144, "rope_theta": 50.0, "d_model": 52, "kv_heads": 1}])
+def test_logits_are_those_of_the_formulas_in_float64(overrides):
+    model = lively_model(**overrides)
+    tokens = random_tokens(1, 19, model.config)
+    with torch.no_grad():
+        got = model(tokens)[0].double()
+    assert (got - by_hand(model, tokens[0])).abs().max() <= 5e-5
 
 
 def packed(documents, length):
@@ -111,11 +163,13 @@ def test_the_embedding_is_scaled_by_the_root_rounded_to_its_dtype(dtype, d_model
         return x_BTD
 
     model = Gemma2(gemma2_tiny(vocab_size=8, d_model=d_model, layers=1), run_layers=spy).to(dtype)
+    # many values: with most of them the product rounds to the same bfloat16 whether the root was rounded or not
+    values = torch.linspace(1.0, 2.0, d_model).to(dtype)
     with torch.no_grad():
-        model.model.embed_tokens.weight.fill_(1.0)
+        model.model.embed_tokens.weight.copy_(values.expand(8, d_model))
         model.hidden(torch.zeros(1, 1, dtype=torch.int32))
     assert entering[0].dtype == dtype
-    assert float(entering[0][0, 0, 0]) == pytest.approx(expected, rel=1e-7)
+    torch.testing.assert_close(entering[0][0, 0], (values.double() * expected).to(dtype), atol=0, rtol=3e-7)
 
 
 def test_a_bfloat16_model_stays_close_and_its_logits_are_float32():
