@@ -1,8 +1,11 @@
 """What each word of the command line does: list, show, plan, run."""
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import sys
+import textwrap
 import time
 import typing
 from typing import Any
@@ -91,12 +94,14 @@ def plan(words: list[str]) -> int:
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
         before: dict[str, Any] = {}
+        notes: dict[str, str] = {}
         root = command.root
     else:
         wanted = parse_recipe(target, rest)
         tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
+        notes = {step.name: step.note for step in wanted.recipe.steps}
     print(f"{target.name} in {root}: {target.summary}")
-    for line in plan_lines(tasks, before):
+    for line in plan_lines(tasks, before, notes):
         print(line)
     return 0
 
@@ -128,6 +133,7 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     session = RaySession(command.resources.cpus)
     if not waiting:
         _say(f"{recipe.name}: all {len(tasks)} steps were done before, nothing to do")
+    save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (name, task) in enumerate(tasks.items(), start=1):
             if waiting:
@@ -139,7 +145,6 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
                 )
     finally:
         session.close()
-    save_recipe(command.recipe, tasks, command.root)
     if waiting:
         _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
@@ -182,15 +187,13 @@ def _fields(kind: Any, prefix: str) -> list[str]:
 
 def _field_docs(kind: Any) -> dict[str, str]:
     """Field name -> the docstring below it."""
-    import ast
-    import textwrap
-
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
     found = {}
-    for node, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            found[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
+    for owner in reversed([one for one in kind.__mro__ if dataclasses.is_dataclass(one)]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(body, ast.ClassDef)
+        for node, after in itertools.pairwise(body.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                found[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
     return found
 
 

@@ -8,38 +8,40 @@ from pipelines import config as configs
 from pipelines.runner import Task, code_sha256, read_run
 
 
-def plan_lines(tasks: Mapping[str, Task], before: Mapping[str, Any]) -> Iterator[str]:
-    """A line a step: done or to run, where, what it holds or why it runs; then warnings.
+def plan_lines(
+    tasks: Mapping[str, Task], before: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Two lines a step: done or to run and what for; where, and what it holds or why it runs. Warnings at the end.
 
-    `before` is what last ran, by step.
+    `before` is what last ran, by step; `notes` what a step is for (otherwise its stage's summary).
     """
     done = {name: task.manifest() for name, task in tasks.items()}
     width = max(len(name) for name in tasks)
     waiting = [name for name, manifest in done.items() if manifest is None]
     yield f"{len(tasks)} steps: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
-    for name, task in tasks.items():
+    for number, (name, task) in enumerate(tasks.items(), start=1):
         manifest = done[name]
-        place = f"{task.stage.name}/{task.fingerprint}"
-        if manifest is not None:
-            yield f"  {name:<{width}}  done    {place}  {_holds(manifest)}"
-        else:
-            yield f"  {name:<{width}}  to run  {place}  {why(name, tasks, before, waiting)}"
+        note = (notes or {}).get(name) or task.stage.summary
+        yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
+        told = _holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
+    changed: dict[str, list[str]] = {}
     for name, task in tasks.items():
         recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
         if recorded not in (None, code_sha256(task.stage)):
-            yield (
-                f"warning: the code of {task.stage.name} changed since {name} ran and its VERSION "
-                f"({task.stage.version}) did not; if its output would differ, raise VERSION in its file and it "
-                f"runs again"
-            )
+            changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)
+    for stage, names in changed.items():
+        yield (
+            f"warning: the code of {stage} changed since {', '.join(names)} ran and its VERSION did not; "
+            "if its output would differ, raise VERSION in its file and it runs again"
+        )
 
 
 def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting: list[str]) -> str:
     """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
     task = tasks[name]
-    summary = task.stage.summary.rstrip(".")
     if name not in before:
-        return f"never ran here: {summary}"
+        return "never ran here"
     old, new = before[name], task.hashed()
     changes = configs.differences(old["config"], new["config"])
     if old["version"] != new["version"]:

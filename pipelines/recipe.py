@@ -39,6 +39,8 @@ class Step:
     """the stage's Config"""
     inputs: Mapping[str, tuple[Output | str, ...]] = field(default_factory=dict)
     """input name -> outputs of earlier steps, or paths from outside"""
+    note: str = ""
+    """what the step is for, in a sentence that `plan` tells"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model import Gemma2Config
+from model import Gemma2Config, parameter_count
 from pipelines.config import no_such
 from pipelines.recipe import Output, Recipe, Step
 from pipelines.stages import (
@@ -112,34 +112,46 @@ def _model(vocab_size: int, *, d_model: int, layers: int, heads: int, ffw_dim: i
 def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
     """From raw text to evaluated models. The students' steps use every packed row once."""
     text, sequences = Output(step="deduplicate", dataset="text"), Output(step="pack", dataset="sequences")
+    tokenizer = Output(step="tokenizer", dataset="tokenizer")
     teacher_config = _training("next_token", sizes.teacher, sizes.teacher_steps, sizes, learning_rate=2e-3)
     student_config = _training("next_token", sizes.student, sizes.student_steps, sizes, learning_rate=3e-3)
-    steps = [
+    rows = sizes.student_steps * sizes.global_batch
+    return (
         Step(
             name="collect",
             stage="collect_text",
             inputs={"input": (sysconfig.get_paths()["stdlib"],)},
             config=collect_text.Config(source="stdlib", exclude=exclude, shard_bytes=1 << 20),
+            note="Python's standard library becomes text, one document a module.",
         ),
         _step(
             "filter",
             "filter_text",
             filter_text.Config(max_characters=400_000),
+            "Empty and overlong documents are set aside, each with its reason.",
             text=Output(step="collect", dataset="text"),
         ),
         _step(
             "deduplicate",
             "deduplicate_text",
             deduplicate_text.Config(buckets=2),
+            "Of documents with the same text one is kept.",
             text=Output(step="filter", dataset="text"),
         ),
-        _step("tokenizer", "train_tokenizer", train_tokenizer.Config(vocab_size=sizes.vocab_size), text=text),
+        _step(
+            "tokenizer",
+            "train_tokenizer",
+            train_tokenizer.Config(vocab_size=sizes.vocab_size),
+            f"{sizes.vocab_size:,} pieces are learned from the documents that are not held out.",
+            text=text,
+        ),
         _step(
             "tokenize",
             "tokenize_text",
             tokenize_text.Config(),
+            "Every document becomes token ids.",
             text=text,
-            tokenizer=Output(step="tokenizer", dataset="tokenizer"),
+            tokenizer=tokenizer,
         ),
         _step(
             "pack",
@@ -147,16 +159,24 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
             pack_sequences.Config(
                 sequence_length=sizes.sequence_length,
                 shard_tokens=1 << 18,
-                max_rows=sizes.student_steps * sizes.global_batch,
+                max_rows=rows,
                 max_heldout_rows=sizes.max_heldout_rows,
             ),
+            f"{rows:,} shuffled rows of {sizes.sequence_length} tokens to train on; held-out documents apart.",
             tokens=Output(step="tokenize", dataset="tokens"),
         ),
-        _step("teacher", "train_model", teacher_config, sequences=sequences),
+        _step(
+            "teacher",
+            "train_model",
+            teacher_config,
+            f"A Gemma 2 of {_millions(sizes.teacher)} parameters learns next tokens.",
+            sequences=sequences,
+        ),
         _step(
             "cache",
             "cache_logits",
             cache_logits.Config(draws=50, forward_rows=sizes.global_batch),
+            "The teacher sees every row once; 50 draws from its distribution at each target are kept.",
             sequences=sequences,
             teacher=Output(step="teacher", dataset="checkpoints"),
         ),
@@ -164,36 +184,48 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
             "distilled",
             "train_model",
             replace(student_config, objective="distill"),
+            f"A student of {_millions(sizes.student)} parameters learns from the cache.",
             sequences=sequences,
             logits=Output(step="cache", dataset="logits"),
         ),
-        _step("scratch", "train_model", student_config, sequences=sequences),
-    ]
-    for name in ("teacher", "distilled", "scratch"):
-        steps.append(
+        _step(
+            "scratch",
+            "train_model",
+            student_config,
+            "The same student on the same rows learns without a teacher.",
+            sequences=sequences,
+        ),
+        *(
             _step(
                 f"evaluate_{name}",
                 "evaluate_model",
                 evaluate_model.Config(forward_rows=sizes.global_batch),
+                f"Held-out loss of {name}, beside that of token frequencies alone.",
                 checkpoint=Output(step=name, dataset="checkpoints"),
                 heldout=Output(step="pack", dataset="heldout"),
                 sequences=sequences,
             )
-        )
-    steps.append(
+            for name in ("teacher", "distilled", "scratch")
+        ),
         _step(
             "generate",
             "generate_text",
             generate_text.Config(prompt=PROMPTS, max_new_tokens=sizes.max_new_tokens),
+            f"The distilled student continues {len(PROMPTS)} prompts.",
             checkpoint=Output(step="distilled", dataset="checkpoints"),
-            tokenizer=Output(step="tokenizer", dataset="tokenizer"),
-        )
+            tokenizer=tokenizer,
+        ),
     )
-    return tuple(steps)
 
 
-def _step(name: str, stage: str, config: object, **inputs: Output) -> Step:
-    return Step(name=name, stage=stage, config=config, inputs={key: (source,) for key, source in inputs.items()})
+def _step(name: str, stage: str, config: object, note: str, **inputs: Output) -> Step:
+    return Step(
+        name=name, stage=stage, config=config, inputs={key: (source,) for key, source in inputs.items()}, note=note
+    )
+
+
+def _millions(config: Gemma2Config) -> str:
+    return f"{sum(parameter_count(config)) / 1e6:.2f}M"
 
 
 def _training(

@@ -4,6 +4,7 @@ Rows, their order and the mixture are `data/order.py`'s; a run that was killed g
 checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from data import storage
 from data.manifest import Dataset, Shard
 from data.order import MixturePhase, SequenceDataset
+from data.shards import open_parquet
 from pipelines.inputs import Input
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import COMMIT_NAME, list_checkpoints, read_commit
@@ -170,15 +172,11 @@ def _collect_outputs(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list
         steps.append(int(commit["step"]))
         folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
         for name, file in sorted(commit["files"].items()):
-            rows = int(file.get("rows", 0))
-            dataset = name.removesuffix(".parquet") if name.endswith(".parquet") else "checkpoints"
-            found[dataset].append(Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"]))
-        found["checkpoints"].append(_commit_shard(uri, folder))
+            table = name.endswith(".parquet")
+            rows = open_parquet(storage.join(uri, name)).metadata.num_rows if table else 0
+            shard = Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"])
+            found[name.removesuffix(".parquet") if table else CHECKPOINTS].append(shard)
+        data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
+        sha256 = hashlib.sha256(data).hexdigest()
+        found[CHECKPOINTS].append(Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=sha256))
     return {name: tuple(shards) for name, shards in found.items()}, steps
-
-
-def _commit_shard(uri: str, folder: str) -> Shard:
-    import hashlib
-
-    data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
-    return Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -35,7 +35,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(temporary: Path) -> Iterator[RayCluster]:
-    """Starts `ray start --head --block` and ends it by its pid. `temporary` must be short: Ray puts sockets below it."""
+    """Starts `ray start --head --block`, ends it by its pid. `temporary` must be short: Ray puts sockets below it."""
     port, dashboard, agent = _free_ports(3)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},

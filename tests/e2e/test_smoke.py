@@ -1,0 +1,75 @@
+"""The whole path, end to end, on a real cluster; then what a user does next."""
+
+import json
+import time
+
+import pytest
+
+from pipelines import recipes
+from tests.e2e.cluster import RayCluster
+from tests.e2e.conftest import SmokeRun, pipelines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_submitted_job_runs_the_whole_path(smoke: SmokeRun) -> None:
+    assert smoke.returncode == 0, smoke.output[-4000:]
+    assert smoke.seconds < 240
+    for step in recipes.load("smoke").steps:
+        folders = list((smoke.root / step.stage).iterdir())
+        assert any((folder / "_MANIFEST.json").exists() for folder in folders), step.name
+
+
+def test_the_same_line_run_directly_has_nothing_to_do_and_starts_no_ray(smoke: SmokeRun) -> None:
+    began = time.monotonic()
+    done = pipelines("run", "smoke", "--root", str(smoke.root), RAY_ADDRESS="127.0.0.1:1")  # a Ray would not come up
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert time.monotonic() - began < 15
+
+
+def test_a_changed_field_reruns_only_what_follows_and_plan_says_why(smoke: SmokeRun) -> None:
+    done = pipelines("plan", "smoke", "--root", str(smoke.root), "--distilled.optimizer.learning-rate", "0.001")
+    assert done.returncode == 0, done.stderr
+    to_run = [line.split()[1] for line in done.stdout.splitlines() if " to run  " in line]
+    assert to_run == ["distilled", "evaluate_distilled", "generate"]
+    assert "learning_rate 0.003 -> 0.001" in done.stdout
+    assert "it reads distilled, which changes" in done.stdout
+
+
+def test_a_saved_config_replays_to_the_same_run(smoke: SmokeRun) -> None:
+    (run,) = (smoke.root / "pack_sequences").iterdir()
+    done = pipelines("run", "pack_sequences", "--config", str(run / "_CONFIG.json"), "--root", str(smoke.root))
+    assert done.returncode == 0, done.stderr
+    assert f"{run.name}: done before" in done.stderr
+    replay = pipelines(
+        "plan", "smoke", "--config", str(smoke.root / "smoke" / "recipe.json"), "--root", str(smoke.root)
+    )
+    assert "0 to run" in replay.stdout
+
+
+def test_distilled_and_scratch_saw_the_same_rows_in_the_same_order(smoke: SmokeRun) -> None:
+    from data.shards import read_table
+
+    lineages = {}
+    for run in (smoke.root / "train_model").iterdir():
+        manifest = json.loads((run / "_MANIFEST.json").read_text())
+        if manifest["config"]["model"]["d_model"] == 32:
+            shards = manifest["datasets"]["lineage"]["shards"]
+            lineages[manifest["config"]["objective"]] = [read_table(str(run / shard["name"])) for shard in shards]
+    assert lineages["distill"] == lineages["next_token"]
+    assert sum(table.num_rows for table in lineages["distill"]) == 20 * 8
+
+
+def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:
+    done = cluster.submit("python", "-m", "pipelines", "run", "smoke", "--root", "runs", timeout=120)
+    assert done.returncode == 1  # ray's own: the job failed
+    assert "relative" in done.stdout and "exit code 2" in done.stdout
+
+
+def test_the_cluster_refuses_whoever_has_no_token(cluster: RayCluster) -> None:
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
