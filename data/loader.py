@@ -1,0 +1,283 @@
+"""From row references to batches: reads row groups lazily, checks what it read, joins the teacher's logits by row.
+
+    Order.worker_rows(step) -> SequenceReader (+ LogitsReader) -> StepLoader.load -> Batch -> direct_feed
+
+Nothing unchecked reaches training: Parquet page checksums, the sequence_hash of each row, ids within the vocabulary,
+and for logits that they were computed on the row they are used with. A refusal is a ValueError naming the file.
+
+Cost: a row group is read, decoded and hashed once while it stays among the last few used; then a batch is a copy.
+"""
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.logits import CodecSpec, decode_counts
+from data.order import Order
+from data.schema import sequence_hashes
+from data.shards import open_parquet
+
+Batch = dict[str, np.ndarray]
+"""tokens, segment_ids, positions int32 [b, L]; loss_mask bool [b, L]; sequence_hash uint64 [b]; refs int32 [b, 3]
+(dataset, shard, row); with logits target_ids and target_counts int32 [b, L, K], zero where there is no target or no
+further id"""
+
+ROW_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "sequence_hash")
+_OPEN_FILES = 16
+_CACHED_ROW_GROUPS = 4
+
+T = TypeVar("T")
+
+
+class StepLoader:
+    """The batches of one worker, by step.
+
+    Raises ValueError where the readers do not match the order's datasets, or the workers do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        readers: Sequence["SequenceReader"],
+        logits_readers: Sequence["LogitsReader"] | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for kind, given in (("sequences", readers), ("logits", logits_readers)):
+            if given is not None and len(given) != len(order.datasets):
+                raise ValueError(
+                    f"got {len(given)} readers of {kind} for {len(order.datasets)} datasets; each dataset needs its own"
+                )
+        if logits_readers is not None and len({reader.max_unique for reader in logits_readers}) > 1:
+            raise ValueError(
+                "readers of logits differ in max_unique; a batch has one K, so give all of them the largest"
+            )
+        order.worker_rows(0, rank, world_size)
+        self.order, self.rank, self.world_size = order, rank, world_size
+        self._readers, self._logits_readers = readers, logits_readers
+
+    def load(self, step: int) -> Batch:
+        """This worker's rows of a step. Raises ValueError where a file is damaged or logits belong to other rows."""
+        refs = np.array(self.order.worker_rows(step, self.rank, self.world_size), np.int32)
+        parts, places = [], []
+        for dataset in np.unique(refs[:, 0]).tolist():
+            mine = np.flatnonzero(refs[:, 0] == dataset)
+            parts.append(self._read(dataset, [(shard, row) for _, shard, row in refs[mine].tolist()]))
+            places.append(mine)
+        if len(lengths := {part["tokens"].shape[1] for part in parts}) > 1:
+            raise ValueError(
+                f"datasets of one mixture have rows of {sorted(lengths)} tokens; pack them with one sequence_length"
+            )
+        back = np.argsort(np.concatenate(places))
+        batch = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+        return {**batch, "refs": refs}
+
+    def _read(self, dataset: int, rows: list[tuple[int, int]]) -> Batch:
+        batch = self._readers[dataset].read(rows)
+        if self._logits_readers is not None:
+            sequences, logits = self._readers[dataset], self._logits_readers[dataset]
+            shape = (*batch["tokens"].shape, logits.max_unique)
+            batch["target_ids"], batch["target_counts"] = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+            for index, (found_hash, ids, counts) in enumerate(logits.read(rows)):
+                shard, row = rows[index]
+                targets, wanted_hash = batch["loss_mask"][index], int(batch["sequence_hash"][index])
+                if found_hash != wanted_hash or len(ids) != targets.sum():
+                    raise ValueError(
+                        f"row {row} of {logits.uris[shard]} holds logits of sequence {found_hash:016x} with {len(ids)} "
+                        f"targets, and row {row} of {sequences.uris[shard]} is sequence {wanted_hash:016x} with "
+                        f"{targets.sum()}: the logits were computed on other sequences; run cache_logits on these"
+                    )
+                batch["target_ids"][index, targets] = ids
+                batch["target_counts"][index, targets] = counts
+        return batch
+
+
+def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: int = 4) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) for each step from start_step to stop_step - 1, read ahead in a thread by up to `prefetch` batches.
+
+    An exception of the loader is raised here, at its step. The thread ends with the iteration, also one left early.
+    """
+    if prefetch < 1:
+        raise ValueError(f"got prefetch={prefetch}; at least 1 batch is read ahead")
+    ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(prefetch)
+    stopped = threading.Event()
+
+    def put(item: tuple[int, Batch] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start_step, stop_step):
+                put((step, loader.load(step)))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # carried to the thread that asked
+            put(error)
+
+    thread = threading.Thread(target=work, name=f"feed-{start_step}", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class SequenceReader:
+    """Random access to the packed rows of one dataset. `row_group_rows` is checked against the files."""
+
+    def __init__(self, shard_uris: Sequence[str], row_group_rows: int, vocab_size: int | None = None) -> None:
+        self.uris = tuple(shard_uris)
+        self._vocab_size = vocab_size
+        self._groups = _RowGroups(self.uris, ROW_COLUMNS, self._decode, row_group_rows)
+
+    def read(self, rows: Sequence[tuple[int, int]]) -> Batch:
+        """The columns of ROW_COLUMNS for each (shard, row), in the order asked for."""
+        found = self._groups.read(rows, lambda group, row: [group[name][row] for name in ROW_COLUMNS])
+        return {name: np.stack(column) for name, column in zip(ROW_COLUMNS, zip(*found, strict=True), strict=True)}
+
+    def _decode(self, table: pa.Table, uri: str) -> Batch:
+        columns = {name: table[name].combine_chunks() for name in ROW_COLUMNS}
+        lengths = {int(length) for name in ROW_COLUMNS[:4] for length in np.unique(np.diff(columns[name].offsets))}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"{uri} has rows of {sorted(lengths)} tokens; packed rows have one length: pack them again"
+            )
+        shape = (table.num_rows, lengths.pop())
+        group = {
+            name: columns[name].flatten().to_numpy(zero_copy_only=False).reshape(shape) for name in ROW_COLUMNS[:4]
+        }
+        group["sequence_hash"] = columns["sequence_hash"].to_numpy()
+        hashes = sequence_hashes(group["tokens"], group["segment_ids"], group["loss_mask"])
+        if (wrong := np.flatnonzero(hashes != group["sequence_hash"])).size:
+            raise ValueError(
+                f"{uri} is damaged: tokens, segments or mask of {wrong.size} of {len(hashes)} rows read together are "
+                "not those that their sequence_hash was made of; remove the run that wrote it and run that again"
+            )
+        low, high = int(group["tokens"].min()), int(group["tokens"].max())
+        if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
+            raise ValueError(
+                f"{uri} holds token ids {low} to {high}, and the vocabulary has 0 to "
+                f"{(self._vocab_size or 2**31) - 1}; tokenize and pack with the tokenizer that the model is trained for"
+            )
+        return group
+
+
+class LogitsReader:
+    """Random access to the cached teacher distributions of one dataset, row for row those of its sequences.
+
+    `max_unique` is K, the ids kept for a target; by default as many as can be drawn.
+    """
+
+    def __init__(self, shard_uris: Sequence[str], spec: CodecSpec, max_unique: int | None = None) -> None:
+        self.uris = tuple(shard_uris)
+        self.spec = spec
+        self.max_unique = max_unique or min(spec.draws, spec.vocab_size)
+        self._groups = _RowGroups(self.uris, ("sequence_hash", "unique", "packed"), lambda table, _: table)
+
+    def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """(sequence_hash, ids [P, K], counts [P, K]) for each (shard, row); P targets in order."""
+        found = self._groups.read(rows, lambda table, row: [table[name][row] for name in table.column_names])
+        decoded = []
+        for (shard, row), (sequence_hash, unique, packed) in zip(rows, found, strict=True):
+            try:
+                counts = decode_counts(
+                    unique.values.to_numpy(), memoryview(packed.as_buffer()), self.spec, self.max_unique
+                )
+            except ValueError as error:
+                raise ValueError(f"row {row} of {self.uris[shard]}: {error}") from error
+            decoded.append((sequence_hash.as_py(), *counts))
+        return decoded
+
+
+class _RowGroups(Generic[T]):
+    """Row groups of Parquet files, each decoded and checked once while it is among the last few used."""
+
+    def __init__(
+        self,
+        uris: tuple[str, ...],
+        columns: tuple[str, ...],
+        decode: Callable[[pa.Table, str], T],
+        row_group_rows: int | None = None,
+    ) -> None:
+        self._uris, self._columns, self._decode, self._row_group_rows = uris, columns, decode, row_group_rows
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], T] = OrderedDict()
+
+    def read(self, rows: Sequence[tuple[int, int]], pick: Callable[[T, int], list]) -> list[list]:
+        """pick(group, row in group) for each (shard, row), in order; each group is visited once."""
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for place, (shard, row) in enumerate(rows):
+            group, row_in_group = self._locate(shard, row)
+            wanted.setdefault((shard, group), []).append((place, row_in_group))
+        found: list[list] = [[]] * len(rows)
+        for (shard, group), picks in wanted.items():
+            decoded = self._group(shard, group)
+            for place, row_in_group in picks:
+                found[place] = pick(decoded, row_in_group)
+        return found
+
+    def _locate(self, shard: int, row: int) -> tuple[int, int]:
+        _, ends = self._file(shard)
+        if not 0 <= row < (ends[-1] if len(ends) else 0):
+            raise ValueError(
+                f"{self._uris[shard]} has {ends[-1] if len(ends) else 0} rows and no row {row}; its manifest is of "
+                "another file: run the stage that wrote it again"
+            )
+        group = int(np.searchsorted(ends, row, side="right"))
+        return group, row - (int(ends[group - 1]) if group else 0)
+
+    def _file(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
+        """The open file of a shard and where each of its row groups ends."""
+        if shard not in self._files:
+            uri = self._uris[shard]
+            file = open_parquet(uri)
+            metadata = file.metadata
+            if missing := sorted(set(self._columns) - set(file.schema_arrow.names)):
+                raise ValueError(
+                    f"{uri} has no columns {missing}; it has {file.schema_arrow.names}: name another dataset"
+                )
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if self._row_group_rows is not None and any(count != self._row_group_rows for count in rows[:-1]):
+                raise ValueError(
+                    f"{uri} has row groups of {sorted(set(rows[:-1]))} rows and its manifest says "
+                    f"{self._row_group_rows}; run the stage that wrote it again"
+                )
+            self._files[shard] = (file, np.cumsum(rows))
+            if len(self._files) > _OPEN_FILES:
+                _, (oldest, _) = self._files.popitem(last=False)
+                oldest.close(force=True)
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _group(self, shard: int, group: int) -> T:
+        key = (shard, group)
+        if key not in self._groups:
+            uri = self._uris[shard]
+            try:
+                table = self._file(shard)[0].read_row_group(group, columns=list(self._columns))
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(
+                    f"{uri} is damaged ({error}); remove the run that wrote it and run that again"
+                ) from error
+            self._groups[key] = self._decode(table, uri)
+            if len(self._groups) > _CACHED_ROW_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
