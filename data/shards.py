@@ -51,16 +51,30 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(storage.open_input(uri), page_checksum_verification=True)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # OSError: a footer that is no Thrift
         raise ValueError(
             f"{uri} is not a Parquet file ({error}); if it was one, it is damaged: write it again"
         ) from error
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole file, checked. Raises ValueError where it is damaged or not Parquet."""
-    file = open_parquet(uri)
-    try:
-        return file.read(columns=list(columns) if columns is not None else None)
-    except OSError as error:
-        raise ValueError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error
+    """The whole file, checked. Raises ValueError where it is damaged, not Parquet, or lacks one of `columns`."""
+    with open_parquet(uri) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in columns or () if name not in names]:
+            raise ValueError(
+                f"{uri} has no column {', '.join(missing)}; it has {', '.join(names)}: it is another table"
+            )
+        try:
+            table = file.read(columns=list(columns) if columns is not None else None)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise ValueError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error
+        # Checksums cover the data of pages, not their headers: a damaged header can end a column early, silently.
+        if table.num_rows != file.metadata.num_rows:
+            raise ValueError(
+                f"{uri} is damaged ({table.num_rows} rows where its footer says {file.metadata.num_rows}); "
+                "remove the run that wrote it and run that again"
+            )
+    return table
