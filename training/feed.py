@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from data.loader import LogitsReader, SequenceReader, StepLoader
 from data.loader import direct_feed as read_steps
 from data.logits import CodecSpec
-
 from data.order import Order
 from training.config import TrainJob
 from training.loop import Feed, HostBatch
@@ -19,13 +18,13 @@ def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader
     """The loader of one worker's part of every step."""
     datasets = [dataset for dataset, _ in job.sequences]
     order = Order(datasets, job.phases, job.config.global_batch, job.order_seed)
-    readers = [SequenceReader(list(shards), dataset.row_group_rows) for dataset, shards in job.sequences]
+    readers = [SequenceReader(shards, dataset.row_group_rows, job.vocab_size) for dataset, shards in job.sequences]
     logits_readers = None
     if job.config.objective == "distill":
         assert job.logits is not None
         assert job.draws is not None
-        spec = CodecSpec(vocab_size=job.vocab_size, draws=job.draws)
-        logits_readers = [LogitsReader(list(shards), spec) for shards in job.logits]
+        spec = CodecSpec(vocab_size=job.logits_vocab_size or job.vocab_size, draws=job.draws)
+        logits_readers = [LogitsReader(shards, spec, job.max_unique) for shards in job.logits]
     return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)
 
 

@@ -292,8 +292,9 @@ def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator
     stop = threading.Event()
 
     def watch() -> None:
-        last = 0
-        while not stop.wait(PROGRESS_SECONDS):
+        last, stopped = 0, False
+        while not stopped:
+            stopped = stop.wait(PROGRESS_SECONDS)  # one more look after the end
             if (value := internal_kv._internal_kv_get(key)) is not None:
                 report = StepReport(**json.loads(value))
                 if report.step != last:

@@ -1,5 +1,6 @@
 """Small jobs for the tests: a tiny model, made-up rows, and a feed that needs no files."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from data.order import MixturePhase, Order, SequenceDataset
+from data.packing import Document, pack_documents
 from data.schema import sequence_hashes
+from data.shards import write_table
 from model import gemma2_tiny
 from training.config import OptimizerConfig, TrainingConfig, TrainJob
 from training.loop import Feed, HostBatch
@@ -55,7 +58,7 @@ def made_up_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:
             segment_ids = np.ones_like(tokens)
             mask = np.ones(tokens.shape, bool)
             mask[:, -1] = False
-            mask[0, refs[0, 2] % LENGTH :] = False  # rows do not all have the same number of targets
+            mask[np.arange(LENGTH) >= LENGTH - 1 - refs[:, 2:] % 5] = False  # rows differ in targets
             yield (
                 step,
                 {
@@ -69,3 +72,24 @@ def made_up_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:
             )
 
     return feed
+
+
+def write_sequences(directory: Path, job: TrainJob) -> TrainJob:
+    """The job with packed shards on disk for each of its datasets."""
+    sequences = []
+    for dataset, _ in job.sequences:
+        uris = []
+        for shard, rows in enumerate(dataset.shard_rows):
+            rng = np.random.default_rng([shard, rows])
+            lengths = [10, 30, rows * LENGTH - 40]  # a cut document, several in a row, no padding
+            documents = [
+                Document(id=f"{number:032x}", tokens=rng.integers(3, 19, length).astype(np.int32), text_bytes=length)
+                for number, length in enumerate(lengths)
+            ]
+            name = f"{dataset.name}-{shard}.parquet"
+            table = pack_documents(documents, LENGTH)
+            assert table.num_rows == rows
+            write_table(str(directory), name, table, row_group_rows=dataset.row_group_rows)
+            uris.append(str(directory / name))
+        sequences.append((dataset, tuple(uris)))
+    return dataclasses.replace(job, sequences=tuple(sequences))

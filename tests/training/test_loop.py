@@ -48,7 +48,7 @@ def run_in_process(directory: Path, device: str, kill_at: int) -> int:
     return subprocess.run(
         [sys.executable, "-c", KILLED_RUN, str(directory), device, str(kill_at)],
         cwd=ROOT,
-        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HOME": str(directory)},
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(directory)},
         check=False,
         timeout=300,
     ).returncode

@@ -1,0 +1,57 @@
+"""Devices that cannot do what is asked say so."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.backend import TorchBackend, check_workers, has_tpu, make_backend, resolve_device
+
+
+def test_several_workers_on_xla_without_a_tpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    with pytest.raises(ValueError, match="no collectives between processes"):
+        make_backend("xla", rank=0, world_size=2)
+    check_workers("xla", 1)
+    check_workers("cpu", 8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="sees no GPU"):
+        make_backend("cuda")
+
+
+def test_auto_resolves_to_a_device_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") in ("xla", "cuda", "cpu")
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    assert has_tpu()
+    assert resolve_device("auto") == "xla"
+
+
+def test_a_snapshot_does_not_follow_later_changes() -> None:
+    backend = TorchBackend("cpu")
+    tensor = torch.zeros(3)
+    copy = backend.snapshot({"tensor": tensor})["tensor"]
+    tensor += 1
+    assert copy.tolist() == [0, 0, 0]
+
+
+def test_values_are_fetched_as_floats_and_rows_of_one_worker_are_all_rows() -> None:
+    backend = TorchBackend("cpu")
+    assert backend.fetch([torch.tensor([1.5, 2.0]), torch.tensor([3.0])]) == [[1.5, 2.0], [3.0]]
+    assert backend.gather(np.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_training_imports_without_ray_torch_xla_and_jax() -> None:
+    script = """
+import sys
+for name in ("ray", "torch_xla", "jax"):
+    sys.modules[name] = None
+import training.evaluation, training.feed, training.loop, training.teacher
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], check=True)
