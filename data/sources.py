@@ -4,13 +4,17 @@ One pass over each file, a record at a time. What cannot be read as a record is 
 not what its name says is an error, because then nothing in it can be trusted.
 """
 
+import codecs
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow as pa
+import zstandard
 
 from data import schema, shards, storage
 
@@ -74,11 +78,20 @@ def collect_file(source: str, name: str, uri: str, text_field: str) -> tuple[pa.
                 "content_hash": schema.content_hash(record.text),
                 "text": record.text,
                 "source": source,
-                "metadata": json.dumps({"name": name, "record": record.metadata}, sort_keys=True, ensure_ascii=False),
+                "metadata": _metadata_json({"name": name, "record": record.metadata}),
                 "masked_spans": [],
             }
         )
     return pa.Table.from_pylist(texts, schema.TEXT), pa.Table.from_pylist(rejects, schema.REJECTS)
+
+
+def _metadata_json(metadata: dict[str, Any]) -> str:
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, valid in JSON as an escape and nowhere else
+        return json.dumps(metadata, sort_keys=True)
+    return text
 
 
 def _read_whole(name: str, uri: str) -> Record | Reject:
@@ -116,34 +129,62 @@ def _read_jsonl(name: str, uri: str, text_field: str) -> Iterator[Record | Rejec
 
 
 def _lines(name: str, uri: str, raw: BinaryIO) -> Iterator[bytes]:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(name[name.rfind(".") :])
-    if compression is None:
+    suffix = name[name.rfind(".") :]
+    if suffix not in (".gz", ".zst"):
         yield from raw
         return
     try:
-        with cast(BinaryIO, fsspec.compression.compr[compression](raw, mode="rb")) as lines:
+        # gzip reads file after file where several were concatenated, and so do we for zstd
+        stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else io.BufferedReader(_ZstdStream(raw))
+        with stream as lines:
             yield from lines
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{name} ends or breaks inside its {compression} stream ({error}); fetch {uri} again"
-        ) from error
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise ValueError(f"{name} ends or breaks inside its compressed stream ({error}); fetch {uri} again") from error
+
+
+class _ZstdStream(io.RawIOBase):
+    """The content of all frames of a zstd file; EOFError where one is cut (zstandard's own reader ends quietly)."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+        self.frame: Any = None
+        self.compressed = b""
+        self.content = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.content:
+            self.compressed = self.compressed or self.raw.read(1 << 16)
+            if not self.compressed:
+                if self.frame is not None:
+                    raise EOFError("the last zstd frame is not complete")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.content = memoryview(self.frame.decompress(self.compressed))
+            self.compressed = b""
+            if self.frame.eof:
+                self.compressed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.content))
+        buffer[:count], self.content = self.content[:count], self.content[count:]
+        return count
 
 
 def _parse_line(line: bytes, offset: int, text_field: str) -> Record | Reject:
-    decoded, problem = _decode(line)
+    decoded, problem = _decode(line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line)
     if problem:
         return Reject(offset=offset, reason="invalid_utf8", detail=problem, content=line)
     try:
         record = json.loads(decoded)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also for an integer of thousands of digits
         return Reject(offset=offset, reason="invalid_json", detail=f"line {offset + 1}: {error}", content=line)
     if not isinstance(record, dict):
         return Reject(offset=offset, reason="invalid_json", detail=f"line {offset + 1}: no object", content=line)
     text = record.pop(text_field, None)
     if not isinstance(text, str):
-        detail = (
-            f"line {offset + 1}: field {text_field!r} is {type(text).__name__}; there are {', '.join(record) or 'none'}"
-        )
+        fields = ", ".join(record).encode(errors="backslashreplace").decode() or "none"
+        detail = f"line {offset + 1}: field {text_field!r} is {type(text).__name__}; there are {fields}"
         return Reject(offset=offset, reason="no_text", detail=detail, content=line)
     try:
         text.encode()
@@ -159,24 +200,29 @@ def _read_parquet(name: str, uri: str, text_field: str) -> Iterator[Record | Rej
             f"{name} has no column {text_field!r}; it has {', '.join(file.schema_arrow.names)}: set --text-field"
         )
     kind = file.schema_arrow.field(text_field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    bytes_kind = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
+    if bytes_kind not in (pa.binary(), pa.large_binary()):
         raise ValueError(
             f"{name}: column {text_field!r} holds {kind}, not strings: set --text-field to a column of strings"
         )
     offset = 0
-    for batch in file.iter_batches(batch_size=1024):
-        # as bytes: a writer need not have checked that its strings are UTF-8
-        values = batch.column(text_field).cast(pa.binary() if not pa.types.is_large_string(kind) else pa.large_binary())
-        for value in values.to_pylist():
-            if value is None:
-                yield Reject(offset=offset, reason="no_text", detail=f"row {offset}: null", content=b"")
-            else:
-                text, problem = _decode(value)
-                if problem:
-                    yield Reject(offset=offset, reason="invalid_utf8", detail=problem, content=value)
-                else:
-                    yield Record(offset=offset, text=text, metadata={})
-            offset += 1
+    try:
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            # as bytes: a writer need not have checked that its strings are UTF-8
+            for value in batch.column(text_field).cast(bytes_kind).to_pylist():
+                yield _parse_value(value, offset)
+                offset += 1
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
+
+
+def _parse_value(value: bytes | None, offset: int) -> Record | Reject:
+    if value is None:
+        return Reject(offset=offset, reason="no_text", detail=f"row {offset}: null", content=b"")
+    text, problem = _decode(value)
+    if problem:
+        return Reject(offset=offset, reason="invalid_utf8", detail=problem, content=value)
+    return Record(offset=offset, text=text, metadata={})
 
 
 def _decode(data: bytes) -> tuple[str, str]:

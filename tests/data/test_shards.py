@@ -39,7 +39,7 @@ def test_a_table_is_read_back_as_it_was_with_its_row_groups(tmp_path: Path) -> N
 
 
 def test_a_flipped_bit_is_refused_or_changes_no_row(tmp_path: Path) -> None:
-    """One bit of every byte. Names and types stand in the footer, which has no checksum: reading by column shows those."""
+    """One bit of every byte. Names and types are in the footer, without a checksum: reading by column shows those."""
     table = pa.table({"text": ["alpha", "beta"]})
     sound = shards.parquet_bytes(table)
     path = tmp_path / "shard"
