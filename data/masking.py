@@ -25,6 +25,8 @@ def masked_tokens(
         start, end = span["start"], span["end"]
         if not 0 <= start <= end <= len(text):
             raise ValueError(f"masked span [{start}, {end}) is outside a text of {len(text)} characters")
+        if start == end:
+            continue  # inside a token, and yet no character of it
         inside = np.flatnonzero((ends > byte_of[start]) & (starts < byte_of[end]) & (ends > starts))
         if len(inside):
             found.append({"start": int(inside[0]), "end": int(inside[-1]) + 1})
