@@ -1,0 +1,84 @@
+"""Under Ray Train a job takes the same steps, whatever feeds it, and goes on after its worker was killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.checkpoint import read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fits")
+
+
+@pytest.fixture(scope="module")
+def runs(directory: Path) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.ray_runs", str(directory)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+    assert done.returncode == 0
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+def table(directory: Path, name: str, kind: str) -> Any:
+    rows = read_rows(str(directory / name / "checkpoints"), kind)
+    assert rows is not None
+    return rows
+
+
+def losses(directory: Path, name: str) -> np.ndarray:
+    rows = table(directory, name, "metrics")
+    return np.array(rows["loss_sum"]) / np.array(rows["targets"])
+
+
+def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_the_direct_one(
+    directory: Path, runs: dict[str, Any]
+) -> None:
+    assert runs["direct"]["steps"] == runs["ray"]["steps"] == 12
+    assert table(directory, "ray", "lineage").equals(table(directory, "direct", "lineage"))
+    assert table(directory, "ray", "metrics").equals(table(directory, "direct", "metrics"))
+
+
+def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any]) -> None:
+    assert runs["two"]["workers"] == 2
+    assert table(directory, "two", "lineage").equals(table(directory, "direct", "lineage"))
+    np.testing.assert_allclose(losses(directory, "two"), losses(directory, "direct"), rtol=1e-5)
+
+
+def test_xla_takes_the_steps_of_the_cpu(directory: Path, runs: dict[str, Any]) -> None:
+    assert (runs["xla"]["device"], runs["xla"]["compiles"]) == ("xla", 2)
+    np.testing.assert_allclose(losses(directory, "xla"), losses(directory, "direct"), rtol=1e-5)
+
+
+def test_a_killed_worker_is_started_again_and_no_step_is_lost(directory: Path, runs: dict[str, Any]) -> None:
+    assert runs["killed"]["kills"] == 1
+    assert 0 < runs["killed"]["first_step"] < 600
+    assert table(directory, "killed", "metrics")["step"].to_pylist() == list(range(1, 601))
+
+
+def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any]) -> None:
+    assert "belongs to another run: order_seed was 0 and is 5" in runs["refused"]
