@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ def main(directory: Path) -> dict[str, Any]:
         "refused": refused(directory),
     }
     ray.shutdown()
+    shutil.rmtree(temporary, ignore_errors=True)
     return results
 
 
