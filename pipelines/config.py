@@ -18,8 +18,9 @@ ConfigT = TypeVar("ConfigT")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The whole config as JSON types (tuples become lists)."""
-    return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(config))))
+    """The whole config as JSON types (tuples become lists, a whole number in a float field becomes that float)."""
+    same = TypeAdapter(type(config)).validate_json(canonical_json(dataclasses.asdict(config)))
+    return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(same))))
 
 
 def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
