@@ -102,6 +102,11 @@ def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | No
             f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
             f"of a run's directory"
         )
+    if not storage.is_directory(directory):
+        raise ValueError(
+            f"{text!r} is a file, and this input takes {read.dataset!r} of a finished run; `run collect_text --input` "
+            "makes one of files of text"
+        )
     return _run_input(directory, match, read.dataset, text)
 
 
@@ -119,7 +124,7 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
         raise ValueError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
-    if name != dataset and dataset in manifest.datasets and name not in _interchangeable(dataset):
+    if name != dataset and name not in _interchangeable(dataset):
         raise ValueError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
     step = None if match["step"] is None else int(match["step"])
     if step is not None and step not in manifest.datasets[name].facts.get("steps", []):
@@ -155,6 +160,10 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
         for name, uri, size in found:
             if select is not None and not select(name):
                 continue
+            if not _is_text(name):
+                raise ValueError(
+                    f"the name of the file {uri!r} is not UTF-8; rename it, or leave it out with --exclude"
+                )
             if name in files and files[name].uri != uri:
                 raise ValueError(
                     f"{files[name].uri} and {uri} have one name, {name!r}; give the folder above both instead"
@@ -170,6 +179,11 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
         given="\n".join(path if storage.is_remote(path) else os.path.abspath(path) for path in paths),
         files=ordered,
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name can be stored: Python gives the bytes of a name that is not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _files_below(path: str) -> list[tuple[str, str, int]]:
