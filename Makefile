@@ -25,7 +25,7 @@ help:
 
 .PHONY: requirements
 requirements:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
 
 .PHONY: demo
 demo: .venv

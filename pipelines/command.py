@@ -117,7 +117,7 @@ def _with_config(step: Step, parsed: Any) -> Step:
 
 def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
     """The stage's Config as a field whose own fields are flags without a prefix."""
-    annotated: Any = Annotated[kind, tyro.conf.arg(name="")]  # type: ignore[valid-type]
+    annotated: Any = Annotated[kind, tyro.conf.arg(name="")]
     if saved is not dataclasses.MISSING:
         return ("config", annotated, field(default=replace(saved, **overrides)))
     if overrides:

@@ -188,7 +188,8 @@ def _fields(kind: Any, prefix: str) -> list[str]:
 def _field_docs(kind: Any) -> dict[str, str]:
     """Field name -> the docstring below it."""
     found = {}
-    for owner in reversed([one for one in kind.__mro__ if dataclasses.is_dataclass(one)]):
+    owners: list[type] = [one for one in kind.__mro__ if dataclasses.is_dataclass(one)]
+    for owner in reversed(owners):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
         for node, after in itertools.pairwise(body.body):
