@@ -1,0 +1,184 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data import shards, storage
+from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
+from pipelines import plan
+from pipelines import runner as runner_module
+from pipelines.plan import plan_lines
+from pipelines.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
+from pipelines.runner import Task, code_sha256
+from pipelines.stages import collect_text, deduplicate_text, filter_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    steps = (
+        Step(
+            name="collect",
+            stage="collect_text",
+            config=collect_text.Config(),
+            inputs={"input": (str(tmp_path / "in"),)},
+        ),
+        Step(
+            name="filter",
+            stage="filter_text",
+            config=filter_text.Config(),
+            inputs={"text": (Output(step="collect", dataset="text"),)},
+        ),
+        Step(
+            name="dedup",
+            stage="deduplicate_text",
+            config=deduplicate_text.Config(),
+            inputs={"text": (Output(step="filter", dataset="text"),)},
+        ),
+    )
+    return Recipe(name="small", summary="Small.", steps=steps)
+
+
+def finish(task: Task, code: str | None = None) -> None:
+    """What the runner leaves of a finished task."""
+    made = {
+        name: Dataset(shards=(shards.write_file(task.directory, f"{name}/00000.parquet", b"12345", rows=1234),))
+        for name in task.stage.writes
+    }
+    hashed = task.hashed()
+    publish_manifest(
+        task.directory,
+        Manifest(
+            stage=task.stage.name,
+            version=task.stage.version,
+            fingerprint=task.fingerprint,
+            config=hashed["config"],
+            inputs={},
+            datasets=made,
+        ),
+    )
+    run = {"code_sha256": code or code_sha256(task.stage)}
+    storage.write_bytes(storage.join(task.directory, RUN_NAME), json.dumps(run).encode())
+
+
+def with_config(recipe: Recipe, name: str, config: object) -> Recipe:
+    return replace(
+        recipe, steps=tuple(replace(step, config=config) if step.name == name else step for step in recipe.steps)
+    )
+
+
+def planned(recipe: Recipe, root: Path) -> str:
+    return "\n".join(plan_lines(tasks_of(recipe, str(root)), last_run(recipe, str(root))))
+
+
+def test_before_the_first_run_every_step_never_ran(recipe: Recipe, tmp_path: Path) -> None:
+    text = planned(recipe, tmp_path / "runs")
+    assert text.startswith("3 steps: 0 done, 3 to run")
+    assert text.count("never ran here") == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_step_tells_what_it_holds(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    text = planned(recipe, root)
+    assert text.startswith("3 steps: 1 done, 2 to run")
+    assert f"collect_text/{tasks['collect'].fingerprint}: rejects: 1,234 rows, 5 B; text: 1,234 rows, 5 B" in text
+
+
+def test_a_changed_field_is_named_and_so_is_what_follows_from_it(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    for task in tasks.values():
+        finish(task)
+    save_recipe(recipe, tasks, str(root))
+    assert planned(recipe, root).startswith("3 steps: 3 done, 0 to run")
+
+    text = planned(with_config(recipe, "filter", filter_text.Config(max_characters=7)), root)
+    assert text.startswith("3 steps: 1 done, 2 to run")
+    assert "because max_characters 1000000 -> 7" in text
+    assert "because it reads filter, which changes" in text
+
+
+def test_changed_files_are_named(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    for task in tasks.values():
+        finish(task)
+    save_recipe(recipe, tasks, str(root))
+    (tmp_path / "in" / "b.txt").write_text("more")
+    text = planned(recipe, root)
+    assert "because the files of input changed" in text
+    assert "because it reads collect, which changes" in text
+
+
+def test_an_interrupted_step_did_not_finish(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    save_recipe(recipe, tasks, str(root))
+    text = planned(recipe, root)
+    assert "because it did not finish\n" in text
+    assert "because it did not finish; it waits for filter" in text
+
+
+def test_changed_code_with_the_old_version_is_a_warning(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    finish(tasks["filter"], code="0123456789abcdef")
+    (warning,) = [line for line in planned(recipe, root).splitlines() if line.startswith("warning")]
+    assert "the code of filter_text (VERSION 1) changed since filter ran" in warning
+    assert "raise VERSION" in warning
+
+
+def test_a_new_version_runs_again(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    save_recipe(recipe, tasks, str(root))
+    newer = {**tasks, "collect": replace(tasks["collect"], stage=replace(tasks["collect"].stage, version=2))}
+    text = "\n".join(plan_lines(newer, last_run(recipe, str(root))))
+    assert "because VERSION 1 -> 2" in text
+
+
+def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a copy of the sources: an edit of the rules counts, one of a module that it does not use does not."""
+    for name in ("data/filters.py", "data/packing.py", "data/schema.py", "data/shards.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    monkeypatch.setattr(runner_module, "REPOSITORY", tmp_path)
+    stage = tasks_of(recipe, str(tmp_path))["filter"].stage
+    before = code_sha256(stage)
+    (tmp_path / "data/packing.py").write_text("edited = True\n")
+    assert code_sha256(stage) == before
+    (tmp_path / "data/filters.py").write_text("edited = True\n")
+    assert code_sha256(stage) != before
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (7e15, "7000.0 TB")]
+)
+def test_sizes_are_for_people(count: float, text: str) -> None:
+    assert plan.size(count) == text
+
+
+@pytest.mark.slow
+def test_a_plan_never_imports_ray(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['ray'] = None\nfrom pipelines.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    words = ["plan", "smoke", "--root", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "never ran here" in done.stdout
+    assert not (tmp_path / "runs").exists()
