@@ -88,11 +88,12 @@ class RaySession:
 
 
 def _quiet_ray_data() -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it warns that its bars are off, as we asked
     import ray.data  # sets up its own logging when imported
 
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # it warns that its bars are off, as we asked
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # Ray Data retries AWS errors by itself; these are what a GCS server sends while it is busy.
     context.retried_io_errors = [

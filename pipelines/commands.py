@@ -188,7 +188,7 @@ def _fields(kind: Any, prefix: str) -> list[str]:
 def _field_docs(kind: Any) -> dict[str, str]:
     """Field name -> the docstring below it."""
     found = {}
-    owners: list[type] = [one for one in kind.__mro__ if dataclasses.is_dataclass(one)]
+    owners = [one for one in kind.__mro__ if "__dataclass_fields__" in vars(one)]
     for owner in reversed(owners):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)

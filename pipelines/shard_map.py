@@ -8,8 +8,9 @@ whose names begin with "_"; no manifest lists them.
 """
 
 import json
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,35 +84,38 @@ def map_shards(
     return [receipts[k] for k in range(len(tasks))]
 
 
-def _run(sink: "_Sink", waiting: list[int], num_cpus: float) -> "Any":
+def _run(sink: "_Sink", waiting: list[int], num_cpus: float) -> Iterator[Receipt]:
     import ray
-    from ray.exceptions import RayTaskError
 
     rows = ray.data.from_items([{"index": k} for k in waiting], override_num_blocks=len(waiting))
-    try:
-        for row in rows.map(sink, num_cpus=num_cpus).iter_rows():
-            yield _receipt(json.loads(row["receipt"]))
-    except RayTaskError as error:
-        raise root_cause(error) from None
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The exception that a worker raised, out of the layers that Ray wraps it in."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None:
-            return error
-        error = inner
+    for row in rows.map(sink, num_cpus=num_cpus).iter_rows():
+        if row["error"]:
+            raise ValueError(row["error"]) if row["is_input"] else RuntimeError(f"a worker failed:\n{row['error']}")
+        yield _receipt(json.loads(row["receipt"]))
 
 
 class _Sink:
-    """Runs in a Ray worker: computes one shard, publishes its files, then its receipt."""
+    """Runs in a Ray worker: computes one shard, publishes its files, then its receipt.
+
+    What the work raises comes back as words: Ray Data would hand on an exception of its own without ours. Errors of
+    I/O are raised, since Ray Data tries those again.
+    """
 
     def __init__(self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any]) -> None:
         self.directory, self.attempt, self.phase, self.work, self.tasks = directory, attempt, phase, work, tasks
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        index = int(row["index"])
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"receipt": self.publish(int(row["index"])), "error": "", "is_input": False}
+        except OSError:
+            raise
+        except Exception as error:
+            is_input = isinstance(error, ValueError)  # what it got, what is allowed, what to do: exit code 2
+            told = str(error) if is_input else traceback.format_exc()
+            return {"receipt": "", "error": told or repr(error), "is_input": is_input}
+
+    def publish(self, index: int) -> str:
+        """Makes the shard; returns its receipt."""
         output = self.work(self.tasks[index])
         published = {}
         for dataset, part in output.parts.items():
@@ -131,7 +135,7 @@ class _Sink:
             sort_keys=True,
         )
         storage.write_bytes(_receipt_uri(self.directory, self.phase, index), receipt.encode())
-        return {"receipt": receipt}
+        return receipt
 
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
