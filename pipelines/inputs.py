@@ -152,12 +152,15 @@ def _suffixed(directory: str, match: re.Match[str]) -> str:
 def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -> Input:
     """Files, directories and globs from outside, as one input.
 
+    A file's name is relative to the directory that was given; of several directories, each puts its own name before.
     Raises ValueError where one is missing or nothing is left.
     """
     files: dict[str, ExternalFile] = {}
     for path in paths:
-        found = _files_below(path)
-        for name, uri, size in found:
+        several = len(paths) > 1 and storage.is_directory(path)
+        folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
+        for below, uri, size in _files_below(path):
+            name = folder + below
             if select is not None and not select(name):
                 continue
             if not _is_text(name):

@@ -37,6 +37,8 @@ class Config:
     """training rows to keep (the order is random, so they are a sample); None: all"""
     max_heldout_rows: int | None = None
     """held-out rows to keep; None: all"""
+    require_heldout: bool = True
+    """refuse a corpus of which no document is held out: nothing trained on it could be evaluated"""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -167,6 +169,12 @@ def run(context: Context, config: Config) -> Outcome:
             raise ValueError(
                 f"{given.reference} holds id {largest}, beyond its vocabulary of {facts['vocab_size']}: tokenize again"
             )
+    if config.require_heldout and not datasets[HELDOUT].rows:
+        raise ValueError(
+            f"none of the {given.data.rows} documents of {given.reference} fell among the 1 in "
+            f"{schema.HELDOUT_ONE_IN} that are held out; collect more (or smaller) documents, or set "
+            "--require-heldout False and evaluate on other rows"
+        )
     if not datasets[TRAINING].rows:
         raise ValueError(
             f"{given.reference} has no document to train on ({datasets[HELDOUT].rows} held-out rows); collect more text"

@@ -1,5 +1,6 @@
 """What a clumsy user does: exit code 2 and one sentence that helps, before any Ray is started."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,25 +63,24 @@ def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_inputs_that_do_not_fit_each_other_name_both(smoke: SmokeRun, tmp_path: Path) -> None:
-    runs = {
-        name: sorted(path.name for path in (smoke.root / name).iterdir()) for name in ("pack_sequences", "cache_logits")
-    }
-    packed = pipelines(
-        "run", "pack_sequences", "--tokens", f"tokenize_text/{only(smoke, 'tokenize_text')}", "--sequence-length", "32",
-        "--root", str(smoke.root),
-    )  # fmt: skip
-    assert packed.returncode == 0, packed.stderr
-    other = next(
-        path.name for path in (smoke.root / "pack_sequences").iterdir() if path.name not in runs["pack_sequences"]
-    )
+    root = tmp_path / "runs"
+    shutil.copytree(smoke.root, root)
+    (packed,) = (path.name for path in (root / "pack_sequences").iterdir())
+    (cached,) = (path.name for path in (root / "cache_logits").iterdir())
     done = pipelines(
-        "run", "train_model", "--sequences", f"pack_sequences/{other}", "--logits", f"cache_logits/{runs['cache_logits'][0]}",
-        "--objective", "distill", "--steps", "2", "--global-batch", "8", "--model", "gemma2_tiny", "--model.vocab-size", "1024",
-        "--root", str(smoke.root),
+        "run", "pack_sequences", "--tokens", f"tokenize_text/{only(smoke, 'tokenize_text')}", "--sequence-length", "32",
+        "--root", str(root),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (other,) = (path.name for path in (root / "pack_sequences").iterdir() if path.name != packed)
+    done = pipelines(
+        "run", "train_model", "--sequences", f"pack_sequences/{other}", "--logits", f"cache_logits/{cached}",
+        "--objective", "distill", "--steps", "2", "--global-batch", "8", "--model", "gemma2_tiny",
+        "--model.vocab-size", "1024", "--root", str(root),
     )  # fmt: skip
     assert done.returncode == 2
     assert f"pack_sequences/{other}" in done.stderr
-    assert f"pack_sequences/{runs['pack_sequences'][0]}" in done.stderr
+    assert f"pack_sequences/{packed}" in done.stderr
 
 
 @pytest.mark.slow
@@ -109,5 +109,5 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(smoke: SmokeRun, tmp_
 
 
 def only(smoke: SmokeRun, stage: str) -> str:
-    """The first fingerprint of a stage."""
-    return sorted((path for path in (smoke.root / stage).iterdir()), key=lambda path: path.stat().st_ctime)[0].name
+    """The fingerprint of one of the stage's runs."""
+    return min(path.name for path in (smoke.root / stage).iterdir())

@@ -164,11 +164,19 @@ def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    corpus(tmp_path / "one" / "x")
+    corpus(tmp_path / "two" / "x")
+    with pytest.raises(ValueError, match=r"have one name, 'x/a\.txt'; give the folder above both"):
+        external_input([str(tmp_path / "one" / "x"), str(tmp_path / "two" / "x")], None)
+    external_input([str(tmp_path / "one" / "x"), str(tmp_path / "one" / "x")], None)
+
+
+def test_of_several_directories_each_puts_its_name_before_its_files(tmp_path: Path) -> None:
     corpus(tmp_path / "x")
     corpus(tmp_path / "y")
-    with pytest.raises(ValueError, match=r"have one name, 'a\.txt'; give the folder above both"):
-        external_input([str(tmp_path / "x"), str(tmp_path / "y")], None)
-    external_input([str(tmp_path / "x"), str(tmp_path / "x")], None)
+    names = [file.name for file in external_input([str(tmp_path / "x"), str(tmp_path / "y")], None).files]
+    assert "x/a.txt" in names
+    assert "y/a.txt" in names
 
 
 def test_a_file_whose_name_is_not_utf8_is_told_so(tmp_path: Path) -> None:

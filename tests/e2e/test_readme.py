@@ -1,0 +1,62 @@
+"""Every command in the README is run: here, by the other end-to-end tests, or by CI."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import main
+from tests.e2e.cluster import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+    if re.match(r"(make|python|ray|\.) ", line)
+]
+CI = (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_the_readme_has_the_commands_that_are_checked_here() -> None:
+    assert len(COMMANDS) >= 10
+    assert [command for command in COMMANDS if command.startswith("make")] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("make")])
+def test_ci_runs_the_make_targets(command: str) -> None:
+    assert f"\n{command}\n" in CI
+
+
+def test_the_submitted_line_is_the_one_that_the_smoke_test_submits() -> None:
+    (line,) = [command for command in COMMANDS if command.startswith("ray ")]
+    words = shlex.split(line)
+    assert words[:3] == ["ray", "job", "submit"]
+    assert words[words.index("--working-dir") + 1 : words.index("--working-dir") + 3] == [".", "--"]
+    assert words[words.index("--") + 1 :][:5] == ["python", "-m", "pipelines", "run", "smoke"]
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan)", one)])
+def test_commands_that_only_tell_do(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "one.txt").write_text("A note.")
+    words = shlex.split(command.replace("~", str(tmp_path)))
+    assert main(words[3:]) == 0
+    assert capsys.readouterr().out or "--runs" in words
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_example_of_one_stage_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
+    assert [shlex.split(line)[4] for line in lines] == ["collect_text", "filter_text"]
+    monkeypatch.chdir(REPOSITORY)
+    root = ["--root", str(tmp_path)]
+    assert main([*shlex.split(lines[0])[3:], *root]) == 0
+    (run,) = (tmp_path / "collect_text").iterdir()
+    words = shlex.split(lines[1].replace("0123456789abcdef", run.name))[3:]
+    assert main([*words, *root]) == 0
