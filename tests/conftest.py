@@ -19,6 +19,8 @@ from pipelines.stage import Context, Resources
 WARNINGS_OF_OTHERS = (
     # DataContext sets fields of its own that it calls deprecated, and warns whoever sets retried_io_errors
     r"ignore::DeprecationWarning:ray\.data\.context",
+    # gcsfs hands aiohttp the bytes of an object as they are
+    "ignore:Sending a large body directly with raw bytes:ResourceWarning",
 )
 
 

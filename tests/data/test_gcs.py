@@ -1,0 +1,184 @@
+"""gs:// against a real server on this machine, first by our storage calls, then by stages on Ray."""
+
+import os
+import subprocess
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pyarrow as pa
+import pytest
+
+from data import schema, shards, storage
+from data.manifest import Dataset, Manifest, Shard, publish_manifest, read_manifest
+from infra.ray_session import RaySession
+from pipelines.inputs import external_input
+from pipelines.runner import Task, resolve_inputs, run_task
+from pipelines.stage import Resources, load_stage
+from pipelines.stages import collect_text
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+CREATE = """
+import sys
+from data import storage
+assert not storage.exists(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    storage.create_exclusive(sys.argv[1], sys.argv[2].encode() * 100_000)
+    print("won")
+except FileExistsError:
+    print("lost")
+"""
+
+
+@pytest.fixture
+def bucket(gcs_server: str, request: pytest.FixtureRequest) -> str:
+    """URI of a new bucket."""
+    name = f"bucket-{abs(hash(request.node.name)):x}"[:40]
+    ask = urllib.request.Request(
+        f"{gcs_server}/storage/v1/b?project=test",
+        data=b'{"name": "%s"}' % name.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(ask).close()
+    return f"gs://{name}"
+
+
+def manifest(stage: str = "filter_text") -> Manifest:
+    shard = Shard(name="text/00000.parquet", rows=1, bytes=2, sha256="0" * 64)
+    return Manifest(
+        stage=stage, version=1, fingerprint="0" * 16, config={}, inputs={}, datasets={"text": Dataset(shards=(shard,))}
+    )
+
+
+def test_bytes_are_written_read_listed_moved_and_removed(bucket: str) -> None:
+    run = storage.join(bucket, "runs", "one")
+    for name, content in {"b/x": b"123", "a": b"1", "b/y/z": b"12345"}.items():
+        storage.write_bytes(storage.join(run, name), content)
+    storage.write_bytes(storage.join(bucket, "runs", "one-more", "c"), b"")
+    assert storage.list_files(run) == [("a", 1), ("b/x", 3), ("b/y/z", 5)]
+    assert storage.is_directory(run)
+    assert storage.exists(f"{run}/a")
+    with storage.open_input(f"{run}/b/y/z") as file:
+        file.seek(2)
+        assert file.read() == b"345"
+
+    storage.write_bytes(f"{run}/a", b"replaced")
+    storage.move(f"{run}/b/x", f"{run}/a")
+    assert storage.read_bytes(f"{run}/a") == b"123"
+    assert not storage.exists(f"{run}/b/x")
+
+    storage.remove_tree(run)
+    assert storage.list_files(run) == []
+    assert storage.list_files(f"{bucket}/runs") == [("one-more/c", 0)]
+    storage.remove(f"{run}/a")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{run}/a")
+
+
+def test_a_local_file_is_uploaded(bucket: str, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "weights").write_bytes(content)
+    storage.upload(tmp_path / "weights", f"{bucket}/weights")
+    assert storage.read_bytes(f"{bucket}/weights") == content
+    assert not (tmp_path / "weights").exists()
+
+
+def test_of_many_threads_that_publish_at_once_one_is_first(bucket: str) -> None:
+    barrier = Barrier(4)
+
+    def publish(_: int) -> bool:
+        barrier.wait()
+        return publish_manifest(f"{bucket}/run", manifest())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(publish, range(4))) == [False, False, False, True]
+    assert read_manifest(f"{bucket}/run") == manifest()
+    with pytest.raises(RuntimeError, match="not deterministic"):
+        publish_manifest(f"{bucket}/run", manifest("collect_text"))
+    assert read_manifest(f"{bucket}/run") == manifest()
+
+
+def test_of_two_processes_that_create_at_once_one_wins_with_its_whole_content(bucket: str) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, f"{bucket}/lock", digit],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for digit in "12"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert sorted(said) == ["lost", "won"]
+    assert storage.read_bytes(f"{bucket}/lock") == (b"1" if said[0] == "won" else b"2") * 100_000
+
+
+def test_a_table_is_read_back_with_its_checksums(bucket: str) -> None:
+    rows = [
+        {"id": f"{n:032x}", "source": "s", "tokens": [2, *range(1000), 1], "text_bytes": n, "masked": []}
+        for n in range(50)
+    ]
+    table = pa.Table.from_pylist(rows, schema.TOKENS)
+    shard = shards.write_table(bucket, "tokens/00000.parquet", table, tokens=50 * 1002)
+    uri = f"{bucket}/{shard.name}"
+    assert shards.read_table(uri).equals(table)
+    assert shards.read_table(uri).schema.equals(schema.TOKENS, check_metadata=True)
+    damaged = bytearray(storage.read_bytes(uri))
+    damaged[len(damaged) // 3] ^= 1
+    storage.write_bytes(uri, bytes(damaged))
+    with pytest.raises(ValueError, match="is damaged"):
+        shards.read_table(uri)
+
+
+def test_files_are_named_by_generation_and_checksum(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/in/a.txt", b"one")
+    storage.write_bytes(f"{bucket}/in/b/c.txt", b"two")
+    spellings = [f"{bucket}/in", f"{bucket}/in/", f"{bucket}/in/**/*.txt"]
+    found = [external_input([path], None) for path in spellings]
+    assert len({one.reference for one in found}) == 1
+    assert [file.name for file in found[0].files] == ["a.txt", "b/c.txt"]
+    storage.write_bytes(f"{bucket}/in/a.txt", b"0ne")
+    assert external_input([f"{bucket}/in"], None).reference != found[0].reference
+
+
+def test_stages_run_with_their_root_in_a_bucket(bucket: str, ray_session: RaySession) -> None:
+    storage.write_bytes(f"{bucket}/in/a.jsonl", b'{"text": "keep"}\n{"text": "  "}\n{"text": "\xff"}\n')
+    storage.write_bytes(f"{bucket}/in/b.txt", b"and this")
+    root, said = f"{bucket}/runs", list[str]()
+
+    def run(name: str, config: object, **inputs: str) -> tuple[Task, Manifest]:
+        stage = load_stage(name)
+        given = {key: [text] for key, text in inputs.items()}
+        task = Task(stage=stage, config=config, inputs=resolve_inputs(stage, config, given, root), root=root)
+        return task, run_task(task, Resources(), ray_session, said.append)
+
+    collect, collected = run("collect_text", collect_text.Config(shard_bytes=1), input=f"{bucket}/in")
+    assert collected.dropped == {"invalid_utf8": 1}
+    reference = f"collect_text/{collect.fingerprint}"
+    filtered_task, filtered = run("filter_text", load_stage("filter_text").config(), text=reference)
+    assert filtered.dropped == {"empty": 1}
+    texts = [
+        text
+        for shard in filtered.datasets["text"].shards
+        for text in shards.read_table(f"{filtered_task.directory}/{shard.name}")["text"].to_pylist()
+    ]
+    assert texts == ["keep", "and this"]
+    names = [name for name, _ in storage.list_files(filtered_task.directory)]
+    listed = [shard.name for dataset in filtered.datasets.values() for shard in dataset.shards]
+    assert sorted(names) == sorted([*listed, "_CONFIG.json", "_MANIFEST.json", "_RUN.json"])
+
+    run("filter_text", load_stage("filter_text").config(), text=reference)
+    assert said[-1].endswith("done before, nothing to do")
