@@ -152,6 +152,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     except Exception:
         if (theirs := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
+            clean_up(task.directory, context.attempt)
             return theirs
         raise
     missing = set(task.stage.writes) ^ set(outcome.datasets)
@@ -174,6 +175,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     seconds = time.monotonic() - began
     if not first:
         say(f"{where}: another driver published the same manifest first; using it")
+        clean_up(task.directory, context.attempt)
         return manifest
     run = {
         "started": began_wall.isoformat(timespec="seconds"),

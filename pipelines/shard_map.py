@@ -11,13 +11,14 @@ import json
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from data import shards, storage
-from data.manifest import MANIFEST_NAME, Dataset, Shard
+from data.manifest import Dataset, Shard
 from pipelines.stage import Context
 
 RECEIPTS = "_receipts"
@@ -153,12 +154,19 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
 
 def clean_up(directory: str, attempt: str) -> None:
     """After the manifest: removes this attempt's staging folder, the receipts and what phases left for each other."""
-    for folder in {name.partition("/")[0] for name, _ in storage.list_files(directory)}:
-        if folder.startswith("_") and folder not in (STAGING, MANIFEST_NAME) and "." not in folder:
-            storage.remove_tree(storage.join(directory, folder))
-    storage.remove_tree(storage.join(directory, STAGING, attempt))
-    if not storage.list_files(storage.join(directory, STAGING)):
-        storage.remove_tree(storage.join(directory, STAGING))
+    staging = storage.join(directory, STAGING)
+    between = {
+        folder
+        for folder in {name.partition("/")[0] for name, _ in storage.list_files(directory)}
+        if folder.startswith("_") and folder != STAGING and "." not in folder
+    }
+    # Another driver of the same run may write or clean up here at this moment. What stays is listed nowhere.
+    for tree in [*(storage.join(directory, folder) for folder in sorted(between)), storage.join(staging, attempt)]:
+        with suppress(OSError):
+            storage.remove_tree(tree)
+    with suppress(OSError):
+        if not storage.list_files(staging):
+            storage.remove_tree(staging)
 
 
 def _receipt_uri(directory: str, phase: str, index: int) -> str:
