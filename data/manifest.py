@@ -69,7 +69,7 @@ class Manifest:
     config: Mapping[str, Any]
     """the whole resolved Config"""
     inputs: Mapping[str, Any]
-    """input name -> reference (`stage/fingerprint:dataset`) or `content:sha256` of external files"""
+    """input name -> a list of {reference, content}: what was named, and a digest of the bytes that it stood for"""
     datasets: Mapping[str, Dataset]
     """named outputs"""
     dropped: Mapping[str, int] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
+TEMPORARY_PREFIX = "g2r-"
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -58,7 +59,8 @@ class RaySession:
         import ray
 
         # Unix sockets live below it and have at most 107 characters in their names: a short place of our own.
-        self._temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
+        _remove_left_behind()
+        self._temporary = tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir="/tmp")
         ray.init(
             address="local",
             num_cpus=self.cpus or os.cpu_count(),
@@ -77,14 +79,22 @@ class RaySession:
         return float(min(cpus for cpus in found if cpus))
 
     def close(self) -> None:
-        if self.started_seconds is None:
-            return
-        import ray
+        if self.started_seconds is not None:
+            import ray
 
-        ray.shutdown()
-        self.started_seconds = None
+            ray.shutdown()
+            self.started_seconds = None
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+
+
+def _remove_left_behind() -> None:
+    """Removes the temporary directories of drivers of ours that were killed."""
+    for folder in Path("/tmp").glob(f"{TEMPORARY_PREFIX}*"):
+        owner = folder.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quiet_ray_data() -> None:

@@ -9,6 +9,7 @@ the other was first.
 
 import ast
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -36,6 +37,7 @@ from pipelines.stage import Context, Read, Resources, Stage
 
 CONFIG_NAME = "_CONFIG.json"
 LEASED_STAGES = ("train_model",)
+CODE_PACKAGES = ("data", "model", "training")
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
 
@@ -218,22 +220,28 @@ def read_run(directory: str) -> dict[str, Any]:
 
 
 def code_sha256(stage: Stage) -> str:
-    """Of the stage's file and of the project's modules that it imports by name: what `plan` compares where VERSION
-    stood still."""
-    path = Path(stage.module.__file__ or "")
-    sources = {path}
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            candidate = REPOSITORY / (name.replace(".", "/") + ".py")
-            if name.partition(".")[0] in ("data", "model", "training") and candidate.exists():
-                sources.add(candidate)
+    """Of the stage's file and the project's modules it rests on: what `plan` compares where VERSION stood still."""
+    sources = {Path(stage.module.__file__ or "")}
+    unread = list(sources)
+    while unread:
+        for found in _imported(unread.pop()) - sources:
+            sources.add(found)
+            unread.append(found)
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _imported(source: Path) -> frozenset[Path]:
+    """Files of data/, model/ and training/ that a file imports, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    found = (REPOSITORY / (name.replace(".", "/") + ".py") for name in names if name.partition(".")[0] in CODE_PACKAGES)
+    return frozenset(path for path in found if path.exists())
 
 
 def _counts(manifest: Manifest) -> str:

@@ -183,7 +183,7 @@ def _train_on_worker(config: dict[str, Any]) -> bytes:
             share = (os.cpu_count() or 1) // context.get_local_world_size()
             job = dataclasses.replace(job, cpu_threads=max(1, share))
         backend = make_backend(job.device, rank, world_size)
-        feed = _ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
+        feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
         return pickle.dumps(run_training(job, backend, feed, report))
     except ValueError as error:
         if world_size > 1:
@@ -191,7 +191,7 @@ def _train_on_worker(config: dict[str, Any]) -> bytes:
         return pickle.dumps(error)  # not a failure that starting again would mend
 
 
-def _ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
+def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
     """A Ray Data pipeline over this worker's steps, mapped through the same loader as the direct feed, in order."""
     import ray.data
 

@@ -27,7 +27,7 @@ class SmokeRun:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[RayCluster]:
     with (
-        tempfile.TemporaryDirectory(prefix="g2r-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="g2r-e2e-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         ray_cluster(Path(folder)) as one,
     ):
         yield one
