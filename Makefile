@@ -37,8 +37,8 @@ smoke: .venv
 
 .PHONY: check
 check: .venv
-	$(BIN)/ruff format --check --quiet .
-	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --no-cache --check --quiet .
+	$(BIN)/ruff check --no-cache --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/python -m pytest -q -m "not slow and not chaos" tests
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from data.logits import CodecSpec, encode_counts
 
 from data import schema
+from data.logits import CodecSpec, encode_counts
 from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
