@@ -200,7 +200,7 @@ class _PermutedGroups:
         start = (np.arange(len(shard)) - np.repeat(np.cumsum(groups) - groups, groups)) * dataset.row_group_rows
         # By name, not by number: another dataset in the mixture changes nothing here.
         stream = xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{dataset.name}".encode())
-        order = np.argsort(_splitmix64(stream, len(shard)), kind="stable")
+        order = np.argsort(splitmix64(stream, len(shard)), kind="stable")
         self._shard, self._start = shard[order], start[order]
         rows = np.minimum(dataset.row_group_rows, shard_rows[self._shard] - self._start)
         self._ends = np.cumsum(rows)
@@ -211,7 +211,7 @@ class _PermutedGroups:
         return np.stack([self._shard[place], self._start[place] + offsets - self._begins[place]], axis=1)
 
 
-def _splitmix64(seed: int, count: int) -> np.ndarray:
+def splitmix64(seed: int, count: int) -> np.ndarray:
     """`count` outputs of SplitMix64 (Steele, Lea, Flood 2014), uint64.
 
     Ours, because NumPy does not promise that its generators give the same numbers in its next version.

@@ -105,10 +105,8 @@ def _quiet_ray_data() -> None:
     # it warns that its bars are off, as we asked
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    # Ray Data retries AWS errors by itself; these are what a GCS server sends while it is busy.
-    context.retried_io_errors = [
-        *context.retried_io_errors,
-        "HttpError: 429",
-        "HttpError: 503",
-        "ServerDisconnectedError",
-    ]
+    # Ray Data retries AWS errors by itself; these are what other storage says while it is busy.
+    passing = ["HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError"]
+    context.retried_io_errors = [*context.retried_io_errors, *passing]
+    context.retried_map_errors = passing
+    context.max_map_retries = 3

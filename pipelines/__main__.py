@@ -27,6 +27,12 @@ def main(words: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        print(f"error: {error}; check that the path exists and that you may use it", file=sys.stderr)
+        return 2
+    except ConnectionError as error:
+        print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from data.manifest import read_manifest
 from infra.ray_session import RaySession
 from pipelines import config as configs
 from pipelines import recipes, report
-from pipelines.command import DEFAULT_ROOT, parse_recipe, parse_stage
+from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage
 from pipelines.inputs import REFERENCE
 from pipelines.plan import plan_lines
 from pipelines.recipe import Recipe, last_run, save_recipe, tasks_of
@@ -24,11 +24,12 @@ from pipelines.stage import Stage, load_stage, stage_names
 
 
 def list_(words: list[str]) -> int:
-    """Stages and recipes with a line each; `--runs [ROOT]`: the finished runs below ROOT."""
-    if words[:1] == ["--runs"]:
-        return _list_runs(words[1] if len(words) > 1 else DEFAULT_ROOT)
+    """Stages and recipes with a line each; `--runs [--root ROOT]`: the runs below ROOT."""
+    words, root = _take_root(words)
+    if words == ["--runs"]:
+        return _list_runs(root)
     if words:
-        raise ValueError(f"list takes nothing, or --runs [ROOT]; got {' '.join(words)}")
+        raise ValueError(f"list takes nothing, or --runs [--root ROOT]; got {' '.join(words)}")
     width = max(map(len, [*stage_names(), *recipes.names()]))
     print("recipes")
     for name in recipes.names():
@@ -39,35 +40,41 @@ def list_(words: list[str]) -> int:
     return 0
 
 
+def _take_root(words: list[str]) -> tuple[list[str], str]:
+    """`words` without `--root ROOT`, and ROOT."""
+    if "--root" not in words[:-1]:
+        return words, DEFAULT_ROOT
+    place = words.index("--root")
+    return words[:place] + words[place + 2 :], words[place + 1]
+
+
 def _list_runs(root: str) -> int:
+    found = 0
     for name in stage_names():
-        for fingerprint in sorted({file.partition("/")[0] for file, _ in storage.list_files(storage.join(root, name))}):
+        folders = {file.partition("/")[0] for file, _ in storage.list_files(storage.join(root, name)) if "/" in file}
+        for fingerprint in sorted(folders):
             directory = storage.join(root, name, fingerprint)
             manifest = read_manifest(directory)
-            state = (
-                "unfinished"
-                if manifest is None
-                else ", ".join(f"{key} {value.rows:,} rows" for key, value in manifest.datasets.items())
-            )
+            state = "unfinished"
+            if manifest is not None:
+                state = ", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items()))
             print(f"{name}/{fingerprint}  {read_run(directory).get('started', ''):<25}  {state}")
+            found += 1
+    if not found:
+        print(f"no runs under {root}")
     return 0
 
 
 def show(words: list[str]) -> int:
-    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show stage/fingerprint [--root
-    ROOT]`)."""
-    root = DEFAULT_ROOT
-    if "--root" in words[:-1]:
-        place = words.index("--root")
-        root = words[place + 1]
-        del words[place : place + 2]
+    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show STAGE/FINGERPRINT`)."""
+    words, root = _take_root(words)
     if len(words) != 1:
         raise ValueError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
     (name,) = words
-    if REFERENCE.match(name):
-        manifest = read_manifest(storage.join(root, name.partition(":")[0]))
+    if match := REFERENCE.match(name):
+        manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
         if manifest is None:
-            raise ValueError(f"no finished run {name!r} under {root}; `list --runs {root}` shows those that are")
+            raise ValueError(f"no finished run {name!r} under {root}; `list --runs --root {root}` shows those that are")
         print(manifest.to_json().decode(), end="")
         return 0
     target = _stage_or_recipe(name)

@@ -59,8 +59,28 @@ def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
     return f"no {what} {got!r}; {hint}"
 
 
+def same_names(what: str, got: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """Raises ValueError for a name that should not be there, or one that is missing."""
+    got, wanted = list(got), list(wanted)
+    for name in got:
+        if name not in wanted:
+            raise ValueError(f"{where}: {no_such(what, name, wanted)}")
+    if missing := [name for name in wanted if name not in got]:
+        raise ValueError(f"{where}: {what} {missing[0]!r} is missing; there should be {', '.join(wanted)}")
+
+
+def texts(value: Any, where: str) -> tuple[str, ...]:
+    """A JSON list of strings. Raises ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{where} must be a list of strings, got {_short(value)}")
+    return tuple(value)
+
+
 def canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"a config holds a number that is not finite ({error}); give a finite one") from error
 
 
 def digest(value: Any, digits: int = 16) -> str:

@@ -8,6 +8,7 @@ gs:// by generation and crc32c; where they lie is not hashed.
 import functools
 import glob
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ class Input:
     reference: str
     """what is hashed: `stage/fingerprint[@step]:dataset`, or `content:<digest>` for files from outside"""
     given: str
-    """as the user wrote it, absolute: what a replay uses"""
+    """as the user wrote it, absolute: what a replay uses (of files from outside: a JSON list)"""
     directory: str = ""
     """URI of the run it refers to"""
     dataset: str = ""
@@ -124,7 +125,7 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
         raise ValueError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
-    if name != dataset and name not in _interchangeable(dataset):
+    if name != dataset:  # held-out rows have the schema of training rows, and must never become them
         raise ValueError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
     step = None if match["step"] is None else int(match["step"])
     if step is not None and step not in manifest.datasets[name].facts.get("steps", []):
@@ -137,11 +138,6 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
         dataset=name,
         step=step,
     )
-
-
-def _interchangeable(dataset: str) -> tuple[str, ...]:
-    """Datasets with one schema: held-out rows can be packed rows' stand-in, and the other way round."""
-    return ("sequences", "heldout") if dataset in ("sequences", "heldout") else ()
 
 
 def _suffixed(directory: str, match: re.Match[str]) -> str:
@@ -179,7 +175,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     ordered = tuple(files[name] for name in sorted(files))
     return Input(
         reference="content:" + digest([(file.name, file.bytes, file.content) for file in ordered], 32),
-        given="\n".join(path if storage.is_remote(path) else os.path.abspath(path) for path in paths),
+        given=json.dumps([absolute(path) for path in paths]),
         files=ordered,
     )
 
@@ -189,13 +185,19 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def absolute(path: str) -> str:
+    """The path as it can be used from any directory."""
+    return path if storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
+
+
 def _files_below(path: str) -> list[tuple[str, str, int]]:
     """(relative name, URI, bytes) of the files that `path` (file, directory or glob) stands for."""
     if storage.exists(path):
         if not storage.is_directory(path):
             fs, inner = storage.filesystem(path)
             return [(PurePosixPath(path).name, path, int(fs.info(inner)["size"]))]
-        return [(name, storage.join(path, name), size) for name, size in storage.list_files(path)]
+        below = [(name, storage.join(path, name), size) for name, size in storage.list_files(path)]
+        return [one for one in below if storage.is_remote(path) or os.path.isfile(one[1])]  # no pipe, no broken link
     if any(character in path for character in "*?["):
         fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
         fs, inner = storage.filesystem(path)

@@ -55,7 +55,12 @@ def hold_lease(directory: str) -> Iterator[Lease]:
 def holds(lease: Lease) -> bool:
     """Whether the lease's file still carries our token."""
     record = _read(lease.uri)
-    return record is not None and record["token"] == lease.token
+    return record is not None and record["token"] == lease.token and not storage.exists(_next(lease))
+
+
+def _next(lease: Lease) -> str:
+    directory, _, name = lease.uri.rpartition("/")
+    return _uri(directory, int(name.split(".")[1]) + 1)
 
 
 def _acquire(directory: str) -> Lease:
@@ -69,7 +74,7 @@ def _acquire(directory: str) -> Lease:
         if current is not None and not current.get("superseded") and not is_stale(current):
             age = time.time() - current["heartbeat"]
             raise ValueError(
-                f"{directory} is being trained by process {current['pid']} on {current['host']} (heartbeat "
+                f"{directory} is being written by process {current['pid']} on {current['host']} (heartbeat "
                 f"{age:.0f} s ago); "
                 f"wait for it, or end it and run again: the lease is free at once if it was here, after "
                 f"{STALE_SECONDS} s if elsewhere"
@@ -94,9 +99,15 @@ def is_stale(record: dict[str, Any]) -> bool:
 
 def _renew(lease: Lease, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        if not holds(lease):
-            return  # taken over: the checkpoint writer sees the same and stops
-        storage.write_bytes(lease.uri, _record(lease.token))
+        try:
+            if holds(lease):
+                storage.write_bytes(lease.uri, _record(lease.token))
+            if not holds(lease):
+                # taken over, perhaps while we slept before the write: the checkpoint writer has to see it and stop
+                storage.write_bytes(lease.uri, _record("", superseded=True))
+                return
+        except OSError:
+            continue  # storage that fails for a moment is tried again at the next beat
 
 
 def _uri(directory: str, number: int) -> str:
@@ -107,7 +118,7 @@ def _read(uri: str) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
         return record
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # a damaged lease holds nobody
         return None
 
 

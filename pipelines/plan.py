@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data import storage
 from data.manifest import Manifest
 from pipelines import config as configs
 from pipelines.runner import Task, code_sha256, read_run
@@ -63,7 +64,8 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
         reasons.append(f"the files of {', '.join(outside)} changed")
     if not reasons:
         blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
-        reasons.append("it did not finish" + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
+        state = "it did not finish" if storage.list_files(task.directory) else "its output is not there"
+        reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
 
 

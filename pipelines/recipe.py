@@ -10,7 +10,7 @@ from typing import Any
 
 from data import storage
 from pipelines import config as configs
-from pipelines.inputs import Input
+from pipelines.inputs import Input, absolute
 from pipelines.runner import Task, future_input, resolve_texts
 from pipelines.stage import load_stage
 
@@ -58,6 +58,11 @@ class Recipe:
         ]
         return replace(self, steps=tuple(steps))
 
+    def input(self) -> tuple[str, ...]:
+        """The paths from outside that its `collect_text` reads."""
+        found = (step.inputs["input"] for step in self.steps if step.stage == "collect_text")
+        return tuple(path for path in next(found, ()) if isinstance(path, str))
+
 
 def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
     """Step name -> task, in order. Raises ValueError where an input from outside is missing."""
@@ -84,7 +89,8 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
     """
     document = {
         "recipe": recipe.name,
-        "input": next((list(step.inputs["input"]) for step in recipe.steps if step.stage == "collect_text"), []),
+        "root": absolute(root),
+        "input": [absolute(path) for path in recipe.input()],
         "steps": {name: {**task.hashed(), "fingerprint": task.fingerprint} for name, task in tasks.items()},
     }
     uri = storage.join(root, recipe.name, LAST_NAME)
@@ -96,9 +102,11 @@ def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
     """Step name -> what was hashed when the recipe last ran here; {} before the first time."""
     try:
         document = json.loads(storage.read_bytes(storage.join(root, recipe.name, LAST_NAME)))
+        steps: dict[str, Any] = document["steps"]
     except FileNotFoundError:
         return {}
-    steps: dict[str, Any] = document["steps"]
+    except (ValueError, KeyError, TypeError):
+        return {}  # damaged: it only tells plan what changed
     return steps
 
 
@@ -108,23 +116,22 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
     Raises ValueError where the file does not fit.
     """
     if document.get("recipe") != recipe.name:
+        got = document.get("recipe") or document.get("stage")
+        raise ValueError(f"{where} is of {got!r}, not of recipe {recipe.name!r}")
+    saved = document.get("steps")
+    if not isinstance(saved, dict) or not all(isinstance(one, dict) and "config" in one for one in saved.values()):
         raise ValueError(
-            f"{where} is of {document.get('recipe') or document.get('stage')!r}, not of recipe {recipe.name!r}"
+            f"{where}: 'steps' must map each step's name to an object with its config; save it again by a run"
         )
-    known = {step.name: step for step in recipe.steps}
-    for name in document["steps"]:
-        if name not in known:
-            raise ValueError(f"{where}: {configs.no_such('step', name, known)}")
+    configs.same_names("step", saved, [step.name for step in recipe.steps], where)
     steps = tuple(
         replace(
             step,
             config=configs.from_dict(
-                load_stage(step.stage).config, document["steps"][step.name]["config"], f"{where}, step {step.name}"
+                load_stage(step.stage).config, saved[step.name]["config"], f"{where}, step {step.name}"
             ),
         )
-        if step.name in document["steps"]
-        else step
         for step in recipe.steps
     )
-    result = replace(recipe, steps=steps)
-    return result.with_input(tuple(document["input"])) if document.get("input") else result
+    paths = configs.texts(document.get("input", []), f"{where}: 'input'")
+    return replace(recipe, steps=steps).with_input(paths)

@@ -30,14 +30,16 @@ from data import storage
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import REPOSITORY, RaySession
 from pipelines import config as configs
-from pipelines.inputs import Input, external_input, resolve, run_reference
+from pipelines.inputs import Input, absolute, external_input, resolve, run_reference
 from pipelines.lease import hold_lease
 from pipelines.shard_map import clean_up
-from pipelines.stage import Context, Read, Resources, Stage
+from pipelines.stage import Context, Outcome, Read, Resources, Stage
 
 CONFIG_NAME = "_CONFIG.json"
-LEASED_STAGES = ("train_model",)
-CODE_PACKAGES = ("data", "model", "training")
+LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
+"""whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
+CODE_PREFIXES = ("data", "model", "training", "pipelines.models")
+"""modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
 
@@ -147,33 +149,20 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     save_config(task)
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
-    leased = hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext()
-    try:
-        with leased as lease:
-            outcome = task.stage.run(replace(context, lease=lease), task.config)
-    except Exception:
-        if (theirs := read_manifest(task.directory)) is not None:
+    with hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext() as lease:
+        if lease is not None and (theirs := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
-            clean_up(task.directory, context.attempt)
             return theirs
-        raise
-    missing = set(task.stage.writes) ^ set(outcome.datasets)
-    assert not missing, f"{task.stage.name} declares {task.stage.writes} and made {sorted(outcome.datasets)}"
-    manifest = Manifest(
-        stage=task.stage.name,
-        version=task.stage.version,
-        fingerprint=task.fingerprint,
-        config=configs.to_dict(task.config),
-        inputs={
-            name: [{"reference": one.reference, "content": one.content()} for one in many]
-            for name, many in sorted(task.inputs.items())
-        },
-        datasets=outcome.datasets,
-        dropped=outcome.dropped,
-        tokenizer_sha256=outcome.tokenizer_sha256,
-        setup=outcome.setup,
-    )
-    first = publish_manifest(task.directory, manifest)
+        try:
+            outcome = task.stage.run(replace(context, lease=lease), task.config)
+        except Exception:
+            if (theirs := read_manifest(task.directory)) is not None:
+                say(f"{where}: another driver finished it first; using its manifest")
+                clean_up(task.directory, context.attempt)
+                return theirs
+            raise
+        manifest = _manifest(task, outcome)
+        first = publish_manifest(task.directory, manifest)
     seconds = time.monotonic() - began
     if not first:
         say(f"{where}: another driver published the same manifest first; using it")
@@ -197,14 +186,35 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     return manifest
 
 
+def _manifest(task: Task, outcome: Outcome) -> Manifest:
+    missing = set(task.stage.writes) ^ set(outcome.datasets)
+    assert not missing, f"{task.stage.name} declares {task.stage.writes} and made {sorted(outcome.datasets)}"
+    return Manifest(
+        stage=task.stage.name,
+        version=task.stage.version,
+        fingerprint=task.fingerprint,
+        config=configs.to_dict(task.config),
+        inputs={
+            name: [{"reference": one.reference, "content": one.content()} for one in many]
+            for name, many in sorted(task.inputs.items())
+        },
+        datasets=outcome.datasets,
+        dropped=outcome.dropped,
+        tokenizer_sha256=outcome.tokenizer_sha256,
+        setup=outcome.setup,
+    )
+
+
 def save_config(task: Task) -> None:
     """Writes what `--config` replays: the resolved config and the inputs as given."""
     document = {
         "stage": task.stage.name,
         "fingerprint": task.fingerprint,
         "config": configs.to_dict(task.config),
+        "root": absolute(task.root),
         "inputs": {
-            name: [text for one in many for text in one.given.split("\n")] for name, many in task.inputs.items()
+            name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
+            for name, many in task.inputs.items()
         },
     }
     storage.write_bytes(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
@@ -224,7 +234,7 @@ def code_sha256(stage: Stage) -> str:
     sources = {Path(stage.module.__file__ or "")}
     unread = list(sources)
     while unread:
-        for found in _imported(unread.pop()) - sources:
+        for found in _imported(unread.pop(), REPOSITORY) - sources:
             sources.add(found)
             unread.append(found)
     digest = hashlib.sha256()
@@ -234,13 +244,14 @@ def code_sha256(stage: Stage) -> str:
 
 
 @functools.cache
-def _imported(source: Path) -> frozenset[Path]:
-    """Files of data/, model/ and training/ that a file imports, in functions too."""
+def _imported(source: Path, repository: Path) -> frozenset[Path]:
+    """Files of ours that a file imports, in functions too."""
     names = set()
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    found = (REPOSITORY / (name.replace(".", "/") + ".py") for name in names if name.partition(".")[0] in CODE_PACKAGES)
+    ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
+    found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
     return frozenset(path for path in found if path.exists())
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from data import shards, storage
 from data.manifest import Dataset, Shard
+from pipelines.config import digest
 from pipelines.stage import Context
 
 RECEIPTS = "_receipts"
@@ -63,13 +64,23 @@ Work = Callable[[Any], ShardOutput]
 
 
 def map_shards(
-    context: Context, phase: str, tasks: Sequence[Any], work: Work, *, whole_node: bool = False
+    context: Context,
+    phase: str,
+    tasks: Sequence[Any],
+    work: Work,
+    *,
+    whole_node: bool = False,
+    setup: Mapping[str, Any] | None = None,
 ) -> list[Receipt]:
     """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
 
-    `phase` names the receipts, so a stage of several phases resumes each. `whole_node`: a task takes all CPUs of its
-    node (it computes with a model). Errors of `work` come out as they were raised.
+    Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
+    so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
+    computes with a model). A ValueError of `work` comes out with its own words, any other as a RuntimeError with its
+    traceback.
     """
+    made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
+    phase = f"{phase}-{digest([made_of, setup], 8)}"
     receipts = {
         k: receipt for k in range(len(tasks)) if (receipt := _finished(context.directory, phase, k)) is not None
     }
@@ -99,7 +110,7 @@ class _Sink:
     """Runs in a Ray worker: computes one shard, publishes its files, then its receipt.
 
     What the work raises comes back as words: Ray Data would hand on an exception of its own without ours. Errors of
-    I/O are raised, since Ray Data tries those again.
+    I/O are raised, since Ray Data tries those again (infra/ray_session.py), except those that would come again.
     """
 
     def __init__(self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any]) -> None:
@@ -108,11 +119,12 @@ class _Sink:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"receipt": self.publish(int(row["index"])), "error": "", "is_input": False}
-        except OSError:
-            raise
         except Exception as error:
-            is_input = isinstance(error, ValueError)  # what it got, what is allowed, what to do: exit code 2
-            told = str(error) if is_input else traceback.format_exc()
+            lasting = isinstance(error, FileNotFoundError | PermissionError)
+            if isinstance(error, OSError) and not lasting:
+                raise
+            is_input = lasting or isinstance(error, ValueError)  # what it got, what to do: exit code 2
+            told = f"cannot read an input: {error}" if lasting else str(error) if is_input else traceback.format_exc()
             return {"receipt": "", "error": told or repr(error), "is_input": is_input}
 
     def publish(self, index: int) -> str:

@@ -7,6 +7,7 @@ are in `__post_init__`; no I/O here.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -192,5 +193,5 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; the least allowed is {least}")
+    if not least <= value < math.inf:
+        raise ValueError(f"{name} is {value}; the least allowed is {least}, and it has to be finite")

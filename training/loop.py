@@ -234,6 +234,7 @@ class _Run:
                         "device": self.backend.name,
                         "workers": self.backend.world_size,
                         "microbatch_rows": self.job.microbatch_rows,
+                        "cpu_threads": self.job.cpu_threads,
                     },
                 },
                 tables={"metrics": self._metrics_table(), "lineage": lineage},

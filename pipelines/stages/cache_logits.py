@@ -101,7 +101,7 @@ def run(context: Context, config: Config) -> Outcome:
     device = resolve_device(context.resources.device)
     vocab_size = sequences.data.facts["vocab_size"]
     work = _Cache(config, checkpoint_of(teacher), device, vocab_size)
-    receipts = map_shards(context, "cache", sequences.uris(), work, whole_node=True)
+    receipts = map_shards(context, "cache", sequences.uris(), work, whole_node=True, setup={"device": device})
     logits = dataset_of(
         receipts,
         "logits",

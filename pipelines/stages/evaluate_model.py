@@ -67,7 +67,7 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where nothing is held out, or where the tokenizers differ."""
     checkpoint, heldout = context.input("checkpoint"), context.input("heldout")
     check_same_tokenizer(checkpoint, heldout)
-    if not heldout.data.facts["targets"]:
+    if not heldout.data.facts["targets"] or not heldout.data.facts["text_bytes"]:
         raise ValueError(
             f"{heldout.reference} has no held-out rows: of so few documents none fell among the 2 % that are held out; "
             "collect more text"
@@ -83,7 +83,7 @@ def run(context: Context, config: Config) -> Outcome:
         tuple(uri for one in sequences for uri in one.uris()),
         heldout.data.facts["vocab_size"],
     )
-    (receipt,) = map_shards(context, "evaluate", [heldout.uris()], work, whole_node=True)
+    (receipt,) = map_shards(context, "evaluate", [heldout.uris()], work, whole_node=True, setup={"device": device})
     return Outcome(
         datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,

@@ -5,6 +5,7 @@ and collected again.
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 
@@ -44,6 +45,16 @@ class Config:
     """sample among the likeliest tokens that hold this much probability; None: all"""
     seed: int = 0
     """of the sampling"""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; at least 1")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; at least 1, or None for all tokens")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; above 0 and at most 1, or None for all tokens")
 
 
 @dataclass(frozen=True)
@@ -104,14 +115,17 @@ def run(context: Context, config: Config) -> Outcome:
     prompts = list(config.prompt)
     for one in context.inputs.get("prompts", []):
         for file in one.files:
-            prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
+            try:
+                prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one a line") from error
     if not prompts:
         raise ValueError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
     device = resolve_device(context.resources.device)
     if device == "xla" and not has_tpu():
         device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU
     work = _Generate(config, checkpoint_of(checkpoint), uri, device, context.fingerprint)
-    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True)
+    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup={"device": device})
     facts = dict(receipt.facts)
     seconds = facts.pop("seconds")
     return Outcome(

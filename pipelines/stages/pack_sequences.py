@@ -11,7 +11,8 @@ import pyarrow as pa
 import xxhash
 
 from data import schema, shards
-from data.packing import Document, pack_documents
+from data.order import splitmix64
+from data.packing import pack_documents, read_documents
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
 
@@ -91,20 +92,10 @@ class _Pack:
         order = sorted(
             range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k].encode(), seed=self.config.seed), ids[k])
         )
-        documents = (
-            Document(
-                id=row["id"],
-                tokens=np.array(row["tokens"], dtype=np.int32),
-                text_bytes=row["text_bytes"],
-                masked=[(span["start"], span["end"]) for span in row["masked"]],
-            )
-            for k in order
-            for row in table.slice(k, 1).to_pylist()
-        )
+        documents = read_documents(table.take(np.array(order, dtype=np.int64)))
         packed = pack_documents(documents, self.config.sequence_length)
-        shuffled = np.random.Generator(np.random.Philox(key=[self.config.seed, bucket.number])).permutation(
-            packed.num_rows
-        )
+        stream = xxhash.xxh3_64_intdigest(f"{self.config.seed} {bucket.dataset} {bucket.number}".encode())
+        shuffled = np.argsort(splitmix64(stream, packed.num_rows), kind="stable")
         kept = packed.take(shuffled[: bucket.max_rows])
         over = packed.num_rows - kept.num_rows
         segments = kept["segment_ids"].combine_chunks().flatten().to_numpy()

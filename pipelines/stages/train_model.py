@@ -5,6 +5,7 @@ checkpoint and repeats the same losses bit for bit. One driver at a time holds t
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from data.order import MixturePhase, SequenceDataset
 from data.shards import open_parquet
 from pipelines.inputs import Input
 from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import COMMIT_NAME, list_checkpoints, read_commit
+from training.checkpoint import COMMIT_NAME, STATE_NAME, list_checkpoints, read_commit
 from training.config import TrainingConfig, TrainJob
 
 VERSION = 1
@@ -79,7 +80,7 @@ def run(context: Context, config: Config) -> Outcome:
             "lineage": Dataset(shards=datasets["lineage"]),
         },
         tokenizer_sha256=context.inputs["sequences"][0].manifest.tokenizer_sha256,
-        setup={"device": summary.device, "workers": summary.workers, "microbatch_rows": job.microbatch_rows},
+        setup=_setup(context.directory),
         log={
             "tokens_seen": summary.tokens_seen,
             "first_step": summary.first_step,
@@ -90,6 +91,18 @@ def run(context: Context, config: Config) -> Outcome:
             "row_tokens_per_second": summary.steps_per_second * config.global_batch * job.sequence_length,
         },
     )
+
+
+def _setup(directory: str) -> dict[str, Any]:
+    """Device, workers and threads of the last steps; under `from_step` of all, as a resumed run may have had several."""
+    found: dict[str, Any] = {}
+    done, latest = 0, None
+    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
+        state = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))
+        if state["setup"] != latest:
+            latest = found[str(done)] = state["setup"]
+        done = state["step"]
+    return {**(latest or {}), "from_step": found}
 
 
 def make_job(context: Context, config: Config) -> TrainJob:

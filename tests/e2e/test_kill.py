@@ -62,7 +62,7 @@ def test_a_second_driver_of_a_running_training_is_refused(smoke: SmokeRun, tmp_p
         wait_for(lambda: bool(list(directory.glob("_LEASE.*.json"))), first)
         second = pipelines("run", "smoke", "--root", str(root))
         assert second.returncode == 2
-        assert f"is being trained by process {first.pid}" in second.stderr
+        assert f"is being written by process {first.pid}" in second.stderr
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGKILL)

@@ -90,11 +90,10 @@ def test_a_reference_that_leads_nowhere_says_what_would(tmp_path: Path, text: st
         resolve(text, TEXT, str(tmp_path))
 
 
-def test_packed_rows_of_either_kind_stand_for_each_other(tmp_path: Path) -> None:
+def test_held_out_rows_are_no_rows_to_train_on(tmp_path: Path) -> None:
     finished_run(tmp_path, "pack_sequences", "sequences", "heldout")
-    read = Read(help="rows", dataset="sequences")
-    found = resolve(f"pack_sequences/{FINGERPRINT}:heldout", read, str(tmp_path))
-    assert found.dataset == "heldout"
+    with pytest.raises(ValueError, match="takes 'sequences', got 'heldout'"):
+        resolve(f"pack_sequences/{FINGERPRINT}:heldout", Read(help="rows", dataset="sequences"), str(tmp_path))
 
 
 def test_a_file_stands_in_where_it_may(tmp_path: Path) -> None:

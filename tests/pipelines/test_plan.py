@@ -125,8 +125,8 @@ def test_an_interrupted_step_did_not_finish(recipe: Recipe, tmp_path: Path) -> N
     finish(tasks["collect"])
     save_recipe(recipe, tasks, str(root))
     text = planned(recipe, root)
-    assert "because it did not finish\n" in text
-    assert "because it did not finish; it waits for filter" in text
+    assert "because its output is not there\n" in text
+    assert "because its output is not there; it waits for filter" in text
 
 
 def test_changed_code_with_the_old_version_is_a_warning(recipe: Recipe, tmp_path: Path) -> None:

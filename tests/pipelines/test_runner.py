@@ -14,7 +14,7 @@ import pytest
 from data import shards, storage
 from data.manifest import Dataset, Manifest, read_manifest
 from infra.ray_session import RaySession
-from pipelines.command import parse_stage
+from pipelines.arguments import parse_stage
 from pipelines.runner import Task, future_input, read_run, resolve_inputs, run_task
 from pipelines.stage import Context, Outcome, Resources, load_stage
 from pipelines.stages import collect_text, filter_text

@@ -21,6 +21,7 @@ import model
 from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines import config as configs
+from pipelines.inputs import absolute
 from pipelines.recipe import Recipe, Step, replayed
 from pipelines.stage import Resources, Stage
 
@@ -59,14 +60,23 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     words, preset = _take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
     saved: Any = dataclasses.MISSING
+    root = DEFAULT_ROOT
     if config_file is not None:
         document = _read_json(config_file)
         if document.get("stage") != stage.name:
             raise ValueError(
                 f"{config_file} is of {document.get('stage') or document.get('recipe')!r}, not of {stage.name!r}"
             )
+        if not isinstance(document.get("config"), dict) or not isinstance(document.get("inputs", {}), dict):
+            raise ValueError(
+                f"{config_file}: 'config' and 'inputs' must be objects; a run's own _CONFIG.json is an example"
+            )
         saved = configs.from_dict(stage.config, document["config"], config_file)
-        inputs |= {name: tuple(texts) for name, texts in document.get("inputs", {}).items() if name in inputs}
+        for name, given in document.get("inputs", {}).items():
+            if name not in stage.reads:
+                raise ValueError(f"{config_file}: {configs.no_such('input', name, stage.reads)}")
+            inputs[name] = configs.texts(given, f"{config_file}: input {name!r}")
+        root = _saved_root(document, config_file)
     model_fields = {} if preset is None else {"model": _preset(preset)}
     fields: list[Any] = [
         (
@@ -77,7 +87,7 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
         for name, read in stage.reads.items()
     ]
     fields.append(_config_field(stage.config, saved, model_fields))
-    parsed = _parse(f"run {stage.name}", fields, words, stage.summary, stage.config)
+    parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
     given = {name: getattr(parsed, name) for name in stage.reads}
     return StageCommand(
         stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
@@ -87,10 +97,11 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     """Raises ValueError as `parse_stage` does."""
     words, config_file = _take(list(words), "--config")
+    root = DEFAULT_ROOT
     if config_file is not None:
-        recipe = replayed(recipe, _read_json(config_file), config_file)
-    given = next((step.inputs["input"] for step in recipe.steps if step.stage == "collect_text"), ())
-    paths = tuple(path for path in given if isinstance(path, str))
+        document = _read_json(config_file)
+        recipe, root = replayed(recipe, document, config_file), _saved_root(document, config_file)
+    paths = recipe.input()
     fields: list[Any] = [
         (
             "input",
@@ -103,16 +114,21 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
         for step in recipe.steps
         if dataclasses.fields(step.config)
     ]
-    parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, None)
-    steps = tuple(_with_config(step, parsed) for step in recipe.steps)
-    result = replace(recipe, steps=steps)
-    if parsed.input != paths:
-        result = result.with_input(parsed.input)
+    parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, root)
+    if paths and not parsed.input:
+        raise ValueError("--input names nothing; give files, directories or globs after it, or leave it out")
+    own_text = parsed.input != paths
+    steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
+    result = replace(recipe, steps=steps).with_input(parsed.input)
     return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
 
 
-def _with_config(step: Step, parsed: Any) -> Step:
-    return replace(step, config=getattr(parsed, step.name, step.config))
+def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
+    """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
+    config = getattr(parsed, step.name, step.config)
+    if own_text and step.stage == "collect_text" and config == step.config:
+        config = replace(config, source="text", exclude=())
+    return replace(step, config=config)
 
 
 def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -137,14 +153,14 @@ def _default(one: "dataclasses.Field[Any]") -> Any:
     return one.default_factory() if one.default_factory is not dataclasses.MISSING else tyro.MISSING
 
 
-def _parse(program: str, fields: list[Any], words: list[str], summary: str, prefixless: type | None) -> Any:
+def _parse(program: str, fields: list[Any], words: list[str], summary: str, root: str) -> Any:
     fields = [
         *fields,
         ("resources", Annotated[Resources, tyro.conf.arg(name="")], field(default_factory=Resources)),
         (
             "root",
             Annotated[str, tyro.conf.arg(help="where runs are kept: a directory or gs://bucket/path")],
-            field(default=DEFAULT_ROOT),
+            field(default=root),
         ),
     ]
     command = make_dataclass("Command", fields, kw_only=True, frozen=True)
@@ -221,7 +237,7 @@ def _read_json(path: str) -> dict[str, Any]:
         raise ValueError(
             f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
         ) from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from error
@@ -230,13 +246,26 @@ def _read_json(path: str) -> dict[str, Any]:
     return document
 
 
+def _saved_root(document: dict[str, Any], where: str) -> str:
+    root = document.get("root", DEFAULT_ROOT)
+    if not isinstance(root, str):
+        raise ValueError(f"{where}: 'root' must be a string, got {root!r}")
+    return root
+
+
 def _root(text: str) -> str:
-    """Where runs go.
+    """Where runs go, absolute: workers have other working directories.
 
     Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job.
     """
+    if not text:
+        raise ValueError("--root is empty; give a directory or gs://bucket/path")
     if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
         raise ValueError(
-            f"--root {text!r} is relative, and a submitted job's directory goes away with it; give an absolute path or gs://"
+            f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
+            "give an absolute path or gs://"
         )
-    return text.rstrip("/") or "/"
+    root = absolute(text).rstrip("/") or "/"
+    if not storage.is_remote(root) and os.path.exists(root) and not os.path.isdir(root):
+        raise ValueError(f"--root {text!r} is a file; give a directory, existing or not")
+    return root
