@@ -94,7 +94,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _setup(directory: str) -> dict[str, Any]:
-    """Device, workers and threads of the last steps; under `from_step` of all, as a resumed run may have had several."""
+    """Device, workers and threads of the last steps; under `from_step` of all: a resumed run may have had several."""
     found: dict[str, Any] = {}
     done, latest = 0, None
     for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
