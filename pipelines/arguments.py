@@ -127,7 +127,7 @@ def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
     """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
     config = getattr(parsed, step.name, step.config)
     if own_text and step.stage == "collect_text" and config == step.config:
-        config = replace(config, source="text", exclude=())
+        return replace(step, config=replace(config, source="text", exclude=()), note="Your files become text.")
     return replace(step, config=config)
 
 
