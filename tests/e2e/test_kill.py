@@ -4,6 +4,7 @@ The reference is the smoke run of the session. For each step its output is remov
 recipe is run there and killed inside the step. Two steps in `make test`, all of them in `make chaos`.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -126,9 +127,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 def finished_files(directory: Path) -> dict[str, int]:
-    """Files of the step's own that a rerun must leave alone (published shards, committed checkpoints) -> time
-    written."""
-    receipts = list(directory.glob("_receipts/*/*.json"))
-    commits = list(directory.glob("checkpoints/*/COMMIT"))
-    files = [file for commit in commits for file in commit.parent.iterdir()]
-    return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in [*receipts, *files]}
+    """Files that a rerun must leave alone (shards with a receipt, committed checkpoints) -> time written."""
+    receipts = [json.loads(file.read_text()) for file in directory.glob("_receipts/*/*.json")]
+    names = [shard["name"] for receipt in receipts for shard in receipt["shards"].values()]
+    files = [directory / name for name in names if not name.startswith("_")]  # "_": gone when the stage is done
+    files += [file for commit in directory.glob("checkpoints/*/COMMIT") for file in commit.parent.iterdir()]
+    return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in files}

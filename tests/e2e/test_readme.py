@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.__main__ import main
 from tests.e2e.cluster import REPOSITORY
+from tests.e2e.conftest import pipelines
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -51,12 +52,12 @@ def test_commands_that_only_tell_do(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_the_example_of_one_stage_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_one_stage_after_another(tmp_path: Path) -> None:
     lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
     assert [shlex.split(line)[4] for line in lines] == ["collect_text", "filter_text"]
-    monkeypatch.chdir(REPOSITORY)
     root = ["--root", str(tmp_path)]
-    assert main([*shlex.split(lines[0])[3:], *root]) == 0
+    done = pipelines(*shlex.split(lines[0])[3:], *root)
+    assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "collect_text").iterdir()
-    words = shlex.split(lines[1].replace("0123456789abcdef", run.name))[3:]
-    assert main([*words, *root]) == 0
+    done = pipelines(*shlex.split(lines[1].replace("0123456789abcdef", run.name))[3:], *root)
+    assert done.returncode == 0, done.stderr

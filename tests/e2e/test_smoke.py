@@ -51,8 +51,8 @@ def test_distilled_and_scratch_saw_the_same_rows_in_the_same_order(smoke: SmokeR
     from data.shards import read_table
 
     lineages = {}
-    for run in (smoke.root / "train_model").iterdir():
-        manifest = json.loads((run / "_MANIFEST.json").read_text())
+    for path in (smoke.root / "train_model").glob("*/_MANIFEST.json"):
+        run, manifest = path.parent, json.loads(path.read_text())
         if manifest["config"]["model"]["d_model"] == 32:
             shards = manifest["datasets"]["lineage"]["shards"]
             lineages[manifest["config"]["objective"]] = [read_table(str(run / shard["name"])) for shard in shards]

@@ -232,8 +232,8 @@ def test_after_a_kill_only_unfinished_shards_are_made_again_and_the_bytes_are_th
     for number in range(2):
         Path(f"{gate}.{number:05d}").touch()
     driver = start_driver(tmp_path, collected, gate)
-    receipts = Path(task.directory) / "_receipts/filter"
-    wait_for(lambda: len(list(receipts.glob("*.json"))) == 2)
+    receipts = Path(task.directory) / "_receipts"
+    wait_for(lambda: len(list(receipts.glob("filter-*/*.json"))) == 2)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     workers = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("gate.worker-*")]
