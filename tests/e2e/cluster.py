@@ -60,7 +60,7 @@ def ray_cluster(temporary: Path) -> Iterator[RayCluster]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(5)  # its own goodbye takes half a minute
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
