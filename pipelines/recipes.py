@@ -56,9 +56,9 @@ def demo() -> Recipe:
         global_batch=16,
         max_heldout_rows=512,
         teacher=_model(8192, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
-        teacher_steps=320,
+        teacher_steps=280,
         student=_model(8192, d_model=96, layers=2, heads=4, ffw_dim=288, window=64),
-        student_steps=256,
+        student_steps=224,
         checkpoint_every_steps=100,
         max_new_tokens=48,
     )
