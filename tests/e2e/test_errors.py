@@ -51,7 +51,6 @@ def test_an_empty_directory_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     done = pipelines("run", "collect_text", "--input", str(tmp_path / "a.parquet"), "--root", str(tmp_path / "runs"))
@@ -61,7 +60,6 @@ def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_inputs_that_do_not_fit_each_other_name_both(smoke: SmokeRun, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(smoke.root, root)

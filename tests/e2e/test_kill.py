@@ -31,14 +31,12 @@ PASSED = REPOSITORY / ".cache" / "chaos"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("step", IN_MAKE_TEST)
 def test_a_killed_driver_is_continued_by_the_same_line(smoke: SmokeRun, tmp_path: Path, step: str) -> None:
     check_kill(smoke, tmp_path, step)
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in IN_MAKE_TEST])
 def test_a_driver_killed_in_any_other_step_is_continued(
     request: pytest.FixtureRequest, tmp_path: Path, step: str
@@ -52,7 +50,6 @@ def test_a_driver_killed_in_any_other_step_is_continued(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_second_driver_of_a_running_training_is_refused(smoke: SmokeRun, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(smoke.root, root)

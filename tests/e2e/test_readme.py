@@ -51,7 +51,6 @@ def test_commands_that_only_tell_do(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_the_example_of_one_stage_after_another(tmp_path: Path) -> None:
     lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
     assert [shlex.split(line)[4] for line in lines] == ["collect_text", "filter_text"]
