@@ -44,7 +44,7 @@ check: .venv
 
 .PHONY: test
 test: .venv
-	$(BIN)/python -m pytest -q -m "not chaos" tests
+	$(BIN)/python -m pytest -q --durations=12 -m "not chaos" tests
 
 .PHONY: chaos
 chaos: .venv

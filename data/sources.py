@@ -200,6 +200,8 @@ def _read_parquet(name: str, uri: str, text_field: str) -> Iterator[Record | Rej
             f"{name} has no column {text_field!r}; it has {', '.join(file.schema_arrow.names)}: set --text-field"
         )
     kind = file.schema_arrow.field(text_field).type
+    dictionary = pa.types.is_dictionary(kind)
+    kind = kind.value_type if dictionary else kind
     bytes_kind = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
     if bytes_kind not in (pa.binary(), pa.large_binary()):
         raise ValueError(
@@ -209,7 +211,9 @@ def _read_parquet(name: str, uri: str, text_field: str) -> Iterator[Record | Rej
     try:
         for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
             # as bytes: a writer need not have checked that its strings are UTF-8
-            for value in batch.column(text_field).cast(bytes_kind).to_pylist():
+            column = batch.column(text_field)
+            column = column.dictionary_decode() if dictionary else column
+            for value in column.cast(bytes_kind).to_pylist():
                 yield _parse_value(value, offset)
                 offset += 1
     except (OSError, pa.ArrowException) as error:

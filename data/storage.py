@@ -119,6 +119,15 @@ def list_files(uri: str) -> list[tuple[str, int]]:
     return sorted((name[len(prefix) :], int(info["size"])) for name, info in found.items() if name.startswith(prefix))
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in `uri`, sorted; empty where there is none. Files below are not listed."""
+    fs, path = filesystem(uri)
+    if not fs.exists(path):
+        return []
+    found = fs.ls(path, detail=True)
+    return sorted(one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
+
+
 def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):

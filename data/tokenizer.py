@@ -156,10 +156,6 @@ class Tokenizer:
         """<bos>, the ids of the text, <eos>; named symbols are spelled out."""
         return [BOS, *self.encode(text), EOS]
 
-    def encode_batch(self, texts: Sequence[str], allow_special: bool = False) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(text, allow_special) for text in texts]
-
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids. Control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
         ids = np.asarray(ids, np.int64)

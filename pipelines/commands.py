@@ -17,7 +17,7 @@ from pipelines import config as configs
 from pipelines import recipes, report
 from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage
 from pipelines.inputs import REFERENCE
-from pipelines.plan import plan_lines
+from pipelines.plan import last_of_stage, plan_lines
 from pipelines.recipe import Recipe, last_run, save_recipe, tasks_of
 from pipelines.runner import Task, read_run, resolve_inputs, run_task
 from pipelines.stage import Stage, load_stage, stage_names
@@ -51,8 +51,7 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
 def _list_runs(root: str) -> int:
     found = 0
     for name in stage_names():
-        folders = {file.partition("/")[0] for file, _ in storage.list_files(storage.join(root, name)) if "/" in file}
-        for fingerprint in sorted(folders):
+        for fingerprint in storage.list_folders(storage.join(root, name)):
             directory = storage.join(root, name, fingerprint)
             manifest = read_manifest(directory)
             state = "unfinished"
@@ -100,7 +99,7 @@ def plan(words: list[str]) -> int:
         command = parse_stage(target, rest)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
-        before: dict[str, Any] = {}
+        before = last_of_stage(tasks[target.name])
         notes: dict[str, str] = {}
         root = command.root
     else:

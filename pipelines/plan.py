@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data import storage
-from data.manifest import Manifest
+from data.manifest import Manifest, read_manifest
 from pipelines import config as configs
 from pipelines.runner import Task, code_sha256, read_run
 
@@ -14,7 +14,8 @@ def plan_lines(
 ) -> Iterator[str]:
     """Two lines a step: done or to run and what for; where, and what it holds or why it runs. Warnings at the end.
 
-    `before` is what last ran, by step; `notes` what a step is for (otherwise its stage's summary).
+    `before` is what last ran, by step (`recipe.last_run`, `last_of_stage`); `notes` what a step is for (otherwise its
+    stage's summary).
     """
     done = {name: task.manifest() for name, task in tasks.items()}
     width = max(len(name) for name in tasks)
@@ -42,7 +43,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
     task = tasks[name]
     if name not in before:
-        return "never ran here"
+        return "it did not finish" if storage.list_files(task.directory) else "never ran here"
     old, new = before[name], task.hashed()
     changes = configs.differences(old["config"], new["config"])
     if old["version"] != new["version"]:
@@ -62,11 +63,39 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     outside = [key for key, many in task.inputs.items() if any(one.external for one in many)]
     if any(old["inputs"].get(key) != new["inputs"][key] for key in outside):
         reasons.append(f"the files of {', '.join(outside)} changed")
+    if not upstream:  # a stage on its own: its inputs are runs that were named, or files
+        others = {*old["inputs"], *new["inputs"]} - set(outside)
+        named = sorted(key for key in others if old["inputs"].get(key) != new["inputs"].get(key))
+        reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
     if not reasons:
         blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
         state = "it did not finish" if storage.list_files(task.directory) else "its output is not there"
         reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
+
+
+def last_of_stage(task: Task) -> dict[str, Any]:
+    """Stage name -> what its newest finished run in the task's root was made of; {} without one."""
+    folder = storage.join(task.root, task.stage.name)
+    newest: tuple[str, dict[str, Any]] = ("", {})
+    for fingerprint in storage.list_folders(folder):
+        directory = storage.join(folder, fingerprint)
+        manifest = read_manifest(directory)
+        if manifest is None:
+            continue
+        inputs = {name: [one["reference"] for one in many] for name, many in manifest.inputs.items()}
+        made_of = {
+            "version": manifest.version,
+            "config": dict(manifest.config),
+            "inputs": inputs,
+            "fingerprint": fingerprint,
+        }
+        newest = max(newest, (read_run(directory).get("started", ""), made_of), key=lambda pair: pair[0])
+    return {task.stage.name: newest[1]} if newest[1] else {}
+
+
+def _listed(made_of: Mapping[str, Any], key: str) -> str:
+    return ", ".join(made_of["inputs"].get(key, [])) or "not given"
 
 
 def _holds(manifest: Manifest) -> str:

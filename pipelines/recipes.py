@@ -210,7 +210,7 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
         _step(
             "generate",
             "generate_text",
-            generate_text.Config(prompt=PROMPTS, max_new_tokens=sizes.max_new_tokens),
+            generate_text.Config(prompt=PROMPTS, max_new_tokens=sizes.max_new_tokens, temperature=0.7, top_k=40),
             f"The distilled student continues {len(PROMPTS)} prompts.",
             checkpoint=Output(step="distilled", dataset="checkpoints"),
             tokenizer=tokenizer,

@@ -138,7 +138,6 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     context = Context(
         stage=task.stage.name,
         directory=task.directory,
-        root=task.root,
         fingerprint=task.fingerprint,
         inputs={name: list(many) for name, many in task.inputs.items()},
         resources=resources,
@@ -158,7 +157,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         except Exception:
             if (theirs := read_manifest(task.directory)) is not None:
                 say(f"{where}: another driver finished it first; using its manifest")
-                clean_up(task.directory, context.attempt)
+                clean_up(task.directory)
                 return theirs
             raise
         manifest = _manifest(task, outcome)
@@ -166,7 +165,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     seconds = time.monotonic() - began
     if not first:
         say(f"{where}: another driver published the same manifest first; using it")
-        clean_up(task.directory, context.attempt)
+        clean_up(task.directory)
         return manifest
     run = {
         "started": began_wall.isoformat(timespec="seconds"),
@@ -181,7 +180,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         "log": outcome.log,
     }
     storage.write_bytes(storage.join(task.directory, RUN_NAME), (json.dumps(run, indent=1) + "\n").encode())
-    clean_up(task.directory, context.attempt)
+    clean_up(task.directory)
     say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}")
     return manifest
 

@@ -11,7 +11,7 @@ import json
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ import pyarrow as pa
 from data import shards, storage
 from data.manifest import Dataset, Shard
 from pipelines.config import digest
+from pipelines.progress import Bar
+from pipelines.progress import shard as shard_progress
 from pipelines.stage import Context
 
 RECEIPTS = "_receipts"
@@ -71,28 +73,35 @@ def map_shards(
     *,
     whole_node: bool = False,
     setup: Mapping[str, Any] | None = None,
+    unit: str = "shard",
+    sizes: Sequence[int] | None = None,
 ) -> list[Receipt]:
     """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
 
     Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
     so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
-    computes with a model). A ValueError of `work` comes out with its own words, any other as a RuntimeError with its
-    traceback.
+    computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. A
+    ValueError of `work` comes out with its own words, any other as a RuntimeError with its traceback.
     """
     made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
     receipts = {
         k: receipt for k in range(len(tasks)) if (receipt := _finished(context.directory, phase, k)) is not None
     }
-    with context.progress(len(tasks), "shard", f"{context.stage} {phase}") as advance:
-        advance(len(receipts))
-        waiting = [k for k in range(len(tasks)) if k not in receipts]
+    units = dict(enumerate(sizes if sizes is not None else [1] * len(tasks)))
+    waiting = [k for k in range(len(tasks)) if k not in receipts]
+    with context.progress(sum(units.values()), unit, f"{context.stage} {phase.rpartition('-')[0]}") as update:
+        bar = Bar(update, units)
+        for k in receipts:
+            bar.finish(k)
         if waiting:
             context.session.start()
-            sink = _Sink(context.directory, context.attempt, phase, work, {k: tasks[k] for k in waiting})
-            for receipt in _run(sink, waiting, context.session.node_cpus() if whole_node else 1):
-                receipts[receipt.index] = receipt
-                advance(1)
+            heard = None if context.quiet else bar.prefix
+            sink = _Sink(context.directory, context.attempt, phase, work, {k: tasks[k] for k in waiting}, heard)
+            with nullcontext() if heard is None else bar.listening():
+                for receipt in _run(sink, waiting, context.session.node_cpus() if whole_node else 1):
+                    receipts[receipt.index] = receipt
+                    bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
 
 
@@ -113,8 +122,11 @@ class _Sink:
     I/O are raised, since Ray Data tries those again (infra/ray_session.py), except those that would come again.
     """
 
-    def __init__(self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any]) -> None:
+    def __init__(
+        self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any], heard: str | None
+    ) -> None:
         self.directory, self.attempt, self.phase, self.work, self.tasks = directory, attempt, phase, work, tasks
+        self.heard = heard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -129,7 +141,8 @@ class _Sink:
 
     def publish(self, index: int) -> str:
         """Makes the shard; returns its receipt."""
-        output = self.work(self.tasks[index])
+        with shard_progress(self.heard, index):
+            output = self.work(self.tasks[index])
         published = {}
         for dataset, part in output.parts.items():
             name = f"{dataset}/{part.name or f'{index:05d}.parquet'}"
@@ -164,21 +177,13 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def clean_up(directory: str, attempt: str) -> None:
-    """After the manifest: removes this attempt's staging folder, the receipts and what phases left for each other."""
-    staging = storage.join(directory, STAGING)
-    between = {
-        folder
-        for folder in {name.partition("/")[0] for name, _ in storage.list_files(directory)}
-        if folder.startswith("_") and folder != STAGING and "." not in folder
-    }
-    # Another driver of the same run may write or clean up here at this moment. What stays is listed nowhere.
-    for tree in [*(storage.join(directory, folder) for folder in sorted(between)), storage.join(staging, attempt)]:
+def clean_up(directory: str) -> None:
+    """After the manifest: removes the staging folders of all attempts, the receipts and what phases left for others."""
+    between = {name.partition("/")[0] for name, _ in storage.list_files(directory)}
+    for folder in sorted(folder for folder in between if folder.startswith("_") and "." not in folder):
+        # Another driver may still write here; it fails, finds the manifest and uses it. What stays is listed nowhere.
         with suppress(OSError):
-            storage.remove_tree(tree)
-    with suppress(OSError):
-        if not storage.list_files(staging):
-            storage.remove_tree(staging)
+            storage.remove_tree(storage.join(directory, folder))
 
 
 def _receipt_uri(directory: str, phase: str, index: int) -> str:

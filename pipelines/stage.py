@@ -110,7 +110,6 @@ class Context:
     stage: str
     directory: str
     """URI of the run's own directory"""
-    root: str
     fingerprint: str
     inputs: Mapping[str, "list[Input]"]
     resources: Resources

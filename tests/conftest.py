@@ -63,7 +63,6 @@ def make_context(ray_session: RaySession, tmp_path: Path) -> Callable[..., Conte
         context = Context(
             stage="test_stage",
             directory=str(tmp_path / "run"),
-            root=str(tmp_path),
             fingerprint="0" * 16,
             inputs=inputs,
             resources=Resources(),

@@ -108,8 +108,6 @@ class TrainJob:
     """of the tokenizer that made the sequences: no id in them reaches it"""
     logits: tuple[tuple[str, ...], ...] | None = None
     """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
-    logits_vocab_size: int | None = None
-    """for `distill`: the teacher's vocabulary, which bounds the ids in the logits (default: `vocab_size`)"""
     draws: int | None = None
     """for `distill`: N, the draws from the teacher at each target"""
     max_unique: int | None = None
@@ -138,12 +136,11 @@ class TrainJob:
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
             raise ValueError("no sequences to train on: name at least one SEQUENCES dataset")
-        for what, size in (("sequences", self.vocab_size), ("logits", self.logits_vocab_size or 0)):
-            if size > self.config.model.vocab_size:
-                raise ValueError(
-                    f"the {what} hold ids up to {size - 1} and the model has a vocabulary of "
-                    f"{self.config.model.vocab_size}; set the model's vocab_size to {size} or more"
-                )
+        if self.vocab_size > self.config.model.vocab_size:
+            raise ValueError(
+                f"the sequences hold ids up to {self.vocab_size - 1} and the model has a vocabulary of "
+                f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
+            )
         if self.config.objective == "distill":
             if self.logits is None or self.draws is None:
                 raise ValueError(

@@ -23,7 +23,7 @@ def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader
     if job.config.objective == "distill":
         assert job.logits is not None
         assert job.draws is not None
-        spec = CodecSpec(vocab_size=job.logits_vocab_size or job.vocab_size, draws=job.draws)
+        spec = CodecSpec(vocab_size=job.vocab_size, draws=job.draws)
         logits_readers = [LogitsReader(shards, spec, job.max_unique) for shards in job.logits]
     return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)
 

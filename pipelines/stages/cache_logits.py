@@ -13,6 +13,7 @@ import pyarrow as pa
 from data import schema
 from data.logits import CodecSpec, encode_counts
 from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
+from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 from training.backend import resolve_device
@@ -82,6 +83,7 @@ class _Cache:
                 stored += int(unique.sum())
                 targets += len(unique)
                 widest = max(widest, int(unique.max(initial=0)))
+            advance(count)
         return ShardOutput(
             parts={"logits": Part(table=pa.Table.from_pylist(rows, schema.LOGITS), row_group_rows=64)},
             facts={
@@ -101,7 +103,16 @@ def run(context: Context, config: Config) -> Outcome:
     device = resolve_device(context.resources.device)
     vocab_size = sequences.data.facts["vocab_size"]
     work = _Cache(config, checkpoint_of(teacher), device, vocab_size)
-    receipts = map_shards(context, "cache", sequences.uris(), work, whole_node=True, setup={"device": device})
+    receipts = map_shards(
+        context,
+        "cache",
+        sequences.uris(),
+        work,
+        whole_node=True,
+        setup={"device": device},
+        unit="row",
+        sizes=[shard.rows for shard in sequences.data.shards],
+    )
     logits = dataset_of(
         receipts,
         "logits",

@@ -4,12 +4,14 @@ The baseline is the token frequencies of the training rows, one added to each, w
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
+from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 from training.backend import resolve_device
@@ -52,8 +54,7 @@ class _Evaluate:
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
                 f"{loaded.model.config.vocab_size}; evaluate it on rows made with its own tokenizer"
             )
-        batches = [batch for uri in uris for _, batch in batches_of(uri, self.config.forward_rows)]
-        sums = evaluate(loaded.model, loaded.backend, batches)
+        sums = evaluate(loaded.model, loaded.backend, self._batches(uris))
         figures = _figures(sums["loss_sum"], sums)
         if self.sequences:
             baseline = _unigram_loss_sum(self.sequences, uris, self.vocab_size)
@@ -61,6 +62,12 @@ class _Evaluate:
         table = pa.table({"metric": list(figures), "value": pa.array(list(figures.values()), pa.float64())})
         facts = {**figures, "targets": int(sums["targets"]), "text_bytes": int(sums["text_bytes"]), "step": loaded.step}
         return ShardOutput(parts={"metrics": Part(table=table)}, facts=facts)
+
+    def _batches(self, uris: list[str]) -> Iterator[dict[str, np.ndarray]]:
+        for uri in uris:
+            for count, batch in batches_of(uri, self.config.forward_rows):
+                yield batch
+                advance(count)
 
 
 def run(context: Context, config: Config) -> Outcome:
@@ -83,7 +90,16 @@ def run(context: Context, config: Config) -> Outcome:
         tuple(uri for one in sequences for uri in one.uris()),
         heldout.data.facts["vocab_size"],
     )
-    (receipt,) = map_shards(context, "evaluate", [heldout.uris()], work, whole_node=True, setup={"device": device})
+    (receipt,) = map_shards(
+        context,
+        "evaluate",
+        [heldout.uris()],
+        work,
+        whole_node=True,
+        setup={"device": device},
+        unit="row",
+        sizes=[heldout.data.rows],
+    )
     return Outcome(
         datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,

@@ -10,7 +10,7 @@ from data import shards, storage
 from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
 from pipelines import plan
 from pipelines import runner as runner_module
-from pipelines.plan import plan_lines
+from pipelines.plan import last_of_stage, plan_lines
 from pipelines.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
 from pipelines.runner import Task, code_sha256
 from pipelines.stages import collect_text, deduplicate_text, filter_text
@@ -59,11 +59,14 @@ def finish(task: Task, code: str | None = None) -> None:
             version=task.stage.version,
             fingerprint=task.fingerprint,
             config=hashed["config"],
-            inputs={},
+            inputs={
+                name: [{"reference": one.reference, "content": one.content()} for one in many]
+                for name, many in task.inputs.items()
+            },
             datasets=made,
         ),
     )
-    run = {"code_sha256": code or code_sha256(task.stage)}
+    run = {"code_sha256": code or code_sha256(task.stage), "started": "2024-07-31T00:00:00"}
     storage.write_bytes(storage.join(task.directory, RUN_NAME), json.dumps(run).encode())
 
 
@@ -127,6 +130,27 @@ def test_an_interrupted_step_did_not_finish(recipe: Recipe, tmp_path: Path) -> N
     text = planned(recipe, root)
     assert "because its output is not there\n" in text
     assert "because its output is not there; it waits for filter" in text
+    storage.write_bytes(storage.join(tasks["filter"].directory, "_CONFIG.json"), b"{}")
+    assert "it did not finish" in planned(recipe, root)
+
+
+def test_a_stage_alone_is_compared_with_its_newest_run(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    assert last_of_stage(tasks["filter"]) == {}
+    finish(tasks["collect"])
+    finish(tasks["filter"])
+    changed = replace(tasks["filter"], config=filter_text.Config(max_characters=7))
+    alone = {"filter_text": changed}
+    text = "\n".join(plan_lines(alone, last_of_stage(changed)))
+    assert "because max_characters 1000000 -> 7" in text
+    other = {
+        **tasks["filter"].inputs,
+        "text": (replace(tasks["filter"].inputs["text"][0], reference="other/run:text"),),
+    }
+    moved = replace(tasks["filter"], inputs=other)
+    text = "\n".join(plan_lines({"filter_text": moved}, last_of_stage(moved)))
+    assert f"because --text is other/run:text, it was collect_text/{tasks['collect'].fingerprint}:text" in text
 
 
 def test_changed_code_with_the_old_version_is_a_warning(recipe: Recipe, tmp_path: Path) -> None:

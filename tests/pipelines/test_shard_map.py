@@ -1,7 +1,9 @@
 """These start Ray (once for the session). Work is defined inside the tests, so it travels to the workers by value."""
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data import shards
+from pipelines.progress import advance
 from pipelines.shard_map import (
     Part,
     Receipt,
@@ -74,7 +77,7 @@ def test_the_number_of_workers_changes_no_byte(make_context: MakeContext, tmp_pa
     for name, whole_node in (("two", False), ("one", True)):  # a task that takes both CPUs leaves room for one worker
         context = make_context(directory=str(tmp_path / name))
         map_shards(context, "double", range(5), doubled(tmp_path / "journal"), whole_node=whole_node)
-        clean_up(context.directory, context.attempt)
+        clean_up(context.directory)
         made.append(files(tmp_path / name))
     assert made[0] == made[1]
     assert len(made[0]) == 5 + 5 + 2
@@ -165,11 +168,31 @@ def test_cleaning_up_leaves_what_a_manifest_can_list(make_context: MakeContext, 
         return ShardOutput(parts={"_between": Part(data=b"x", name="x"), "text": Part(data=b"y", name="y")})
 
     map_shards(context, "work", [0], work)
-    (directory / "_staging/other-driver").mkdir(parents=True)
-    (directory / "_staging/other-driver/part").write_bytes(b"")
+    (directory / "_staging/killed-driver").mkdir(parents=True)
+    (directory / "_staging/killed-driver/part").write_bytes(b"")
     (directory / "_RUN.json").write_bytes(b"{}")
-    clean_up(context.directory, context.attempt)
-    assert sorted(files(directory)) == ["_RUN.json", "_staging/other-driver/part", "text/y"]
+    clean_up(context.directory)
+    assert sorted(files(directory)) == ["_RUN.json", "text/y"]
+
+
+def test_the_bar_hears_how_far_a_running_shard_is(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+
+    @contextmanager
+    def progress(_: Context, total: int, unit: str, title: str) -> Iterator[Callable[[int], Any]]:
+        assert (total, unit, title) == (12, "row", "test_stage work")
+        yield moved.append
+
+    def work(rows: int) -> ShardOutput:
+        for _ in range(rows):
+            time.sleep(0.4)
+            advance(1)
+        return ShardOutput(parts={})
+
+    monkeypatch.setattr(Context, "progress", progress)
+    map_shards(make_context(quiet=False), "work", [2, 10], work, unit="row", sizes=[2, 10], whole_node=True)
+    assert sum(moved) == 12
+    assert len([step for step in moved if step]) > 3  # not only at the end of a shard
 
 
 def test_workers_are_other_processes_on_this_machine(make_context: MakeContext) -> None:

@@ -16,7 +16,6 @@ from training.config import OptimizerConfig, TrainingConfig
     ("change", "message"),
     [
         ({"vocab_size": 65}, "set the model's vocab_size to 65 or more"),
-        ({"logits_vocab_size": 70}, "set the model's vocab_size to 70 or more"),
         ({"config": {"objective": "distill"}}, "needs the teacher's cached logits"),
         ({"config": {"objective": "distill"}, "logits": (("a",),), "draws": 5}, "one LOGITS dataset for each"),
         ({"workers": 3}, "global_batch 4 is not divisible by 3 workers"),

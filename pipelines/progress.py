@@ -1,0 +1,111 @@
+"""How far the shards of a stage are: one bar in the driver, which also hears from inside the shards.
+
+Work that runs in a Ray worker calls `advance`; about once a second the worker puts its count into the cluster's
+key-value store, where the driver looks as often. Where no bar is shown nothing is told.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+TELL_SECONDS = 1.0
+
+_current: "_Shard | None" = None
+
+
+class _Shard:
+    """A shard that this worker process is making."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key, self.done, self.told_at = key, 0, time.monotonic()
+
+
+def advance(units: int) -> None:
+    """Called by a stage's work: so many more units of the shard in hand are done (rows, tokens, ...)."""
+    if _current is None:
+        return
+    _current.done += units
+    if time.monotonic() - _current.told_at >= TELL_SECONDS:
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(_current.key, b"%d" % _current.done)
+        _current.told_at = time.monotonic()
+
+
+@contextmanager
+def shard(prefix: str | None, index: int) -> Iterator[None]:
+    """In the worker, around the work on shard `index`; `prefix` None: nobody listens."""
+    global _current
+    _current = None if prefix is None else _Shard(_key(prefix, index))
+    try:
+        yield
+    finally:
+        _current = None
+
+
+class Bar:
+    """In the driver: finished shards count in full, those in work as far as they told."""
+
+    def __init__(self, update: Callable[[int], Any], sizes: Mapping[int, int]) -> None:
+        """`update(n)` moves the bar on; `sizes` are the units of each shard."""
+        self.prefix = f"stage-progress/{secrets.token_hex(8)}/"
+        self._update, self._sizes = update, sizes
+        self._finished = 0
+        self._running: dict[int, int] = {}
+        self._shown = 0
+        self._lock = threading.Lock()
+
+    def finish(self, index: int) -> None:
+        """Shard `index` is done."""
+        with self._lock:
+            self._running[index] = 0
+            self._finished += self._sizes[index]
+            self._show()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Asks the running shards until the block ends. Needs Ray."""
+        stop = threading.Event()
+
+        def listen() -> None:
+            while not stop.wait(TELL_SECONDS):
+                self.hear()
+
+        thread = threading.Thread(target=listen, name="stage-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self._forget()
+
+    def hear(self) -> None:
+        """Takes over what the workers told since the last time."""
+        from ray.experimental import internal_kv
+
+        told = {key: internal_kv._internal_kv_get(key) for key in internal_kv._internal_kv_list(self.prefix.encode())}
+        with self._lock:
+            for key, value in told.items():
+                index = int(key.rpartition(b"/")[2])
+                if value is not None and self._running.get(index) != 0:
+                    self._running[index] = min(int(value), self._sizes[index])
+            self._show()
+
+    def _show(self) -> None:
+        now = self._finished + sum(self._running.values())
+        self._update(max(0, now - self._shown))  # 0 too: the elapsed time moves on
+        self._shown = max(now, self._shown)
+
+    def _forget(self) -> None:
+        from ray.experimental import internal_kv
+
+        for key in internal_kv._internal_kv_list(self.prefix.encode()):
+            internal_kv._internal_kv_del(key)
+
+
+def _key(prefix: str, index: int) -> bytes:
+    return f"{prefix}{index}".encode()
