@@ -20,7 +20,7 @@ def plan_lines(
     done = {name: task.manifest() for name, task in tasks.items()}
     width = max(len(name) for name in tasks)
     waiting = [name for name, manifest in done.items() if manifest is None]
-    yield f"{len(tasks)} steps: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
+    yield f"{len(tasks)} step{'s'[: len(tasks) - 1]}: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
     for number, (name, task) in enumerate(tasks.items(), start=1):
         manifest = done[name]
         note = (notes or {}).get(name) or task.stage.summary
