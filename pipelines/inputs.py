@@ -152,12 +152,14 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     Raises ValueError where one is missing or nothing is left.
     """
     files: dict[str, ExternalFile] = {}
+    passed_over: list[str] = []
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
         for below, uri, size in _files_below(path):
             name = folder + below
             if select is not None and not select(name):
+                passed_over.append(name)
                 continue
             if not _is_text(name):
                 raise ValueError(
@@ -169,8 +171,12 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 )
             files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=_content(uri))
     if not files:
+        told = f"no file to read in {', '.join(paths)}"
+        if not passed_over:
+            raise ValueError(f"{told}: there is none")
         raise ValueError(
-            f"no file to read in {', '.join(paths)}: it is empty, or its include and exclude patterns leave nothing"
+            f"{told}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
+            "name a pattern that it matches, as in --include '*.txt'"
         )
     ordered = tuple(files[name] for name in sorted(files))
     return Input(

@@ -176,7 +176,9 @@ def test_a_file_that_is_not_what_its_name_says_is_an_error(
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
 def test_each_row_of_a_parquet_file_is_a_document(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"n": [1, 2, 3], "text": pa.array(["one", None, "dr\u00ed"], kind)}), path)

@@ -154,8 +154,11 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
     folder = corpus(tmp_path)
-    with pytest.raises(ValueError, match="patterns leave nothing"):
+    with pytest.raises(ValueError, match=r"leave none of 3 \(one is 'a.txt'\); name a pattern"):
         external_input([str(folder)], lambda _: False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is none"):
+        external_input([str(tmp_path / "empty")], None)
     with pytest.raises(ValueError, match="no file or directory '/nowhere'"):
         external_input(["/nowhere"], None)
     with pytest.raises(ValueError, match="no file or directory"):
