@@ -90,14 +90,15 @@ def adamw_(
 
     `gradients` are SUMS over targets, in the order of `parameters`; `gradient_scale` is 1 / number of targets, so the
     division happens once. `scalars` is `step_scalars(...)` on the device. Matrices decay, vectors (norm scales) do
-    not.
+    not. Float32 gradients are used up: their memory holds the update, so that no other is needed.
     """
     names = list(parameters)
     norm = global_norm(gradients) * gradient_scale
     scale = gradient_scale
     if config.grad_clip:
         scale = scale * torch.clamp(config.grad_clip / (norm + CLIP_EPS), max=1.0)
-    mean = torch._foreach_mul([gradient.float() for gradient in gradients], scale)
+    mean = [gradient.float() for gradient in gradients]
+    torch._foreach_mul_(mean, scale)
     first = [state.first[name] for name in names]
     second = [state.second[name] for name in names]
     decay, rate, correction = scalars.unbind()
@@ -105,10 +106,13 @@ def adamw_(
     torch._foreach_lerp_(first, mean, 1.0 - config.beta1)
     torch._foreach_mul_(second, config.beta2)
     torch._foreach_addcmul_(second, mean, mean, 1.0 - config.beta2)
-    denominator = torch._foreach_sqrt(second)
-    torch._foreach_div_(denominator, correction)
-    torch._foreach_add_(denominator, config.eps)
-    update = torch._foreach_div(first, denominator)
+    update = mean
+    torch._foreach_copy_(update, second)
+    torch._foreach_sqrt_(update)
+    torch._foreach_div_(update, correction)
+    torch._foreach_add_(update, config.eps)
+    torch._foreach_reciprocal_(update)
+    torch._foreach_mul_(update, first)
     torch._foreach_mul_(update, rate)
     if config.weight_decay:
         matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
