@@ -1,87 +1,212 @@
-"""Losses equal the plain formula over full logits, in value and in gradient."""
+"""Losses from hidden states, in slices, equal the plain formula over whole logits in float64: values and gradients."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from model import Gemma2, gemma2_tiny
 from training import loss as loss_module
-from training.loss import distill_loss, next_token_loss
+from training.loss import distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
 
-CONFIG = gemma2_tiny(vocab_size=97)
+V, B, T, K = 97, 3, 20, 6
+CONFIG = gemma2_tiny(vocab_size=V)
+SLICE = 10
+"""positions: with 3 rows slices of 3 columns, the last one of 2"""
 
-
-@pytest.fixture(autouse=True)
-def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    pass
+Batch = dict[str, Tensor]
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, 97, (3, 20), generator=generator, dtype=torch.int32)
-    mask = torch.rand(3, 20, generator=generator) < 0.7
+    tokens = torch.randint(0, V, (B, T), generator=generator, dtype=torch.int32)
+    mask = torch.rand(B, T, generator=generator) < 0.7
     mask[:, -1] = False
     return {
         "tokens": tokens,
         "segment_ids": torch.ones_like(tokens),
-        "positions": torch.arange(20, dtype=torch.int32).expand(3, 20),
+        "positions": torch.arange(T, dtype=torch.int32).expand(B, T),
         "loss_mask": mask,
     }
 
 
-def gradients(model: Gemma2, value: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(value, list(model.parameters())))
-
-
-def test_next_token_loss_is_cross_entropy_at_masked_targets(batch: dict[str, torch.Tensor]) -> None:
+@pytest.fixture
+def model() -> Gemma2:
+    """Hidden states large enough that the soft cap bends the logits."""
     model = Gemma2(CONFIG)
-    value, count = next_token_loss(model, batch)
-    mask = batch["loss_mask"]
-    logits = model(batch["tokens"], batch["positions"], batch["segment_ids"])
-    expected = F.cross_entropy(
-        logits[:, :-1][mask[:, :-1]], batch["tokens"][:, 1:][mask[:, :-1]].long(), reduction="sum"
-    )
-    assert count.item() == mask.sum().item()
-    torch.testing.assert_close(value, expected)
-    # A factor on the loss has to reach the gradients too.
-    torch.testing.assert_close(gradients(model, 3.0 * value), gradients(model, 3.0 * expected), rtol=1e-4, atol=1e-4)
-
-
-def test_distill_loss_is_cross_entropy_to_counts_over_draws(batch: dict[str, torch.Tensor]) -> None:
-    model = Gemma2(CONFIG)
-    generator = torch.Generator().manual_seed(2)
-    drawn = torch.randint(0, 97, (3, 20, 8), generator=generator)
-    dense = torch.zeros(3, 20, 97).scatter_add_(2, drawn, torch.ones(3, 20, 8))
-    ids = torch.zeros(3, 20, 10, dtype=torch.int32)  # two columns of padding
-    counts = torch.zeros(3, 20, 10, dtype=torch.int32)
-    for row in range(3):
-        for place in range(20):
-            (found,) = dense[row, place].nonzero(as_tuple=True)
-            ids[row, place, : len(found)] = found.int()
-            counts[row, place, : len(found)] = dense[row, place, found].int()
-    value, count = distill_loss(model, batch | {"target_ids": ids, "target_counts": counts}, draws=8)
-    logits = model(batch["tokens"], batch["positions"], batch["segment_ids"])
-    mask = batch["loss_mask"]
-    expected = F.cross_entropy(logits[mask], dense[mask] / 8, reduction="sum")
-    assert count.item() == mask.sum().item()
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradients(model, value), gradients(model, expected), rtol=1e-4, atol=1e-4)
-
-
-def test_the_loss_without_gradients_is_the_same(batch: dict[str, torch.Tensor]) -> None:
-    model = Gemma2(CONFIG)
-    with_gradients, _ = next_token_loss(model, batch)
+    model.init_weights(3)
     with torch.no_grad():
-        without, _ = next_token_loss(model, batch)
+        model.model.embed_tokens.weight.mul_(30.0)
+    return model
+
+
+@pytest.fixture
+def teacher() -> Tensor:
+    """[B, T, V] float64 probabilities, far from flat."""
+    generator = torch.Generator().manual_seed(2)
+    return (3.0 * torch.randn(B, T, V, generator=generator, dtype=torch.float64)).softmax(-1)
+
+
+def with_counts(batch: Batch, teacher: Tensor, draws: int) -> tuple[Batch, Tensor]:
+    """Draws as ids and counts, two columns of padding with ids that are not 0, and counts / draws over all ids."""
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.multinomial(teacher.float().flatten(0, 1), draws, replacement=True, generator=generator)
+    dense = torch.zeros(B * T, V, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+    counts, ids = dense.sort(dim=1, descending=True, stable=True)
+    counts, ids = counts[:, : draws + 2].unflatten(0, (B, T)), ids[:, : draws + 2].unflatten(0, (B, T))
+    return batch | {"target_ids": ids.int(), "target_counts": counts}, dense.unflatten(0, (B, T)).double() / draws
+
+
+def with_topk(batch: Batch, teacher: Tensor, padding: int = 2) -> Batch:
+    probs, ids = teacher.topk(K, dim=-1)
+    return batch | {
+        "target_ids": F.pad(ids, (0, padding), value=5).int(),
+        "target_log_probs": F.pad(probs.log(), (0, padding), value=-torch.inf).float(),
+        "target_tail": (1.0 - probs.sum(-1)).float(),
+    }
+
+
+def plain(
+    model: Gemma2, batch: Batch, temperature: float, losses: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum over targets and gradients in float64; `losses` takes log-probabilities [B, T, V]."""
+    exact = Gemma2(CONFIG).double()
+    exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
+    hidden = exact.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+    # Not `Gemma2.logits`, which answers in float32.
+    products = hidden @ exact.model.embed_tokens.weight.T
+    logits = torch.tanh(products / CONFIG.final_softcap) * CONFIG.final_softcap
+    value = (losses((logits / temperature).log_softmax(-1)) * batch["loss_mask"]).sum()
+    return value, list(torch.autograd.grad(value, list(exact.parameters())))
+
+
+def assert_equal(
+    model: Gemma2, batch: Batch, of_slices: tuple[Tensor, Tensor], exact: tuple[Tensor, list[Tensor]]
+) -> None:
+    value, count = of_slices
+    assert value.dtype == torch.float32
+    assert count.item() == batch["loss_mask"].sum().item()
+    torch.testing.assert_close(value.double(), exact[0], rtol=2e-6, atol=0)
+    # A factor on the loss has to reach the gradients too.
+    gradients = torch.autograd.grad(3.0 * value, list(model.parameters()))
+    for name, found, expected in zip(dict(model.named_parameters()), gradients, exact[1], strict=True):
+        error = (found.double() / 3.0 - expected).norm() / expected.norm()
+        assert error < 2e-5, f"{name}: relative error {error:.1e}"
+
+
+def gathered(log_q: Tensor, batch: Batch) -> Tensor:
+    return log_q.gather(-1, batch["target_ids"].long())
+
+
+@pytest.mark.parametrize("chunk", [1, SLICE, 1000])
+def test_next_token_loss_is_cross_entropy_at_masked_targets(model: Gemma2, batch: Batch, chunk: int) -> None:
+    following = batch["tokens"].roll(-1, 1).long()[..., None]
+    exact = plain(model, batch, 1.0, lambda log_q: -log_q.gather(-1, following)[..., 0])
+    assert_equal(model, batch, next_token_loss(model, batch, chunk_positions=chunk), exact)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+def test_distill_loss_is_cross_entropy_to_counts_over_draws(
+    model: Gemma2, batch: Batch, teacher: Tensor, temperature: float
+) -> None:
+    counted, dense = with_counts(batch, teacher, draws=8)
+    exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1))
+    found = distill_loss(model, counted, draws=8, temperature=temperature, chunk_positions=SLICE)
+    assert_equal(model, batch, found, exact)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+def test_topk_loss_takes_all_other_ids_as_one(model: Gemma2, batch: Batch, teacher: Tensor, temperature: float) -> None:
+    best = with_topk(batch, teacher)
+
+    def losses(log_q: Tensor) -> Tensor:
+        probs = best["target_log_probs"].double().exp()[..., :K]
+        log_top = gathered(log_q, best)[..., :K]
+        log_tail = torch.log1p(-log_top.exp().sum(-1))
+        return -(probs * log_top).sum(-1) - best["target_tail"].double() * log_tail
+
+    found = distill_topk_loss(model, best, temperature=temperature, chunk_positions=SLICE)
+    assert_equal(model, batch, found, plain(model, batch, temperature, losses))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_full_loss_is_cross_entropy_to_the_whole_distribution(
+    model: Gemma2, batch: Batch, teacher: Tensor, temperature: float
+) -> None:
+    exact = plain(model, batch, temperature, lambda log_q: -(teacher * log_q).sum(-1))
+    found = distill_full_loss(model, batch | {"target_probs": teacher}, temperature=temperature, chunk_positions=SLICE)
+    assert_equal(model, batch, found, exact)
+
+
+def test_topk_of_all_ids_is_the_full_loss(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
+    probs, ids = teacher.topk(V, dim=-1)
+    everything = {"target_ids": ids.int(), "target_log_probs": probs.log(), "target_tail": torch.zeros(B, T)}
+    found = distill_topk_loss(model, batch | everything, chunk_positions=SLICE)
+    assert_equal(model, batch, found, plain(model, batch, 1.0, lambda log_q: -(teacher * log_q).sum(-1)))
+
+
+def test_a_tail_that_the_student_gives_nothing_stays_finite(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
+    """At temperature 0.02 the student's tail underflows; its logarithm and gradient must not."""
+    value, _ = distill_topk_loss(model, with_topk(batch, teacher), temperature=0.02, chunk_positions=SLICE)
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, list(model.parameters())))
+
+
+def test_bfloat16_weights_are_summed_in_float32(model: Gemma2, batch: Batch) -> None:
+    """The head takes bfloat16 hidden states as they are: its own loss equals float64's from the same hidden states."""
+    rounded = model.to(torch.bfloat16)
+    value, _ = next_token_loss(rounded, batch, chunk_positions=SLICE)
+    hidden = rounded.hidden(batch["tokens"], batch["positions"], batch["segment_ids"]).double()
+    products = hidden @ rounded.model.embed_tokens.weight.double().T
+    log_q = (torch.tanh(products / CONFIG.final_softcap) * CONFIG.final_softcap).log_softmax(-1)
+    losses = -log_q.gather(-1, batch["tokens"].roll(-1, 1).long()[..., None])[..., 0]
+    torch.testing.assert_close(value.double(), (losses * batch["loss_mask"]).sum(), rtol=2e-6, atol=0)
+
+
+def test_the_loss_without_gradients_is_the_same(model: Gemma2, batch: Batch) -> None:
+    with_gradients, _ = next_token_loss(model, batch, chunk_positions=SLICE)
+    with torch.no_grad():
+        without, _ = next_token_loss(model, batch, chunk_positions=SLICE)
     torch.testing.assert_close(without, with_gradients.detach())
 
 
-def test_what_the_mask_hides_changes_nothing(batch: dict[str, torch.Tensor]) -> None:
-    model = Gemma2(CONFIG)
+def test_logits_of_the_whole_batch_never_exist(model: Gemma2, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    product = loss_module._product
+
+    def recorded(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+        sizes.append(len(left))
+        return product(left, right, out)
+
+    monkeypatch.setattr(loss_module, "_product", recorded)
+    value, _ = next_token_loss(model, batch, chunk_positions=SLICE)
+    torch.autograd.grad(value, list(model.parameters()))
+    assert max(sizes) <= SLICE < B * T
+
+
+def test_what_the_mask_hides_changes_nothing(model: Gemma2, batch: Batch) -> None:
     before, _ = next_token_loss(model, batch)
     batch["loss_mask"][:, -2] = False  # the last token is now no target, and no other query sees it
     without, _ = next_token_loss(model, batch)
     batch["tokens"][:, -1] = 5
     assert torch.equal(next_token_loss(model, batch)[0], without)
     assert without < before
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_no_temperature_is_refused(model: Gemma2, batch: Batch, wrong: float) -> None:
+    with pytest.raises(ValueError, match=r"temperature is .* above 0 and finite"):
+        next_token_loss_at(model, batch, wrong)
+
+
+def next_token_loss_at(model: Gemma2, batch: Batch, temperature: float) -> None:
+    counts = {"target_ids": batch["tokens"][..., None], "target_counts": torch.ones_like(batch["tokens"])[..., None]}
+    distill_loss(model, batch | counts, draws=1, temperature=temperature)
+
+
+def test_an_empty_slice_is_refused(model: Gemma2, batch: Batch) -> None:
+    with pytest.raises(ValueError, match="chunk_positions is 0, but must be at least 1"):
+        next_token_loss(model, batch, chunk_positions=0)
