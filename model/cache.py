@@ -31,8 +31,10 @@ class LayerCache:
         self.capacity = max_length if window is None else min(window, max_length)
         self.evicts = self.capacity < max_length
         slots = self.capacity + 1
-        self.keys = torch.zeros(batch_rows, slots, config.kv_heads, config.head_dim, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        # [B, S, K, H] as a view of [B, K, S, H]: attention's products take each head's keys as one matrix, uncopied.
+        shape = (batch_rows, config.kv_heads, slots, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype).transpose(1, 2)
+        self.values = torch.zeros(shape, device=device, dtype=dtype).transpose(1, 2)
         self.positions = torch.zeros(batch_rows, slots, device=device, dtype=torch.int32)
         self.segment_ids = torch.full_like(self.positions, EMPTY)
 
@@ -55,10 +57,11 @@ class LayerCache:
 
     @torch.no_grad()
     def _write(self, k_BTKH: Tensor, v_BTKH: Tensor, new: Placement) -> None:
-        real_BT = new.segment_ids > 0
-        newest_B1 = torch.where(real_BT, new.positions, -1).amax(dim=1, keepdim=True)
-        # Of tokens that would share a slot only the newest is kept: the order of writes to one slot is not defined.
-        kept_BT = real_BT & (new.positions > newest_B1 - self.capacity)
+        kept_BT = new.segment_ids > 0
+        if k_BTKH.shape[1] > 1:
+            # Of tokens that would share a slot only the newest is kept: the order of writes to one slot is not defined.
+            newest_B1 = torch.where(kept_BT, new.positions, -1).amax(dim=1, keepdim=True)
+            kept_BT = kept_BT & (new.positions > newest_B1 - self.capacity)
         slots_BT = torch.where(kept_BT, new.positions % self.capacity, self.capacity).long()
         rows_B1 = torch.arange(k_BTKH.shape[0], device=k_BTKH.device)[:, None]
         self.keys[rows_B1, slots_BT] = k_BTKH.detach()

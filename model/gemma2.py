@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from model.attention import Attention, Placement, attend
 from model.cache import Cache, LayerCache
 from model.config import Gemma2Config
+from model.head import table_product
 
 
 class LayerInputs(NamedTuple):
@@ -244,7 +245,7 @@ class Gemma2(nn.Module):
         bfloat16 lose nothing where the hardware multiplies in TF32 (`torch.set_float32_matmul_precision("high")`).
         """
         cap = self.config.final_softcap
-        return (F.linear(hidden.float(), self.model.embed_tokens.weight.float()) / cap).tanh() * cap
+        return (table_product(hidden.float(), self.model.embed_tokens.weight.float()) / cap).tanh() * cap
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -24,7 +24,7 @@ PROMPT_WIDTH_STEP = 32
 """Prompts are padded to a multiple of this, so that a compiling device sees few widths."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Gemma2,
     prompts: Sequence[Sequence[int]],
@@ -72,9 +72,17 @@ def generate(
         if step_boundary is not None:
             step_boundary()
         logits_BV = logits_BV.cpu()
-        for row in range(rows):
+        if temperature == 0.0:
+            chosen = logits_BV.argmax(-1).tolist()
+        else:
+            chosen = [
+                choose(logits_BV[row], generators[row], temperature=temperature, top_k=top_k, top_p=top_p)
+                if running[row]
+                else None
+                for row in range(rows)
+            ]
+        for row, token in enumerate(chosen):
             if running[row]:
-                token = choose(logits_BV[row], generators[row], temperature=temperature, top_k=top_k, top_p=top_p)
                 generated[row].append(token)
                 running[row] = token not in stops
         if not any(running):
