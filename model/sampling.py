@@ -24,7 +24,7 @@ PROMPT_WIDTH_STEP = 32
 """Prompts are padded to a multiple of this, so that a compiling device sees few widths."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Gemma2,
     prompts: Sequence[Sequence[int]],
