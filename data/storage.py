@@ -97,6 +97,12 @@ def upload(local_path: str | Path, uri: str) -> None:
     os.replace(local_path, path)
 
 
+def download(uri: str, local_path: str | Path) -> None:
+    """Copies the object to a local file, in pieces. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    fs.get_file(path, str(local_path))
+
+
 def move(source: str, target: str) -> None:
     """Publishes `source` as `target`, replacing it. On an object store: a server-side copy, then a delete."""
     fs, source_path = filesystem(source)

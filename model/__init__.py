@@ -14,7 +14,7 @@ from model.config import (
 from model.flops import forward_flops_per_token, parameter_count, train_flops_per_token
 from model.gemma2 import Block, Gemma2, LayerInputs, RunLayers, loop_layers
 from model.google_weights import load_gemma_pytorch
-from model.hf_weights import load_hf, save_hf
+from model.hf_weights import hf_files, load_hf, save_hf
 from model.sampling import choose, generate
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "gemma2_27b",
     "gemma2_tiny",
     "generate",
+    "hf_files",
     "load_gemma_pytorch",
     "load_hf",
     "loop_layers",

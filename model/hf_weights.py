@@ -8,14 +8,14 @@ Local directories only. Peak memory: the model, plus one tensor in its stored dt
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from model.config import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2Config
@@ -26,6 +26,7 @@ HEAD = "lm_head.weight"
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
 
 _CONFIG_KEYS = {
     "vocab_size": "vocab_size",
@@ -77,19 +78,28 @@ def load_hf(
     return assemble(config, state)
 
 
-def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
+def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes `config.json` and the weights, in their own dtype, as files of at most `shard_bytes` (or one tensor).
 
     `directory` is created; one that already holds weights is refused with a ValueError, as stale shards would mix in.
     """
-    if shard_bytes < 1:
-        raise ValueError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     present = sorted(path.name for path in directory.iterdir() if ".safetensors" in path.name)
     if present:
         raise ValueError(f"{directory} already holds {present[0]}; choose an empty directory or remove it first")
+    for name, data in hf_files(model, shard_bytes=shard_bytes):
+        (directory / name).write_bytes(data)
 
+
+def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each file that `save_hf` writes: the weights, their index where they are several, the config.
+
+    For writers whose directory is not a local one. Peak memory beside the model: one file, twice.
+    Raises ValueError for a `shard_bytes` below 1.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
     state = model.state_dict()
     shards: list[list[str]] = [[]]
     filled = 0
@@ -105,12 +115,12 @@ def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = 5_000_00
         file_name = SINGLE_FILE if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: state[name].detach().cpu().contiguous() for name in names}
         # transformers refuses files that do not say which framework's tensors they hold.
-        save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        yield file_name, serialize(tensors, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file_name)
     if not one:
         total = sum(tensor.nbytes for tensor in state.values())
-        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(directory / CONFIG_FILE, config_to_hf(model.config, next(iter(state.values())).dtype))
+        yield INDEX_FILE, _json({"metadata": {"total_size": total}, "weight_map": weight_map})
+    yield CONFIG_FILE, _json(config_to_hf(model.config, next(iter(state.values())).dtype))
 
 
 def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
@@ -300,5 +310,5 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

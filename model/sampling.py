@@ -35,15 +35,18 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     stop_ids: Sequence[int] = (EOS, END_OF_TURN),
+    vocab_size: int | None = None,
     step_boundary: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt: up to `max_new_tokens`, the last one a stop id if generation ended by one.
 
     temperature 0 is greedy; otherwise logits are divided by it, then cut to the `top_k` largest, then to the smallest
-    set whose probabilities reach `top_p`. `step_boundary` is called after each forward (on XLA: `torch_xla.sync`).
+    set whose probabilities reach `top_p`. Ids from `vocab_size` on are never chosen: they are padding rows of an
+    embedding that has more rows than its tokenizer has ids. `step_boundary` is called after each forward (on XLA:
+    `torch_xla.sync`).
     Raises ValueError on numbers out of range, an empty prompt, or ids outside of the vocabulary.
     """
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    _check(model, prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     if not prompts:
         return []
     weight = model.model.embed_tokens.weight
@@ -71,7 +74,7 @@ def generate(
         logits_BV = model.logits(hidden_BTD.gather(1, last_B1D)[:, 0])
         if step_boundary is not None:
             step_boundary()
-        logits_BV = logits_BV.cpu()
+        logits_BV = logits_BV.cpu()[:, :vocab_size]
         if temperature == 0.0:
             chosen = logits_BV.argmax(-1).tolist()
         else:
@@ -140,6 +143,7 @@ def _check(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    vocab_size: int | None,
 ) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, but must be at least 1; ask for one token or more")
@@ -151,6 +155,11 @@ def _check(
         raise ValueError(f"top_k is {top_k}, but must be at least 1; leave it out to keep the whole vocabulary")
     if top_p is not None and not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1; leave it out to keep all")
+    if vocab_size is not None and not 1 <= vocab_size <= model.config.vocab_size:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the model has {model.config.vocab_size} ids; give at most so many, or "
+            "leave it out to choose among all"
+        )
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {number} is empty, but generation starts from a token; begin it with <bos> (2)")

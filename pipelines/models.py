@@ -1,6 +1,7 @@
 """A checkpoint, made a model on a device: what the stages share that run a trained model without training it."""
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
+from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from pipelines.inputs import Input
 from training.backend import Backend, make_backend
-from training.checkpoint import checkpoint_uri, load_checkpoint, read_commit
+from training.checkpoint import COMMIT_NAME, checkpoint_uri, list_checkpoints, load_checkpoint, read_commit
 from training.config import Device
 from training.teacher import weights_hash
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,30 @@ def checkpoint_of(checkpoints: Input) -> str:
     """Directory of the checkpoint that the input names: of its @step, or of the last step."""
     steps = checkpoints.data.facts["steps"]
     step = checkpoints.step if checkpoints.step is not None else steps[-1]
-    return checkpoint_uri(storage.join(checkpoints.directory, "checkpoints"), step)
+    return checkpoint_uri(storage.join(checkpoints.directory, CHECKPOINTS), step)
+
+
+def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
+    """Of a run's directory: every committed file as a shard of its dataset, and the steps that have a checkpoint.
+
+    Tables are datasets of their own names ("metrics", "lineage"), all else is "checkpoints".
+    """
+    found: dict[str, list[Shard]] = {CHECKPOINTS: []}
+    steps = []
+    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
+        commit = read_commit(uri)
+        assert commit is not None
+        steps.append(int(commit["step"]))
+        folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
+        for name, file in sorted(commit["files"].items()):
+            table = name.endswith(".parquet")
+            rows = shards.open_parquet(storage.join(uri, name)).metadata.num_rows if table else 0
+            shard = Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"])
+            found.setdefault(name.removesuffix(".parquet") if table else CHECKPOINTS, []).append(shard)
+        data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
+        sha256 = hashlib.sha256(data).hexdigest()
+        found[CHECKPOINTS].append(Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=sha256))
+    return {name: tuple(files) for name, files in found.items()}, steps
 
 
 @functools.lru_cache(maxsize=1)

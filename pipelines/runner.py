@@ -36,9 +36,9 @@ from pipelines.shard_map import clean_up
 from pipelines.stage import Context, Outcome, Read, Resources, Stage
 
 CONFIG_NAME = "_CONFIG.json"
-LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
+LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text", "import_model", "export_model")
 """whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
-CODE_PREFIXES = ("data", "model", "training", "pipelines.models")
+CODE_PREFIXES = ("data", "model", "training", "pipelines.models", "pipelines.model_card")
 """modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
@@ -181,7 +181,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     }
     storage.write_bytes(storage.join(task.directory, RUN_NAME), (json.dumps(run, indent=1) + "\n").encode())
     clean_up(task.directory)
-    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}")
+    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
     return manifest
 
 
@@ -252,6 +252,12 @@ def _imported(source: Path, repository: Path) -> frozenset[Path]:
     ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
     found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
     return frozenset(path for path in found if path.exists())
+
+
+def _speeds(log: Mapping[str, Any]) -> str:
+    ending = "tokens_per_second"
+    speeds = {name.removesuffix("_per_second").replace("_", " "): log[name] for name in log if name.endswith(ending)}
+    return "".join(f", {speed:,.1f} {unit}/s" for unit, speed in speeds.items())
 
 
 def _counts(manifest: Manifest) -> str:

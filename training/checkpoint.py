@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data import storage
 from data.shards import parquet_bytes, read_table
+from model import Gemma2Config
 from training.optim import OptimizerState
 
 FORMAT = 1
@@ -158,6 +159,19 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         else None,
         state=json.loads(verified(STATE_NAME)),
     )
+
+
+def check_same_model(uri: str, config: Gemma2Config) -> None:
+    """Raises ValueError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
+    saved = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))["identity"]["config"]["model"]
+    wanted = dataclasses.asdict(config)
+    differing = [
+        f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
+        for name in wanted
+        if name != "init_std" and saved.get(name) != wanted[name]  # weights that are there are not drawn
+    ]
+    if differing:
+        raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
 
 
 def read_rows(root: str, name: str) -> pa.Table | None:

@@ -114,6 +114,8 @@ class TrainJob:
     """for `distill`: most distinct ids at one target, the width the targets are padded to (default: `draws`)"""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
+    initial_uri: str | None = None
+    """checkpoint whose weights to start from; None: weights drawn from the config's seed"""
     device: Device = "auto"
     """`auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU where torch_xla is installed, else cpu"""
     workers: int = 1

@@ -23,7 +23,13 @@ from data import storage
 from data.schema import LINEAGE, METRICS
 from model import Gemma2
 from training.backend import Backend
-from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    Checkpoint,
+    check_same_model,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.config import TrainingConfig, TrainJob
 from training.loss import LossFunction, distill_loss, next_token_loss
 from training.optim import OptimizerState, init_state, learning_rate, step_scalars
@@ -153,6 +159,9 @@ class _Run:
             _check_identity(checkpoint, job)
             self.model.load_state_dict(checkpoint.weights)
             self.step, self.tokens_seen = checkpoint.step, checkpoint.state["tokens_seen"]
+        elif job.initial_uri is not None:
+            check_same_model(job.initial_uri, job.config.model)
+            self.model.load_state_dict(load_checkpoint(job.initial_uri, with_optimizer=False).weights)
         self.first_step = self.step
         backend.place_model(self.model)
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}

@@ -63,7 +63,8 @@ class _Cache:
             raise ValueError(
                 f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and that of the sequences "
                 f"{self.vocab_size}; "
-                "take a teacher that was trained with the tokenizer of these sequences"
+                "take a teacher that was trained with the tokenizer of these sequences (import_model --vocab-size "
+                "256000 leaves out the padding rows of an embedding of 256128)"
             )
         spec = CodecSpec(vocab_size=self.vocab_size, draws=self.config.draws)
         rows = []

@@ -20,7 +20,7 @@ from pipelines.stage import Context, Outcome, Read
 from training.backend import has_tpu, resolve_device
 from training.config import Device
 
-VERSION = 1
+VERSION = 2
 READS = {
     "checkpoint": Read(help="checkpoint to generate with", dataset="checkpoints"),
     "tokenizer": Read(help="its tokenizer", dataset="tokenizer", file_allowed=True),
@@ -69,9 +69,8 @@ class _Generate:
         loaded, tokenizer = open_model(self.checkpoint, self.device), Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > loaded.model.config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; "
-                f"give the "
-                "tokenizer that the model was trained with"
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; give "
+                "the tokenizer that the model was trained with"
             )
         began = time.monotonic()
         continued = generate(
@@ -82,6 +81,7 @@ class _Generate:
             top_k=self.config.top_k,
             top_p=self.config.top_p,
             seed=self.config.seed,
+            vocab_size=tokenizer.vocab_size,
             step_boundary=loaded.backend.step_boundary,
         )
         seconds = time.monotonic() - began

@@ -4,19 +4,18 @@ Rows, their order and the mixture are `data/order.py`'s; a run that was killed g
 checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from data import storage
-from data.manifest import Dataset, Shard
+from data.manifest import Dataset
 from data.order import MixturePhase, SequenceDataset
-from data.shards import open_parquet
 from pipelines.inputs import Input
+from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, committed_files
 from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import COMMIT_NAME, STATE_NAME, list_checkpoints, read_commit
+from training.checkpoint import STATE_NAME, check_same_model, list_checkpoints
 from training.config import TrainingConfig, TrainJob
 
 VERSION = 1
@@ -25,9 +24,13 @@ READS = {
     "logits": Read(
         help="the teacher's cached logits of each of them, for distill", dataset="logits", many=True, optional=True
     ),
+    "initial": Read(
+        help="checkpoint whose weights to start from, instead of weights drawn from the seed",
+        dataset="checkpoints",
+        optional=True,
+    ),
 }
 WRITES = ("checkpoints", "metrics", "lineage")
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def run(context: Context, config: Config) -> Outcome:
             done = step
 
         summary = worker.fit(job, on_progress=lambda report: on_step(report.step))
-    datasets, steps = _collect_outputs(context.directory)
+    datasets, steps = committed_files(context.directory)
     return Outcome(
         datasets={
             "checkpoints": Dataset(
@@ -123,6 +126,10 @@ def make_job(context: Context, config: Config) -> TrainJob:
         raise ValueError(
             f"logits of different draws cannot be mixed: {[fact['draws'] for fact in checked]}; cache them alike"
         )
+    initial = context.inputs.get("initial", [])
+    for one in initial:
+        check_same_tokenizer(one, sequences[0])
+        check_same_model(checkpoint_of(one), config.model)
     datasets = tuple(
         SequenceDataset(
             name=fact["source"],
@@ -143,7 +150,8 @@ def make_job(context: Context, config: Config) -> TrainJob:
         logits=tuple(tuple(one.uris()) for one in logits) if logits else None,
         draws=checked[0]["draws"] if checked else None,
         max_unique=max(fact["max_unique"] for fact in checked) if checked else None,
-        input_fingerprints={one.reference: one.content() for one in [*sequences, *logits]},
+        input_fingerprints={one.reference: one.content() for one in [*sequences, *logits, *initial]},
+        initial_uri=checkpoint_of(initial[0]) if initial else None,
         device=context.resources.device,
         workers=context.resources.workers,
         microbatch_rows=context.resources.microbatch_rows,
@@ -173,23 +181,3 @@ def _phases(config: Config, datasets: tuple[SequenceDataset, ...]) -> tuple[Mixt
     if config.mixture:
         return tuple(parse_phase(text) for text in config.mixture)
     return (MixturePhase(start_step=0, weights=tuple((one.name, float(sum(one.shard_rows))) for one in datasets)),)
-
-
-def _collect_outputs(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
-    """Every committed file as a shard of its dataset, and the steps that have a checkpoint."""
-    found: dict[str, list[Shard]] = {name: [] for name in WRITES}
-    steps = []
-    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
-        commit = read_commit(uri)
-        assert commit is not None
-        steps.append(int(commit["step"]))
-        folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
-        for name, file in sorted(commit["files"].items()):
-            table = name.endswith(".parquet")
-            rows = open_parquet(storage.join(uri, name)).metadata.num_rows if table else 0
-            shard = Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"])
-            found[name.removesuffix(".parquet") if table else CHECKPOINTS].append(shard)
-        data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
-        sha256 = hashlib.sha256(data).hexdigest()
-        found[CHECKPOINTS].append(Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=sha256))
-    return {name: tuple(shards) for name, shards in found.items()}, steps

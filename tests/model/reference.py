@@ -24,8 +24,12 @@ def random_tokens(rows: int, length: int, config: Gemma2Config, seed: int = 0) -
     return torch.randint(3, config.vocab_size, (rows, length), generator=generator)
 
 
-def in_transformers(model: Gemma2) -> Any:
-    """The same weights in transformers' eager implementation (imported here: it takes seconds)."""
+def in_transformers(model: Gemma2, dtype: torch.dtype = torch.float32) -> Any:
+    """The same weights in transformers' eager implementation (imported here: it takes seconds).
+
+    As its `from_pretrained(..., dtype=dtype)` gives it: the weights are of `dtype`, the rotary frequencies float32
+    (`.to(dtype)` would round them too).
+    """
     from transformers import Gemma2Config as TheirConfig
     from transformers import Gemma2ForCausalLM
 
@@ -51,4 +55,6 @@ def in_transformers(model: Gemma2) -> Any:
     assert missing in ([], ["lm_head.weight"])
     assert unexpected == []
     theirs.tie_weights()
+    for parameter in theirs.parameters():
+        parameter.data = parameter.data.to(dtype)
     return theirs.eval()

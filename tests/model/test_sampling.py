@@ -63,6 +63,14 @@ def test_the_step_boundary_is_called_after_every_forward(model):
     assert len(calls) == 6
 
 
+def test_padding_rows_of_the_embedding_are_never_chosen(model, prompts):
+    free = generate(model, prompts, 6, seed=1, stop_ids=())
+    assert max(max(new) for new in free) >= 100
+    for temperature in (0.0, 1.0):
+        kept = generate(model, prompts, 6, temperature=temperature, seed=1, stop_ids=(), vocab_size=100)
+        assert max(max(new) for new in kept) < 100
+
+
 def frequencies(logits, draws=4000, **options):
     generator = torch.Generator().manual_seed(0)
     chosen = [choose(logits, generator, **options) for _ in range(draws)]
@@ -111,6 +119,7 @@ def test_top_k_of_one_is_greedy_and_ties_go_to_the_smaller_id():
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"vocab_size": 1025}, "vocab_size is 1025, but the model has 1024 ids"),
     ],
 )
 def test_numbers_out_of_range_are_refused(model, change, message):

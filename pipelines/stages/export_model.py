@@ -1,0 +1,114 @@
+"""Writes a checkpoint as a Hugging Face directory: safetensors, config, tokenizer, and a model card from the manifests.
+
+`AutoModelForCausalLM.from_pretrained(RUN/model)` of `transformers` gives our logits; `import_model` gives the weights
+back bit for bit. Runs in the driver, without Ray. Cost: the model in memory once, and one file of weights beside it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data import storage
+from data.hf_tokenizer import tokenizer_files
+from data.manifest import Dataset
+from data.shards import write_file
+from data.tokenizer import BOS, END_OF_TURN, EOS, PAD, Tokenizer
+from model import Gemma2, Gemma2Config, hf_files
+from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
+from pipelines.model_card import Exported, model_card
+from pipelines.models import checkpoint_of
+from pipelines.stage import Context, Outcome, Read
+from training.checkpoint import load_checkpoint
+
+VERSION = 1
+READS = {
+    "checkpoint": Read(help="checkpoint to export", dataset="checkpoints"),
+    "tokenizer": Read(help="its tokenizer", dataset="tokenizer", file_allowed=True),
+    "evaluations": Read(help="evaluations of it, for the model card", dataset="metrics", many=True, optional=True),
+}
+WRITES = ("model",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the weights are stored, and what the model card cannot know from manifests."""
+
+    name: str = "Gemma 2"
+    """title of the model card"""
+    license: str = ""
+    """of the weights, as Hugging Face names licenses (apache-2.0, gemma); empty: the card names none"""
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    """type of the weights; stored: as in the checkpoint"""
+    vocab_size: int | None = None
+    """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
+    zeros; None: as in the checkpoint"""
+    shard_bytes: int = SHARD_BYTES
+    """size of one file of weights, in bytes, at most (a tensor is never cut)"""
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_bytes is {self.shard_bytes}; at least 1")
+        if not self.name.strip():
+            raise ValueError("name is empty; give the model card a title")
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError for another tokenizer than the checkpoint's, and where the model card lacks a manifest."""
+    checkpoint, (uri,) = context.input("checkpoint"), context.input("tokenizer").uris()
+    tokenizer_model = storage.read_bytes(uri)
+    tokenizer = Tokenizer.from_bytes(tokenizer_model)
+    trained_with = checkpoint.manifest.tokenizer_sha256
+    if trained_with != tokenizer.sha256:
+        raise ValueError(
+            f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {tokenizer.sha256} ({uri}); give "
+            "the former"
+        )
+    model, step = _model(checkpoint_of(checkpoint), config)
+    weights = list(model.parameters())
+    root = context.directory.rstrip("/").rsplit("/", 2)[0]
+    card = model_card(
+        Exported(
+            name=config.name,
+            license=config.license,
+            parameters=sum(tensor.numel() for tensor in weights),
+            config=model.config,
+            dtype=str(weights[0].dtype).removeprefix("torch."),
+            tokenizer_sha256=tokenizer.sha256,
+            tokenizer_vocab_size=tokenizer.vocab_size,
+        ),
+        checkpoint,
+        step,
+        context.inputs.get("evaluations", []),
+        root,
+    )
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        yield "README.md", card.encode()
+        yield "generation_config.json", _generation_config()
+        yield from tokenizer_files(tokenizer_model)
+        yield from hf_files(model, shard_bytes=config.shard_bytes)
+
+    written = [write_file(context.directory, f"model/{name}", data) for name, data in files()]
+    facts = {"vocab_size": model.config.vocab_size, "step": step}
+    return Outcome(datasets={"model": Dataset(shards=tuple(written), facts=facts)}, tokenizer_sha256=tokenizer.sha256)
+
+
+def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
+    """The checkpoint's model as it is to be written, on the host, and its step."""
+    checkpoint = load_checkpoint(uri, with_optimizer=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    sizes = Gemma2Config(**checkpoint.state["identity"]["config"]["model"])
+    model = assemble(fit_vocabulary(sizes, shapes, config.vocab_size, Path(uri)), checkpoint.weights)
+    if config.dtype != "stored":
+        model.to(getattr(torch, config.dtype))
+    return model.requires_grad_(False), checkpoint.step
+
+
+def _generation_config() -> bytes:
+    """Ends where `generate_text` does."""
+    document = {"bos_token_id": BOS, "eos_token_id": [EOS, END_OF_TURN], "pad_token_id": PAD}
+    return (json.dumps(document, indent=2) + "\n").encode()

@@ -1,0 +1,159 @@
+"""Makes weights from outside a checkpoint: a Hugging Face directory, or a google/gemma_pytorch `.ckpt`.
+
+The weights keep their type and every bit. The checkpoint is one like those of `train_model`: it can be evaluated, asked
+for logits, generated from and trained on. Runs in the driver, without Ray. Cost: the files are read twice (once to hash
+them), and the model is held in memory once.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data import storage
+from data.hf_tokenizer import MODEL_FILE
+from data.manifest import Dataset
+from data.shards import write_file
+from data.tokenizer import Tokenizer
+from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
+from pipelines.inputs import Input
+from pipelines.models import CHECKPOINTS, committed_files
+from pipelines.stage import Context, Outcome, Read
+from training.checkpoint import checkpoint_uri, read_commit, save_checkpoint
+
+CONFIG_FILE = "config.json"
+HF_ENDINGS = (".safetensors", ".safetensors.index.json")
+GOOGLE_ENDINGS = (".ckpt", ".bin", ".bin.index.json")
+
+
+def belongs(config: Any, name: str) -> bool:
+    """Whether a file of the directory is part of the model: with another README it is the same model."""
+    return "/" not in name and (name in (CONFIG_FILE, MODEL_FILE) or name.endswith(HF_ENDINGS + GOOGLE_ENDINGS))
+
+
+VERSION = 1
+READS = {
+    "weights": Read(
+        help="a Hugging Face directory, or google's .ckpt (or the directory of a sharded one)", select=belongs
+    ),
+    "tokenizer": Read(
+        help="its tokenizer.model, where none lies beside the weights",
+        dataset="tokenizer",
+        file_allowed=True,
+        optional=True,
+    ),
+}
+WRITES = ("checkpoints", "tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the files do not say by themselves."""
+
+    model: Gemma2Config | None = None
+    """sizes of a .ckpt, which holds none (--model gemma2_2b); None: read from config.json"""
+    vocab_size: int | None = None
+    """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
+    zeros; None: as stored"""
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError naming the tensor that is missing, unknown or misshaped, and where there is no tokenizer."""
+    tokenizer_model = _tokenizer_model(context)
+    tokenizer = Tokenizer.from_bytes(tokenizer_model)
+    checkpoints = storage.join(context.directory, CHECKPOINTS)
+    if read_commit(checkpoint_uri(checkpoints, 0)) is None:  # otherwise an earlier attempt was stopped after it
+        model = _load(context.input("weights"), config)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size} rows of "
+                "embedding; give the tokenizer that the model was trained with"
+            )
+        save_checkpoint(
+            checkpoints,
+            step=0,
+            weights=model.state_dict(),
+            optimizer=None,
+            state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": asdict(model.config)}}},
+            tables={},
+        )
+    files, steps = committed_files(context.directory)
+    facts = {"vocab_size": tokenizer.vocab_size}
+    return Outcome(
+        datasets={
+            CHECKPOINTS: Dataset(shards=files[CHECKPOINTS], facts={"steps": steps, **facts}),
+            "tokenizer": Dataset(
+                shards=(write_file(context.directory, f"tokenizer/{MODEL_FILE}", tokenizer_model),), facts=facts
+            ),
+        },
+        tokenizer_sha256=tokenizer.sha256,
+    )
+
+
+def _tokenizer_model(context: Context) -> bytes:
+    """The tokenizer beside the weights, or the one that was given."""
+    weights, given = context.input("weights"), context.inputs.get("tokenizer", [])
+    uris = [file.uri for file in weights.files if file.name == MODEL_FILE] + [
+        uri for one in given for uri in one.uris()
+    ]
+    if not uris:
+        raise ValueError(
+            f"there is no {MODEL_FILE} in {_given(weights)}; give the one that the model was trained with, by "
+            f"--tokenizer PATH (Gemma's own: `make tokenizer`)"
+        )
+    models = [storage.read_bytes(uri) for uri in uris]
+    if models[0] != models[-1]:
+        raise ValueError(f"{uris[1]} is not {uris[0]}, which lies beside the weights; leave --tokenizer out")
+    return models[0]
+
+
+def _load(weights: Input, config: Config) -> Gemma2:
+    names = [file.name for file in weights.files]
+    with _local_folder(weights) as folder:
+        try:
+            if any(name.endswith(HF_ENDINGS) for name in names):
+                return _load_hf(folder, config, names)
+            return _load_google(folder, config, names)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(folder), _given(weights))) from error
+
+
+def _load_hf(folder: Path, config: Config, names: list[str]) -> Gemma2:
+    if CONFIG_FILE not in names:
+        raise ValueError(f"{folder}: safetensors without {CONFIG_FILE}; give the directory that holds both")
+    if config.model is not None:
+        raise ValueError(f"{folder} says its sizes itself, in {CONFIG_FILE}; leave --model out")
+    return load_hf(folder, dtype=None, vocab_size=config.vocab_size)
+
+
+def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
+    files = [name for name in names if name.endswith(".ckpt")]
+    if len(files) > 1:
+        raise ValueError(f"{folder} holds {len(files)} checkpoints, {', '.join(files)}; give one of them")
+    if not files and not any(name.endswith(GOOGLE_ENDINGS) for name in names):
+        raise ValueError(f"{folder} holds no weights; give a directory of safetensors and {CONFIG_FILE}, or a .ckpt")
+    if config.model is None:
+        raise ValueError(f"{folder}: a .ckpt does not say its sizes; give --model gemma2_2b, gemma2_9b or gemma2_27b")
+    return load_gemma_pytorch(
+        folder / files[0] if files else folder, config.model, dtype=None, vocab_size=config.vocab_size
+    )
+
+
+@contextmanager
+def _local_folder(weights: Input) -> Iterator[Path]:
+    """The directory that holds the files; files in a bucket are copied to one of their own."""
+    uris = [file.uri for file in weights.files]
+    if not storage.is_remote(uris[0]):
+        yield Path(storage.filesystem(uris[0])[1]).parent
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in weights.files:
+            storage.download(file.uri, Path(folder) / file.name)
+        yield Path(folder)
+
+
+def _given(weights: Input) -> str:
+    return ", ".join(json.loads(weights.given))
