@@ -154,7 +154,7 @@ def _training(one: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]
     yield f"- Tokens seen: {tokens_seen:,} targets"
     yield f"- Loss: {loss:.4f} nats a target, the mean over the last {steps} steps"
     if manifest.setup:
-        yield f"- Trained on: {manifest.setup['device']}, {manifest.setup['workers']} worker(s)"
+        yield f"- Device: {manifest.setup['device']}, workers: {manifest.setup['workers']}"
     yield ""
 
 
@@ -171,8 +171,8 @@ def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
 def _optimizer(config: Mapping[str, Any]) -> str:
     optimizer = config["optimizer"]
     return (
-        f"learning rate {optimizer['learning_rate']:g} ({optimizer['decay']}, {optimizer['warmup_steps']} steps of "
-        f"warm-up), weight decay {optimizer['weight_decay']:g}"
+        f"learning rate {optimizer['learning_rate']:g} ({optimizer['decay']} after {optimizer['warmup_steps']} "
+        f"steps of warm-up), weight decay {optimizer['weight_decay']:g}"
     )
 
 
@@ -215,7 +215,7 @@ def _run(manifest: Manifest) -> Iterator[str]:
     yield f"{dataset.rows:,}" if dataset else ""
     yield f"{dataset.tokens:,}" if dataset and dataset.tokens else ""
     yield f"{dataset.facts['text_bytes']:,}" if dataset and "text_bytes" in dataset.facts else ""
-    yield ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    yield ", ".join(f"{count:,} {_line(reason.replace('_', ' '))}" for reason, count in manifest.dropped.items())
 
 
 def _evaluations(evaluations: Sequence[Input], checkpoint: Input, step: int) -> Iterator[str]:

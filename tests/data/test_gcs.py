@@ -13,7 +13,9 @@ import pytest
 
 from data import schema, shards, storage
 from data.manifest import Dataset, Manifest, Shard, publish_manifest, read_manifest
+from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
+from model import hf_files
 from pipelines.inputs import external_input
 from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.stage import Resources, load_stage
@@ -182,3 +184,28 @@ def test_stages_run_with_their_root_in_a_bucket(bucket: str, ray_session: RaySes
 
     run("filter_text", load_stage("filter_text").config(), text=reference)
     assert said[-1].endswith("done before, nothing to do")
+
+
+def test_a_model_is_imported_from_a_bucket_and_exported_to_it(bucket: str, tmp_path: Path) -> None:
+    from pipelines.stages import export_model, import_model
+    from tests.model.reference import lively_model
+
+    def run(name: str, config: object, root: str, **inputs: str) -> tuple[str, Manifest]:
+        stage = load_stage(name)
+        resolved = resolve_inputs(stage, config, {key: (text,) for key, text in inputs.items()}, root)
+        task = Task(stage=stage, config=config, inputs=resolved, root=root)
+        return task.directory, run_task(task, Resources(), RaySession(), lambda _: None)
+
+    source, root = storage.join(bucket, "hf"), storage.join(bucket, "runs")
+    for name, data in hf_files(lively_model(layers=1), shard_bytes=60_000):
+        storage.write_bytes(storage.join(source, name), data)
+    model = train_tokenizer([Path(__file__).read_text() * 9], 1024)
+    storage.write_bytes(storage.join(source, "tokenizer.model"), model)
+
+    directory, there = run("import_model", import_model.Config(), root, weights=source)
+    exported, written = run("export_model", export_model.Config(), root, checkpoint=directory, tokenizer=directory)
+    assert storage.exists(storage.join(exported, "model", "model.safetensors"))
+    for shard in written.datasets["model"].shards:
+        (tmp_path / Path(shard.name).name).write_bytes(storage.read_bytes(storage.join(exported, shard.name)))
+    _, here = run("import_model", import_model.Config(), str(tmp_path / "runs"), weights=str(tmp_path))
+    assert here.datasets == there.datasets

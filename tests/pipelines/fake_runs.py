@@ -16,6 +16,7 @@ from data.manifest import RUN_NAME, Dataset, Manifest, Shard, publish_manifest
 from pipelines.inputs import Input
 from pipelines.runner import Task, future_input
 from pipelines.stage import Context, Outcome, Stage
+from training.config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,10 +139,14 @@ def add_training(
         "metrics": Dataset(shards=tuple(reversed(metrics))),  # a report sorts by step
         "lineage": Dataset(shards=()),
     }
-    config = {"objective": objective, "seed": seed, "steps": steps, "model": {"layers": 2, "d_model": width}}
+    config = {
+        "objective": objective, "seed": seed, "steps": steps, "model": {"layers": 2, "d_model": width},
+        "global_batch": 16, "optimizer": dataclasses.asdict(OptimizerConfig(warmup_steps=4)),
+    }  # fmt: skip
     log = {"tokens_seen": steps * targets, "row_tokens_per_second": 12_345.6}
     runs.finish(
-        name, "train_model", made, inputs=inputs, config=config, seconds=30.0, log=log, setup={"device": "cpu"}
+        name, "train_model", made, inputs=inputs, config=config, seconds=30.0, log=log,
+        setup={"device": "cpu", "workers": 1},
     )  # fmt: skip
 
 
