@@ -13,7 +13,7 @@ its own.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -156,7 +156,7 @@ class Block(nn.Module):
         return x_BTD + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_BTD)))
 
 
-RunLayers = Callable[[Sequence[Block], Tensor, LayerInputs, Attention, Cache | None], Tensor]
+RunLayers = Callable[[Iterable[Block], Tensor, LayerInputs, Attention, Cache | None], Tensor]
 """(layers, x_BTD, inputs, attention, cache) -> x_BTD: how the blocks are walked (a loop, a scan, remat)."""
 
 
@@ -235,7 +235,7 @@ class Gemma2(nn.Module):
         x_BTD = self.model.embed_tokens(tokens_BT)
         x_BTD = x_BTD * _rounded(self.config.d_model**0.5, x_BTD.dtype)
         inputs = LayerInputs(cos_BTR, sin_BTR, positions, segment_ids)
-        x_BTD = self.run_layers(list(self.model.layers), x_BTD, inputs, self.attention, cache)  # type: ignore[arg-type]
+        x_BTD = self.run_layers(self.model.layers, x_BTD, inputs, self.attention, cache)  # type: ignore[arg-type]
         return self.model.norm(x_BTD)
 
     def logits(self, hidden: Tensor) -> Tensor:

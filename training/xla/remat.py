@@ -1,0 +1,109 @@
+"""What the backward pass of a scanned pair of layers finds kept: one context manager for each policy.
+
+Each is entered twice around the same code: `Keep(record=list)` while the forward pass is traced, which appends what is
+kept; `Keep(replay=list)` when the backward pass traces that code again, which puts the kept values where they were.
+The operations that would have made them are then read by nobody, and a lazy tensor that nobody reads is not lowered.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Remat = Literal["none", "projections", "full"]
+Keep = Callable[[list[Tensor] | None, list[Tensor] | None], contextlib.AbstractContextManager[None]]
+"""(record, replay): one of them is given"""
+
+
+def keeper(remat: str) -> Keep:
+    """The policy of that name. Raises ValueError for any other."""
+    if remat not in get_args(Remat):
+        raise ValueError(f"remat is {remat!r}; allowed are {', '.join(get_args(Remat))}")
+    return {"none": keep_all, "projections": keep_projections, "full": keep_nothing}[remat]
+
+
+@contextlib.contextmanager
+def keep_nothing(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterator[None]:
+    """Everything is computed again."""
+    yield
+
+
+@contextlib.contextmanager
+def keep_projections(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterator[None]:
+    """The results of products with weights (`F.linear`) are kept."""
+    with _Projections(record, replay):
+        yield
+
+
+class _Projections(TorchFunctionMode):
+    def __init__(self, record: list[Tensor] | None, replay: list[Tensor] | None) -> None:
+        super().__init__()
+        self.record = record
+        self.replay = iter(replay or ())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is not F.linear:
+            return out
+        if self.record is None:
+            return _Instead.apply(out, next(self.replay))
+        self.record.append(out.detach())
+        return out
+
+
+class _Instead(torch.autograd.Function):
+    """The value of the second tensor with the history of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, again: Tensor, kept: Tensor) -> Tensor:
+        return kept.view_as(kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+@contextlib.contextmanager
+def keep_all(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterator[None]:
+    """All that autograd saves is kept, each tensor once; leaves (the stream and the weights) are at hand anyway."""
+    places: dict[Any, int] = {}
+    kept = replay if record is None else record
+    assert kept is not None
+
+    def pack(tensor: Tensor) -> Any:
+        origin = _origin(tensor)
+        if origin is not None and origin not in places:
+            places[origin] = len(places)
+            if record is not None:
+                record.append(tensor.detach())
+        if record is not None:
+            return None  # nobody differentiates here, and an operation that holds its own result is never freed
+        return tensor if origin is None else kept[places[origin]]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+# Of the same values as their input, or nearly (a cast): kept only where the input is not a leaf.
+_VIEWS = ("View", "Transpose", "T", "Permute", "Unsqueeze", "Squeeze", "Expand", "Alias", "UnsafeView", "ToCopy", "Slice")
+
+
+def _origin(tensor: Tensor) -> Any:
+    """What identifies a computed tensor, the same for each time it is saved; None for what follows from leaves alone."""
+    if not tensor.is_floating_point():
+        return None  # masks and ids come from the inputs
+    if not tensor.requires_grad:
+        # Either an operation's own result, which autograd detaches, or a view of the rotary angles.
+        return None if tensor._base is not None else object()
+    path: list[str] = []
+    node = tensor.grad_fn
+    while node is not None and node.name().removesuffix("Backward0") in _VIEWS:
+        path.append(node.name())
+        node = node.next_functions[0][0]
+    if node is None or node.name().endswith("AccumulateGrad"):
+        return None
+    return (node._sequence_nr(), tensor.output_nr, *path, *tensor.shape)
