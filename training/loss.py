@@ -23,7 +23,7 @@ Shapes: B batch, T time, P positions of a slice, D model, V vocabulary, K distin
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,11 +42,16 @@ That function may be called once, and only before `log_q_PV` is used for somethi
 """
 
 
-def next_token_loss(model: Gemma2, batch: Batch, *, chunk_positions: int = CHUNK_POSITIONS) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats to the next token, summed over targets, and the number of targets; both float32 scalars."""
+def next_token_loss(
+    model: Gemma2, batch: Batch, *, chunk_positions: int = CHUNK_POSITIONS, run_head: "RunHead | None" = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats to the next token, summed over targets, and the number of targets; both float32 scalars.
+
+    `run_head`, here and below: how the backend walks the slices; None is `loop_head`.
+    """
     next_BT1 = batch["tokens"].roll(-1, dims=1).long()[..., None]  # the last column wraps around; no mask sets it
     weights_BT1 = torch.ones_like(next_BT1, dtype=torch.float32)
-    return _masked_sum(model, batch, _to_weighted_ids, [next_BT1, weights_BT1], 1.0, chunk_positions)
+    return _masked_sum(model, batch, _to_weighted_ids, [next_BT1, weights_BT1], 1.0, chunk_positions, run_head)
 
 
 def distill_loss(
@@ -56,6 +61,7 @@ def distill_loss(
     *,
     temperature: float = 1.0,
     chunk_positions: int = CHUNK_POSITIONS,
+    run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to counts / N of the teacher's N `draws`, summed over targets, and their number.
 
@@ -63,11 +69,16 @@ def distill_loss(
     """
     weights_BTK = batch["target_counts"].float() / draws
     targets = [batch["target_ids"].long(), weights_BTK]
-    return _masked_sum(model, batch, _to_weighted_ids, targets, temperature, chunk_positions)
+    return _masked_sum(model, batch, _to_weighted_ids, targets, temperature, chunk_positions, run_head)
 
 
 def distill_topk_loss(
-    model: Gemma2, batch: Batch, *, temperature: float = 1.0, chunk_positions: int = CHUNK_POSITIONS
+    model: Gemma2,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    chunk_positions: int = CHUNK_POSITIONS,
+    run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's K best ids and all others as one, summed over targets, and their number.
 
@@ -81,15 +92,20 @@ def distill_topk_loss(
     # Padding repeats the first id, so that it takes nothing out of the tail.
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
     targets = [ids_BTK, log_probs_BTK.exp(), batch["target_tail"].float()[..., None]]
-    return _masked_sum(model, batch, _to_top_and_tail, targets, temperature, chunk_positions)
+    return _masked_sum(model, batch, _to_top_and_tail, targets, temperature, chunk_positions, run_head)
 
 
 def distill_full_loss(
-    model: Gemma2, batch: Batch, *, temperature: float = 1.0, chunk_positions: int = CHUNK_POSITIONS
+    model: Gemma2,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    chunk_positions: int = CHUNK_POSITIONS,
+    run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's whole distribution: what the others estimate, for tests of them."""
     targets = [batch["target_probs"].float()]
-    return _masked_sum(model, batch, _to_distribution, targets, temperature, chunk_positions)
+    return _masked_sum(model, batch, _to_distribution, targets, temperature, chunk_positions, run_head)
 
 
 def _to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -127,7 +143,13 @@ def _to_distribution(log_q_PV: Tensor, probs_PV: Tensor) -> tuple[Tensor, Callab
 
 
 def _masked_sum(
-    model: Gemma2, batch: Batch, objective: Objective, targets: list[Tensor], temperature: float, chunk_positions: int
+    model: Gemma2,
+    batch: Batch,
+    objective: Objective,
+    targets: list[Tensor],
+    temperature: float,
+    chunk_positions: int,
+    run_head: "RunHead | None",
 ) -> tuple[Tensor, Tensor]:
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be above 0 and finite; 1 takes the model as it is")
@@ -136,11 +158,12 @@ def _masked_sum(
     hidden_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     weight_VD = model.model.embed_tokens.weight
     mask_BT = batch["loss_mask"].float()
-    head = _Head(model.config.final_softcap, temperature, objective, chunk_positions)
+    head = Head(model.config.final_softcap, temperature, objective, chunk_positions)
+    run = run_head or loop_head
     if torch.is_grad_enabled():
-        loss_sum: Tensor = _HeadLoss.apply(hidden_BTD, weight_VD, head, mask_BT, *targets)
+        loss_sum: Tensor = _HeadLoss.apply(hidden_BTD, weight_VD, run, head, mask_BT, *targets)
     else:
-        loss_sum, _ = head.run(hidden_BTD, weight_VD, mask_BT, targets, with_gradients=False)
+        loss_sum, _ = run(head, hidden_BTD, weight_VD, mask_BT, targets, with_gradients=False)
     return loss_sum, mask_BT.sum()
 
 
@@ -153,9 +176,9 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_BTD: Tensor, weight_VD: Tensor, head: "_Head", mask_BT: Tensor, *targets: Tensor
+        ctx: Any, hidden_BTD: Tensor, weight_VD: Tensor, run: "RunHead", head: "Head", mask_BT: Tensor, *targets: Tensor
     ) -> Tensor:
-        total, gradients = head.run(hidden_BTD, weight_VD, mask_BT, targets, with_gradients=True)
+        total, gradients = run(head, hidden_BTD, weight_VD, mask_BT, targets, with_gradients=True)
         ctx.save_for_backward(*gradients)
         return total
 
@@ -167,51 +190,84 @@ class _HeadLoss(torch.autograd.Function):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Head:
-    """From hidden states to a sum of losses, slice by slice."""
+class Head:
+    """What every slice goes through, whoever walks the slices."""
 
     softcap: float
     temperature: float
     objective: Objective
     chunk_positions: int
 
-    def run(
-        self, hidden_BTD: Tensor, weight_VD: Tensor, mask_BT: Tensor, targets: Sequence[Tensor], *, with_gradients: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The sum of losses, and its gradients by hidden states (in their type) and weight (float32) where wanted."""
-        # bfloat16 factors are multiplied as they are where the hardware then sums in float32; elsewhere as float32.
-        factor_type = weight_VD.dtype if weight_VD.is_cuda else torch.float32
-        factor_VD = weight_VD.detach().to(factor_type)
-        slices = _slices(self.chunk_positions, hidden_BTD.detach().to(factor_type), mask_BT, *targets)
-        workspace = _workspace(slices[0][0], factor_VD)
-        total = torch.zeros((), device=hidden_BTD.device)
-        of_weight = torch.zeros_like(factor_VD, dtype=torch.float32) if with_gradients else None
-        of_hidden: list[Tensor] = []
-        for hidden_PD, mask_P, *of in slices:
-            logits_PV, log_q_PV = self._log_q(hidden_PD, factor_VD, workspace)
-            losses_P, gradient = self.objective(log_q_PV, *of)
-            total = total + (losses_P * mask_P).sum()
-            if of_weight is not None:
-                # Through the division by T and the cap: d (cap / T) tanh(x / cap) / dx = (1 - tanh^2) / T
-                slope = -((self.temperature / self.softcap) ** 2)
-                by_logits_PV = gradient()
-                by_product_PV = by_logits_PV.addcmul_(by_logits_PV, logits_PV.square_(), value=slope).to(factor_type)
-                weights_P1 = mask_P[:, None] / self.temperature
-                of_hidden.append((_product(by_product_PV, factor_VD) * weights_P1).to(hidden_BTD.dtype))
-                of_weight = _add_product(of_weight, by_product_PV.T, (hidden_PD * weights_P1).to(factor_type))
-        if of_weight is None:
-            return total, ()
-        rows = hidden_BTD.shape[0]
-        return total, (torch.cat([part.unflatten(0, (rows, -1)) for part in of_hidden], dim=1), of_weight)
+    def losses(
+        self, products_PV: Tensor, targets: Sequence[Tensor], out: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Losses [P] from hidden states times the table, and a function for T * their gradient by these products.
 
-    def _log_q(
-        self, hidden_PD: Tensor, weight_VD: Tensor, workspace: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """logits / T and their log-softmax, both [P, V] in float32."""
+        float32; more dimensions may stand in front of P. Works in the memory of the products, and in `out`, which is
+        of their shape.
+        """
+        logits_PV = products_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        losses_P, gradient = self.objective(torch.log_softmax(logits_PV, dim=-1, out=out), *targets)
+
+        def by_products() -> Tensor:
+            # Through the division by T and the cap: d (cap / T) tanh(x / cap) / dx = (1 - tanh^2) / T
+            slope = -((self.temperature / self.softcap) ** 2)
+            by_logits_PV = gradient()
+            return by_logits_PV.addcmul_(by_logits_PV, logits_PV.square_(), value=slope)
+
+        return losses_P, by_products
+
+
+class RunHead(Protocol):
+    """Who walks the slices; `loop_head` is the reference, a backend may hand in another.
+
+    Gives the sum of losses under the mask, and its gradients by hidden states (in their type) and weight (float32),
+    or () where none are wanted.
+    """
+
+    def __call__(
+        self,
+        head: Head,
+        hidden_BTD: Tensor,
+        weight_VD: Tensor,
+        mask_BT: Tensor,
+        targets: Sequence[Tensor],
+        *,
+        with_gradients: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+
+def loop_head(
+    head: Head,
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    mask_BT: Tensor,
+    targets: Sequence[Tensor],
+    *,
+    with_gradients: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One slice after the other, in the same memory."""
+    # bfloat16 factors are multiplied as they are where the hardware then sums in float32; elsewhere as float32.
+    factor_type = weight_VD.dtype if weight_VD.is_cuda else torch.float32
+    factor_VD = weight_VD.detach().to(factor_type)
+    slices = _slices(head.chunk_positions, hidden_BTD.detach().to(factor_type), mask_BT, *targets)
+    workspace = _workspace(slices[0][0], factor_VD)
+    total = torch.zeros((), device=hidden_BTD.device)
+    of_weight = torch.zeros_like(factor_VD, dtype=torch.float32) if with_gradients else None
+    of_hidden: list[Tensor] = []
+    for hidden_PD, mask_P, *of in slices:
         products, log_qs = (None, None) if workspace is None else (part[: len(hidden_PD)] for part in workspace)
-        logits_PV = _product(hidden_PD, weight_VD.T, out=products)
-        logits_PV = logits_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        return logits_PV, torch.log_softmax(logits_PV, dim=-1, out=log_qs)
+        losses_P, by_products = head.losses(_product(hidden_PD, factor_VD.T, out=products), of, out=log_qs)
+        total = total + (losses_P * mask_P).sum()
+        if of_weight is not None:
+            by_product_PV = by_products().to(factor_type)
+            weights_P1 = mask_P[:, None] / head.temperature
+            of_hidden.append((_product(by_product_PV, factor_VD) * weights_P1).to(hidden_BTD.dtype))
+            of_weight = _add_product(of_weight, by_product_PV.T, (hidden_PD * weights_P1).to(factor_type))
+    if of_weight is None:
+        return total, ()
+    rows = hidden_BTD.shape[0]
+    return total, (torch.cat([part.unflatten(0, (rows, -1)) for part in of_hidden], dim=1), of_weight)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
