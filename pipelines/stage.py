@@ -57,6 +57,8 @@ class Resources:
     """Ray Train workers"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
+    remat: Literal["none", "projections", "full"] | None = None
+    """what the backward pass computes again on xla; None: full on a TPU, none elsewhere"""
     feed: Literal["direct", "ray"] = "direct"
     """who reads the training rows: the worker itself, or a Ray Data pipeline"""
     cpus: int | None = None

@@ -13,9 +13,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.config import Device
+from model import Gemma2
+from training.config import Device, Remat
+from training.loss import RunHead, loop_head
 
 
 class Backend(Protocol):
@@ -25,9 +27,20 @@ class Backend(Protocol):
     device: torch.device
     rank: int
     world_size: int
+    remat: Remat
+    """what the backward pass computes again"""
+    run_head: RunHead
+    """how the head's slices are walked"""
 
-    def place_model(self, model: nn.Module) -> nn.Module:
-        """Moves the parameters to the device, in place."""
+    def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
+        """Moves the parameters to the device, in place.
+
+        For `training` the layers may be put together as the device's steps want them, which gives their parameters
+        other names; `restore` and `snapshot` translate. Such a model does not decode.
+        """
+
+    def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        """Copies host tensors, by Hugging Face's names, into placed ones, by the names of the placed parameters."""
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copies host arrays to the device."""
@@ -45,7 +58,7 @@ class Backend(Protocol):
         """The elements of vectors on the device as Python floats; waits for them."""
 
     def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the host that later steps do not change."""
+        """Copies on the host that later steps do not change, by Hugging Face's names; a prefix is kept."""
 
     def compiles(self) -> int:
         """Programs compiled so far in this process (0 where nothing is compiled)."""
@@ -58,6 +71,8 @@ class TorchBackend:
         self.name: str = name
         self.rank = rank
         self.world_size = world_size
+        self.remat: Remat = "none"
+        self.run_head: RunHead = loop_head
         if name == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
         self.device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
@@ -66,8 +81,12 @@ class TorchBackend:
                 f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker.py"
             )
 
-    def place_model(self, model: nn.Module) -> nn.Module:
+    def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
         return model.to(self.device)
+
+    def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        for name, tensor in into.items():
+            tensor.copy_(tensors[name])
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}
@@ -133,11 +152,19 @@ def check_workers(device: Device, workers: int) -> None:
     )
 
 
-def make_backend(device: Device, rank: int = 0, world_size: int = 1) -> Backend:
-    """The backend of a device. Raises ValueError where the device cannot be had, or not with so many workers."""
+def make_backend(device: Device, rank: int = 0, world_size: int = 1, remat: Remat | None = None) -> Backend:
+    """The backend of a device.
+
+    Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat`.
+    """
     resolved = resolve_device(device)
     check_workers(resolved, world_size)
     if resolved != "xla":
+        if remat not in (None, "none"):
+            raise ValueError(
+                f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
+                "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
+            )
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
         raise ValueError(
@@ -145,4 +172,4 @@ def make_backend(device: Device, rank: int = 0, world_size: int = 1) -> Backend:
         )
     from training.xla.backend import XlaBackend
 
-    return XlaBackend(rank, world_size)
+    return XlaBackend(rank, world_size, remat)

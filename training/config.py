@@ -18,6 +18,7 @@ Decay = Literal["cosine", "linear", "constant"]
 Objective = Literal["next_token", "distill"]
 Device = Literal["xla", "cuda", "cpu", "auto"]
 FeedKind = Literal["direct", "ray"]
+Remat = Literal["none", "projections", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,9 @@ class TrainJob:
     """processes that share a step's rows"""
     microbatch_rows: int | None = None
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
+    remat: Remat | None = None
+    """what the backward pass computes again, on xla: `none`, all but the `projections` with weights, or in `full` all
+    between two pairs of layers (default: `full` on a TPU, `none` elsewhere)"""
     feed: FeedKind = "direct"
     """`direct`: the worker reads its rows itself; `ray`: a Ray Data pipeline reads them"""
     cpu_threads: int | None = None
@@ -134,6 +138,8 @@ class TrainJob:
     def __post_init__(self) -> None:
         _one_of("device", self.device, get_args(Device))
         _one_of("feed", self.feed, get_args(FeedKind))
+        if self.remat is not None:
+            _one_of("remat", self.remat, get_args(Remat))
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:

@@ -40,7 +40,7 @@ def evaluate(model: Gemma2, backend: Backend, batches: Iterable[HostBatch]) -> d
     with torch.no_grad():
         for batch in batches:
             on_device = backend.to_device({name: batch[name] for name in COLUMNS})
-            pending.append(torch.stack(next_token_loss(model, on_device)))
+            pending.append(torch.stack(next_token_loss(model, on_device, run_head=backend.run_head)))
             backend.step_boundary()
             sums["non_bos_tokens"] += int(np.sum((batch["segment_ids"] > 0) & (batch["tokens"] != BOS)))
             sums["text_bytes"] += int(np.sum(batch.get("text_bytes", 0)))

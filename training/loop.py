@@ -31,7 +31,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainingConfig, TrainJob
-from training.loss import LossFunction, distill_loss, next_token_loss
+from training.loss import LossFunction, RunHead, distill_loss, loop_head, next_token_loss
 from training.optim import OptimizerState, init_state, learning_rate, step_scalars
 from training.step import train_step
 
@@ -136,13 +136,13 @@ def run_training(
     )
 
 
-def loss_function(config: TrainingConfig, draws: int | None) -> LossFunction:
+def loss_function(config: TrainingConfig, draws: int | None, run_head: RunHead = loop_head) -> LossFunction:
     """The loss that the config's objective names."""
     if config.objective == "next_token":
-        return next_token_loss
+        return partial(next_token_loss, run_head=run_head)
     if draws is None:
         raise ValueError("objective 'distill' needs the number of draws of the cached logits; pass draws=N")
-    return partial(distill_loss, draws=draws)
+    return partial(distill_loss, draws=draws, run_head=run_head)
 
 
 class _Run:
@@ -150,7 +150,7 @@ class _Run:
 
     def __init__(self, job: TrainJob, backend: Backend, on_step: Callable[[StepReport], None] | None) -> None:
         self.job, self.backend, self.on_step = job, backend, on_step
-        self.loss = loss_function(job.config, job.draws)
+        self.loss = loss_function(job.config, job.draws, backend.run_head)
         self.checkpoint_uri = latest_checkpoint(job.checkpoints_uri) or ""
         self.step = self.tokens_seen = 0
         self.model = Gemma2(job.config.model, seed=job.config.seed)
@@ -163,12 +163,12 @@ class _Run:
             check_same_model(job.initial_uri, job.config.model)
             self.model.load_state_dict(load_checkpoint(job.initial_uri, with_optimizer=False).weights)
         self.first_step = self.step
-        backend.place_model(self.model)
+        backend.place_model(self.model, training=True)
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         self.optimizer = init_state(parameters)
         if checkpoint is not None and checkpoint.optimizer is not None:
-            _copy(checkpoint.optimizer.first, self.optimizer.first)
-            _copy(checkpoint.optimizer.second, self.optimizer.second)
+            backend.restore(checkpoint.optimizer.first, self.optimizer.first)
+            backend.restore(checkpoint.optimizer.second, self.optimizer.second)
         backend.step_boundary()
         self.pending: deque[tuple[int, Tensor]] = deque()
         self.metrics: list[StepReport] = []
@@ -222,7 +222,6 @@ class _Run:
         self.flush()
         lineage = self._lineage_table()
         if self.backend.rank == 0:
-            names = [name for name, _ in self.model.named_parameters()]
             tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
             tensors |= {f"first/{name}": tensor for name, tensor in self.optimizer.first.items()}
             tensors |= {f"second/{name}": tensor for name, tensor in self.optimizer.second.items()}
@@ -230,11 +229,8 @@ class _Run:
             self.checkpoint_uri = save_checkpoint(
                 self.job.checkpoints_uri,
                 step=self.step,
-                weights={name: host[f"weights/{name}"] for name in names},
-                optimizer=OptimizerState(
-                    first={name: host[f"first/{name}"] for name in names},
-                    second={name: host[f"second/{name}"] for name in names},
-                ),
+                weights=_under("weights/", host),
+                optimizer=OptimizerState(first=_under("first/", host), second=_under("second/", host)),
                 state={
                     "step": self.step,
                     "tokens_seen": self.tokens_seen,
@@ -244,6 +240,7 @@ class _Run:
                         "workers": self.backend.world_size,
                         "microbatch_rows": self.job.microbatch_rows,
                         "cpu_threads": self.job.cpu_threads,
+                        "remat": self.backend.remat,
                     },
                 },
                 tables={"metrics": self._metrics_table(), "lineage": lineage},
@@ -310,9 +307,8 @@ def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
         yield f"{path} was {saved!r} and is {ours!r}"
 
 
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _use_threads(threads: int | None) -> None:

@@ -77,6 +77,11 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
+def decays(name: str) -> bool:
+    """Whether the parameter is a matrix; by name, since a stack of norm scales has two dimensions too."""
+    return not name.endswith("norm.weight")
+
+
 @torch.no_grad()
 def adamw_(
     parameters: Mapping[str, Tensor],
@@ -89,8 +94,8 @@ def adamw_(
     """One step of AdamW in place. Returns the norm of the mean gradient before clipping.
 
     `gradients` are SUMS over targets, in the order of `parameters`; `gradient_scale` is 1 / number of targets, so the
-    division happens once. `scalars` is `step_scalars(...)` on the device. Matrices decay, vectors (norm scales) do
-    not. Float32 gradients are used up: their memory holds the update, so that no other is needed.
+    division happens once. `scalars` is `step_scalars(...)` on the device. Matrices decay, norm scales do not.
+    Float32 gradients are used up: their memory holds the update, so that no other is needed.
     """
     names = list(parameters)
     norm = global_norm(gradients) * gradient_scale
@@ -115,7 +120,7 @@ def adamw_(
     torch._foreach_mul_(update, first)
     torch._foreach_mul_(update, rate)
     if config.weight_decay:
-        matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+        matrices = [parameter for name, parameter in parameters.items() if decays(name)]
         torch._foreach_mul_(matrices, 1.0 - decay)
     torch._foreach_sub_(list(parameters.values()), update)
     return norm

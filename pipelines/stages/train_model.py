@@ -155,6 +155,7 @@ def make_job(context: Context, config: Config) -> TrainJob:
         device=context.resources.device,
         workers=context.resources.workers,
         microbatch_rows=context.resources.microbatch_rows,
+        remat=context.resources.remat,
         feed=context.resources.feed,
         lease_uri=lease.uri if lease else None,
         lease_token=lease.token if lease else None,

@@ -66,10 +66,11 @@ def benchmarks() -> Iterator[Benchmark]:
 
 def _our_step(config: Gemma2Config, tokens: np.ndarray, backend: Backend) -> Callable[[], object]:
     model = Gemma2(config)
-    backend.place_model(model)
+    backend.place_model(model, training=True)
     state = init_state({name: parameter.detach() for name, parameter in model.named_parameters()})
     backend.step_boundary()
     optimizer = OptimizerConfig(learning_rate=1e-4)
+    loss = partial(next_token_loss, run_head=backend.run_head)
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
     arrays = {
@@ -83,7 +84,7 @@ def _our_step(config: Gemma2Config, tokens: np.ndarray, backend: Backend) -> Cal
     def step() -> object:
         batch = backend.to_device(arrays)
         scalars = batch.pop("scalars")
-        values = train_step(model, next_token_loss, state, [batch], scalars, optimizer, backend)
+        values = train_step(model, loss, state, [batch], scalars, optimizer, backend)
         backend.step_boundary()
         return backend.fetch([values])
 

@@ -1,4 +1,4 @@
-"""The walk through the layers as a scan over (local, global) pairs, so that graph and compile time do not grow with depth.
+"""The layers as a scan over (local, global) pairs, so that graph and compile time do not grow with depth.
 
 `PairedLayers` holds the blocks' parameters stacked, [pairs, ...] each; `scan_layers` gives the `RunLayers` that walks
 them with XLA's while loop, forward and, in reverse, backward. The backward pass runs a pair's forward again inside the
@@ -25,7 +25,8 @@ from model import Block, LayerInputs, RunLayers
 from model.attention import Attention
 from model.cache import Cache
 from model.sharding import ROWS, TABLE, Spec, parameter_specs
-from training.xla.remat import Remat, keeper
+from training.config import Remat
+from training.xla.remat import keeper
 
 Constrain = Callable[[Tensor, Spec], None]
 """tells the compiler, in place, how a tensor is divided"""
@@ -102,7 +103,7 @@ def _members(name: str, tensors: Mapping[str, Tensor]) -> list[str] | None:
     head, offset, tail = _split(name)
     if offset is None:
         return None
-    members = []
+    members: list[str] = []
     while (member := f"{head}{offset + 2 * len(members)}.{tail}") in tensors:
         members.append(member)
     return members
@@ -189,7 +190,7 @@ INPUTS = len(LayerInputs._fields)
 
 
 class _ScanPairs(torch.autograd.Function):
-    """The loop over pairs, forward, and in reverse for the gradients; nothing goes to `inputs`, they are no parameters."""
+    """The loop over pairs, in reverse for the gradients; none goes to `inputs`, which are no parameters."""
 
     @staticmethod
     def forward(ctx: Any, pair: _Pair, training: bool, x_BTD: Tensor, *others: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ The operations that would have made them are then read by nobody, and a lazy ten
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Remat = Literal["none", "projections", "full"]
+from training.config import Remat
+
 Keep = Callable[[list[Tensor] | None, list[Tensor] | None], contextlib.AbstractContextManager[None]]
 """(record, replay): one of them is given"""
 
@@ -89,11 +90,23 @@ def keep_all(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterat
 
 
 # Of the same values as their input, or nearly (a cast): kept only where the input is not a leaf.
-_VIEWS = ("View", "Transpose", "T", "Permute", "Unsqueeze", "Squeeze", "Expand", "Alias", "UnsafeView", "ToCopy", "Slice")
+_VIEWS = (
+    "View",
+    "Transpose",
+    "T",
+    "Permute",
+    "Unsqueeze",
+    "Squeeze",
+    "Expand",
+    "Alias",
+    "UnsafeView",
+    "ToCopy",
+    "Slice",
+)
 
 
 def _origin(tensor: Tensor) -> Any:
-    """What identifies a computed tensor, the same for each time it is saved; None for what follows from leaves alone."""
+    """What identifies a computed tensor each time it is saved; None for what follows from leaves alone."""
     if not tensor.is_floating_point():
         return None  # masks and ids come from the inputs
     if not tensor.requires_grad:
@@ -106,4 +119,4 @@ def _origin(tensor: Tensor) -> Any:
         node = node.next_functions[0][0]
     if node is None or node.name().endswith("AccumulateGrad"):
         return None
-    return (node._sequence_nr(), tensor.output_nr, *path, *tensor.shape)
+    return (node._sequence_nr(), tensor.output_nr, *path, *tensor.shape)  # type: ignore[attr-defined]

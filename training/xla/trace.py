@@ -24,24 +24,23 @@ os.environ["PJRT_DEVICE"] = "CPU"
 os.environ.setdefault("CPU_NUM_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import numpy as np
 import torch
 import torch_xla
 import torch_xla.core.xla_builder as xb
-import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor, nn
 
-from model import Gemma2, Gemma2Config, attend
+from model import Gemma2, Gemma2Config
 from model.sharding import ROWS, MeshShape, Spec, check_mesh, check_rows, shard_shape
 from training.backend import Backend, TorchBackend
-from training.config import Objective, OptimizerConfig
+from training.config import Objective, OptimizerConfig, Remat
 from training.loss import LossFunction, distill_loss, next_token_loss
 from training.optim import OptimizerState
 from training.step import train_step
-from training.xla.head import scan_head_loss
+from training.xla.head import scan_head
 from training.xla.layers import PairedLayers, scan_layers, stacked_specs
-from training.xla.remat import Remat, keeper
+from training.xla.mesh import ChipMesh
+from training.xla.remat import keeper
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,12 +65,10 @@ class TraceRequest:
     """for `distill`: ids at a target, the width that they are padded to"""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """of parameters and activations; the moments are float32"""
-    attention: Literal["splash", "plain"] = "splash"
-    """`splash`: the TPU kernel; `plain`: model/attention.py, whose scores are [B, N, T, T]"""
 
     def __post_init__(self) -> None:
         keeper(self.remat)
-        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES), "attention": ("splash", "plain")}
+        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES)}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
@@ -138,14 +135,9 @@ class _Tracer:
         xr.use_spmd()
         torch_xla.device()
         # The annotations of a mesh of any size need its ids only; everything else here uses one device.
-        xr.global_runtime_device_count = lambda: request.mesh.chips  # type: ignore[assignment]
-        sizes = request.mesh.sizes
-        self.mesh = xs.Mesh(np.arange(request.mesh.chips), tuple(sizes.values()), tuple(sizes))
+        xr.global_runtime_device_count = lambda: request.mesh.chips
+        self.constrain = ChipMesh(request.mesh).constrain
         self.donated: list[Tensor] = []
-        self.op_sharding = functools.cache(self.mesh.get_op_sharding)
-
-    def constrain(self, tensor: Tensor, spec: Spec) -> None:
-        torch_xla._XLAC._xla_annotate_custom_sharding(tensor, self.op_sharding(spec))
 
     def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype, spec: Spec, donate: bool = False) -> Tensor:
         tensor = xb.create_placeholder_tensor(shape, dtype)
@@ -168,12 +160,6 @@ class _Tracer:
             )
             setattr(model.get_submodule(owner), attribute, nn.Parameter(value))
         model.run_layers = scan_layers(request.remat, self.constrain)
-        if request.attention == "splash":
-            from training.xla.attention import splash_attention
-
-            model.attention = splash_attention(self.request.mesh)
-        else:
-            model.attention = attend
         return model
 
     def moments(self, model: Gemma2) -> dict[str, Tensor]:
@@ -184,7 +170,7 @@ class _Tracer:
 
     def batch(self) -> dict[str, Tensor]:
         shape = (self.request.rows, self.request.sequence_length)
-        columns = {name: torch.int32 for name in ("tokens", "segment_ids", "positions")} | {"loss_mask": torch.bool}
+        columns = dict.fromkeys(("tokens", "segment_ids", "positions"), torch.int32) | {"loss_mask": torch.bool}
         batch = {name: self.placeholder(shape, dtype, (ROWS, None)) for name, dtype in columns.items()}
         if self.request.objective == "distill":
             for name in ("target_ids", "target_counts"):
@@ -192,10 +178,10 @@ class _Tracer:
         return batch
 
     def loss_function(self) -> LossFunction:
-        head_loss = scan_head_loss(self.request.mesh.row_shards, self.constrain)
+        run_head = scan_head(self.request.mesh.row_shards, self.constrain)
         if self.request.objective == "next_token":
-            return functools.partial(next_token_loss, head_loss=head_loss)
-        return functools.partial(distill_loss, draws=self.request.targets, head_loss=head_loss)
+            return functools.partial(next_token_loss, run_head=run_head)
+        return functools.partial(distill_loss, draws=self.request.targets, run_head=run_head)
 
     def backend(self) -> Backend:
         return TorchBackend("cpu")  # of one worker: nothing to sum
@@ -204,7 +190,8 @@ class _Tracer:
         context = torch_xla._XLAC.lowering.LoweringContext("train_step")
         context.build(outputs)
         numbers = [context.tensor_parameter_id(argument) for argument in self.donated]
-        assert -1 not in numbers and len(set(numbers)) == len(numbers), "a parameter or moment is no argument"
+        assert -1 not in numbers, "a parameter or moment is no argument"
+        assert len(set(numbers)) == len(numbers), "two of them are one argument"
         return context.hlo(), tuple(sorted(numbers))
 
     def bytes_per_chip(self, model: Gemma2) -> tuple[int, int]:
