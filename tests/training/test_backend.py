@@ -19,6 +19,12 @@ def test_several_workers_on_xla_without_a_tpu_are_refused(monkeypatch: pytest.Mo
     check_workers("cpu", 8)
 
 
+def test_remat_on_a_device_that_keeps_everything_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match=r"remat 'full' on device 'cpu'.* allowed is 'none'"):
+        make_backend("cpu", remat="full")
+    assert make_backend("cpu", remat="none").remat == "none"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="sees no GPU"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from model import Gemma2, gemma2_tiny
 from training.config import OptimizerConfig
-from training.optim import adamw_, init_state, learning_rate, step_scalars
+from training.optim import adamw_, decays, init_state, learning_rate, step_scalars
 
 TARGETS = 7.0
 
@@ -13,10 +14,13 @@ TARGETS = 7.0
 def test_adamw_equals_torch_with_decay_on_matrices_only(grad_clip: float) -> None:
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=3, weight_decay=0.2, grad_clip=grad_clip)
     generator = torch.Generator().manual_seed(0)
-    ours = {"matrix": torch.randn(5, 4, generator=generator), "norm": torch.randn(6, generator=generator)}
+    ours = {
+        "matrix": torch.randn(5, 4, generator=generator),
+        "norm.weight": torch.randn(2, 3, generator=generator),  # of two layers in a stack
+    }
     theirs = {name: tensor.clone().requires_grad_() for name, tensor in ours.items()}
     reference = torch.optim.AdamW(
-        [{"params": [theirs["matrix"]], "weight_decay": 0.2}, {"params": [theirs["norm"]], "weight_decay": 0.0}],
+        [{"params": [theirs["matrix"]], "weight_decay": 0.2}, {"params": [theirs["norm.weight"]], "weight_decay": 0.0}],
         betas=(config.beta1, config.beta2),
         eps=config.eps,
     )
@@ -43,6 +47,11 @@ def test_adamw_equals_torch_with_decay_on_matrices_only(grad_clip: float) -> Non
         torch.testing.assert_close(norm, expected_norm)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_decays_are_the_matrices_of_a_model() -> None:
+    for name, parameter in Gemma2(gemma2_tiny()).named_parameters():
+        assert decays(name) == (parameter.ndim == 2), name
 
 
 @pytest.mark.parametrize(("decay", "middle"), [("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)])

@@ -1,0 +1,65 @@
+"""What `test_scan.py` looks at, on four virtual devices: `python -m tests.training.xla.mesh_run`."""
+
+import json
+from typing import Any
+
+import torch_xla.distributed.spmd as xs
+import torch_xla.runtime as xr
+
+from model import Gemma2
+from model.sharding import MeshShape
+from tests.training.xla.examples import example_batch, example_config, largest_difference, loss_and_gradients
+from training.backend import TorchBackend
+from training.xla.backend import XlaBackend
+
+MESHES = {
+    "data=4": MeshShape(data=4),
+    "data=2 model=2": MeshShape(data=2, model=2),
+    "model=4": MeshShape(model=4),
+    "replica=2 data=2": MeshShape(replica=2, data=2),
+    "replica=2 model=2": MeshShape(replica=2, model=2),
+}
+CONFIG, BATCH = example_config(3), example_batch()
+
+
+def differences(backends: dict[str, XlaBackend]) -> dict[str, float]:
+    """Of each mesh from plain PyTorch."""
+    found = {}
+    for objective in ("next_token", "distill"):
+        expected = loss_and_gradients(CONFIG, TorchBackend("cpu"), objective, BATCH)
+        for mesh, backend in backends.items():
+            got = loss_and_gradients(CONFIG, backend, objective, BATCH)
+            found[f"{objective} {mesh}"] = largest_difference(got, expected)
+    return found
+
+
+def parts(backend: XlaBackend) -> list[list[int]]:
+    """Shapes on the first chip of the table, of a stacked projection, and of the rows."""
+    model = backend.place_model(Gemma2(CONFIG), training=True)
+    parameters = dict(model.named_parameters())
+    tokens = backend.to_device({"tokens": BATCH["tokens"]})["tokens"]
+    names = ("model.embed_tokens.weight", "model.layers.local.mlp.down_proj.weight")
+    tensors = [*(parameters[name].detach() for name in names), tokens]
+    return [list(xs.wrap_if_sharded(tensor).local_shards[0].data.shape) for tensor in tensors]
+
+
+def refusal() -> str:
+    try:
+        XlaBackend(mesh=MeshShape(data=8))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def main() -> dict[str, Any]:
+    xr.use_spmd()
+    backends = {name: XlaBackend(mesh=mesh, remat="full") for name, mesh in MESHES.items()}
+    return {
+        "differences": differences(backends),
+        "parts": {name: parts(backend) for name, backend in backends.items()},
+        "refused": refusal(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
