@@ -23,6 +23,7 @@ from training.config import OptimizerConfig, TrainingConfig
         ({"microbatch_rows": 0}, "allowed are the divisors of 4"),
         ({"sequences": ()}, "name at least one SEQUENCES dataset"),
         ({"device": "gpu"}, "allowed are 'xla', 'cuda', 'cpu', 'auto'"),
+        ({"remat": "everything"}, "remat is 'everything'; allowed are 'none', 'projections', 'full'"),
         ({"feed": "rays"}, "allowed are 'direct', 'ray'"),
     ],
 )
@@ -56,6 +57,6 @@ def test_an_optimizer_that_cannot_work_is_refused(change: dict[str, Any]) -> Non
 def test_a_job_can_be_pickled_and_its_identity_is_json(tmp_path: Path) -> None:
     job = example_job(tmp_path)
     assert pickle.loads(pickle.dumps(job)) == job
-    moved = dataclasses.replace(job, device="xla", microbatch_rows=2, checkpoints_uri="elsewhere")
+    moved = dataclasses.replace(job, device="xla", microbatch_rows=2, remat="full", checkpoints_uri="elsewhere")
     assert moved.identity() == job.identity()
     assert dataclasses.replace(job, order_seed=9).identity() != job.identity()

@@ -6,7 +6,7 @@ Parameters, moments and the batch are placeholders without a buffer, so 27B trac
 all chips: torch_xla's annotations need their ids, not their presence. What the program needs on a chip is the
 compiler's to say (`infra/aot.py`); this module says nothing of numbers: the same code on XLA:CPU is tested for those.
 
-    python -m training.xla.trace REQUEST.json OUT_DIR    writes OUT_DIR/hlo.pb and OUT_DIR/trace.json
+    python -m training.xla.traced_step REQUEST.json OUT_DIR    writes OUT_DIR/hlo.pb and OUT_DIR/trace.json
 """
 
 import dataclasses
