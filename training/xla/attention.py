@@ -33,6 +33,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
+from model import Gemma2Config
 from model.attention import Attention, Placement
 from model.sharding import ROWS, MeshShape
 
@@ -44,6 +45,11 @@ DTYPES = {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16}
 
 # torch_xla's programs are divided by GSPMD, which does not know Shardy's annotations.
 jax.config.update("jax_use_shardy_partitioner", False)
+
+
+def fits_splash(config: Gemma2Config) -> bool:
+    """Whether the kernel has the model's head size: it does for 2B, 9B and 27B."""
+    return config.head_dim % LANES == 0
 
 
 def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) -> Attention:

@@ -33,6 +33,7 @@ from training.xla.mesh import ChipMesh
 class XlaBackend:
     """One process on an XLA device, or on a mesh of the process' devices.
 
+    Models for training scan their layers; on a TPU they attend by the splash kernel where it has their head size.
     `remat` is `full` on a TPU and `none` elsewhere where it is not given: memory is what a TPU runs out of.
     """
 
@@ -53,7 +54,8 @@ class XlaBackend:
                 )
             self.mesh = ChipMesh(mesh)
         self.device: torch.device = torch_xla.device()
-        self.remat: Remat = remat or ("full" if xr.device_type() == "TPU" else "none")
+        self.hardware: str = xr.device_type()
+        self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
         self.constrain = self.mesh.constrain if self.mesh else None
         self.run_head = scan_head(mesh.row_shards if mesh else 1, self.constrain)
 
@@ -63,6 +65,11 @@ class XlaBackend:
         if training:
             model.model.layers = PairedLayers(list(model.model.layers))  # type: ignore[assignment,arg-type]
             model.run_layers = scan_layers(self.remat, self.constrain)
+            if self.hardware == "TPU":
+                from training.xla.attention import fits_splash, splash_attention  # imports jax
+
+                if fits_splash(model.config):
+                    model.attention = splash_attention(self.mesh.shape if self.mesh else None)
         model.to(self.device)
         if self.mesh is not None:
             parameters = dict(model.named_parameters())

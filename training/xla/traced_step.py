@@ -65,10 +65,12 @@ class TraceRequest:
     """for `distill`: ids at a target, the width that they are padded to"""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """of parameters and activations; the moments are float32"""
+    attention: Literal["splash", "plain"] = "splash"
+    """`splash`: the TPU kernel; `plain`: model/attention.py, whose scores are [B, N, T, T]"""
 
     def __post_init__(self) -> None:
         keeper(self.remat)
-        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES)}
+        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES), "attention": ("splash", "plain")}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
@@ -160,6 +162,10 @@ class _Tracer:
             )
             setattr(model.get_submodule(owner), attribute, nn.Parameter(value))
         model.run_layers = scan_layers(request.remat, self.constrain)
+        if request.attention == "splash":
+            from training.xla.attention import splash_attention  # imports jax, which plain attention does not need
+
+            model.attention = splash_attention(request.mesh)
         return model
 
     def moments(self, model: Gemma2) -> dict[str, Tensor]:

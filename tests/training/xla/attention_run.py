@@ -1,18 +1,26 @@
 """What `test_attention.py` looks at: `python -m tests.training.xla.attention_run`."""
 
+import dataclasses
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 import torch_xla
+import torch_xla.core.xla_builder as xb
+import torch_xla.runtime as xr
 from torch import Tensor
 
 from model import attend
 from model.attention import Attention, Placement
-from training.xla.attention import splash_attention
+from model.sharding import MeshShape
+from tests.training.xla.examples import example_batch, example_config, largest_difference, loss_and_gradients
+from training.backend import TorchBackend
+from training.config import Remat
+from training.xla.attention import LANES, _backward, _Call, _forward, splash_attention
+from training.xla.backend import XlaBackend
 
-B, T, N, K, H = 2, 256, 4, 2, 128
+B, T, N, K, H = 2, 2 * LANES, 4, 2, LANES
 
 
 def placement() -> Placement:
@@ -35,15 +43,57 @@ def output_and_gradients(attention: Attention, device: Any, window: int | None) 
     return [tensor.detach().cpu() for tensor in (out, *gradients)]
 
 
-def main() -> dict[str, Any]:
+def kernel_differences() -> dict[str, list[float]]:
+    """By window, of the output and of the gradients of queries, keys and values."""
     device = torch_xla.device()
-    kernel = splash_attention(interpret=True)
     found = {}
     for window in (None, 1, 100, 128):
         expected = output_and_gradients(attend, "cpu", window)
-        got = output_and_gradients(kernel, device, window)
+        got = output_and_gradients(splash_attention(interpret=True), device, window)
         found[str(window)] = [float((one - other).abs().max()) for one, other in zip(got, expected, strict=True)]
-    return {"differences": found}
+    return found
+
+
+def model_differences() -> dict[str, float]:
+    """In scanned layers, with each remat, on one device and on a mesh."""
+    config = dataclasses.replace(example_config(2), head_dim=LANES, window=50)
+    batch = example_batch(rows=2, length=LANES)
+    expected = loss_and_gradients(config, TorchBackend("cpu"), "next_token", batch)
+    found = {}
+    for remat in get_args(Remat):
+        mesh = MeshShape(data=2, model=2) if remat == "full" else None
+        attention = splash_attention(mesh, interpret=True)
+        got = loss_and_gradients(config, XlaBackend(remat=remat, mesh=mesh), "next_token", batch, attention)
+        found[remat] = largest_difference(got, expected)
+    return found
+
+
+def kernels_in_tpu_programs() -> list[int]:
+    """Calls of the kernel in the program for a TPU, forward and backward, of which nothing is run here."""
+    call = _Call(2, 2 * LANES, 8, 4, LANES, torch.bfloat16, 100, 50.0, MeshShape(data=2, model=2), False)
+    return [xb.get_computation_hlo(program(call)).count("tpu_custom_call") for program in (_forward, _backward)]
+
+
+def refusal(head_dim: int, length: int, cache: bool) -> str:
+    where = Placement(torch.zeros(1, length, dtype=torch.int32), torch.ones(1, length, dtype=torch.int32))
+    q = torch.zeros(1, length, 2, head_dim)
+    key = Placement(*where) if cache else where
+    try:
+        splash_attention(interpret=True)(q, q, q, where, key, window=None, scale=1.0, softcap=50.0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def main() -> dict[str, Any]:
+    xr.use_spmd()
+    xr.global_runtime_device_count()  # starts the client, before PyTorch's engine counts devices once for all
+    return {
+        "kernel": kernel_differences(),
+        "model": model_differences(),
+        "tpu": kernels_in_tpu_programs(),
+        "refused": [refusal(64, LANES, False), refusal(LANES, 100, False), refusal(LANES, LANES, True)],
+    }
 
 
 if __name__ == "__main__":

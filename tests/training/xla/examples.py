@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Gemma2, Gemma2Config, gemma2_tiny
+from model import Gemma2, Gemma2Config, attend, gemma2_tiny
+from model.attention import Attention
 from training.backend import Backend
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
 
@@ -72,10 +73,15 @@ def loss_function(objective: str, backend: Backend) -> LossFunction:
 
 
 def loss_and_gradients(
-    config: Gemma2Config, backend: Backend, objective: str, batch: Mapping[str, np.ndarray]
+    config: Gemma2Config,
+    backend: Backend,
+    objective: str,
+    batch: Mapping[str, np.ndarray],
+    attention: Attention = attend,
 ) -> tuple[float, dict[str, Tensor]]:
     """On the host, gradients by Hugging Face's names."""
     model = backend.place_model(Gemma2(config), training=True)
+    model.attention = attention
     on_device = backend.to_device(batch_of(objective, batch))
     loss, count = loss_function(objective, backend)(model, on_device)
     parameters = dict(model.named_parameters())
