@@ -122,6 +122,8 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
         assert isinstance(layers, PairedLayers), "scan_layers walks PairedLayers"
         if cache is not None:
             raise ValueError("layers are scanned and a cache was passed; generate with a model whose layers are looped")
+        if constrain is not None:
+            x_BTD = _Entrance.apply(constrain, x_BTD)
         if layers.pairs:
             pair = _Pair(layers.stacked(), attention, remat, constrain)
             x_BTD = _ScanPairs.apply(pair, torch.is_grad_enabled(), x_BTD, *inputs, *pair.weights())
@@ -130,6 +132,29 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
         return x_BTD
 
     return run
+
+
+class _Entrance(torch.autograd.Function):
+    """Where the embedded tokens become the stream, on a mesh.
+
+    Backward, the gradient is added up into the table, whose d_model is divided over `data`. From rows divided over
+    replicas and data at once, the compiler finds no way there but all rows on each chip; so that is a step of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, constrain: Constrain, x_BTD: Tensor) -> Tensor:
+        ctx.constrain = constrain
+        x_BTD = x_BTD * 1
+        constrain(x_BTD, STREAM)
+        return x_BTD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g_BTD = gradients[0] * 1
+        ctx.constrain(g_BTD, STREAM)
+        g_BTD = g_BTD * 1
+        ctx.constrain(g_BTD, ("replica", None, "data"))
+        return None, g_BTD
 
 
 class _Pair:

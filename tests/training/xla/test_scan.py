@@ -18,30 +18,32 @@ QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensiv
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[str, Any]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the two programs found: `scan` on one device, `mesh` on four virtual ones, in processes of their own."""
     environment = os.environ | {
         "PJRT_DEVICE": "CPU",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "XLA_FLAGS": QUICK_COMPILES,
-        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # warnings
     }
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", f"tests.training.xla.{name}_run"],
-            cwd=ROOT,
-            env=environment | ({"CPU_NUM_DEVICES": "4"} if name == "mesh" else {}),
-            text=True,
-            stdout=subprocess.PIPE,
-        )
-        for name in ("scan", "mesh")
-    }
+    logs = {name: tmp_path_factory.mktemp("logs") / name for name in ("scan", "mesh")}
+    processes = {}
+    for name, log in logs.items():
+        with log.open("w") as stderr:
+            processes[name] = subprocess.Popen(
+                [sys.executable, "-m", f"tests.training.xla.{name}_run"],
+                cwd=ROOT,
+                env=environment | ({"CPU_NUM_DEVICES": "4"} if name == "mesh" else {}),
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
     found = {}
     for name, process in processes.items():
         out, _ = process.communicate(timeout=500)
-        assert process.returncode == 0, name
-        found[name] = json.loads(out.splitlines()[-1])
+        assert process.returncode == 0, logs[name].read_text()
+        found[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
     return found
 
 
@@ -89,6 +91,11 @@ def test_parameters_and_rows_lie_divided_on_a_mesh(reports: dict[str, Any]) -> N
         "replica=2 data=2": [[64, 16], [1, 16, 64], [1, 18]],
         "replica=2 model=2": [[32, 32], [1, 32, 32], [2, 18]],
     }
+
+
+def test_no_tensor_is_gathered_whole_for_want_of_a_better_way(reports: dict[str, Any]) -> None:
+    assert "sharding_propagation" in reports["mesh"]["log"]  # warnings are heard
+    assert "Involuntary full rematerialization" not in reports["mesh"]["log"]
 
 
 def test_a_mesh_that_is_not_the_process_devices_is_refused(reports: dict[str, Any]) -> None:
