@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
+FIT_BIN := .venv-fit/bin
 ROOT ?= runs
 export UV_LINK_MODE ?= hardlink
 
@@ -23,9 +24,18 @@ help:
 	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.txt
 	@touch $@
 
+# The TPU compiler (libtpu) and the jax that drives it, apart from .venv: their versions are pinned as a pair.
+.PHONY: fit-env
+fit-env: .venv-fit/.complete
+.venv-fit/.complete: requirements-fit.txt | .venv
+	@[ -x $(FIT_BIN)/python ] || $(BIN)/python -m venv --without-pip .venv-fit
+	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
+	@touch $@
+
 .PHONY: requirements
 requirements:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-fit.in -o requirements-fit.txt
 
 .PHONY: demo
 demo: .venv
@@ -43,7 +53,7 @@ check: .venv
 	$(BIN)/python -m pytest -q -m "not slow and not chaos" tests
 
 .PHONY: test
-test: .venv
+test: .venv fit-env
 	$(BIN)/python -m pytest -q --durations=12 -m "not chaos" tests
 
 .PHONY: chaos

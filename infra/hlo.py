@@ -1,0 +1,111 @@
+"""The text of a compiled HLO module as computations of instructions. `infra/hlo_trips.py` says how often its loops go
+round, `infra/hlo_account.py` adds up what it does. Cost: one pass over a few megabytes of text.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
+INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
+HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\) -> .*)? \{$")
+CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|called_computations)=%?([\w.\-]+)")
+ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
+"""in a layout: the array lies in another memory than HBM"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    literal: str
+    """what stands between the parentheses: a constant's value, a parameter's number"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """Computations by name, each its instructions by name, in the order of the text."""
+
+    entry: str
+    computations: dict[str, dict[str, Instruction]]
+    roots: dict[str, str]
+
+
+def parse(text: str) -> Module:
+    """Splits the text. Raises ValueError where it holds no entry computation."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    roots: dict[str, str] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        if line.endswith(" {") and " = " not in line.partition("(")[0] and (head := HEAD.match(line)):
+            current = head[2]
+            computations[current] = {}
+            entry = current if head[1] else entry
+        elif current and (match := INSTRUCTION.match(line)):
+            one = _instruction(match[2], match[3])
+            computations[current][one.name] = one
+            if match[1]:
+                roots[current] = one.name
+        elif line == "}":
+            current = ""
+    if not entry:
+        raise ValueError(f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module")
+    return Module(entry=entry, computations=computations, roots=roots)
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, inside = rest.partition("(")
+    close = _balanced("(" + inside, 0) - 1
+    words = inside[: close - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", words))
+    return Instruction(
+        name=name, shape=shape, opcode=opcode.strip(), operands=operands, attributes=inside[close:], literal=words
+    )
+
+
+def _balanced(text: str, start: int) -> int:
+    """Where the parenthesis that opens at `start` is closed, one past it."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"unbalanced parentheses in HLO text: {text[start : start + 80]!r}")
+
+
+def leaves(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """(element type, sides, layout) of each array in a shape, tuples flattened."""
+    found = []
+    for kind, sides, layout in ARRAY.findall(shape):
+        found.append((kind, tuple(int(one.lstrip("<=")) for one in sides.split(",") if one), layout))
+    return found
+
+
+def shape_bytes(shape: str, *, hbm_only: bool = False) -> int:
+    """Bytes of all arrays in a shape, without padding; only of those in HBM where `hbm_only`."""
+    total = 0
+    for kind, sides, layout in leaves(shape):
+        if not (hbm_only and ELSEWHERE.search(layout)):
+            total += math.ceil(math.prod(sides) * _bits(kind) / 8)
+    return total
+
+
+def leaf_bytes(leaf: tuple[str, tuple[int, ...], str]) -> int:
+    return math.ceil(math.prod(leaf[1]) * _bits(leaf[0]) / 8)
+
+
+def _bits(kind: str) -> int:
+    if kind in BITS:
+        return BITS[kind]
+    match = re.match(r"[a-z]+(\d+)", kind)
+    if match is None:
+        raise ValueError(f"unknown element type {kind!r} in HLO text")
+    return int(match[1])

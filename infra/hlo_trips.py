@@ -1,0 +1,182 @@
+"""How often a loop of a compiled HLO module goes round, found by running its counter.
+
+The compiler notes the count on some loops only, and the TPU has no 64-bit integers: a 64-bit counter becomes two words
+of 32 bits, a carry between them and a condition over both. So the few scalar operations that the condition depends on
+are evaluated, as often as the loop goes round.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+
+from infra.hlo import CALLED, Instruction, Module
+
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+MOST_ROUNDS = 100_000
+ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "minimum": min,
+    "maximum": max,
+}
+COMPARE: Mapping[str, Callable[[int, int], bool]] = {
+    "EQ": operator.eq,
+    "NE": operator.ne,
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+}
+SAME_VALUE = ("copy", "bitcast", "bitcast-convert", "convert", "reshape", "copy-start", "copy-done", "opt-barrier")
+
+
+def trip_count(module: Module, computation: str, loop: Instruction) -> int | None:
+    """Rounds of a `while` instruction of `computation`; None where the text does not tell."""
+    if match := TRIPS.search(loop.attributes):
+        return int(match[1])
+    try:
+        return _rounds(module, computation, loop)
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):
+    """The value follows from something that is not a scalar known here."""
+
+
+def _rounds(module: Module, computation: str, loop: Instruction) -> int:
+    outside = _Scalars(module, computation, {})
+    state = {place: outside.element(loop.operands[0], place) for place in _counters(module, loop)}
+    for rounds in range(MOST_ROUNDS):
+        if not _Scalars(module, called(loop, "condition"), state).root():
+            return rounds
+        body = _Scalars(module, called(loop, "body"), state)
+        state = {place: body.element(module.roots[called(loop, "body")], place) for place in state}
+    raise _Unknown
+
+
+def called(instruction: Instruction, role: str) -> str:
+    """The computation that a loop runs as its `condition` or `body`."""
+    match = re.search(rf"\b{role}=%?([\w.\-]+)", instruction.attributes)
+    assert match, instruction
+    return match[1]
+
+
+def _counters(module: Module, loop: Instruction) -> set[int]:
+    """Elements of the loop's state that the condition reads, and those that they follow from."""
+    condition = module.computations[called(loop, "condition")]
+    body = module.computations[called(loop, "body")]
+    found = {_index(one) for one in condition.values() if one.opcode == "get-tuple-element"}
+    result = body[module.roots[called(loop, "body")]]
+    if result.opcode != "tuple":
+        raise _Unknown
+    waiting = list(found)
+    while waiting:
+        names, seen = [result.operands[waiting.pop()]], set()
+        while names:
+            one = body.get(names.pop())
+            if one is None or one.name in seen or len(seen) > 1000:
+                continue
+            seen.add(one.name)
+            if one.opcode == "get-tuple-element" and body[one.operands[0]].opcode == "parameter":
+                if _index(one) not in found:
+                    found.add(_index(one))
+                    waiting.append(_index(one))
+            else:
+                names += one.operands
+    return found
+
+
+def _index(instruction: Instruction) -> int:
+    match = re.search(r"\bindex=(\d+)", instruction.attributes)
+    assert match, instruction
+    return int(match[1])
+
+
+class _Scalars:
+    """Integers of one computation, given the elements of its state or, for a fusion, its parameters."""
+
+    def __init__(self, module: Module, computation: str, given: Mapping[int, int], fused: bool = False) -> None:
+        self.module, self.name, self.given, self.fused = module, computation, given, fused
+        self.instructions = module.computations[computation]
+
+    def root(self) -> int:
+        return self.value(self.module.roots[self.name])
+
+    def element(self, name: str, place: int) -> int:
+        """Element `place` of a tuple."""
+        one = self.instructions.get(name)
+        if one is not None and one.opcode == "tuple":
+            return self.value(one.operands[place])
+        if one is not None and one.opcode == "parameter" and place in self.given and not self.fused:
+            return self.given[place]
+        if one is not None and one.opcode == "fusion":
+            return self._inside(one).element(self.module.roots[_fused(one)], place)
+        raise _Unknown
+
+    def value(self, name: str) -> int:
+        """Raises _Unknown for anything but integers that follow from constants and what was given."""
+        one = self.instructions.get(name)
+        if one is None or "[]" not in one.shape.partition("{")[0]:
+            raise _Unknown
+        opcode, operands = one.opcode, one.operands
+        if opcode == "constant":
+            return _literal(one)
+        if opcode == "parameter" and self.fused and int(one.literal) in self.given:
+            return self.given[int(one.literal)]
+        if opcode == "get-tuple-element":
+            return self.element(operands[0], _index(one))
+        if opcode == "fusion":
+            return self._inside(one).root()
+        if opcode in SAME_VALUE:
+            return _wrapped(self.value(operands[0]), one.shape)
+        if opcode == "not":
+            return _wrapped(~self.value(operands[0]), one.shape)
+        if opcode == "select":
+            return self.value(operands[1 if self.value(operands[0]) else 2])
+        if opcode == "compare":
+            direction = re.search(r"direction=(\w+)", one.attributes)
+            assert direction, one
+            return int(COMPARE[direction[1]](self.value(operands[0]), self.value(operands[1])))
+        if opcode in ARITHMETIC:
+            return _wrapped(ARITHMETIC[opcode](self.value(operands[0]), self.value(operands[1])), one.shape)
+        raise _Unknown
+
+    def _inside(self, fusion: Instruction) -> "_Scalars":
+        given = {}
+        for place, operand in enumerate(fusion.operands):
+            try:
+                given[place] = self.value(operand)
+            except _Unknown:
+                continue
+        return _Scalars(self.module, _fused(fusion), given, fused=True)
+
+
+def _fused(fusion: Instruction) -> str:
+    match = CALLED.search(fusion.attributes)
+    assert match, fusion
+    return match[1]
+
+
+def _literal(constant: Instruction) -> int:
+    if constant.literal in ("true", "false"):
+        return int(constant.literal == "true")
+    if not re.fullmatch(r"-?\d+", constant.literal):
+        raise _Unknown
+    return int(constant.literal)
+
+
+def _wrapped(number: int, shape: str) -> int:
+    """As the element type of `shape` keeps it."""
+    match = re.match(r"\(?(pred|[su]\d+)\[\]", shape)
+    if match is None:
+        raise _Unknown
+    if match[1] == "pred":
+        return number & 1
+    bits = int(match[1][1:])
+    number %= 1 << bits
+    return number - (1 << bits) if match[1][0] == "s" and number >> (bits - 1) else number

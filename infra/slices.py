@@ -1,0 +1,243 @@
+"""TPU chips, slices and meshes as numbers: what is rented, what it holds, how fast it can be at best.
+
+Arithmetic only; nothing is compiled and no TPU is asked. Sources of the chip figures:
+
+- https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (system architecture: peak, HBM, ICI of a chip, pod size)
+- v4's links (6 of 50 GB/s each way) and 4-chip hosts: arXiv 2304.01433, Table 4; the cloud page has no figure a chip
+- what a compiled program may use of HBM: libtpu's own "Used X of Y hbm" when it refuses (tests/infra/test_aot.py)
+
+**Roofline.** A step of F operations, H bytes of HBM traffic, I bytes sent over links between chips (ICI) and D bytes
+between slices (data-centre network) on one chip takes at least
+
+    compute = F / peak      memory = H / HBM bandwidth      ici = I / ICI bandwidth      dcn = D / DCN bandwidth
+    best  = max(compute, memory, ici, dcn)     everything overlaps
+    worst = compute + memory + ici + dcn       nothing does
+
+`worst` is no upper bound of a real step: see docs/tpu-fit.md for what neither bound says. The bytes a chip sends in one
+collective of N chips, over rings (Thakur et al. 2005, section 4; the same counts as in jax-ml's scaling book):
+
+    all-gather (N - 1)/N out      reduce-scatter (N - 1)/N in      all-reduce 2 (N - 1)/N in
+    all-to-all (N - 1)/N in       collective-permute  in
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+GIB = 2**30
+MESH_AXES = ("replica", "data", "model")
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip, as the cloud's pages describe it."""
+
+    name: str
+    """As the compiler's topologies are called: v5p in v5p:4x4x4."""
+    hbm_bytes: int
+    """High-bandwidth memory of a chip."""
+    usable_hbm_bytes: int
+    """What libtpu lets a program have of it; the rest is the runtime's."""
+    peak_flops: float
+    """Dense bfloat16 operations a second."""
+    hbm_bandwidth: float
+    """Bytes a second."""
+    ici_bandwidth: float
+    """Bytes a second that a chip can send to its neighbours, all links together, one direction."""
+    dcn_bandwidth: float
+    """Bytes a second of a chip's share of its host's network card, one direction."""
+    dimensions: int
+    """Of the torus: 2 or 3."""
+    largest_slice: int
+    """Chips."""
+    chips_per_host: int
+    """Of a slice with several hosts."""
+
+
+CHIPS: Mapping[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        # 275 TFLOP/s, 32 GiB, 1200 GB/s; 6 links of 50 GB/s; no public figure for the network: v5p's is assumed
+        Chip(
+            name="v4", hbm_bytes=32 * GIB, usable_hbm_bytes=int(30.75 * GIB), peak_flops=275e12, hbm_bandwidth=1200e9,
+            ici_bandwidth=300e9, dcn_bandwidth=6.25e9, dimensions=3, largest_slice=4096, chips_per_host=4,
+        ),
+        # 197 TFLOP/s, 16 GB, 819 GB/s, ICI 400 GB/s both ways, 6.4 Tbit/s for a pod of 256
+        Chip(
+            name="v5e", hbm_bytes=16 * GIB, usable_hbm_bytes=int(15.75 * GIB), peak_flops=197e12, hbm_bandwidth=819e9,
+            ici_bandwidth=200e9, dcn_bandwidth=3.125e9, dimensions=2, largest_slice=256, chips_per_host=4,
+        ),
+        # 459 TFLOP/s, 95 GB, 2765 GB/s, ICI 1200 GB/s both ways, 50 Gbit/s a chip
+        Chip(
+            name="v5p", hbm_bytes=95 * GIB, usable_hbm_bytes=int(95.74 * GIB), peak_flops=459e12, hbm_bandwidth=2765e9,
+            ici_bandwidth=600e9, dcn_bandwidth=6.25e9, dimensions=3, largest_slice=6144, chips_per_host=4,
+        ),
+        # 918 TFLOP/s, 32 GB, 1600 GB/s, ICI 800 GB/s both ways, 25.6 Tbit/s for a pod of 256
+        Chip(
+            name="v6e", hbm_bytes=32 * GIB, usable_hbm_bytes=int(31.25 * GIB), peak_flops=918e12, hbm_bandwidth=1600e9,
+            ici_bandwidth=400e9, dcn_bandwidth=12.5e9, dimensions=2, largest_slice=256, chips_per_host=4,
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """`slices` equal slices; chips of one talk over ICI, slices over the data-centre network."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Chips along each dimension of one slice."""
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """As the compiler takes it."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips_per_slice(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def chips(self) -> int:
+        return self.chips_per_slice * self.slices
+
+    @property
+    def hosts(self) -> int:
+        return self.slices * max(1, self.chips_per_slice // self.chip.chips_per_host)
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """`v5p:4x4x4` -> Topology.
+
+    Raises ValueError for an unknown chip, a wrong number of dimensions, a side that no slice has, too many chips.
+    """
+    name, _, shape_text = text.partition(":")
+    if name not in CHIPS:
+        raise ValueError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(CHIPS)}, as in v5p:4x4x4")
+    chip = CHIPS[name]
+    example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
+    if not re.fullmatch(r"\d+(x\d+)*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
+        raise ValueError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
+    shape = tuple(map(int, shape_text.split("x")))
+    sides_known = all(side in (1, 2) or (side % 4 == 0 and side) for side in shape)
+    if not sides_known or shape[0] < 2 or shape[1] < 2:
+        raise ValueError(
+            f"topology {text!r}: sides are 1, 2 or multiples of 4, and a host is 2x2 of the first two; try {example}"
+        )
+    if math.prod(shape) > chip.largest_slice:
+        raise ValueError(
+            f"topology {text!r} has {math.prod(shape)} chips, but a {name} slice has at most {chip.largest_slice}; "
+            "choose a smaller one and several of it (--slices)"
+        )
+    if slices < 1:
+        raise ValueError(f"slices is {slices}, but must be at least 1")
+    return Topology(chip=chip, shape=shape, slices=slices)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`data=16,model=4` -> {"replica": 1, "data": 16, "model": 4}. Raises ValueError for another axis or a size < 1."""
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    seen = set()
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if axis not in MESH_AXES or axis in seen or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(MESH_AXES)}, once each, with a size of at "
+                "least 1, as in data=16,model=4"
+            )
+        seen.add(axis)
+        sizes[axis] = int(size)
+    return sizes
+
+
+def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_heads: int, batch: int) -> None:
+    """Raises ValueError unless the mesh covers the chips once, its model axis divides the heads and lies in a slice,
+    and the rows of a step divide over the other axes."""
+    product = math.prod(mesh.values())
+    written = ",".join(f"{axis}={size}" for axis, size in mesh.items())
+    model = mesh["model"]
+    allowed = [size for size in divisors(math.gcd(heads, kv_heads)) if topology.chips_per_slice % size == 0]
+    if product != topology.chips:
+        pairs = ", ".join(f"data={topology.chips // size},model={size}" for size in allowed)
+        raise ValueError(
+            f"mesh {written} has {product} places, but {topology.name} x {topology.slices} has {topology.chips} chips; "
+            f"their product must be equal: {pairs}"
+        )
+    if model not in allowed:
+        raise ValueError(
+            f"model={model} must divide the heads ({heads}), the key heads ({kv_heads}) and the "
+            f"{topology.chips_per_slice} chips of a slice; allowed: {', '.join(map(str, allowed))}"
+        )
+    rows = mesh["replica"] * mesh["data"]
+    if batch < 1 or batch % rows:
+        raise ValueError(
+            f"batch is {batch} rows, but each of the {rows} places along replica x data takes the same number; "
+            f"try --batch {max(1, round(batch / rows)) * rows}"
+        )
+
+
+def divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
+def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
+    """Bytes that each of `group` chips sends in one collective whose operand has `operand_bytes` on a chip (module
+    docstring's table, with an all-gather's result = group x operand). Raises ValueError for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown collective {kind!r}; known: {', '.join(KINDS)}")
+    if kind == "collective-permute":
+        return float(operand_bytes)
+    if kind == "all-gather":
+        return float(operand_bytes * (group - 1))
+    return (2.0 if kind == "all-reduce" else 1.0) * operand_bytes * (group - 1) / group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Lower bounds of what one step takes on one chip, by resource (formula in the module's docstring)."""
+
+    compute_seconds: float
+    memory_seconds: float
+    ici_seconds: float
+    dcn_seconds: float
+
+    @property
+    def best_seconds(self) -> float:
+        """Everything overlaps: the slowest resource alone."""
+        return max(self.compute_seconds, self.memory_seconds, self.ici_seconds, self.dcn_seconds)
+
+    @property
+    def worst_seconds(self) -> float:
+        """Nothing overlaps: one resource after the other."""
+        return self.compute_seconds + self.memory_seconds + self.ici_seconds + self.dcn_seconds
+
+    @property
+    def bound_by(self) -> str:
+        """The slowest resource."""
+        seconds = {
+            "compute": self.compute_seconds,
+            "HBM": self.memory_seconds,
+            "ICI": self.ici_seconds,
+            "DCN": self.dcn_seconds,
+        }
+        return max(seconds, key=seconds.__getitem__)
+
+
+def roofline(chip: Chip, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
+    """`flops` executed, HBM bytes read and written, bytes sent over ICI and DCN, each by one chip in one step."""
+    return Roofline(
+        compute_seconds=flops / chip.peak_flops,
+        memory_seconds=hbm_bytes / chip.hbm_bandwidth,
+        ici_seconds=ici_bytes / chip.ici_bandwidth,
+        dcn_seconds=dcn_bytes / chip.dcn_bandwidth,
+    )
+
+
+def model_flops_utilization(chip: Chip, *, model_flops: float, seconds: float) -> float:
+    """MFU (arXiv 2204.02311, appendix B): operations that the model needs of a chip, recomputation left out, against
+    what the chip could do in that time."""
+    return model_flops / (seconds * chip.peak_flops)
