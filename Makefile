@@ -14,6 +14,7 @@ help:
 	@echo "make test       all tests          make check   format, lint, types, fast tests"
 	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
+	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
 	@echo "make clean      remove caches and ROOT=$(ROOT)"
 
 .venv: .venv/.complete
@@ -31,6 +32,11 @@ fit-env: .venv-fit/.complete
 	@[ -x $(FIT_BIN)/python ] || $(BIN)/python -m venv --without-pip .venv-fit
 	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
 	@touch $@
+
+# docs/tpu-fit.md: cells that are missing are compiled, minutes each. FIT="--only gemma2_2b --minutes 20" chooses.
+.PHONY: fit-table
+fit-table: .venv fit-env
+	$(BIN)/python -m pipelines.fit_table $(FIT)
 
 .PHONY: requirements
 requirements:

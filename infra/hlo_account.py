@@ -1,5 +1,6 @@
-"""What one chip does in one run of a compiled HLO module: matrix operations, bytes through HBM, collectives. A loop's body
-counts as often as the loop goes round; `cost_analysis` of the compiler counts it once.
+"""What one chip does in one run of a compiled HLO module: matrix operations, bytes through HBM, collectives.
+
+A loop's body counts as often as the loop goes round; `cost_analysis` of the compiler counts it once.
 
 - An asynchronous collective is counted where it starts, by its operands: its result is a tuple that repeats them. The
   TPU compiler also puts one into fusions, in three or more pieces that each name it (start, go on beside other work,

@@ -76,7 +76,8 @@ def _counters(module: Module, loop: Instruction) -> set[int]:
         raise _Unknown
     waiting = list(found)
     while waiting:
-        names, seen = [result.operands[waiting.pop()]], set()
+        names = [result.operands[waiting.pop()]]
+        seen: set[str] = set()
         while names:
             one = body.get(names.pop())
             if one is None or one.name in seen or len(seen) > 1000:

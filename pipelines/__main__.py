@@ -1,4 +1,5 @@
 """python -m pipelines list | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, config or input.
 """
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from pipelines.config import no_such
 
-COMMANDS = ("list", "show", "plan", "run")
+COMMANDS = ("list", "show", "plan", "run", "fit")
 
 
 def main(words: Sequence[str]) -> int:
@@ -42,6 +43,10 @@ def main(words: Sequence[str]) -> int:
 
 def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: a typo in the command should not wait for torch.
+    if command == "fit":
+        from pipelines.fit import fit
+
+        return fit(words)
     from pipelines import commands
 
     return {"list": commands.list_, "show": commands.show, "plan": commands.plan, "run": commands.run}[command](words)

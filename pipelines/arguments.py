@@ -164,7 +164,7 @@ def _parse(program: str, fields: list[Any], words: list[str], summary: str, root
         ),
     ]
     command = make_dataclass("Command", fields, kw_only=True, frozen=True)
-    _refuse_unknown(words, sorted(_flags(fields)))
+    refuse_unknown(words, sorted(_flags(fields)))
     return tyro.cli(
         command,
         args=words,
@@ -198,7 +198,8 @@ def _nested(kind: Any, prefix: str) -> Iterator[str]:
             yield prefix + one.name
 
 
-def _refuse_unknown(words: list[str], flags: list[str]) -> None:
+def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest flag there is, for a word that names none. `flags` have underscores."""
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")

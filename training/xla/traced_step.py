@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -219,7 +220,7 @@ def main(request_path: str, out_directory: str) -> None:
     }
     report["request"] = dataclasses.asdict(request)
     report["model"] = dataclasses.asdict(request.model)
-    report["notes"] = []
+    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (out / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
