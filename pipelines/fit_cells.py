@@ -1,4 +1,4 @@
-"""One cell of the fit check: a training step, traced and compiled for a slice, and what the compiler said; kept in a cache.
+"""One cell of the fit check: a training step, traced and compiled for a slice, and the answer, kept in a cache.
 
     FitRequest -> training/xla/traced_step.py -> HLO -> infra/aot.py -> Cell
 
@@ -33,7 +33,7 @@ FIT_PYTHON = REPOSITORY / ".venv-fit" / "bin" / "python"
 TRACED = ("model/*.py", "training/*.py", "training/xla/*.py", "infra/*.py", "requirements-fit.txt")
 """what a cell's numbers follow from, besides its request"""
 LANES = 128
-"""splash attention works on blocks of a multiple of this many tokens"""
+"""splash attention takes rows and heads of a multiple of this"""
 DEFAULT_MINUTES = 60.0
 
 
@@ -72,6 +72,11 @@ class FitRequest:
             raise ValueError(
                 f"seq is {self.seq}, but splash attention takes rows of a multiple of {LANES} tokens; "
                 f"try --seq {max(LANES, round(self.seq / LANES) * LANES)}"
+            )
+        if config.head_dim % LANES:
+            raise ValueError(
+                f"head_dim is {config.head_dim}, but splash attention takes heads of a multiple of {LANES}; the published "
+                "sizes have 128 and 256"
             )
         check_mesh(self.mesh.sizes, self.place, heads=config.heads, kv_heads=config.kv_heads, batch=self.batch)
         check_model_mesh(config, self.mesh)

@@ -1,13 +1,13 @@
 """What a compiled step comes to on one chip: memory, operations, traffic, a roofline; and the words for it.
 
-**Operations.** `model`: training FLOPs of model/flops.py, 3 x forward, windows counted, nothing recomputed. `executed`: the
-dots of the compiled program, loops counted (`matrix`), plus the attention kernels, which are opaque to the count and are
-taken from the model's visible keys: a forward kernel is 2 products, the backward pass 7 (3 in the kernel of the queries'
-gradient, 4 in that of the keys' and values'; FlashAttention-2, arXiv 2307.08691, in two kernels). How often the
-forward kernel runs is read from the program: kernels / layers - 2.
+**Operations.** `model`: training FLOPs of model/flops.py, 3 x forward, windows counted, nothing recomputed. `executed`:
+the dots of the compiled program, loops counted (`matrix`), plus the attention kernels, which are opaque to the count
+and are taken from the model's visible keys: a forward kernel is 2 products, the backward pass 7 (3 in the kernel of the
+queries' gradient, 4 in that of the keys' and values'; FlashAttention-2, arXiv 2307.08691, in two kernels). How often
+the forward kernel runs is read from the program: kernels / layers - 2.
 
-**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the program should
-multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
+**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the program
+should multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
 
 **MFU** = model / (roofline seconds x peak), from the bound where all resources overlap and from the one where none do
 (infra/slices.py). Both are bounds of arithmetic, not measurements: no latency, no kernel below its peak.
@@ -166,8 +166,8 @@ def describe(cell: Cell) -> list[str]:
             lines.append(f"  counted once     loops of unknown length: {', '.join(compiled['unknown_loops'])}")
     versions = compiled["versions"]
     lines.append(
-        f"  compiler         libtpu {versions['libtpu']} with jax {versions['jax']}, {compiled['compile_seconds']:.0f} s, "
-        f"{gib(compiled['peak_memory_bytes'])} of this machine; trace {cell.trace['process_seconds']:.0f} s"
+        f"  compiler         libtpu {versions['libtpu']} with jax {versions['jax']}, "
+        f"{compiled['compile_seconds']:.0f} s, {gib(compiled['peak_memory_bytes'])} of this machine; trace {cell.trace['process_seconds']:.0f} s"
     )
     lines.append(f"  versions         {IMAGE_PIN}")
     return lines
@@ -177,7 +177,7 @@ def _speed(found: Figures, collectives: list[Mapping[str, Any]]) -> list[str]:
     bounds = found.bounds
     assert bounds is not None
     lines = [
-        f"  operations       {found.model_flops:.3e} of the model, {found.executed_flops:.3e} executed with recomputation; "
+        f"  operations       {found.model_flops:.3e} of the model, {found.executed_flops:.3e} executed; "
         f"dots are {found.matrix_ratio:.3f} of the formula",
     ]
     for one in collectives:
@@ -188,8 +188,8 @@ def _speed(found: Figures, collectives: list[Mapping[str, Any]]) -> list[str]:
         f"{bounds.ici_seconds:.3f}, DCN {bounds.dcn_seconds:.3f}; bound by {bounds.bound_by}"
     )
     lines.append(
-        f"  at most          {found.best_tokens_per_second:,.0f} tokens/s a chip, MFU {found.best_mfu:.1%} (all overlaps); "
-        f"{found.worst_tokens_per_second:,.0f}, {found.worst_mfu:.1%} (nothing does)"
+        f"  at most          {found.best_tokens_per_second:,.0f} tokens/s a chip, MFU {found.best_mfu:.1%} (all "
+        f"overlaps); {found.worst_tokens_per_second:,.0f}, {found.worst_mfu:.1%} (nothing does)"
     )
     return lines
 

@@ -2,8 +2,8 @@
 
     python -m pipelines.fit_table [--minutes 6] [--only TEXT] [--again]
 
-Each cell is a file of docs/tpu-fit/, so the table grows over days: a cell that is there is not compiled again, except one
-that ran out of time, and with --again one whose code has changed since. Cost: minutes a cell on two cores.
+Each cell is a file of docs/tpu-fit/, so the table grows over days: a cell that is there is not compiled again, except
+one that ran out of time, and with --again one whose code has changed since. Cost: minutes a cell on two cores.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ CELLS = REPOSITORY / "docs" / "tpu-fit"
 TABLE = REPOSITORY / "docs" / "tpu-fit.md"
 SEQ = 8192
 REPORT: tuple[tuple[str, str, int, MeshShape], ...] = (
-    # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; d_model 2304 and 3584 are not divided by 512 and
-    # 1024, so two copies of the parameters stand there.
+    # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; 512 and 1024 do not divide d_model (2304 and
+    # 3584), so two copies of the parameters stand there.
     ("gemma2_2b", "v5e:16x16", 2, MeshShape(replica=2, data=256)),
     ("gemma2_9b", "v4:8x16x32", 1, MeshShape(replica=2, data=512, model=4)),
     ("gemma2_27b", "v5p:8x24x32", 1, MeshShape(data=768, model=8)),
@@ -33,20 +33,26 @@ REPORT: tuple[tuple[str, str, int, MeshShape], ...] = (
 RENTED = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 HEADER = """# What fits on which TPUs
 
-Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure is the TPU compiler's, or follows from its program by the
-formulas of `pipelines/fit_figures.py` and `infra/slices.py` (chip figures and their sources are there). **Nothing here has run on a TPU.**
+Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure is the TPU compiler's, or follows from
+its program by the formulas of `pipelines/fit_figures.py` and `infra/slices.py` (chip figures and their sources are
+there). **Nothing here has run on a TPU.**
 
-A cell is our own training step (splash attention, loss in slices, backward, clip, AdamW, donated buffers) with float32 parameters and
-activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
+A cell is our own training step (splash attention, loss in slices, backward, clip, AdamW, donated buffers) with float32
+parameters and activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
 
-- **HBM**: a chip at its fullest, of what the compiler lets a program use. Where it refused: its temporaries plus parameters, moments and batch.
-- **at most**: tokens a second of one chip if compute, HBM and network overlap wholly, and in brackets if nothing overlaps; **MFU** likewise. Both
-  are arithmetic on bytes and operations: no latency, every kernel at its peak. A real step lies below the first and may lie below the second.
+- **HBM**: a chip at its fullest, of what the compiler lets a program use. Where it refused: its temporaries plus
+  parameters, moments and batch.
+- **at most**: tokens a second of one chip if compute, HBM and network overlap wholly, and in brackets if nothing
+  overlaps; **MFU** likewise. Both are arithmetic on bytes and operations: no latency, every kernel at its peak. A real
+  step lies below the first and may lie below the second.
 - **dots**: matrix operations in the compiled program over what the formula expects of it.
 - **compile**: seconds on two cores, other work beside it; **code**: digest of the sources that the cell was made with.
 
 """
-COLUMNS = ("model", "objective", "slice", "mesh", "fits", "HBM GiB", "at most tokens/s/chip", "MFU", "bound by", "dots", "compile s", "code")  # fmt: skip
+COLUMNS = (
+    "model", "objective", "slice", "mesh", "fits", "HBM GiB", "at most tokens/s/chip", "MFU", "bound by", "dots",
+    "compile s", "code",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
