@@ -6,8 +6,8 @@ and are taken from the model's visible keys: a forward kernel is 2 products, the
 queries' gradient, 4 in that of the keys' and values'; FlashAttention-2, arXiv 2307.08691, in two kernels). How often
 the forward kernel runs is read from the program: kernels / layers - 2.
 
-**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the program
-should multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
+**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the
+program should multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
 
 **MFU** = model / (roofline seconds x peak), from the bound where all resources overlap and from the one where none do
 (infra/slices.py). Both are bounds of arithmetic, not measurements: no latency, no kernel below its peak.
@@ -167,7 +167,8 @@ def describe(cell: Cell) -> list[str]:
     versions = compiled["versions"]
     lines.append(
         f"  compiler         libtpu {versions['libtpu']} with jax {versions['jax']}, "
-        f"{compiled['compile_seconds']:.0f} s, {gib(compiled['peak_memory_bytes'])} of this machine; trace {cell.trace['process_seconds']:.0f} s"
+        f"{compiled['compile_seconds']:.0f} s, {gib(compiled['peak_memory_bytes'])} of this machine; "
+        f"trace {cell.trace['process_seconds']:.0f} s"
     )
     lines.append(f"  versions         {IMAGE_PIN}")
     return lines

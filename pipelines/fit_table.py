@@ -24,8 +24,8 @@ CELLS = REPOSITORY / "docs" / "tpu-fit"
 TABLE = REPOSITORY / "docs" / "tpu-fit.md"
 SEQ = 8192
 REPORT: tuple[tuple[str, str, int, MeshShape], ...] = (
-    # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; 512 and 1024 do not divide d_model (2304 and
-    # 3584), so two copies of the parameters stand there.
+    # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; 512 and 1024 do not divide d_model (2304
+    # and 3584), so two copies of the parameters stand there.
     ("gemma2_2b", "v5e:16x16", 2, MeshShape(replica=2, data=256)),
     ("gemma2_9b", "v4:8x16x32", 1, MeshShape(replica=2, data=512, model=4)),
     ("gemma2_27b", "v5p:8x24x32", 1, MeshShape(data=768, model=8)),
