@@ -122,7 +122,7 @@ def _model(name: str) -> Gemma2Config:
         return MODEL_PRESETS[name]()
     path = Path(name)
     if not name.endswith(".json"):
-        raise ValueError(f"{no_such('model', name, MODEL_PRESETS)}; or give the path of a config.json")
+        raise ValueError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
     if not path.is_file():
         raise ValueError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
     try:

@@ -5,8 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
+from pipelines import fit_table
 from pipelines.__main__ import main
+from pipelines.fit import Command, request_of
 from tests.e2e.cluster import REPOSITORY
 from tests.e2e.conftest import pipelines
 
@@ -50,6 +53,13 @@ def test_commands_that_only_tell_do(
     words = shlex.split(command.replace("~", str(tmp_path)))
     assert main(words[3:]) == 0
     assert capsys.readouterr().out or "--runs" in words
+
+
+def test_the_question_of_fit_is_a_cell_of_the_table() -> None:
+    """`make fit-table` compiles it, which takes minutes; here the line is read."""
+    (line,) = [one for one in COMMANDS if one.startswith("python -m pipelines fit ")]
+    asked = request_of(tyro.cli(Command, args=shlex.split(line)[4:]))
+    assert asked in fit_table.requests().values()
 
 
 @pytest.mark.slow
