@@ -1,6 +1,7 @@
-"""python -m tests.benchmarks: speeds as ratios against a rival measured in the same run, on this machine.
+"""python -m tests.benchmarks [step gpu model data]: speeds as ratios against a rival measured in the same run.
 
-Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About three minutes on two cores.
+Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About seven minutes on two cores.
+Words choose parts. The train step on a GPU is tests/benchmarks/train_step.py.
 """
 
 import os
@@ -9,14 +10,15 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 os.environ.setdefault("PJRT_DEVICE", "CPU")
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import data_speed, model_speed
+from tests.benchmarks import data_speed, model_speed, step_speed, train_step
 
 ROUNDS = 5
 
@@ -40,22 +42,45 @@ def main() -> int:
     table = Table(title=f"{platform.machine()}, {cores} cores, python {platform.python_version()}, median of {ROUNDS}")
     for name in ("what", "ours", "rival", "ours / rival"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    for benchmark in benchmarks():
-        ours, rival = seconds(benchmark.ours, benchmark.rival)
-        table.add_row(
-            benchmark.what,
-            f"{benchmark.amount / ours:,.0f} {benchmark.unit}/s",
-            f"{benchmark.rival_name}: {benchmark.amount / rival:,.0f} {benchmark.unit}/s",
-            f"{rival / ours:.2f}x",
-        )
-        console.print(f"{benchmark.what}: {rival / ours:.2f}x {benchmark.rival_name}")
+    for row in rows(sys.argv[1:] or list(PARTS)):
+        table.add_row(row.what, row.ours, row.rival, row.ratio)
+        console.print(f"{row.what}: {row.ours}, {row.rival} {row.ratio}")
     console.print(table)
     return 0
 
 
-def benchmarks() -> Iterable[model_speed.Benchmark]:
-    yield from model_speed.benchmarks()
-    yield from data_speed.benchmarks()
+def rows(parts: Sequence[str]) -> Iterator[step_speed.Row]:
+    """Raises ValueError for a part that is not there."""
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
+        yield from PARTS[part]()
+
+
+def timed(benchmarks: Iterable[model_speed.Benchmark]) -> Iterator[step_speed.Row]:
+    for one in benchmarks:
+        ours, rival = seconds(one.ours, one.rival)
+        yield step_speed.Row(
+            what=one.what,
+            ours=f"{one.amount / ours:,.0f} {one.unit}/s",
+            rival=f"{one.rival_name}: {one.amount / rival:,.0f} {one.unit}/s",
+            ratio=f"{rival / ours:.2f}x",
+        )
+
+
+def on_a_gpu() -> Iterator[step_speed.Row]:
+    if not torch.cuda.is_available():
+        yield step_speed.Row(what="train step, 2B, 8192 tokens, a GPU", ours="not run", rival="no GPU here", ratio="")
+        return
+    yield from train_step.rows()
+
+
+PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
+    "step": step_speed.rows,
+    "gpu": on_a_gpu,
+    "model": lambda: timed(model_speed.benchmarks()),
+    "data": lambda: timed(data_speed.benchmarks()),
+}
 
 
 if __name__ == "__main__":
