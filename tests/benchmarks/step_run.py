@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 os.environ.setdefault("PJRT_DEVICE", "CPU")
 

@@ -1,5 +1,6 @@
-"""Train steps against `transformers` (eager, the only attention it has for Gemma 2 with a soft cap): speed, memory, peak.
+"""Train steps against `transformers`: speed, share of the matmul peak, memory.
 
+Eager is the only attention that it has on a CPU for Gemma 2, whose scores are capped.
 Each side runs in processes of its own, in turns (tests/benchmarks/step_run.py), so that no side pays for what another
 left in memory. Peak memory is that of the whole process, libraries included.
 """
@@ -84,13 +85,9 @@ def matmul_peak(size: int = 2048, rounds: int = 12) -> float:
 
 def _run(side: str, device: str, vocab_size: int, count: int, length: int) -> dict[str, Any]:
     words = ["-m", "tests.benchmarks.step_run", side, device, *map(str, (vocab_size, count, length, STEPS))]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -1,23 +1,19 @@
-"""A training step on one GPU against `transformers`, as a share of the GPU's measured matmul peak; no ray, no torch_xla:
+"""A training step on one GPU against `transformers` and the GPU's measured matmul peak; no ray, no torch_xla:
 
     python -m tests.benchmarks.train_step --device cuda [--size 2b] [--length 8192] [--steps 5]
 
-bfloat16 parameters, float32 moments, one row. Soft cap and window lie inside a fused attention (PyTorch's flex_attention);
-the loss works in slices. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the same code in float32
-without fusing, for its tests: its figures say nothing.
+bfloat16 parameters, float32 moments, one row. Soft cap and window lie inside a fused attention (PyTorch's
+flex_attention); the loss works in slices. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the
+same code in float32 without fusing, for its tests: its figures say nothing.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-
-# Two sides follow each other on one card: memory that the first cut up should serve the second.
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 from torch import Tensor
@@ -74,8 +70,7 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
     backend = TorchBackend("cuda" if device == "cuda" else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    with torch.device(device):
-        model = Gemma2(config).to(dtype)
+    model = Gemma2(config).to(device, dtype)
     model.attention = fused_attention(compiled=device == "cuda")
     if device == "cuda":
         for layer in model.model.layers:

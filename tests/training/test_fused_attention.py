@@ -9,6 +9,8 @@ import torch
 from model import Placement, attend, gemma2_tiny
 from tests.benchmarks.train_step import fused_attention, our_step, transformers_step
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 
 @pytest.mark.parametrize("window", [None, 7, 64, 300])
 def test_fused_attention_is_the_models_attention(window: int | None) -> None:
