@@ -9,7 +9,15 @@ import torch
 from model import Placement, attend, gemma2_tiny
 from tests.benchmarks.train_step import fused_attention, our_step, transformers_step
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = [  # of flex_attention without torch.compile, which only these tests use
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_traced_before() -> None:
+    torch._dynamo.reset()  # a second softcap in one process would be traced as a symbol, and flex_attention takes none
 
 
 @pytest.mark.parametrize("window", [None, 7, 64, 300])
