@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import torch
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 
@@ -43,6 +44,19 @@ def parts(backend: XlaBackend) -> list[list[int]]:
     return [list(xs.wrap_if_sharded(tensor).local_shards[0].data.shape) for tensor in tensors]
 
 
+def saved(backend: XlaBackend) -> list[str]:
+    """Names of the model's tensors that a snapshot from this mesh lacks, has too many, or holds otherwise."""
+    model = Gemma2(CONFIG, seed=3)
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    placed = backend.place_model(model, training=True)
+    found = backend.snapshot({name: parameter.detach() for name, parameter in placed.named_parameters()})
+    return sorted(
+        name
+        for name in expected.keys() | found.keys()
+        if name not in found or name not in expected or not torch.equal(found[name], expected[name])
+    )
+
+
 def refusal() -> str:
     try:
         XlaBackend(mesh=MeshShape(data=8))
@@ -57,6 +71,7 @@ def main() -> dict[str, Any]:
     return {
         "differences": differences(backends),
         "parts": {name: parts(backend) for name, backend in backends.items()},
+        "saved": {name: saved(backend) for name, backend in backends.items()},
         "refused": refusal(),
     }
 
