@@ -95,7 +95,7 @@ def test_parameters_and_rows_lie_divided_on_a_mesh(reports: dict[str, Any]) -> N
 
 def test_what_is_saved_from_a_mesh_is_complete_and_bit_identical(reports: dict[str, Any]) -> None:
     """Also where a tensor is divided over some axes and repeated over others, which has lost tensors elsewhere."""
-    assert reports["mesh"]["saved"] == dict.fromkeys(reports["mesh"]["parts"], [])
+    assert reports["mesh"]["saved"] == {name: [] for name in reports["mesh"]["parts"]}
 
 
 def test_no_tensor_is_gathered_whole_for_want_of_a_better_way(reports: dict[str, Any]) -> None:
