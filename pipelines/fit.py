@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -41,7 +41,7 @@ class Command:
     slices: int = 1
     """slices of that shape, joined by the data-centre network"""
     mesh: str = ""
-    """places along replica, data and model, as in data=16,model=4; empty: all chips of a slice on data"""
+    """places along replica, data and model, as in data=16,model=4; empty: a slice on data, slices on replica"""
     seq: int = 8192
     """tokens in a row"""
     batch: int
@@ -52,7 +52,7 @@ class Command:
     """loss of the step; distill: 50 cached draws at each target"""
     search: bool = False
     """where it does not fit, look for the nearest setting that does: over remat, batch and mesh"""
-    json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    json: bool = False
     """print one JSON object instead of words"""
     minutes: float = DEFAULT_MINUTES
     """most that one setting may take here"""
