@@ -1,65 +1,87 @@
-"""Exact duplicates: of all documents with one content_hash the first, in the order of the shards, is kept.
+"""Duplicates, exact and near: which document of a cluster stays, and which are dropped for it.
 
-Three passes, bounded by the largest of the buckets: `spread` sends (hash, place, id) of each document to the bucket
-of its hash, `duplicates_in` finds the places to drop in one bucket, `drop_rows` leaves them out of each shard. Texts
-never move.
+    TEXT shard -> keys_of -> (by key) links_in -> (components.py) -> (node, kept) -> drop_rows -> TEXT, CLUSTERS
+
+A node is a document's place, shard * 2**32 + row. Documents with one key are linked: one key for the normalized text
+(128 bits, lower case, white space as single spaces), and one for each band of MinHash (minhash.py). Of each connected
+component the first document, in the order of the shards, stays. Texts never move; only keys and links are shuffled.
 """
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
-from data import schema
+from data import minhash, schema
 
-PLACES = pa.schema(
-    [
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-    ]
-)
-
-DROPS = pa.schema([*PLACES, pa.field("kept_id", pa.string(), nullable=False)])
+KEYS = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("node", pa.int64())])
+LINKS = pa.schema([("node", pa.int64()), ("other", pa.int64())])
+DROPS = pa.schema([("node", pa.int64()), ("kept_id", pa.string()), ("kept_text", pa.string())])
+"""what a shard is told to drop; kept_text: `normalized_hash` of the document that stays"""
+EXACT, NEAR = "exact_duplicate", "near_duplicate"
 
 
-def spread(table: pa.Table, shard: int, buckets: int) -> list[pa.Table]:
-    """PLACES of the documents of TEXT shard number `shard`, one table a bucket."""
-    places = pa.table(
-        [
-            table["content_hash"].combine_chunks(),
-            table["id"].combine_chunks(),
-            pa.array(np.full(table.num_rows, shard), pa.int32()),
-            pa.array(np.arange(table.num_rows), pa.int32()),
-        ],
-        schema=PLACES,
-    )
-    bucket_of = np.array([int(value[:8], 16) % buckets for value in table["content_hash"].to_pylist()], dtype=np.int64)
-    return [places.take(np.flatnonzero(bucket_of == bucket)) for bucket in range(buckets)]
+def place(shard: int, rows: np.ndarray) -> np.ndarray:
+    """Nodes of the documents at `rows` of TEXT shard number `shard`."""
+    return (np.int64(shard) << np.int64(32)) + rows.astype(np.int64)
 
 
-def duplicates_in(places: pa.Table) -> pa.Table:
-    """DROPS of one bucket: every document but the first of its content_hash, with the id that was kept."""
-    ordered = places.sort_by([("content_hash", "ascending"), ("shard", "ascending"), ("row", "ascending")])
-    kept: dict[str, str] = {}
-    rows = []
-    for row in ordered.to_pylist():
-        if row["content_hash"] in kept:
-            rows.append({**row, "kept_id": kept[row["content_hash"]]})
-        else:
-            kept[row["content_hash"]] = row["id"]
-    return pa.Table.from_pylist(rows, DROPS)
+def normalized_hash(text: str) -> str:
+    """32 hex digits (xxh3-128): equal for texts that differ in letter case and white space only."""
+    return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode())
 
 
-def drop_rows(table: pa.Table, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(kept TEXT, CLUSTERS of what was dropped) of one shard; `drops` are the DROPS of that shard."""
+def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words: int, seed: int) -> pa.Table:
+    """KEYS of the documents of one shard; `bands` 0: of exact duplicates only."""
+    texts = table["text"].to_pylist()
+    digests = [normalized_hash(text) for text in texts]
+    halves = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2).astype(np.uint64)
+    nodes = place(shard, np.arange(len(texts)))
+    high, low, node = [halves[:, 0]], [halves[:, 1]], [nodes]
+    if bands and len(texts):
+        signatures = minhash.signatures(table["text"], shingle_words, bands * rows, seed)
+        worded = minhash.has_words(signatures)
+        keys = minhash.band_keys(signatures[worded], bands)
+        for band in range(bands):
+            high.append(keys[:, band])
+            low.append(np.full(len(keys), band, np.uint64))
+            node.append(nodes[worded])
+    return pa.table([np.concatenate(high), np.concatenate(low), np.concatenate(node)], schema=KEYS)
+
+
+def links_in(keys: pa.Table) -> np.ndarray:
+    """int64 [links, 2]: of all documents with one key, each but the first with the first. All rows of a key must be
+    in `keys`."""
+    high, low, node = (keys[name].to_numpy() for name in KEYS.names)
+    order = np.lexsort((node, low, high))
+    high, low, node = high[order], low[order], node[order]
+    new = np.ones(len(node), bool)
+    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    first = node[np.flatnonzero(new)][np.cumsum(new) - 1] if len(node) else node
+    return np.unique(np.stack([node[~new], first[~new]], axis=1), axis=0).reshape(-1, 2)
+
+
+def name_kept(table: pa.Table, shard: int, links: pa.Table) -> pa.Table:
+    """DROPS for the (node, kept) of `links` whose kept document is in this shard."""
+    mine = links.filter(pc.equal(pc.shift_right(links["other"], pa.scalar(32, pa.int64())), shard))
+    rows = mine["other"].to_numpy() & 0xFFFFFFFF
+    distinct, number = np.unique(rows, return_inverse=True)
+    kept = table.take(pa.array(distinct))
+    texts = pa.array([normalized_hash(text) for text in kept["text"].to_pylist()], pa.string())
+    number = pa.array(number)
+    return pa.table([mine["node"], kept["id"].take(number), texts.take(number)], schema=DROPS)
+
+
+def drop_rows(table: pa.Table, shard: int, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(kept TEXT, CLUSTERS of what was dropped) of one shard; DROPS of other shards are passed over."""
+    mine = drops.filter(pc.equal(pc.shift_right(drops["node"], pa.scalar(32, pa.int64())), shard)).sort_by("node")
+    rows = mine["node"].to_numpy() & 0xFFFFFFFF
     keep = np.ones(table.num_rows, dtype=bool)
-    keep[drops["row"].to_numpy()] = False
-    ordered = drops.sort_by("row")
-    clusters = ordered.select(["id", "kept_id", "content_hash"]).cast(schema.CLUSTERS)
-    return table.filter(pa.array(keep)), clusters
-
-
-def of_shard(drops: pa.Table, shard: int) -> pa.Table:
-    """DROPS of one shard."""
-    return drops.filter(pc.equal(drops["shard"], shard))
+    keep[rows] = False
+    dropped = table.take(pa.array(rows))
+    kinds = [
+        EXACT if normalized_hash(text) == kept else NEAR
+        for text, kept in zip(dropped["text"].to_pylist(), mine["kept_text"].to_pylist(), strict=True)
+    ]
+    columns = [dropped["id"], mine["kept_id"], dropped["content_hash"], pa.array(kinds, pa.string())]
+    return table.filter(pa.array(keep)), pa.table(columns, schema=schema.CLUSTERS)

@@ -55,6 +55,7 @@ CLUSTERS = pa.schema(
         _field("id", pa.string(), "Id of a document that was dropped as a duplicate."),
         _field("kept_id", pa.string(), "Id of the document that was kept in its place."),
         _field("content_hash", pa.string(), "xxh3-128 of the dropped document's text (32 hex digits)."),
+        _field("reason", pa.string(), "exact_duplicate (up to letter case and white space) or near_duplicate."),
     ]
 )
 

@@ -55,6 +55,12 @@ def read_bytes(uri: str) -> bytes:
     return cast(bytes, fs.cat_file(path))
 
 
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of the object, in one request. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    return cast(bytes, fs.cat_file(path, start=start, end=end))
+
+
 def open_input(uri: str) -> BinaryIO:
     """A seekable binary file to read from."""
     fs, path = filesystem(uri)

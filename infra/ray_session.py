@@ -11,7 +11,9 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -78,6 +80,19 @@ class RaySession:
         found = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         return float(min(cpus for cpus in found if cpus))
 
+    def map(
+        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """`work(number, task)` of every task on a Ray worker, a Ray Data block each, as they finish.
+
+        `whole_node`: a task takes all CPUs of its node. Tasks travel with their blocks, `work` once.
+        """
+        import ray
+
+        rows = [{"number": number, "task": ray.cloudpickle.dumps(task)} for number, task in tasks.items()]
+        calls = ray.data.from_items(rows, override_num_blocks=len(rows))
+        yield from calls.map(_Call(work), num_cpus=self.node_cpus() if whole_node else 1).iter_rows()
+
     def close(self) -> None:
         if self.started_seconds is not None:
             import ray
@@ -87,6 +102,18 @@ class RaySession:
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+class _Call:
+    """A row of a task -> what the work makes of it."""
+
+    def __init__(self, work: Callable[[int, Any], dict[str, Any]]) -> None:
+        self.work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from ray import cloudpickle
+
+        return self.work(int(row["number"]), cloudpickle.loads(row["task"]))
 
 
 def _remove_left_behind() -> None:

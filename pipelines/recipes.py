@@ -134,8 +134,8 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
         _step(
             "deduplicate",
             "deduplicate_text",
-            deduplicate_text.Config(buckets=2),
-            "Of documents with the same text one is kept.",
+            deduplicate_text.Config(),
+            "Of documents with nearly the same text the first is kept.",
             text=Output(step="filter", dataset="text"),
         ),
         _step(

@@ -2,11 +2,13 @@
 
 `map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below
 `_staging/<attempt>`, moves them to their final names and leaves a receipt. Output shard k is a function of task k
-alone, so neither the number of workers nor the order in which they finish changes a byte. A rerun skips every shard
-whose receipt and files are there. What a phase leaves for the next one (a shuffle's partitions) goes to datasets
-whose names begin with "_"; no manifest lists them.
+alone, so neither the number of workers nor the order in which they finish changes a byte. Work that gives more than
+fits a shard yields outputs one after another: each becomes a file of its own, and only one is in memory. A rerun skips
+every shard whose receipt and files are there. What a phase leaves for the next one (a shuffle's partitions) goes to
+datasets whose names begin with "_"; no manifest lists them.
 """
 
+import itertools
 import json
 import traceback
 from collections import Counter
@@ -49,7 +51,7 @@ class ShardOutput:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """rows dropped, by reason"""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """small JSON values for the stage to combine"""
+    """small JSON values for the stage to combine; of several outputs, numbers are summed and others the last one's"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,13 @@ class Receipt:
     """What is known of one finished task."""
 
     index: int
-    shards: Mapping[str, Shard]
+    shards: Mapping[str, tuple[Shard, ...]]
+    """dataset -> its files, in order"""
     dropped: Mapping[str, int]
     facts: Mapping[str, Any]
 
 
-Work = Callable[[Any], ShardOutput]
+Work = Callable[[Any], ShardOutput | Iterator[ShardOutput]]
 
 
 def map_shards(
@@ -97,40 +100,31 @@ def map_shards(
         if waiting:
             context.session.start()
             heard = None if context.quiet else bar.prefix
-            sink = _Sink(context.directory, context.attempt, phase, work, {k: tasks[k] for k in waiting}, heard)
+            sink = Sink(context.directory, context.attempt, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
-                for receipt in _run(sink, waiting, context.session.node_cpus() if whole_node else 1):
+                for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):
+                    if row["error"]:
+                        told = row["error"]
+                        raise ValueError(told) if row["is_input"] else RuntimeError(f"a worker failed:\n{told}")
+                    receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
 
 
-def _run(sink: "_Sink", waiting: list[int], num_cpus: float) -> Iterator[Receipt]:
-    import ray
-
-    rows = ray.data.from_items([{"index": k} for k in waiting], override_num_blocks=len(waiting))
-    for row in rows.map(sink, num_cpus=num_cpus).iter_rows():
-        if row["error"]:
-            raise ValueError(row["error"]) if row["is_input"] else RuntimeError(f"a worker failed:\n{row['error']}")
-        yield _receipt(json.loads(row["receipt"]))
-
-
-class _Sink:
+class Sink:
     """Runs in a Ray worker: computes one shard, publishes its files, then its receipt.
 
     What the work raises comes back as words: Ray Data would hand on an exception of its own without ours. Errors of
     I/O are raised, since Ray Data tries those again (infra/ray_session.py), except those that would come again.
     """
 
-    def __init__(
-        self, directory: str, attempt: str, phase: str, work: Work, tasks: Mapping[int, Any], heard: str | None
-    ) -> None:
-        self.directory, self.attempt, self.phase, self.work, self.tasks = directory, attempt, phase, work, tasks
-        self.heard = heard
+    def __init__(self, directory: str, attempt: str, phase: str, work: Work, heard: str | None) -> None:
+        self.directory, self.attempt, self.phase, self.work, self.heard = directory, attempt, phase, work, heard
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, index: int, task: Any) -> dict[str, Any]:
         try:
-            return {"receipt": self.publish(int(row["index"])), "error": "", "is_input": False}
+            return {"receipt": self.publish(index, task), "error": "", "is_input": False}
         except Exception as error:
             lasting = isinstance(error, FileNotFoundError | PermissionError)
             if isinstance(error, OSError) and not lasting:
@@ -139,34 +133,50 @@ class _Sink:
             told = f"cannot read an input: {error}" if lasting else str(error) if is_input else traceback.format_exc()
             return {"receipt": "", "error": told or repr(error), "is_input": is_input}
 
-    def publish(self, index: int) -> str:
+    def publish(self, index: int, task: Any) -> str:
         """Makes the shard; returns its receipt."""
+        published: dict[str, list[dict[str, Any]]] = {}
+        dropped: Counter[str] = Counter()
+        facts: dict[str, Any] = {}
         with shard_progress(self.heard, index):
-            output = self.work(self.tasks[index])
-        published = {}
-        for dataset, part in output.parts.items():
-            name = f"{dataset}/{part.name or f'{index:05d}.parquet'}"
-            staged = f"{STAGING}/{self.attempt}/{name}"
-            if part.table is not None:
-                shard = shards.write_table(
-                    self.directory, staged, part.table, row_group_rows=part.row_group_rows, tokens=part.tokens
-                )
-            else:
-                assert part.data is not None
-                shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
-            storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
-            published[dataset] = {**asdict(shard), "name": name}
+            made = self.work(task)
+            one = isinstance(made, ShardOutput)
+            for number, output in enumerate([made] if isinstance(made, ShardOutput) else made):
+                for dataset, part in output.parts.items():
+                    name = f"{index:05d}" if one else f"{index:05d}-{number:05d}"
+                    published.setdefault(dataset, []).append(self._write(dataset, part, name))
+                dropped.update(output.dropped)
+                for name, value in output.facts.items():
+                    summed = isinstance(value, int | float) and not isinstance(value, bool)
+                    facts[name] = facts.get(name, 0) + value if summed else value
         receipt = json.dumps(
-            {"index": index, "shards": published, "dropped": dict(output.dropped), "facts": dict(output.facts)},
-            sort_keys=True,
+            {"index": index, "shards": published, "dropped": dict(dropped), "facts": facts}, sort_keys=True
         )
         storage.write_bytes(_receipt_uri(self.directory, self.phase, index), receipt.encode())
         return receipt
 
+    def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
+        name = f"{dataset}/{part.name or f'{number}.parquet'}"
+        staged = f"{STAGING}/{self.attempt}/{name}"
+        if part.table is not None:
+            shard = shards.write_table(
+                self.directory, staged, part.table, row_group_rows=part.row_group_rows, tokens=part.tokens
+            )
+        else:
+            assert part.data is not None
+            shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
+        storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
+        return {**asdict(shard), "name": name}
+
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
     """The dataset `name` made of the receipts' shards, in order; tasks that made none of it are left out."""
-    return Dataset(shards=tuple(receipt.shards[name] for receipt in receipts if name in receipt.shards), facts=facts)
+    return Dataset(shards=tuple(shard for one in receipts for shard in one.shards.get(name, ())), facts=facts)
+
+
+def uris_of(context: Context, receipts: Sequence[Receipt], name: str) -> list[str]:
+    """Where the files of the dataset `name` lie, in order."""
+    return [storage.join(context.directory, shard.name) for one in receipts for shard in one.shards.get(name, ())]
 
 
 def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
@@ -191,7 +201,7 @@ def _receipt_uri(directory: str, phase: str, index: int) -> str:
 
 
 def _receipt(document: dict[str, Any]) -> Receipt:
-    made = {name: Shard(**shard) for name, shard in document["shards"].items()}
+    made = {name: tuple(Shard(**shard) for shard in many) for name, many in document["shards"].items()}
     return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
 
 
@@ -201,7 +211,7 @@ def _finished(directory: str, phase: str, index: int) -> Receipt | None:
         receipt = _receipt(json.loads(storage.read_bytes(_receipt_uri(directory, phase, index))))
     except FileNotFoundError:
         return None
-    for shard in receipt.shards.values():
+    for shard in itertools.chain.from_iterable(receipt.shards.values()):
         fs, path = storage.filesystem(storage.join(directory, shard.name))
         if not fs.exists(path) or fs.size(path) != shard.bytes:
             return None

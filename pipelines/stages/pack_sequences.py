@@ -7,13 +7,12 @@ hash, packed and its rows are shuffled. Memory: one bucket a worker.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
-from data import schema, shards
+from data import exchange, schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
-from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
 VERSION = 1
@@ -62,8 +61,9 @@ class _Spread:
         table = shards.read_table(uri, schema.TOKENS.names)
         buckets = np.array([self.bucket(id) for id in table["id"].to_pylist()], dtype=np.int64)
         count = self.training_buckets + self.heldout_buckets
-        parts = {_part(bucket): Part(table=table.take(np.flatnonzero(buckets == bucket))) for bucket in range(count)}
-        return ShardOutput(parts=parts)
+        return ShardOutput(
+            parts={"_buckets": Part(data=exchange.exchange_bytes(exchange.split(table, buckets, count)))}
+        )
 
     def bucket(self, id: str) -> int:
         place = xxhash.xxh3_64_intdigest(id.encode(), seed=self.seed)
@@ -74,9 +74,10 @@ class _Spread:
 
 @dataclass(frozen=True)
 class _Bucket:
+    part: int
+    """number of its part in the files of the spread"""
     number: int
     dataset: str
-    uris: tuple[str, ...]
     max_rows: int | None
 
 
@@ -85,9 +86,10 @@ class _Pack:
     """Orders, packs and shuffles one bucket."""
 
     config: Config
+    uris: tuple[str, ...]
 
     def __call__(self, bucket: _Bucket) -> ShardOutput:
-        table = pa.concat_tables([shards.read_table(uri, schema.TOKENS.names) for uri in bucket.uris])
+        table = exchange.gather(self.uris, bucket.part, schema.TOKENS)
         ids = table["id"].to_pylist()
         order = sorted(
             range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k].encode(), seed=self.config.seed), ids[k])
@@ -133,15 +135,15 @@ def run(context: Context, config: Config) -> Outcome:
     limits = {TRAINING: _shares(config.max_rows, training), HELDOUT: _shares(config.max_heldout_rows, heldout)}
     buckets = [
         _Bucket(
+            part=number,
             number=number if dataset == TRAINING else number - training,
             dataset=dataset,
-            uris=tuple(f"{context.directory}/{receipt.shards[_part(number)].name}" for receipt in spread),
             max_rows=limits[dataset][number if dataset == TRAINING else number - training],
         )
         for number in range(training + heldout)
         for dataset in [TRAINING if number < training else HELDOUT]
     ]
-    receipts = map_shards(context, "pack", buckets, _Pack(config))
+    receipts = map_shards(context, "pack", buckets, _Pack(config, tuple(uris_of(context, spread, "_buckets"))))
     datasets = {}
     for dataset in WRITES:
         made = [receipt for receipt in receipts if dataset in receipt.shards]
@@ -171,10 +173,6 @@ def run(context: Context, config: Config) -> Outcome:
             f"{given.reference} has no document to train on ({datasets[HELDOUT].rows} held-out rows); collect more text"
         )
     return Outcome(datasets=datasets, dropped=total_dropped(receipts), tokenizer_sha256=given.manifest.tokenizer_sha256)
-
-
-def _part(bucket: int) -> str:
-    return f"_bucket-{bucket:05d}"
 
 
 def _shares(limit: int | None, buckets: int) -> list[int | None]:

@@ -1,21 +1,24 @@
 """Documents -> token ids: <bos>, the text, <eos>; shard k of the output is made of shard k of the input.
 
-Turn markers that stand in the text are spelled out, so text cannot forge a dialogue.
+Named symbols (turn markers and the like) that stand in the text are spelled out, so text cannot forge a dialogue. The
+ids are SentencePiece's: a seeded sample of every shard is encoded by SentencePiece too and compared.
 """
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
 
 from data import schema, shards
 from data.masking import masked_tokens
-from data.tokenizer import Tokenizer
+from data.tokenizer import BOS, Tokenizer
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
+VERSION = 2
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(
@@ -23,11 +26,24 @@ READS = {
     ),
 }
 WRITES = ("tokens",)
+BATCH_BYTES = 8 << 20
+"""of text encoded at a time"""
+SAMPLE_BYTES = 1 << 16
+"""most text of a sampled document that is compared with SentencePiece, from its beginning"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Nothing to choose: text and tokenizer decide."""
+    """Text and tokenizer decide the ids; this is how they are checked."""
+
+    check_one_in: int = 200
+    """of so many documents one is encoded by SentencePiece too, and at least one of each batch of 8 MiB"""
+    seed: int = 0
+    """of the sample"""
+
+    def __post_init__(self) -> None:
+        if self.check_one_in < 1:
+            raise ValueError(f"check_one_in is {self.check_one_in}; at least 1 (every document)")
 
 
 @functools.lru_cache(maxsize=2)
@@ -43,43 +59,107 @@ def _tokenizer(uri: str, sha256: str) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _Tokenize:
+    config: Config
     tokenizer_uri: str
     tokenizer_sha256: str
 
     def __call__(self, uri: str) -> ShardOutput:
         tokenizer = _tokenizer(self.tokenizer_uri, self.tokenizer_sha256)
-        token_bytes = tokenizer.token_bytes()
-        table = shards.read_table(uri, schema.TEXT.names)
-        rows: list[dict[str, Any]] = []
-        for row in table.to_pylist():
-            tokens = tokenizer.encode_document(row["text"])
-            rows.append(
-                {
-                    "id": row["id"],
-                    "source": row["source"],
-                    "tokens": tokens,
-                    "text_bytes": len(row["text"].encode()),
-                    "masked": masked_tokens(row["text"], tokens, token_bytes, row["masked_spans"]),
-                }
-            )
-        count = sum(len(row["tokens"]) for row in rows)
-        tokens_table = pa.Table.from_pylist(rows, schema.TOKENS)
-        text_bytes = sum(row["text_bytes"] for row in rows)
+        table = shards.read_table(uri, ["id", "text", "source", "masked_spans"])
+        batches = [self._batch(tokenizer, batch, uri) for batch in _batches(table)]
+        tokens = pa.Table.from_batches([batch for batch, _ in batches], schema.TOKENS)
         return ShardOutput(
-            parts={"tokens": Part(table=tokens_table, tokens=count)},
-            facts={"text_bytes": text_bytes, "sources": sorted({row["source"] for row in rows})},
+            parts={"tokens": Part(table=tokens, tokens=_length(tokens["tokens"]))},
+            facts={
+                "text_bytes": sum(tokens["text_bytes"].to_pylist()),
+                "checked_documents": sum(checked for _, checked in batches),
+                "sources": tokens["source"].unique().to_pylist(),
+            },
         )
+
+    def _batch(self, tokenizer: Tokenizer, table: pa.Table, uri: str) -> tuple[pa.RecordBatch, int]:
+        """(TOKENS, documents compared with SentencePiece)."""
+        column = table["text"].combine_chunks().cast(pa.binary())
+        texts = column.to_pylist()
+        ids = table["id"].to_pylist()
+        values, offsets = tokenizer.encode_documents(texts)
+        checked = self._check(tokenizer, ids, texts, values, offsets, uri)
+        masked: list[list[dict[str, int]]] = [[] for _ in ids]
+        token_bytes = None
+        for row, spans in enumerate(table["masked_spans"].to_pylist()):
+            if spans:
+                token_bytes = tokenizer.token_bytes() if token_bytes is None else token_bytes
+                document = values[offsets[row] : offsets[row + 1]]
+                masked[row] = masked_tokens(texts[row].decode(), document.tolist(), token_bytes, spans)
+        tokens = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+        columns = [
+            table["id"].combine_chunks(),
+            table["source"].combine_chunks(),
+            tokens.cast(schema.TOKENS.field("tokens").type),
+            pa.array([len(text) for text in texts], pa.int64()),
+            pa.array(masked, schema.SPANS),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=schema.TOKENS), checked
+
+    def _check(
+        self,
+        tokenizer: Tokenizer,
+        ids: list[str],
+        texts: list[bytes],
+        values: np.ndarray,
+        offsets: np.ndarray,
+        uri: str,
+    ) -> int:
+        """Compares the sample; returns how many. Raises RuntimeError at the first difference: the shard is not made."""
+        places = [xxhash.xxh3_64_intdigest(id.encode(), seed=self.config.seed) for id in ids]
+        lowest = min(range(len(ids)), key=places.__getitem__, default=0)
+        sample = [row for row in range(len(ids)) if row == lowest or places[row] % self.config.check_one_in == 0]
+        for row in sample:
+            text = texts[row]
+            if len(text) > SAMPLE_BYTES:  # from its beginning to the end of a line, where a cut changes no id
+                end = text.find(b"\n", SAMPLE_BYTES) + 1
+                while end and text[end : end + 1] == b"\n":
+                    end += 1
+                text = text[:end] if 0 < end < 4 * SAMPLE_BYTES else b""
+            expected = np.array([BOS, *tokenizer.encode(text.decode())], np.int32)
+            found = values[offsets[row] : offsets[row] + len(expected)]
+            if not np.array_equal(found, expected):
+                place = int(np.argmax(found != expected)) if len(found) == len(expected) else len(found)
+                start = int(tokenizer.token_bytes()[expected[:place]].sum())
+                raise RuntimeError(
+                    f"{uri}: document {ids[row]} has other ids than SentencePiece gives from token {place}, byte "
+                    f"{start} on ({found[place : place + 4].tolist()} for {expected[place : place + 4].tolist()}); "
+                    "nothing was written: report this text and the tokenizer's sha256"
+                )
+        return len(sample)
 
 
 def run(context: Context, config: Config) -> Outcome:
     (uri,) = context.input("tokenizer").uris()
     tokenizer = Tokenizer.load(uri)
-    receipts = map_shards(context, "tokenize", context.input("text").uris(), _Tokenize(uri, tokenizer.sha256))
+    receipts = map_shards(context, "tokenize", context.input("text").uris(), _Tokenize(config, uri, tokenizer.sha256))
     tokens = dataset_of(
         receipts,
         "tokens",
         vocab_size=tokenizer.vocab_size,
         text_bytes=sum(receipt.facts["text_bytes"] for receipt in receipts),
+        checked_documents=sum(receipt.facts["checked_documents"] for receipt in receipts),
         sources=sorted({source for receipt in receipts for source in receipt.facts["sources"]}),
     )
     return Outcome(datasets={"tokens": tokens}, tokenizer_sha256=tokenizer.sha256)
+
+
+def _batches(table: pa.Table) -> list[pa.Table]:
+    """Slices of about BATCH_BYTES of text; a longer document is a slice of its own."""
+    sizes = pc.binary_length(table["text"]).to_numpy()
+    slices, start, held = [], 0, 0
+    for row, size in enumerate(sizes.tolist()):
+        if row > start and held + size > BATCH_BYTES:
+            slices.append(table.slice(start, row - start))
+            start, held = row, 0
+        held += size
+    return [*slices, table.slice(start)] if table.num_rows else []
+
+
+def _length(lists: pa.ChunkedArray) -> int:
+    return int(sum(len(chunk.flatten()) for chunk in lists.chunks))

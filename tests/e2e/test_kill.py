@@ -129,7 +129,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 def finished_files(directory: Path) -> dict[str, int]:
     """Files that a rerun must leave alone (shards with a receipt, committed checkpoints) -> time written."""
     receipts = [json.loads(file.read_text()) for file in directory.glob("_receipts/*/*.json")]
-    names = [shard["name"] for receipt in receipts for shard in receipt["shards"].values()]
+    names = [shard["name"] for receipt in receipts for many in receipt["shards"].values() for shard in many]
     files = [directory / name for name in names if not name.startswith("_")]  # "_": gone when the stage is done
     files += [file for commit in directory.glob("checkpoints/*/COMMIT") for file in commit.parent.iterdir()]
     return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in files}

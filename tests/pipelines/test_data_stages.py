@@ -1,0 +1,177 @@
+"""The data stages one after another on a mixed corpus: counts, bytes, and what a kill -9 at any commit leaves."""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data.manifest import Manifest, read_manifest
+from pipelines.runner import run_task
+from pipelines.shard_map import RECEIPTS
+from pipelines.stage import Resources
+from tests.pipelines.corpora import mixed_corpus
+from tests.pipelines.in_process import CHAIN, InProcess, chain, run_chain
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POINTS, POINTS_IN_MAKE_TEST = 25, 3
+
+
+class Reference:
+    """The undisturbed run, in a process of its own that counts the places to die at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.corpus = mixed_corpus(folder / "corpus")
+        self.root = folder / "runs"
+        self.places = int(drive(self.root, self.corpus).stdout)
+        self.manifests: dict[str, Manifest] = {}
+        for name, task in chain(str(self.root), str(self.corpus)).items():
+            manifest = task.manifest()
+            assert manifest is not None
+            self.manifests[name] = manifest
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("reference"))
+
+
+def drive(root: Path, corpus: Path, kill_at: int | None = None) -> "subprocess.CompletedProcess[str]":
+    words = [str(root), str(corpus), *([] if kill_at is None else [str(kill_at)])]
+    command = [sys.executable, "-m", "tests.pipelines.in_process", *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if kill_at is None else -signal.SIGKILL), done.stderr
+    return done
+
+
+def listed(root: Path) -> dict[str, str]:
+    """Every file that a manifest lists, and the manifests -> sha256; checks that each is what its manifest says."""
+    found = {}
+    for manifest_file in root.glob("*/*/_MANIFEST.json"):
+        manifest = read_manifest(str(manifest_file.parent))
+        assert manifest is not None
+        for dataset in manifest.datasets.values():
+            for shard in dataset.shards:
+                data = (manifest_file.parent / shard.name).read_bytes()
+                assert len(data) == shard.bytes
+                assert hashlib.sha256(data).hexdigest() == shard.sha256
+                found[str((manifest_file.parent / shard.name).relative_to(root))] = shard.sha256
+        found[str(manifest_file.relative_to(root))] = hashlib.sha256(manifest_file.read_bytes()).hexdigest()
+    return found
+
+
+def finished(root: Path) -> dict[Path, int]:
+    """Files of tasks that have a receipt -> when they were written; a rerun must leave them alone."""
+    times = {}
+    for receipt in root.glob(f"*/*/{RECEIPTS}/*/*.json"):
+        for many in json.loads(receipt.read_text())["shards"].values():
+            for shard in many:
+                file = receipt.parents[2] / shard["name"]
+                if not shard["name"].startswith("_"):
+                    times[file] = file.stat().st_mtime_ns
+    return times
+
+
+@pytest.mark.slow
+def test_documents_in_are_documents_out_and_rejects_by_reason(reference: Reference) -> None:
+    made = reference.manifests
+    collected = made["collect_text"]
+    assert collected.datasets["rejects"].rows == sum(collected.dropped.values())
+    assert collected.dropped == {"invalid_json": 1, "invalid_utf8": 2, "no_text": 2}
+    before = collected.datasets["text"].rows
+    for name in ("filter_text", "deduplicate_text"):
+        after = made[name].datasets["text"].rows
+        assert before == after + sum(made[name].dropped.values()), name
+        before = after
+    assert made["deduplicate_text"].datasets["clusters"].rows == sum(made["deduplicate_text"].dropped.values())
+    assert made["deduplicate_text"].dropped["exact_duplicate"] >= 10
+    assert made["deduplicate_text"].dropped["near_duplicate"] >= 5
+    assert made["tokenize_text"].datasets["tokens"].rows == before
+    tokens = made["tokenize_text"].datasets["tokens"].tokens
+    packed = made["pack_sequences"].datasets
+    assert packed["sequences"].tokens + packed["heldout"].tokens == tokens
+
+
+@pytest.mark.slow
+def test_clusters_are_the_same_in_one_part_as_in_many(reference: Reference, tmp_path: Path) -> None:
+    tasks = chain(str(reference.root), str(reference.corpus))
+    task = tasks["deduplicate_text"]
+    assert task.config.part_rows < 1000, "several parts, so in rounds"
+    whole = replace(task, config=replace(task.config, part_rows=10**9), root=str(tmp_path))
+    other = run_task(whole, Resources(), InProcess(), say=lambda _: None)
+    ours = reference.manifests["deduplicate_text"]
+    assert [shard.sha256 for shard in other.datasets["text"].shards] == [
+        shard.sha256 for shard in ours.datasets["text"].shards
+    ]
+    assert [shard.sha256 for shard in other.datasets["clusters"].shards] == [
+        shard.sha256 for shard in ours.datasets["clusters"].shards
+    ]
+
+
+@pytest.mark.slow
+def test_every_token_of_every_document_is_packed_once(reference: Reference) -> None:
+    tasks = chain(str(reference.root), str(reference.corpus))
+    lengths: dict[str, int] = {}
+    for name in reference.manifests["tokenize_text"].datasets["tokens"].shards:
+        table = pq.read_table(f"{tasks['tokenize_text'].directory}/{name.name}")
+        lengths |= {row["id"]: len(row["tokens"]) for row in table.select(["id", "tokens"]).to_pylist()}
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for dataset in reference.manifests["pack_sequences"].datasets.values():
+        for shard in dataset.shards:
+            table = pq.read_table(f"{tasks['pack_sequences'].directory}/{shard.name}", columns=["documents"])
+            for row in table["documents"].to_pylist():
+                for span in row:
+                    spans.setdefault(span["id"], []).append((span["start"], span["end"]))
+    assert spans.keys() == lengths.keys()
+    for document, pieces in spans.items():
+        ends = [0, *(end for _, end in sorted(pieces))]
+        assert [start for start, _ in sorted(pieces)] == ends[:-1], document
+        assert ends[-1] == lengths[document]
+
+
+def check_killed(reference: Reference, root: Path, place: int) -> None:
+    drive(root, reference.corpus, kill_at=place)
+    complete = listed(reference.root)
+    visible = listed(root)
+    assert visible.items() <= complete.items(), "something is listed that is not of the undisturbed run"
+    done = finished(root)
+    drive(root, reference.corpus)
+    assert listed(root) == complete
+    for file, written in done.items():
+        assert file.stat().st_mtime_ns == written, f"{file} was finished and was written again"
+
+
+def points(reference: Reference, count: int, seed: int) -> list[int]:
+    """Places over the whole chain, one drawn from each of `count` equal parts of it."""
+    draw = random.Random(seed)
+    ends = [round(reference.places * k / count) for k in range(count + 1)]
+    return [draw.randrange(start, end) for start, end in itertools.pairwise(ends)]
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_a_commit_leaves_nothing_wrong_and_is_continued(
+    reference: Reference, tmp_path: Path
+) -> None:
+    for place in points(reference, POINTS_IN_MAKE_TEST, seed=int(os.environ.get("CHAOS_SEED", "1"))):
+        check_killed(reference, tmp_path / str(place), place)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", range(POINTS))
+def test_a_driver_killed_at_any_commit_is_continued(reference: Reference, tmp_path: Path, number: int) -> None:
+    check_killed(reference, tmp_path, points(reference, POINTS, seed=2)[number])
+
+
+@pytest.mark.slow
+def test_the_chain_is_the_same_on_ray(reference: Reference, tmp_path: Path, ray_session: InProcess) -> None:
+    run_chain(str(tmp_path), str(reference.corpus), ray_session)
+    assert listed(tmp_path) == listed(reference.root)
+    assert {name for name, _, _ in CHAIN} == {file.parents[1].name for file in tmp_path.glob("*/*/_MANIFEST.json")}
