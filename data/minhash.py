@@ -34,12 +34,12 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 def signatures(texts: pa.ChunkedArray, shingle_words: int, hashes: int, seed: int) -> np.ndarray:
     """uint32 [documents, hashes]; a document without a word has 2**32 - 1 everywhere."""
-    blocks = [np.zeros((0, hashes), np.uint32)]
-    for block in _blocks(texts):
+    made = [np.zeros((0, hashes), np.uint32)]
+    for block in blocks(texts):
         shingles, offsets = shingle_hashes(block, shingle_words)
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets.astype(np.uint64), hashes, seed)
-        blocks.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, hashes))
-    return np.concatenate(blocks)
+        made.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, hashes))
+    return np.concatenate(made)
 
 
 def band_keys(signatures_DH: np.ndarray, bands: int) -> np.ndarray:
@@ -61,8 +61,35 @@ def shingle_hashes(texts: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.
 
     A document of fewer words than a shingle has one shingle, of all its words; one without words has none.
     """
-    data, offsets = _lowered(texts)
+    words, counts = _word_hashes(*_lowered(texts))
+    return _shingles(words, counts, shingle_words)
+
+
+def word_counts(texts: pa.Array) -> np.ndarray:
+    """Words of each text, int64."""
+    return _word_hashes(*_lowered(texts))[1]
+
+
+def shingle_places(text: str, shingle_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of the shingles of one text uint64 [n], character ranges [start, end) int64 [n, 2])."""
+    data, offsets = _lowered(pa.array([text]))
+    inside = _IN_WORD[data]
+    start = np.flatnonzero(_word_begins(data, offsets))
     words, counts = _word_hashes(data, offsets)
+    hashes, _ = _shingles(words, counts, shingle_words)
+    if not len(hashes):
+        return hashes, np.zeros((0, 2), np.int64)
+    # the end of a word: after its last byte, which is the last inside before the next word begins
+    last_inside = np.maximum.accumulate(np.where(inside, np.arange(len(data)), 0))
+    end = last_inside[np.append(start[1:], len(data)) - 1] + 1
+    # lower-casing maps character to character, so characters count alike before and after
+    character_of = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
+    last = np.minimum(np.arange(len(hashes)) + shingle_words, len(start)) - 1
+    places = np.stack([character_of[start[: len(hashes)]], character_of[end[last]]], axis=1)
+    return hashes, places
+
+
+def _shingles(words: np.ndarray, counts: np.ndarray, shingle_words: int) -> tuple[np.ndarray, np.ndarray]:
     first = np.cumsum(counts) - counts
     shingles = np.where(counts >= shingle_words, counts - shingle_words + 1, np.minimum(counts, 1))
     ends = np.cumsum(shingles)
@@ -76,7 +103,8 @@ def shingle_hashes(texts: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.
     return mix(total), np.concatenate([[0], ends]).astype(np.int64)
 
 
-def _blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
+def blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """The texts in slices of about BLOCK_BYTES; a longer text is a slice of its own."""
     for chunk in texts.chunks:
         sizes = np.cumsum(pc.binary_length(chunk).to_numpy(zero_copy_only=False))
         start = 0
@@ -98,15 +126,7 @@ def _lowered(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(hash of every word uint64 [words], words of each document int64 [documents])."""
     inside = _IN_WORD[data]
-    previous = np.concatenate([[False], inside[:-1]])
-    own = _OWN_WORD[data]
-    begins = inside & (~previous | own)
-    after_own = np.flatnonzero(own) + 3
-    after_own = after_own[after_own < len(data)]
-    begins[after_own] |= inside[after_own]
-    starts_of_documents = offsets[:-1][offsets[:-1] < len(data)]
-    begins[starts_of_documents] = inside[starts_of_documents]
-    start = np.flatnonzero(begins)
+    start = np.flatnonzero(_word_begins(data, offsets))
     # the polynomial of a word is a difference of prefix sums, brought to one place by the inverse power of its start
     powers = _powers(_BASE, len(data))
     sums = np.concatenate([[np.uint64(0)], np.cumsum(np.where(inside, data, 0).astype(np.uint64) * powers)])
@@ -115,6 +135,20 @@ def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     values = (sums[end] - sums[start]) * _powers(np.uint64(inverse), len(data))[start]
     document = np.searchsorted(offsets, start, side="right") - 1
     return mix(values), np.bincount(document, minlength=len(offsets) - 1).astype(np.int64)
+
+
+def _word_begins(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """bool [bytes]: whether a word begins there."""
+    inside = _IN_WORD[data]
+    previous = np.concatenate([[False], inside[:-1]])
+    own = _OWN_WORD[data]
+    begins = inside & (~previous | own)
+    after_own = np.flatnonzero(own) + 3
+    after_own = after_own[after_own < len(data)]
+    begins[after_own] |= inside[after_own]
+    starts_of_documents = offsets[:-1][offsets[:-1] < len(data)]
+    begins[starts_of_documents] = inside[starts_of_documents]
+    return begins
 
 
 def _powers(base: np.uint64, count: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Documents to rows of L tokens: concatenated in the order given, cut every L tokens, the last row padded.
+"""Documents to rows of L tokens, by one of two packings.
+
+`concatenate`: in the order given, cut every L tokens, the last row padded. `best_fit`: documents stay whole where they
+fit a row, longer ones are cut into full rows and a rest; rows have padding where nothing fits.
 
     TOKENS -> read_documents -> pack_documents -> SEQUENCES
 
@@ -11,6 +14,7 @@ Cost: a few passes of NumPy over all tokens of the shard, which must fit in memo
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +63,10 @@ def read_documents(table: pa.Table) -> Iterator[Document]:
             )
 
 
-def pack_documents(documents: Iterable[Document], sequence_length: int) -> pa.Table:
-    """A SEQUENCES table of the documents, in the order given.
+def pack_documents(
+    documents: Iterable[Document], sequence_length: int, packing: Literal["concatenate", "best_fit"] = "concatenate"
+) -> pa.Table:
+    """A SEQUENCES table of the documents.
 
     Raises ValueError for a length below 2, or for more tokens than a shard can hold.
     """
@@ -72,27 +78,34 @@ def pack_documents(documents: Iterable[Document], sequence_length: int) -> pa.Ta
     if not documents:
         return SEQUENCES.empty_table()
     lengths = np.array([len(document.tokens) for document in documents], np.int64)
-    ends = np.cumsum(lengths)  # of each document in the stream of all tokens
-    rows = -(-int(ends[-1]) // sequence_length)
+    if lengths.sum() + sequence_length >= 2**31:
+        raise ValueError(
+            f"got {lengths.sum()} tokens for one shard, which holds less than 2**31: pack into more shards"
+        )
+    segments = _PACKINGS[packing](lengths, sequence_length)
+    rows = len(segments.first_of_row)
     slots = rows * sequence_length
-    if slots >= 2**31:
-        raise ValueError(f"got {ends[-1]} tokens for one shard, which holds less than 2**31: pack into more shards")
-    segments = _cut(ends, lengths, sequence_length)
 
+    # of each token, in the order of the segments: its place in the rows and in the stream of all documents
+    restarts = np.arange(segments.length.sum()) - np.repeat(
+        np.cumsum(segments.length) - segments.length, segments.length
+    )
+    place = np.repeat(segments.start, segments.length) + restarts
+    document_starts = np.cumsum(lengths) - lengths
+    stream = np.repeat(document_starts[segments.document] + segments.begin, segments.length) + restarts
     tokens = np.zeros(slots, np.int32)
-    np.concatenate([document.tokens for document in documents], out=tokens[: ends[-1]], casting="same_kind")
+    tokens[place] = np.concatenate([document.tokens for document in documents])[stream]
     segment_ids = np.zeros(slots, np.int32)
-    segment_ids[: ends[-1]] = np.repeat(segments.number, segments.length)
+    segment_ids[place] = np.repeat(segments.number, segments.length)
     positions = np.zeros(slots, np.int32)
-    positions[: ends[-1]] = np.arange(ends[-1]) - np.repeat(segments.start, segments.length)
-    loss_mask = np.zeros(slots, bool)
-    loss_mask[: ends[-1]] = True
-    loss_mask[segments.start + segments.length - 1] = False
-    for document, begin in zip(documents, (ends - lengths).tolist(), strict=True):
+    positions[place] = restarts
+    no_target = np.zeros(len(stream) + 1, bool)  # of the stream: True where that token is no target
+    for document, begin in zip(documents, document_starts.tolist(), strict=True):
         for start, end in document.masked:
-            # Targets start..end-1 are predicted one token earlier. Token 0 is nobody's target: the token before it ends
-            # another segment, which has no target there anyway.
-            loss_mask[max(begin + start - 1, 0) : max(begin + end - 1, 0)] = False
+            no_target[begin + start : begin + end] = True
+    loss_mask = np.zeros(slots, bool)
+    loss_mask[place] = ~no_target[stream + 1]
+    loss_mask[segments.start + segments.length - 1] = False
 
     text_bytes = np.array([document.text_bytes for document in documents], np.int64)[segments.document]
     count = lengths[segments.document]
@@ -120,10 +133,10 @@ def pack_documents(documents: Iterable[Document], sequence_length: int) -> pa.Ta
 
 @dataclass(frozen=True, kw_only=True)
 class _Segments:
-    """The stream of all tokens cut at documents and at rows; each array is int64 [segments] but the last."""
+    """Parts of documents in the order of the rows; each array is int64 [segments] but the last."""
 
     start: np.ndarray
-    """first token in the stream"""
+    """first slot, over all rows"""
     length: np.ndarray
     """tokens"""
     number: np.ndarray
@@ -138,18 +151,66 @@ class _Segments:
     """[rows]: number of the first segment of each row"""
 
 
-def _cut(document_ends: np.ndarray, document_lengths: np.ndarray, sequence_length: int) -> _Segments:
-    document_starts = document_ends - document_lengths
-    row_starts = np.arange(0, document_ends[-1], sequence_length)
-    start = np.union1d(document_starts, row_starts)
-    length = np.diff(start, append=document_ends[-1])
-    first_of_row = np.searchsorted(start, row_starts)
-    document = np.searchsorted(document_starts, start, side="right") - 1
-    begin = start - document_starts[document]
+def _concatenate(lengths: np.ndarray, sequence_length: int) -> _Segments:
+    """Documents one after another, cut every `sequence_length` tokens; only the last row has padding."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    start = np.union1d(starts, np.arange(0, ends[-1], sequence_length))
+    document = np.searchsorted(starts, start, side="right") - 1
+    return _segments(start, np.diff(start, append=ends[-1]), document, start - starts[document], sequence_length)
+
+
+def _best_fit(lengths: np.ndarray, sequence_length: int) -> _Segments:
+    """Documents whole where they fit a row; longer ones give full rows and a rest. Pieces go, longest first, each to
+    the row with the least room that is enough (Ding et al. 2024, arXiv 2404.10830)."""
+    full = lengths // sequence_length
+    row = np.arange(int(full.sum()))  # full rows, document by document
+    document = np.repeat(np.arange(len(lengths)), full)
+    begin = (row - np.repeat(np.cumsum(full) - full, full)) * sequence_length
+    rest = lengths - full * sequence_length
+    pieces = np.flatnonzero(rest)
+    pieces = pieces[np.argsort(-rest[pieces], kind="stable")]
+    rooms: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # rows by the room they have left
+    some = 0  # bit r is set where a row has room r
+    start = np.zeros(len(pieces), np.int64)
+    rows = len(row)
+    for number, length in enumerate(rest[pieces].tolist()):
+        enough = some >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            chosen = rooms[room].pop()
+            if not rooms[room]:
+                some &= ~(1 << room)
+        else:
+            room, chosen, rows = sequence_length, rows, rows + 1
+        start[number] = (chosen + 1) * sequence_length - room
+        if room > length:
+            rooms[room - length].append(chosen)
+            some |= 1 << (room - length)
+    starts = np.concatenate([row * sequence_length, start])
+    order = np.argsort(starts)
+    return _segments(
+        starts[order],
+        np.concatenate([np.full(len(row), sequence_length), rest[pieces]])[order],
+        np.concatenate([document, pieces])[order],
+        np.concatenate([begin, full[pieces] * sequence_length])[order],
+        sequence_length,
+    )
+
+
+_PACKINGS = {"concatenate": _concatenate, "best_fit": _best_fit}
+
+
+def _segments(
+    start: np.ndarray, length: np.ndarray, document: np.ndarray, begin: np.ndarray, sequence_length: int
+) -> _Segments:
+    """Segments in the order of their first slot; every row has one."""
+    row = start // sequence_length
+    first_of_row = np.searchsorted(row, np.arange(int(row[-1]) + 1))
     return _Segments(
         start=start,
         length=length,
-        number=np.arange(len(start)) - first_of_row[start // sequence_length] + 1,
+        number=np.arange(len(start)) - first_of_row[row] + 1,
         document=document,
         begin=begin,
         stop=begin + length,

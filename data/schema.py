@@ -55,7 +55,20 @@ CLUSTERS = pa.schema(
         _field("id", pa.string(), "Id of a document that was dropped as a duplicate."),
         _field("kept_id", pa.string(), "Id of the document that was kept in its place."),
         _field("content_hash", pa.string(), "xxh3-128 of the dropped document's text (32 hex digits)."),
-        _field("reason", pa.string(), "exact_duplicate (up to letter case and white space) or near_duplicate."),
+        _field(
+            "reason", pa.string(), "Either exact_duplicate (equal up to letter case and white space) or near_duplicate."
+        ),
+    ]
+)
+
+HITS = pa.schema(
+    [
+        _field("id", pa.string(), "Id of a document that shares an n-gram with an evaluation item."),
+        _field("set", pa.string(), "Evaluation set: the name of its file without the ending."),
+        _field("item", pa.int64(), "Line of the item in its file, from 0."),
+        _field("ngrams", pa.int64(), "How many n-grams of the document are the item's."),
+        _field("start", pa.int64(), "Character at which the first of them begins."),
+        _field("end", pa.int64(), "Character at which the last of them ends."),
     ]
 )
 

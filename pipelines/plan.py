@@ -27,6 +27,9 @@ def plan_lines(
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
         told = _holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
+        tell = getattr(task.stage.module, "plan_notes", None)
+        for line in tell(task.config, task.inputs) if tell else ():
+            yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}
     for name, task in tasks.items():
         recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None

@@ -4,7 +4,9 @@ Two phases on Ray Data: documents go to buckets by a seeded hash of their id, th
 hash, packed and its rows are shuffled. Memory: one bucket a worker.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xxhash
@@ -12,10 +14,10 @@ import xxhash
 from data import exchange, schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
-from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
+VERSION = 2
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
 TRAINING, HELDOUT = "sequences", "heldout"
@@ -29,8 +31,10 @@ class Config:
     """tokens in a row"""
     seed: int = 0
     """of the order"""
-    shard_tokens: int = 1 << 26
-    """tokens of input that make one shard of output, about"""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """concatenate and cut every sequence_length tokens, or keep documents whole where they fit a row"""
+    shard_tokens: int = 1 << 24
+    """tokens of input that make one shard of output, about; a worker holds some 50 bytes for each"""
     row_group_rows: int = 64
     """rows that are read at a time, and that later epochs keep together"""
     max_rows: int | None = None
@@ -95,7 +99,7 @@ class _Pack:
             range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k].encode(), seed=self.config.seed), ids[k])
         )
         documents = read_documents(table.take(np.array(order, dtype=np.int64)))
-        packed = pack_documents(documents, self.config.sequence_length)
+        packed = pack_documents(documents, self.config.sequence_length, self.config.packing)
         stream = xxhash.xxh3_64_intdigest(f"{self.config.seed} {bucket.dataset} {bucket.number}".encode())
         shuffled = np.argsort(splitmix64(stream, packed.num_rows), kind="stable")
         kept = packed.take(shuffled[: bucket.max_rows])
@@ -156,6 +160,7 @@ def run(context: Context, config: Config) -> Outcome:
             source=next(iter(facts["sources"]), ""),
             text_bytes=sum(receipt.facts["text_bytes"] for receipt in made),
             targets=sum(receipt.facts["targets"] for receipt in made),
+            fill_rate=_fill_rate(made, dataset, config.sequence_length),
         )
         largest = max((receipt.facts["largest_id"] for receipt in made), default=0)
         if largest >= facts["vocab_size"]:
@@ -173,6 +178,13 @@ def run(context: Context, config: Config) -> Outcome:
             f"{given.reference} has no document to train on ({datasets[HELDOUT].rows} held-out rows); collect more text"
         )
     return Outcome(datasets=datasets, dropped=total_dropped(receipts), tokenizer_sha256=given.manifest.tokenizer_sha256)
+
+
+def _fill_rate(receipts: Sequence[Receipt], dataset: str, sequence_length: int) -> float:
+    """Tokens for each slot of the rows, to six digits."""
+    made = [shard for receipt in receipts for shard in receipt.shards[dataset]]
+    slots = sum(shard.rows for shard in made) * sequence_length
+    return round(sum(shard.tokens for shard in made) / slots, 6) if slots else 1.0
 
 
 def _shares(limit: int | None, buckets: int) -> list[int | None]:

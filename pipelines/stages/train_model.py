@@ -6,12 +6,13 @@ checkpoint and repeats the same losses bit for bit. One driver at a time holds t
 
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data import storage
-from data.manifest import Dataset
-from data.order import MixturePhase, SequenceDataset
+from data.manifest import Dataset, read_manifest
+from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, committed_files
 from pipelines.stage import Context, Outcome, Read
@@ -130,14 +131,7 @@ def make_job(context: Context, config: Config) -> TrainJob:
     for one in initial:
         check_same_tokenizer(one, sequences[0])
         check_same_model(checkpoint_of(one), config.model)
-    datasets = tuple(
-        SequenceDataset(
-            name=fact["source"],
-            shard_rows=tuple(shard.rows for shard in one.data.shards),
-            row_group_rows=fact["row_group_rows"],
-        )
-        for one, fact in zip(sequences, facts, strict=True)
-    )
+    datasets = tuple(_dataset(one) for one in sequences)
     lease = context.lease
     return TrainJob(
         config=TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__}),
@@ -159,6 +153,35 @@ def make_job(context: Context, config: Config) -> TrainJob:
         feed=context.resources.feed,
         lease_uri=lease.uri if lease else None,
         lease_token=lease.token if lease else None,
+    )
+
+
+def plan_notes(config: Config, inputs: Mapping[str, Sequence[Input]]) -> Iterator[str]:
+    """How often each phase goes through each source: told by `plan` once the sequences are there."""
+    sequences = inputs["sequences"]
+    if any(read_manifest(one.directory) is None for one in sequences):
+        return
+    datasets = tuple(_dataset(one) for one in sequences)
+    phases = _phases(config, datasets)
+    order = Order(datasets, phases, config.global_batch, config.order_seed)
+    starts = [phase.start_step for phase in phases if phase.start_step < config.steps]
+    for start, end in zip(starts, [*starts[1:], config.steps], strict=True):
+        used = zip(datasets, order.rows_used(start), order.rows_used(end), strict=True)
+        shares = (
+            f"{one.name} {after - before:,} rows, {after / one.rows:.2f} epochs so far"
+            if one.rows
+            else f"{one.name} empty"
+            for one, before, after in used
+        )
+        yield f"steps {start:,} to {end:,}: {'; '.join(shares)}"
+
+
+def _dataset(sequences: Input) -> SequenceDataset:
+    facts = sequences.data.facts
+    return SequenceDataset(
+        name=facts["source"],
+        shard_rows=tuple(shard.rows for shard in sequences.data.shards),
+        row_group_rows=facts["row_group_rows"],
     )
 
 

@@ -6,12 +6,14 @@ One task: SentencePiece's trainer wants the text in one memory. Cost here: secon
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import xxhash
+
 from data import schema, shards
 from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
+VERSION = 2
 READS = {"text": Read(help="documents to learn from", dataset="text")}
 WRITES = ("tokenizer",)
 MODEL_NAME = "tokenizer.model"
@@ -24,7 +26,9 @@ class Config:
     vocab_size: int = 8192
     """pieces, the first 473 of them Gemma's own"""
     max_bytes: int = 1 << 30
-    """text to learn from, in bytes: whole documents, in order, until there are so many"""
+    """text to learn from, in bytes, about: of more text a sample of its documents is drawn"""
+    seed: int = 0
+    """of the sample"""
 
     def __post_init__(self) -> None:
         if not 1024 <= self.vocab_size <= 256_000:
@@ -36,6 +40,8 @@ class Config:
 @dataclass(frozen=True)
 class _Train:
     config: Config
+    text_bytes: int
+    """of all documents"""
 
     def __call__(self, uris: list[str]) -> ShardOutput:
         model = train_tokenizer(self._texts(uris), self.config.vocab_size)
@@ -46,18 +52,18 @@ class _Train:
         )
 
     def _texts(self, uris: list[str]) -> Iterator[str]:
-        left = self.config.max_bytes
+        share = self.config.max_bytes / max(self.text_bytes, 1)
         for uri in uris:
             for row in shards.read_table(uri, ["id", "text"]).to_pylist():
-                if left <= 0:
-                    return
-                if not schema.is_heldout(row["id"]):
-                    left -= len(row["text"].encode())
+                place = xxhash.xxh3_64_intdigest(row["id"].encode(), seed=self.config.seed) / 2**64
+                if place < share and not schema.is_heldout(row["id"]):
                     yield row["text"]
 
 
 def run(context: Context, config: Config) -> Outcome:
-    (receipt,) = map_shards(context, "train", [context.input("text").uris()], _Train(config))
+    text = context.input("text")
+    work = _Train(config, int(text.data.facts["text_bytes"]))
+    (receipt,) = map_shards(context, "train", [text.uris()], work)
     return Outcome(
         datasets={"tokenizer": dataset_of([receipt], "tokenizer", vocab_size=receipt.facts["vocab_size"])},
         tokenizer_sha256=receipt.facts["sha256"],

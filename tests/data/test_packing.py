@@ -135,3 +135,39 @@ def test_what_cannot_be_packed_is_refused() -> None:
         Document(id="x", tokens=np.array([], np.int32), text_bytes=0)
     with pytest.raises(ValueError, match="masks tokens 1 to 3, but has 2"):
         Document(id="x", tokens=np.array([2, 1], np.int32), text_bytes=0, masked=((1, 3),))
+
+
+@PROPERTY
+@given(documents(), st.integers(2, 40))
+def test_best_fit_keeps_every_token_once_and_cuts_only_what_no_row_can_hold(docs: list[Document], length: int) -> None:
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    by_id = {doc.id: doc for doc in docs}
+    text_bytes = 0
+    for row in pack_documents(docs, length, "best_fit").to_pylist():
+        segments = np.array(row["segment_ids"])
+        assert segments.max() == len(row["documents"])
+        text_bytes += row["text_bytes"]
+        for number, span in enumerate(row["documents"], start=1):
+            inside = np.flatnonzero(segments == number)
+            assert np.array_equal(inside, np.arange(inside[0], inside[0] + len(inside)))
+            document = by_id[span["id"]]
+            assert np.array(row["tokens"])[inside].tolist() == document.tokens[span["start"] : span["end"]].tolist()
+            assert np.array(row["positions"])[inside].tolist() == list(range(len(inside)))
+            for place, token in zip(inside.tolist(), range(span["start"], span["end"]), strict=True):
+                target = token + 1
+                masked = any(start <= target < end for start, end in document.masked)
+                assert row["loss_mask"][place] == (target < span["end"] and not masked)
+            found[span["id"]].append((span["start"], span["end"]))
+    assert text_bytes == sum(doc.text_bytes for doc in docs)
+    for doc in docs:
+        cuts = sorted(found[doc.id])
+        assert [0, *(end for _, end in cuts)] == [*(start for start, _ in cuts), len(doc.tokens)]
+        assert len(cuts) == -(-len(doc.tokens) // length)
+
+
+def test_best_fit_fills_rows_with_documents_of_many_lengths() -> None:
+    draw = np.random.default_rng(3)
+    lengths = np.minimum(draw.lognormal(6, 1.2, 5000).astype(int) + 2, 60_000)
+    docs = [Document(id=f"{n:032x}", tokens=np.ones(size, np.int32), text_bytes=0) for n, size in enumerate(lengths)]
+    rows = pack_documents(docs, 2048, "best_fit").num_rows
+    assert lengths.sum() / (rows * 2048) > 0.99

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data import schema
 
-TABLES = ["TEXT", "REJECTS", "CLUSTERS", "TOKENS", "SEQUENCES", "LOGITS", "METRICS", "LINEAGE"]
+TABLES = ["TEXT", "REJECTS", "CLUSTERS", "HITS", "TOKENS", "SEQUENCES", "LOGITS", "METRICS", "LINEAGE"]
 
 PROPERTY = settings(deadline=None, max_examples=50)
 

@@ -10,7 +10,10 @@ import zstandard
 
 
 def mixed_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:
-    """Passages of the standard library as .jsonl, .jsonl.gz, .jsonl.zst and text files; the same bytes for a seed."""
+    """`documents` (passages of the standard library as .jsonl, .jsonl.gz, .jsonl.zst, text files) and `evaluation`.
+
+    The same bytes for a seed.
+    """
     draw = random.Random(seed)
     lines = [
         line
@@ -24,7 +27,12 @@ def mixed_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:
     passages += draw.sample(passages, documents // 20)  # exact
     passages += [text.replace("the", "a", 1) + "#" for text in draw.sample(passages, documents // 20)]  # near
     draw.shuffle(passages)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    for name in ("questions", "answers"):
+        items = [{"q": " ".join(draw.choice(passages).split()[3:40]), "id": k} for k in range(10)]
+        (folder / "evaluation" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, items)))
+    folder = folder / "documents"
+    folder.mkdir()
     quarter = len(passages) // 4
     records = [json.dumps({"text": text, "number": number}) for number, text in enumerate(passages)]
     bad = ["{broken", '{"no": "text"}', '{"text": "\\ud800"}', '{"text": "   "}', '{"text": null}']
@@ -36,4 +44,4 @@ def mixed_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:
         (folder / "tree" / str(number % 7)).mkdir(parents=True, exist_ok=True)
         (folder / "tree" / str(number % 7) / f"{number}.txt").write_text(text)
     (folder / "tree" / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
-    return folder
+    return folder.parent

@@ -13,22 +13,27 @@ from typing import Any
 
 from data.manifest import Manifest
 from infra.ray_session import RaySession
-from pipelines.runner import Task, future_input, resolve_inputs, run_task
+from pipelines.runner import Task, future_input, resolve_texts, run_task
 from pipelines.stage import Resources, load_stage
 
 CHAIN: tuple[tuple[str, dict[str, Any], dict[str, tuple[str, str]]], ...] = (
-    ("collect_text", {"source": "corpus", "shard_bytes": 100_000}, {}),
+    ("collect_text", {"source": "corpus", "shard_bytes": 100_000}, {"input": ("", "documents")}),
     ("filter_text", {}, {"text": ("collect_text", "text")}),
     ("deduplicate_text", {"part_rows": 400}, {"text": ("filter_text", "text")}),
-    ("train_tokenizer", {"vocab_size": 1024}, {"text": ("deduplicate_text", "text")}),
-    ("tokenize_text", {}, {"text": ("deduplicate_text", "text"), "tokenizer": ("train_tokenizer", "tokenizer")}),
+    (
+        "decontaminate_text",
+        {"action": "mask"},
+        {"text": ("deduplicate_text", "text"), "evaluation": ("", "evaluation")},
+    ),
+    ("train_tokenizer", {"vocab_size": 1024}, {"text": ("decontaminate_text", "text")}),
+    ("tokenize_text", {}, {"text": ("decontaminate_text", "text"), "tokenizer": ("train_tokenizer", "tokenizer")}),
     (
         "pack_sequences",
         {"sequence_length": 64, "shard_tokens": 50_000, "require_heldout": False},
         {"tokens": ("tokenize_text", "tokens")},
     ),
 )
-"""stage, config, inputs from earlier stages"""
+"""stage, config, inputs: (earlier stage, its dataset), or ("", a folder beside the corpus)"""
 
 
 class InProcess(RaySession):
@@ -56,10 +61,12 @@ def chain(root: str, corpus: str) -> dict[str, Task]:
     for name, fields, sources in CHAIN:
         stage = load_stage(name)
         config = stage.config(**fields)
-        if sources:
-            inputs = {key: (future_input(tasks[source], dataset),) for key, (source, dataset) in sources.items()}
-        else:
-            inputs = resolve_inputs(stage, config, {"input": [corpus]}, root)
+        inputs = {
+            key: (future_input(tasks[source], dataset),)
+            if source
+            else resolve_texts(stage.reads[key], config, [f"{corpus}/{dataset}"], root)
+            for key, (source, dataset) in sources.items()
+        }
         tasks[name] = Task(stage=stage, config=config, inputs=inputs, root=root)
     return tasks
 

@@ -94,6 +94,11 @@ def test_documents_in_are_documents_out_and_rejects_by_reason(reference: Referen
     assert made["deduplicate_text"].datasets["clusters"].rows == sum(made["deduplicate_text"].dropped.values())
     assert made["deduplicate_text"].dropped["exact_duplicate"] >= 10
     assert made["deduplicate_text"].dropped["near_duplicate"] >= 5
+    assert made["decontaminate_text"].datasets["text"].rows == before
+    report = made["decontaminate_text"].datasets["hits"].facts["evaluation_sets"]
+    for name in ("questions", "answers"):
+        assert report[name]["items"] == report[name]["items_found"] + report[name]["too_short"] == 10
+        assert report[name]["documents"] >= report[name]["items_found"] > 0
     assert made["tokenize_text"].datasets["tokens"].rows == before
     tokens = made["tokenize_text"].datasets["tokens"].tokens
     packed = made["pack_sequences"].datasets

@@ -1,0 +1,136 @@
+"""Text that overlaps evaluation sets: found by word n-grams, then dropped or kept out of the loss.
+
+    evaluation items -> n-grams -> INDEX, sorted by hash;  TEXT shard + INDEX -> TEXT, HITS
+
+Words are those of minhash.py, lower-cased runs of letters and digits: punctuation, case and line breaks hide nothing.
+An item of fewer than n words has no n-gram and cannot be found; such items are counted. N-grams of 13 words are what
+the GPT-3 report used (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data import minhash, schema, storage
+
+INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64())])
+
+
+def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | None]:
+    """The text of each line of a JSONL evaluation set: its `fields`, or all its strings, one below the other.
+
+    None for a blank line. Raises ValueError, naming the line, for one that is no object or lacks a field.
+    """
+    for number, line in enumerate(storage.read_bytes(uri).splitlines()):
+        if not line.strip():
+            yield None
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{name}, line {number + 1} is not JSON ({error}); evaluation sets are JSON lines"
+            ) from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{name}, line {number + 1} is no JSON object; evaluation sets have one object a line")
+        if missing := [field for field in fields if field not in record]:
+            raise ValueError(
+                f"{name}, line {number + 1} has no field {', '.join(missing)}; it has {', '.join(record)}: set --fields"
+            )
+        yield "\n\n".join(_strings([record[field] for field in fields] if fields else list(record.values())))
+
+
+def _strings(values: list[Any]) -> Iterator[str]:
+    """Every string among the values, in lists and objects too: the choices of a question are part of it."""
+    for value in values:
+        if isinstance(value, str):
+            yield value.encode("utf-8", "replace").decode()
+        elif isinstance(value, list):
+            yield from _strings(value)
+        elif isinstance(value, dict):
+            yield from _strings(list(value.values()))
+
+
+def set_name(file_name: str) -> str:
+    return PurePosixPath(file_name).name.partition(".")[0]
+
+
+def index_of(sets: Sequence[Sequence[str | None]], ngram_words: int) -> tuple[pa.Table, list[int]]:
+    """(INDEX of all sets, how many items of each are too short to be found)."""
+    parts, short = [], []
+    for number, items in enumerate(sets):
+        hashes, offsets = minhash.shingle_hashes(pa.array([item or "" for item in items], pa.string()), ngram_words)
+        counts = np.diff(offsets)
+        words = minhash.word_counts(pa.array([item or "" for item in items], pa.string()))
+        findable = np.repeat(words >= ngram_words, counts)
+        item = np.repeat(np.arange(len(items)), counts)
+        rows = np.unique(np.stack([hashes, item.astype(np.uint64)], axis=1)[findable], axis=0).reshape(-1, 2)
+        parts.append((rows[:, 0], np.full(len(rows), number, np.int32), rows[:, 1].astype(np.int64)))
+        short.append(sum(item is not None for item in items) - int((words >= ngram_words).sum()))
+    columns = [np.concatenate([part[place] for part in parts]) for place in range(3)]
+    order = np.lexsort(tuple(reversed(columns)))
+    return pa.table([column[order] for column in columns], schema=INDEX), short
+
+
+def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words: int) -> pa.Table:
+    """HITS of the documents of a TEXT table: a row for each pair of a document and an item that share an n-gram."""
+    hashes_of_index = index["hash"].to_numpy()
+    rows = []
+    for _, text, id in _suspects(table, hashes_of_index, ngram_words):
+        hashes, places = minhash.shingle_places(text, ngram_words)
+        begin = np.searchsorted(hashes_of_index, hashes, side="left")
+        end = np.searchsorted(hashes_of_index, hashes, side="right")
+        found: dict[tuple[int, int], list[int]] = {}
+        for ngram in np.flatnonzero(end > begin).tolist():
+            for entry in range(int(begin[ngram]), int(end[ngram])):
+                found.setdefault((index["set"][entry].as_py(), index["item"][entry].as_py()), []).append(ngram)
+        rows += [
+            {
+                "id": id,
+                "set": sets[number],
+                "item": item,
+                "ngrams": len(ngrams),
+                "start": int(places[ngrams[0], 0]),
+                "end": int(places[ngrams[-1], 1]),
+            }
+            for (number, item), ngrams in sorted(found.items())
+        ]
+    return pa.Table.from_pylist(rows, schema.HITS)
+
+
+def mask_spans(table: pa.Table, index: pa.Table, ngram_words: int) -> pa.Table:
+    """The TEXT table with every n-gram of the index among the masked spans."""
+    masked = table["masked_spans"].to_pylist()
+    for place, text, _ in _suspects(table, index["hash"].to_numpy(), ngram_words):
+        hashes, places = minhash.shingle_places(text, ngram_words)
+        hit = np.isin(hashes, index["hash"].to_numpy())
+        spans = [(span["start"], span["end"]) for span in masked[place]] + [tuple(one) for one in places[hit].tolist()]
+        masked[place] = [{"start": start, "end": end} for start, end in merged(spans)]
+    column = pa.array(masked, schema.SPANS)
+    return table.set_column(table.schema.get_field_index("masked_spans"), schema.TEXT.field("masked_spans"), column)
+
+
+def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same characters as ranges that neither touch nor overlap, in order."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _suspects(table: pa.Table, hashes_of_index: np.ndarray, ngram_words: int) -> Iterator[tuple[int, str, str]]:
+    """(row, text, id) of the documents with an n-gram of the index."""
+    row = 0
+    for block in minhash.blocks(table["text"]):
+        hashes, offsets = minhash.shingle_hashes(block, ngram_words)
+        document = np.repeat(np.arange(len(block)), np.diff(offsets))
+        for number in np.unique(document[np.isin(hashes, hashes_of_index)]).tolist():
+            yield row + number, block[number].as_py(), table["id"][row + number].as_py()
+        row += len(block)

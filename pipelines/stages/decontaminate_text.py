@@ -1,0 +1,123 @@
+"""Drops documents that overlap evaluation sets, or masks the spans that do; `hits` says which and how much.
+
+Shard k of the output is made of shard k of the input; the n-grams of all evaluation sets are in memory in each worker
+(16 bytes each).
+"""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data import decontaminate, schema, shards
+from pipelines.inputs import ExternalFile
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.stage import Context, Outcome, Read
+
+VERSION = 1
+READS = {
+    "text": Read(help="documents", dataset="text"),
+    "evaluation": Read(help="evaluation sets, a JSONL file each; the file's name is the set's", many=True),
+}
+WRITES = ("text", "hits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What an overlap is, and what becomes of it."""
+
+    ngram_words: int = 13
+    """words in a row that a document and an item must share"""
+    action: Literal["drop", "mask"] = "drop"
+    """drop the document, or keep it and take no loss on the shared words"""
+    fields: tuple[str, ...] = ()
+    """fields of an item to look for; empty: every string in it"""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.ngram_words <= 64:
+            raise ValueError(f"ngram_words is {self.ngram_words}; allowed are 2 to 64, usually 8 to 13")
+
+
+@dataclass(frozen=True)
+class _Index:
+    config: Config
+
+    def __call__(self, files: tuple[ExternalFile, ...]) -> ShardOutput:
+        items = [list(decontaminate.read_items(file.uri, file.name, self.config.fields)) for file in files]
+        index, short = decontaminate.index_of(items, self.config.ngram_words)
+        if not index.num_rows:
+            names = ", ".join(file.name for file in files)
+            raise ValueError(
+                f"no item of {names} has {self.config.ngram_words} words, so nothing can be found; lower --ngram-words"
+            )
+        return ShardOutput(
+            parts={"_index": Part(table=index)},
+            facts={"items": [sum(item is not None for item in many) for many in items], "too_short": short},
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _index(uri: str) -> pa.Table:
+    """Kept by the worker process between shards."""
+    return shards.read_table(uri, decontaminate.INDEX.names).combine_chunks()
+
+
+@dataclass(frozen=True)
+class _Search:
+    config: Config
+    index_uri: str
+    sets: tuple[str, ...]
+
+    def __call__(self, uri: str) -> ShardOutput:
+        words = self.config.ngram_words
+        index, table = _index(self.index_uri), shards.read_table(uri, schema.TEXT.names)
+        hits = decontaminate.find_hits(table, index, self.sets, words)
+        found = pc.is_in(table["id"], hits["id"].combine_chunks())
+        if self.config.action == "drop":
+            kept = table.filter(pc.invert(found))
+        else:
+            kept = decontaminate.mask_spans(table, index, words)
+        dropped = table.num_rows - kept.num_rows
+        return ShardOutput(
+            parts={"text": Part(table=kept), "hits": Part(table=hits)},
+            dropped={"contaminated": dropped} if dropped else {},
+            facts={"text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist())},
+        )
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError where two sets have one name, or none has an item that can be found."""
+    files = context.input("evaluation").files
+    sets = tuple(decontaminate.set_name(file.name) for file in files)
+    if twice := [name for name, count in Counter(sets).items() if count > 1]:
+        raise ValueError(f"two evaluation sets are called {', '.join(twice)}; give their files different names")
+    (made,) = map_shards(context, "index", [files], _Index(config))
+    (index_uri,) = uris_of(context, [made], "_index")
+    receipts = map_shards(context, "search", context.input("text").uris(), _Search(config, index_uri, sets))
+    report = {
+        name: {"items": items, "too_short": short, "items_found": 0, "documents": 0}
+        for name, items, short in zip(sets, made.facts["items"], made.facts["too_short"], strict=True)
+    }
+    found: set[tuple[str, int]] = set()
+    for uri in uris_of(context, receipts, "hits"):
+        hits = shards.read_table(uri, ["set", "item"])
+        found |= set(zip(hits["set"].to_pylist(), hits["item"].to_pylist(), strict=True))
+        for name, documents in _documents(shards.read_table(uri, ["id", "set"])).items():
+            report[name]["documents"] += documents
+    for name, _ in found:
+        report[name]["items_found"] += 1
+    return Outcome(
+        datasets={
+            "text": dataset_of(receipts, "text", text_bytes=sum(one.facts["text_bytes"] for one in receipts)),
+            "hits": dataset_of(receipts, "hits", evaluation_sets=report),
+        },
+        dropped=total_dropped(receipts),
+    )
+
+
+def _documents(hits: pa.Table) -> Counter[str]:
+    """Documents of one shard that overlap each set."""
+    return Counter(name for name, _ in set(zip(hits["set"].to_pylist(), hits["id"].to_pylist(), strict=True)))
