@@ -1,5 +1,4 @@
-"""Leaves out documents by length, language, word list, quality and personal data; each is kept as a reject with its
-reason.
+"""Leaves out documents by length, language, word list, quality and personal data, each kept as a reject with a reason.
 
 Shard k of the output is made of shard k of the input. Without further flags only empty and too long documents go.
 Order: word list, empty, length, language, Gopher repetition, Gopher quality, C4, FineWeb, personal data.
