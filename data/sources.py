@@ -1,27 +1,57 @@
-"""Raw files -> documents and rejects: JSONL (plain, .gz, .zst), Parquet, and any other file as one document of text.
+"""Raw files -> documents and rejects: JSONL (plain, .gz, .zst), Parquet, web archives, and any other file as one text.
 
-One pass over each file, a record at a time. What cannot be read as a record is a reject with a reason; a file that is
-not what its name says is an error, because then nothing in it can be trusted.
+One pass over each file, a record at a time; what is read goes out in batches, so memory does not grow with files. What
+cannot be read as a record is a reject with a reason; a file that is not what its name says, or breaks, is an error,
+because then nothing in it can be trusted.
 """
 
 import codecs
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
+import ftfy
 import pyarrow as pa
-import zstandard
 
-from data import schema, shards, storage
+from data import compressed, schema, shards, storage, web
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KEPT_BYTES = 4096
 """of a rejected record that is no text, so many are kept"""
+PARQUET_ROWS = 64
+"""read at a time: a column of one huge repeated value stays small in the file and not in memory"""
 MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How files are read."""
+
+    text_field: str = "text"
+    """field (JSONL, a.b for a field inside another) or column (Parquet) that holds the text"""
+    metadata_fields: tuple[str, ...] = ()
+    """fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
+    max_document_bytes: int = 128 << 20
+    """longest record that is read"""
+    main_content: bool = True
+    """of web pages, leave out menus and other boilerplate"""
+    fix_encoding: bool = False
+    """repair mojibake (ftfy)"""
+    skip_bad_files: bool = False
+    """a bad file becomes one reject, and nothing of it is kept; it is read twice"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some of what was read."""
+
+    text: pa.Table
+    rejects: pa.Table
+    fixed: int
+    """texts that ftfy changed"""
+    passed_over: int
+    """records of web archives that hold no page (requests, metadata)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,83 +74,139 @@ class Reject:
     content: bytes
 
 
-def read_records(name: str, uri: str, text_field: str) -> Iterator[Record | Reject]:
-    """The records of one file. Raises ValueError where the file is not of the kind its name says."""
-    if name.endswith(JSONL_SUFFIXES):
-        yield from _read_jsonl(name, uri, text_field)
-    elif name.endswith(".parquet"):
-        yield from _read_parquet(name, uri, text_field)
-    else:
-        yield _read_whole(name, uri)
+def collect(source: str, files: Sequence[tuple[str, str]], options: Options, batch_bytes: int) -> Iterator[Batch]:
+    """Documents and rejects of `files` (name, URI) in order, in batches of about `batch_bytes` of text, at least one.
 
-
-def collect_file(source: str, name: str, uri: str, text_field: str) -> tuple[pa.Table, pa.Table]:
-    """(TEXT, REJECTS) of one file."""
-    texts: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
-    for record in read_records(name, uri, text_field):
-        document = schema.document_id(source, name, record.offset)
-        if isinstance(record, Reject):
-            rejects.append(
-                {
-                    "id": document,
-                    "source": source,
-                    "name": name,
-                    "reason": record.reason,
-                    "detail": record.detail,
-                    "content": record.content[:KEPT_BYTES],
-                }
-            )
+    Raises ValueError, naming the file, where one is not of the kind its name says or breaks.
+    """
+    rows, size = _Rows(source), 0
+    for name, uri in files:
+        if options.skip_bad_files and (bad := _what_is_wrong(name, uri, options)):
+            rows.reject(name, Reject(offset=0, reason="bad_file", detail=bad, content=b""))
             continue
-        texts.append(
-            {
-                "id": document,
-                "content_hash": schema.content_hash(record.text),
-                "text": record.text,
-                "source": source,
-                "metadata": _metadata_json({"name": name, "record": record.metadata}),
-                "masked_spans": [],
-            }
+        for record in read_records(name, uri, options):
+            if record is None:
+                rows.passed_over += 1
+            elif isinstance(record, Reject):
+                rows.reject(name, record)
+                size += len(record.content)
+            else:
+                size += rows.document(name, record, options.fix_encoding)
+            if size >= batch_bytes:
+                yield rows.batch()
+                rows, size = _Rows(source), 0
+    yield rows.batch()
+
+
+def read_records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
+    """The records of one file, None for those that never were documents. Raises ValueError for a bad file."""
+    if name.endswith(JSONL_SUFFIXES):
+        yield from _read_jsonl(name, uri, options)
+    elif name.endswith(".parquet"):
+        yield from _read_parquet(name, uri, options)
+    elif name.endswith(web.SUFFIXES):
+        yield from _read_archive(name, uri, options)
+    else:
+        yield _read_whole(uri, options.max_document_bytes)
+
+
+def _what_is_wrong(name: str, uri: str, options: Options) -> str:
+    try:
+        for _ in read_records(name, uri, options):
+            pass
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Rows:
+    """Columns of what was read, on their way to a batch."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.texts: dict[str, list[Any]] = {name: [] for name in schema.TEXT.names}
+        self.rejects: dict[str, list[Any]] = {name: [] for name in schema.REJECTS.names}
+        self.fixed = self.passed_over = 0
+
+    def document(self, name: str, record: Record, fix_encoding: bool) -> int:
+        """Adds a document; returns its size in characters."""
+        text = record.text
+        if fix_encoding:
+            text = ftfy.fix_text(text)
+            self.fixed += text != record.text
+        values: tuple[Any, ...] = (
+            schema.document_id(self.source, name, record.offset),
+            schema.content_hash(text),
+            text,
+            self.source,
+            _metadata_json({"name": name, "record": record.metadata}),
+            [],
         )
-    return pa.Table.from_pylist(texts, schema.TEXT), pa.Table.from_pylist(rejects, schema.REJECTS)
+        for column, value in zip(self.texts.values(), values, strict=True):
+            column.append(value)
+        return len(text)
+
+    def reject(self, name: str, reject: Reject) -> None:
+        id = schema.document_id(self.source, name, reject.offset)
+        values = (id, self.source, name, reject.reason, reject.detail, reject.content[:KEPT_BYTES])
+        for column, value in zip(self.rejects.values(), values, strict=True):
+            column.append(value)
+
+    def batch(self) -> Batch:
+        return Batch(
+            text=pa.table(self.texts, schema=schema.TEXT),
+            rejects=pa.table(self.rejects, schema=schema.REJECTS),
+            fixed=self.fixed,
+            passed_over=self.passed_over,
+        )
 
 
 def _metadata_json(metadata: dict[str, Any]) -> str:
-    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, valid in JSON as an escape and nowhere else
-        return json.dumps(metadata, sort_keys=True)
+        return json.dumps(metadata, sort_keys=True, default=str)
     return text
 
 
-def _read_whole(name: str, uri: str) -> Record | Reject:
-    data = storage.read_bytes(uri)
+def _read_whole(uri: str, most_bytes: int) -> Record | Reject:
+    with storage.open_input(uri) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        return _too_long(0, data, most_bytes)
     text, problem = _decode(data)
     if problem:
         return Reject(offset=0, reason="invalid_utf8", detail=problem, content=data)
     return Record(offset=0, text=text, metadata={})
 
 
-def _read_jsonl(name: str, uri: str, text_field: str) -> Iterator[Record | Reject]:
+def _too_long(offset: int, start: bytes, most_bytes: int) -> Reject:
+    detail = f"more than {most_bytes:,} bytes; --max-document-bytes allows more"
+    return Reject(offset=offset, reason="too_long", detail=detail, content=start[:KEPT_BYTES])
+
+
+def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
     """One JSON object a line; blank lines are no records."""
     _refuse_magic(name, uri, allowed={".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}.get(name[name.rfind(".") :]))
     objects = 0
     bad: list[Reject] = []
-    with storage.open_input(uri) as raw:
-        for offset, line in enumerate(_lines(name, uri, raw)):
-            if not line.strip():
-                continue
-            outcome = _parse_line(line, offset, text_field)
-            if isinstance(outcome, Reject) and outcome.reason == "invalid_json" and not objects:
-                bad.append(outcome)  # held back until a line is JSON: a file with none is no JSONL
-                if len(bad) == 1000:
-                    break
-                continue
-            objects += 1
-            yield from bad
-            bad = []
-            yield outcome
+    for offset, (line, length) in enumerate(_lines(name, uri, options.max_document_bytes)):
+        if length > options.max_document_bytes:
+            yield _too_long(offset, line, options.max_document_bytes)
+            continue
+        if not line.strip():
+            continue
+        outcome = _parse_line(line, offset, options)
+        if isinstance(outcome, Reject) and outcome.reason == "invalid_json" and not objects:
+            bad.append(outcome)  # held back until a line is JSON: a file with none is no JSONL
+            if len(bad) == 1000:
+                break
+            continue
+        objects += 1
+        yield from bad
+        bad = []
+        yield outcome
     if bad and not objects:
         raise ValueError(
             f"{name} is not JSON lines: none of its first {len(bad)} lines is a JSON object ({bad[0].detail}); "
@@ -128,50 +214,33 @@ def _read_jsonl(name: str, uri: str, text_field: str) -> Iterator[Record | Rejec
         )
 
 
-def _lines(name: str, uri: str, raw: BinaryIO) -> Iterator[bytes]:
-    suffix = name[name.rfind(".") :]
-    if suffix not in (".gz", ".zst"):
-        yield from raw
-        return
-    try:
-        # gzip reads file after file where several were concatenated, and so do we for zstd
-        stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else io.BufferedReader(_ZstdStream(raw))
-        with stream as lines:
-            yield from lines
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{name} ends or breaks inside its compressed stream ({error}); fetch {uri} again") from error
+def _lines(name: str, uri: str, most_bytes: int) -> Iterator[tuple[bytes, int]]:
+    with storage.open_input(uri) as raw:
+        try:
+            yield from compressed.bounded_lines(compressed.open_stream(name, raw), most_bytes)
+        except compressed.BROKEN as error:
+            raise ValueError(
+                f"{name} ends or breaks inside its compressed stream ({error}); fetch {uri} again"
+            ) from error
 
 
-class _ZstdStream(io.RawIOBase):
-    """The content of all frames of a zstd file; EOFError where one is cut (zstandard's own reader ends quietly)."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw = raw
-        self.frame: Any = None
-        self.compressed = b""
-        self.content = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.content:
-            self.compressed = self.compressed or self.raw.read(1 << 16)
-            if not self.compressed:
-                if self.frame is not None:
-                    raise EOFError("the last zstd frame is not complete")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.content = memoryview(self.frame.decompress(self.compressed))
-            self.compressed = b""
-            if self.frame.eof:
-                self.compressed, self.frame = self.frame.unused_data, None
-        count = min(len(buffer), len(self.content))
-        buffer[:count], self.content = self.content[:count], self.content[count:]
-        return count
+def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
+    with storage.open_input(uri) as raw:
+        pages = web.read_pages(name, raw, options.max_document_bytes, options.main_content)
+        try:
+            for offset, page in enumerate(pages):
+                if page is None:
+                    yield None
+                elif page.reason:
+                    told = f"{page.metadata.get('url', '')}: {page.detail}"
+                    yield Reject(offset=offset, reason=page.reason, detail=told, content=page.content)
+                else:
+                    yield Record(offset=offset, text=page.text, metadata=page.metadata)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{name} is no web archive, or breaks ({error}); fetch {uri} again") from error
 
 
-def _parse_line(line: bytes, offset: int, text_field: str) -> Record | Reject:
+def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
     decoded, problem = _decode(line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line)
     if problem:
         return Reject(offset=offset, reason="invalid_utf8", detail=problem, content=line)
@@ -181,7 +250,8 @@ def _parse_line(line: bytes, offset: int, text_field: str) -> Record | Reject:
         return Reject(offset=offset, reason="invalid_json", detail=f"line {offset + 1}: {error}", content=line)
     if not isinstance(record, dict):
         return Reject(offset=offset, reason="invalid_json", detail=f"line {offset + 1}: no object", content=line)
-    text = record.pop(text_field, None)
+    text_field = options.text_field
+    text = _take(record, text_field)
     if not isinstance(text, str):
         fields = ", ".join(record).encode(errors="backslashreplace").decode() or "none"
         detail = f"line {offset + 1}: field {text_field!r} is {type(text).__name__}; there are {fields}"
@@ -190,15 +260,29 @@ def _parse_line(line: bytes, offset: int, text_field: str) -> Record | Reject:
         text.encode()
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON and no valid text
         return Reject(offset=offset, reason="invalid_utf8", detail=str(error), content=line)
-    return Record(offset=offset, text=text, metadata=record)
+    kept = {name: record[name] for name in options.metadata_fields if name in record}
+    return Record(offset=offset, text=text, metadata=kept if options.metadata_fields else record)
 
 
-def _read_parquet(name: str, uri: str, text_field: str) -> Iterator[Record | Reject]:
+def _take(record: dict[str, Any], field: str) -> Any:
+    """Takes a field out of the record: by its name, or by a path of names with dots."""
+    if field in record or "." not in field:
+        return record.pop(field, None)
+    *path, last = field.split(".")
+    inner: Any = record
+    for name in path:
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner.pop(last, None) if isinstance(inner, dict) else None
+
+
+def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
     file = shards.open_parquet(uri)
-    if text_field not in file.schema_arrow.names:
-        raise ValueError(
-            f"{name} has no column {text_field!r}; it has {', '.join(file.schema_arrow.names)}: set --text-field"
-        )
+    names, text_field = file.schema_arrow.names, options.text_field
+    for wanted in (text_field, *options.metadata_fields):
+        if wanted not in names:
+            raise ValueError(
+                f"{name} has no column {wanted!r}; it has {', '.join(names)}: set --text-field or --metadata-fields"
+            )
     kind = file.schema_arrow.field(text_field).type
     dictionary = pa.types.is_dictionary(kind)
     kind = kind.value_type if dictionary else kind
@@ -209,24 +293,32 @@ def _read_parquet(name: str, uri: str, text_field: str) -> Iterator[Record | Rej
         )
     offset = 0
     try:
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field, *options.metadata_fields]):
             # as bytes: a writer need not have checked that its strings are UTF-8
             column = batch.column(text_field)
             column = column.dictionary_decode() if dictionary else column
-            for value in column.cast(bytes_kind).to_pylist():
-                yield _parse_value(value, offset)
+            others = batch.select(list(options.metadata_fields)).to_pylist() if options.metadata_fields else []
+            for place, value in enumerate(column.cast(bytes_kind).to_pylist()):
+                yield _parse_value(value, offset, others[place] if others else {}, options.max_document_bytes)
                 offset += 1
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
+    if offset != file.metadata.num_rows:
+        raise ValueError(
+            f"{name} is damaged ({offset} rows where its footer says {file.metadata.num_rows}); fetch {uri} again, "
+            "or leave it out with --exclude"
+        )
 
 
-def _parse_value(value: bytes | None, offset: int) -> Record | Reject:
+def _parse_value(value: bytes | None, offset: int, metadata: dict[str, Any], most_bytes: int) -> Record | Reject:
     if value is None:
         return Reject(offset=offset, reason="no_text", detail=f"row {offset}: null", content=b"")
+    if len(value) > most_bytes:
+        return _too_long(offset, value, most_bytes)
     text, problem = _decode(value)
     if problem:
         return Reject(offset=offset, reason="invalid_utf8", detail=problem, content=value)
-    return Record(offset=offset, text=text, metadata={})
+    return Record(offset=offset, text=text, metadata=metadata)
 
 
 def _decode(data: bytes) -> tuple[str, str]:

@@ -1,19 +1,20 @@
-"""Files from outside -> documents with ids: JSONL, Parquet, or directories of text.
+"""Files from outside -> documents with ids: JSONL, Parquet, web archives (WARC, WET), or directories of text.
 
-One document a line, a row, or a file. What cannot be read is a counted reject. Cost: reading the input once.
+One document a line, a row, a page or a file. A record that cannot be read is a counted reject; a file that cannot be
+fails the stage, or is skipped and counted where that is asked for. Cost: reading the input once, in bounded memory.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-
-import pyarrow as pa
+from typing import Literal
 
 from data import sources
 from pipelines.inputs import ExternalFile
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
+VERSION = 2
 WRITES = ("text", "rejects")
 
 
@@ -23,18 +24,32 @@ class Config:
 
     source: str = "text"
     """name of the source, kept with every document"""
-    include: tuple[str, ...] = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.txt", "*.md", "*.rst", "*.py")
+    include: tuple[str, ...] = (
+        "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz",
+        "*.txt", "*.md", "*.rst", "*.py",
+    )  # fmt: skip
     """patterns of the names to read, relative to what was given (* crosses folders)"""
     exclude: tuple[str, ...] = ()
     """patterns of the names to leave out"""
     text_field: str = "text"
-    """field (JSONL) or column (Parquet) that holds the text"""
+    """field (JSONL, a.b for a field inside another) or column (Parquet) that holds the text"""
+    metadata_fields: tuple[str, ...] = ()
+    """fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
+    main_content: bool = True
+    """of web pages, leave out menus and other boilerplate"""
+    fix_encoding: bool = False
+    """repair mojibake (ftfy); otherwise a text is exactly what was there"""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """what becomes of a file that is damaged or not what its name says: an error, or one counted reject"""
+    max_document_bytes: int = 128 * 2**20
+    """longest record that is read, in bytes; a longer one is a reject"""
     shard_bytes: int = 64 * 2**20
-    """input bytes that go to one shard of output, at least (whole files)"""
+    """text that makes a shard of output, in bytes, about; small files share one"""
 
     def __post_init__(self) -> None:
-        if self.shard_bytes < 1:
-            raise ValueError(f"shard_bytes is {self.shard_bytes}; at least 1, usually some 64 MiB")
+        for name, usual in (("shard_bytes", "64 MiB"), ("max_document_bytes", "128 MiB")):
+            if not 1 <= getattr(self, name) <= 1 << 30:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed are 1 to 2**30, usually {usual}")
         if not self.source:
             raise ValueError("source is empty; give the source a name")
 
@@ -50,32 +65,45 @@ READS = {"input": Read(help="files, directories or globs of text", many=True, se
 
 @dataclass(frozen=True)
 class _Collect:
-    source: str
-    text_field: str
+    config: Config
 
-    def __call__(self, files: tuple[ExternalFile, ...]) -> ShardOutput:
-        tables = [sources.collect_file(self.source, file.name, file.uri, self.text_field) for file in files]
-        text = pa.concat_tables([table for table, _ in tables])
-        rejects = pa.concat_tables([table for _, table in tables])
-        counts = rejects["reason"].value_counts().to_pylist()
-        return ShardOutput(
-            parts={"text": Part(table=text), "rejects": Part(table=rejects)},
-            dropped={count["values"]: count["counts"] for count in counts},
-            facts={"text_bytes": sum(len(value.encode()) for value in text["text"].to_pylist())},
+    def __call__(self, files: tuple[ExternalFile, ...]) -> Iterator[ShardOutput]:
+        config = self.config
+        options = sources.Options(
+            text_field=config.text_field,
+            metadata_fields=config.metadata_fields,
+            max_document_bytes=config.max_document_bytes,
+            main_content=config.main_content,
+            fix_encoding=config.fix_encoding,
+            skip_bad_files=config.on_bad_file == "skip",
         )
+        named = [(file.name, file.uri) for file in files]
+        for batch in sources.collect(config.source, named, options, config.shard_bytes):
+            counts = batch.rejects["reason"].value_counts().to_pylist()
+            yield ShardOutput(
+                parts={"text": Part(table=batch.text), "rejects": Part(table=batch.rejects)},
+                dropped={count["values"]: count["counts"] for count in counts},
+                facts={
+                    "text_bytes": sum(len(value.encode()) for value in batch.text["text"].to_pylist()),
+                    "fixed": batch.fixed,
+                    "passed_over": batch.passed_over,
+                },
+            )
 
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where no document is left at all."""
     groups: list[list[ExternalFile]] = [[]]
+    held = 0
     for file in context.input("input").files:
-        if sum(one.bytes for one in groups[-1]) >= config.shard_bytes:
+        if held >= config.shard_bytes:
             groups.append([])
+            held = 0
         groups[-1].append(file)
-    receipts = map_shards(
-        context, "collect", [tuple(group) for group in groups], _Collect(config.source, config.text_field)
-    )
-    text = dataset_of(receipts, "text", text_bytes=sum(receipt.facts["text_bytes"] for receipt in receipts))
+        held += file.bytes
+    receipts = map_shards(context, "collect", [tuple(group) for group in groups], _Collect(config))
+    facts = {name: sum(one.facts[name] for one in receipts) for name in ("text_bytes", "fixed", "passed_over")}
+    text = dataset_of(receipts, "text", **facts)
     dropped = total_dropped(receipts)
     if not text.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no records at all"

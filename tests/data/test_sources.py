@@ -24,11 +24,17 @@ def lines(*records: object) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
+def collect_file(source: str, name: str, uri: str, text_field: str = "text") -> tuple[pa.Table, pa.Table]:
+    """(TEXT, REJECTS) of one file."""
+    batches = list(sources.collect(source, [(name, uri)], sources.Options(text_field=text_field), 1000))
+    return pa.concat_tables([one.text for one in batches]), pa.concat_tables([one.rejects for one in batches])
+
+
 def collect(tmp_path: Path, name: str, content: bytes, text_field: str = "text") -> tuple[list[str], list[str]]:
     """(texts, reasons of the rejects) of one file."""
     path = tmp_path / name
     path.write_bytes(content)
-    text, rejects = sources.collect_file("source", name, str(path), text_field)
+    text, rejects = collect_file("source", name, str(path), text_field)
     assert text.schema.equals(schema.TEXT, check_metadata=True)
     assert rejects.schema.equals(schema.REJECTS, check_metadata=True)
     return text["text"].to_pylist(), rejects["reason"].to_pylist()
@@ -104,7 +110,7 @@ def test_a_line_that_is_no_document_is_a_reject_with_its_reason(tmp_path: Path, 
 def test_a_reject_tells_its_place_and_keeps_its_first_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"text": "good"}) + b'{"text": 1' + b" " * 10_000 + b"\n")
-    _, rejects = sources.collect_file("wiki", "x/a.jsonl", str(path), "text")
+    _, rejects = collect_file("wiki", "x/a.jsonl", str(path), "text")
     (reject,) = rejects.to_pylist()
     assert reject["id"] == schema.document_id("wiki", "x/a.jsonl", 1)
     assert (reject["source"], reject["name"]) == ("wiki", "x/a.jsonl")
@@ -117,7 +123,7 @@ def test_ids_follow_source_name_and_line_and_not_the_folder(tmp_path: Path) -> N
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jsonl").write_bytes(b"\n" + lines({"text": "same"}, {"text": "same"}))
-        text, _ = sources.collect_file("wiki", "a.jsonl", str(tmp_path / folder / "a.jsonl"), "text")
+        text, _ = collect_file("wiki", "a.jsonl", str(tmp_path / folder / "a.jsonl"), "text")
         ids.append(text["id"].to_pylist())
     assert ids[0] == ids[1] == [schema.document_id("wiki", "a.jsonl", line) for line in (1, 2)]
     assert text["content_hash"].to_pylist() == [schema.content_hash("same")] * 2
@@ -126,7 +132,7 @@ def test_ids_follow_source_name_and_line_and_not_the_folder(tmp_path: Path) -> N
 def test_other_fields_are_kept_as_metadata(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"text": "t", "url": "\u00e9", "n": 1}) + b'{"text": "u", "odd": "\\ud800"}\n')
-    text, _ = sources.collect_file("s", "a.jsonl", str(path), "text")
+    text, _ = collect_file("s", "a.jsonl", str(path), "text")
     assert [json.loads(one) for one in text["metadata"].to_pylist()] == [
         {"name": "a.jsonl", "record": {"url": "\u00e9", "n": 1}},
         {"name": "a.jsonl", "record": {"odd": "\ud800"}},
@@ -182,7 +188,7 @@ def test_a_file_that_is_not_what_its_name_says_is_an_error(
 def test_each_row_of_a_parquet_file_is_a_document(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"n": [1, 2, 3], "text": pa.array(["one", None, "dr\u00ed"], kind)}), path)
-    text, rejects = sources.collect_file("s", "a.parquet", str(path), "text")
+    text, rejects = collect_file("s", "a.parquet", str(path), "text")
     assert text["text"].to_pylist() == ["one", "dr\u00ed"]
     assert text["id"].to_pylist() == [schema.document_id("s", "a.parquet", row) for row in (0, 2)]
     assert rejects["reason"].to_pylist() == ["no_text"]
