@@ -1,6 +1,6 @@
 """Filters: a document is kept, perhaps rewritten, or rejected for one reason. Pure: TEXT in, (TEXT, REJECTS) out.
 
-    words of a list (over the column) -> length, language -> heuristics (sharing a text's words) -> personal data
+    word list -> length, language -> heuristics (sharing a text's words) -> personal data -> classifiers
 
 The first objection gives the reason. Rewriting (C4's lines, redaction) gives a document a new content_hash, not a new
 id. Counts of what was rewritten go with the tables.
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import re2
 
-from data import heuristics, pii, schema
+from data import classifier, heuristics, pii, schema
 from data.heuristics import Objection
 from data.words import split_words
 
@@ -42,6 +42,8 @@ class Rules:
     words: tuple[str, ...] = ()
     pii: dict[str, Treatment] = field(default_factory=dict)
     """class -> redact or drop"""
+    classifiers: tuple[tuple[str, float], ...] = ()
+    """(URI of a classifier, score that a text must reach)"""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.pii if name not in pii.CLASSES]:
@@ -81,6 +83,14 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
             changed[row] = (left, kept_spans)
     keep = np.ones(len(texts), bool)
     keep[[row for row, _ in rejects]] = False
+    for uri, least in rules.classifiers:
+        rows = np.flatnonzero(keep).tolist()
+        left_texts = [changed[row][0] if row in changed else texts[row] for row in rows]
+        for row, score in zip(rows, classifier.load(uri).score(left_texts).tolist(), strict=True):
+            if score < least:
+                rejects.append((row, ("classifier", f"score {score:.3f}; at least {least:g}")))
+                keep[row] = False
+    rejects.sort()
     return _rewritten(table, changed).filter(pa.array(keep)), _rejects(table, texts, rejects), counts
 
 

@@ -1,7 +1,7 @@
 """Leaves out documents by length, language, word list, quality and personal data, each kept as a reject with a reason.
 
 Shard k of the output is made of shard k of the input. Without further flags only empty and too long documents go.
-Order: word list, empty, length, language, Gopher repetition, Gopher quality, C4, FineWeb, personal data.
+Order: word list, empty, length, language, Gopher repetition, Gopher quality, C4, FineWeb, personal data, classifiers.
 """
 
 from collections import Counter
@@ -17,6 +17,12 @@ VERSION = 2
 READS = {
     "text": Read(help="documents", dataset="text"),
     "words": Read(help="a word list of yours, a word or phrase a line: documents that hold one go", optional=True),
+    "classifier": Read(
+        help="classifiers of train_classifier, for --min-classifier-score",
+        dataset="classifier",
+        many=True,
+        optional=True,
+    ),
 }
 WRITES = ("text", "rejects")
 
@@ -60,7 +66,12 @@ class Config:
     pii_national_id: Treatment = "keep"
     """social security numbers (US), DNI (Spain), CPF (Brazil), codice fiscale (Italy)"""
 
+    min_classifier_score: tuple[float, ...] = ()
+    """score that a document must reach, one for each classifier given"""
+
     def __post_init__(self) -> None:
+        if wrong_scores := [score for score in self.min_classifier_score if not 0 <= score <= 1]:
+            raise ValueError(f"min_classifier_score has {wrong_scores}; allowed are 0 to 1")
         if self.max_characters < 1:
             raise ValueError(f"max_characters is {self.max_characters}; at least 1")
         if not 0 <= self.min_language_score <= 1:
@@ -70,7 +81,7 @@ class Config:
         ]:
             raise ValueError(f"languages {wrong} are no codes of ISO 639-1, as in --languages en de")
 
-    def rules(self, words: tuple[str, ...]) -> Rules:
+    def rules(self, words: tuple[str, ...], classifiers: tuple[str, ...]) -> Rules:
         return Rules(
             max_characters=self.max_characters,
             gopher_quality=self.gopher if self.gopher_quality else None,
@@ -80,6 +91,7 @@ class Config:
             languages=self.languages,
             min_language_score=self.min_language_score,
             words=words,
+            classifiers=tuple(zip(classifiers, self.min_classifier_score, strict=True)),
             pii={name: how for name in pii.CLASSES if (how := getattr(self, f"pii_{name}")) != "keep"},
         )
 
@@ -88,9 +100,10 @@ class Config:
 class _Filter:
     config: Config
     words: tuple[str, ...] = ()
+    classifiers: tuple[str, ...] = ()
 
     def __call__(self, uri: str) -> ShardOutput:
-        rules = self.config.rules(self.words)
+        rules = self.config.rules(self.words, self.classifiers)
         kept, rejects, rewritten = filters.filter_table(shards.read_table(uri, schema.TEXT.names), rules)
         counts = rejects["reason"].value_counts().to_pylist()
         return ShardOutput(
@@ -120,7 +133,14 @@ def read_words(uris: list[str]) -> tuple[str, ...]:
 def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where nothing is left."""
     words = read_words([uri for one in context.inputs.get("words", []) for uri in one.uris()])
-    receipts = map_shards(context, "filter", context.input("text").uris(), _Filter(config, words))
+    classifiers = tuple(uri for one in context.inputs.get("classifier", []) for uri in one.uris())
+    if len(classifiers) != len(config.min_classifier_score):
+        raise ValueError(
+            f"got {len(classifiers)} classifiers and {len(config.min_classifier_score)} scores; give --classifier and "
+            "--min-classifier-score one value each for every classifier"
+        )
+    work = _Filter(config, words, classifiers)
+    receipts = map_shards(context, "filter", context.input("text").uris(), work)
     rewritten: Counter[str] = Counter()
     for receipt in receipts:
         rewritten.update(receipt.facts["rewritten"])

@@ -44,7 +44,7 @@ def main(root: str, reference: str, gate: str) -> None:
     config = filter_text.Config()
 
     def run(context: Context, config: filter_text.Config) -> Outcome:
-        filter_text._Filter = lambda config, words: Slow(config, gate)  # type: ignore[assignment, misc]
+        filter_text._Filter = lambda config, words, classifiers: Slow(config, gate)  # type: ignore[assignment, misc]
         return filter_text.run(context, config)
 
     task = Task(

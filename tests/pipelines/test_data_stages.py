@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.manifest import Manifest, read_manifest
-from pipelines.runner import run_task
+from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.shard_map import RECEIPTS
-from pipelines.stage import Resources
+from pipelines.stage import Resources, load_stage
 from tests.pipelines.corpora import mixed_corpus
 from tests.pipelines.in_process import CHAIN, InProcess, chain, run_chain
 
@@ -180,3 +180,30 @@ def test_the_chain_is_the_same_on_ray(reference: Reference, tmp_path: Path, ray_
     run_chain(str(tmp_path), str(reference.corpus), ray_session)
     assert listed(tmp_path) == listed(reference.root)
     assert {name for name, _, _ in CHAIN} == {file.parents[1].name for file in tmp_path.glob("*/*/_MANIFEST.json")}
+
+
+@pytest.mark.slow
+def test_a_classifier_is_trained_and_used(reference: Reference, tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled.jsonl"
+    draw = random.Random(0)
+    words = {"good": ["fine", "clear", "sound"], "bad": ["spam", "buy", "click"]}
+    rows = [{"text": " ".join(draw.choices(words[label], k=9)), "label": label} for label in ("good", "bad") * 300]
+    labelled.write_text("\n".join(map(json.dumps, rows)))
+    root, session = str(tmp_path / "runs"), InProcess()
+
+    def made(name: str, fields: dict[str, object], inputs: dict[str, list[str]]) -> tuple[str, Manifest]:
+        stage = load_stage(name)
+        config = stage.config(**fields)
+        task = Task(stage=stage, config=config, inputs=resolve_inputs(stage, config, inputs, root), root=root)
+        return task.directory, run_task(task, Resources(), session, say=lambda _: None)
+
+    where, trained = made("train_classifier", {"kept_label": "good", "weights": 1 << 14}, {"labelled": [str(labelled)]})
+    measured = trained.datasets["classifier"].facts["calibration"]
+    assert measured["roc_auc"] == 1.0
+    texts = [json.dumps({"text": text}) for text in ("a clear and sound text", "click to buy spam")]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    collected, _ = made("collect_text", {}, {"input": [str(tmp_path / "texts.jsonl")]})
+    _, filtered = made("filter_text", {"min_classifier_score": (0.5,)}, {"text": [collected], "classifier": [where]})
+    assert filtered.dropped == {"classifier": 1}
+    with pytest.raises(ValueError, match="got 1 classifiers and 0 scores"):
+        made("filter_text", {}, {"text": [collected], "classifier": [where]})

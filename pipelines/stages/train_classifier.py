@@ -1,0 +1,89 @@
+"""Trains a linear classifier of texts (quality, safety) from labelled JSONL, for `filter_text --classifier`.
+
+One task: hashed n-grams of all labelled texts in one memory. The calibration on held-out texts is in the manifest.
+"""
+
+import time
+from dataclasses import dataclass
+
+from data import classifier
+from pipelines.inputs import ExternalFile
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.stage import Context, Outcome, Read
+
+VERSION = 1
+READS = {"labelled": Read(help="JSONL files of texts with labels", many=True)}
+WRITES = ("classifier",)
+FILE_NAME = "classifier.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is learned, and how strongly."""
+
+    text_field: str = "text"
+    """field of the text"""
+    label_field: str = "label"
+    """field of the label, a word or a whole number"""
+    kept_label: str = "1"
+    """label whose probability is the score; all others are taken together"""
+    ngrams: int = 2
+    """words in the longest n-gram"""
+    weights: int = 1 << 18
+    """n-grams are hashed to so many weights"""
+    inverse_penalty: float = 10.0
+    """larger fits the labelled texts closer (C of the logistic regression)"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ngrams <= 5:
+            raise ValueError(f"ngrams is {self.ngrams}; allowed are 1 to 5")
+        if not 1 << 10 <= self.weights <= 1 << 26:
+            raise ValueError(f"weights is {self.weights}; allowed are 1024 to 2**26")
+        if not self.inverse_penalty > 0:
+            raise ValueError(f"inverse_penalty is {self.inverse_penalty}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class _Train:
+    config: Config
+
+    def __call__(self, files: tuple[ExternalFile, ...]) -> ShardOutput:
+        config = self.config
+        pairs = [
+            pair
+            for file in files
+            for pair in classifier.read_labelled(file.uri, file.name, config.text_field, config.label_field)
+        ]
+        features = classifier.Features(ngrams=config.ngrams, weights=config.weights)
+        texts = [text for text, _ in pairs]
+        labels = [label for _, label in pairs]
+        made, measured = classifier.train(texts, labels, config.kept_label, features, config.inverse_penalty)
+        return ShardOutput(
+            parts={"classifier": Part(data=made.to_bytes(), name=FILE_NAME)},
+            facts={"labelled": len(pairs), "calibration": measured},
+        )
+
+
+def run(context: Context, config: Config) -> Outcome:
+    files = context.input("labelled").files
+    (receipt,) = map_shards(context, "train", [files], _Train(config))
+    facts = {name: receipt.facts[name] for name in ("labelled", "calibration")}
+    dataset = dataset_of([receipt], "classifier", kept_label=config.kept_label, **facts)
+    return Outcome(
+        datasets={"classifier": dataset}, log=_throughput(context, files, config, receipt.shards["classifier"][0].name)
+    )
+
+
+def _throughput(context: Context, files: tuple[ExternalFile, ...], config: Config, name: str) -> dict[str, float]:
+    """How fast one core scores the labelled texts (the first 2,000)."""
+    made = classifier.load(f"{context.directory}/{name}")
+    texts: list[str] = []
+    for file in files:
+        texts += [
+            text for text, _ in classifier.read_labelled(file.uri, file.name, config.text_field, config.label_field)
+        ]
+    texts = texts[:2000]
+    began = time.perf_counter()
+    made.score(texts)
+    seconds = time.perf_counter() - began
+    return {"scored_megabytes_per_second": round(sum(len(text.encode()) for text in texts) / 1e6 / seconds, 3)}
