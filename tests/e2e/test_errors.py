@@ -20,7 +20,7 @@ from tests.e2e.conftest import SmokeRun, pipelines
         ("run filter_text --text filter_text/0123456789abcdef", "holds no _MANIFEST.json"),
         ("run collect_text --input /nowhere", "no file or directory '/nowhere'"),
         ("run collect_text --config /nowhere.json --input .", "no config file '/nowhere.json'"),
-        ("run collect_text --input . --shard-bytes 0", "shard_bytes is 0; at least 1"),
+        ("run collect_text --input . --shard-bytes 0", "shard_bytes is 0; allowed are 1 to 2**30"),
         ("show train_modle", "did you mean 'train_model'?"),
         ("plan", "plan needs the name of a stage or recipe first"),
     ],
