@@ -43,7 +43,8 @@ def open_stream(name: str, raw: BinaryIO) -> BinaryIO:
         return io.BufferedReader(_Guarded(gzip.GzipFile(fileobj=raw), name, raw), 1 << 16)
     if name.endswith(".zst"):
         return io.BufferedReader(_Guarded(_ZstdStream(raw), name, raw), 1 << 16)
-    return raw
+    # files of buckets have no readline with a limit
+    return raw if hasattr(raw, "peek") else io.BufferedReader(raw, 1 << 16)  # type: ignore[type-var]
 
 
 def bounded_lines(stream: BinaryIO, most_bytes: int) -> Iterator[tuple[bytes, int]]:
