@@ -16,6 +16,8 @@ from model import Gemma2Config
 
 Decay = Literal["cosine", "linear", "constant"]
 Objective = Literal["next_token", "distill"]
+Tail = Literal["bucket", "renormalize", "ground_truth"]
+Estimator = Literal["sample", "topk"]
 Device = Literal["xla", "cuda", "cpu", "auto"]
 FeedKind = Literal["direct", "ray"]
 Remat = Literal["none", "projections", "full"]
@@ -60,6 +62,29 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What a student makes of the teacher's cached distribution; formulas in `training/loss.py`."""
+
+    alpha: float = 0.0
+    """share of the next token in the loss; the rest is the teacher's"""
+    temperature: float = 1.0
+    """T that divides the student's logits, as it did the teacher's when they were cached; the teacher's part of the
+    loss is multiplied by T^2"""
+    tail: Tail = "bucket"
+    """of top-k: where the mass outside of the K ids goes: to all other ids as one (`bucket`), nowhere (`renormalize`,
+    biased), or to the true next token (`ground_truth`)"""
+
+    def __post_init__(self) -> None:
+        _one_of("tail", self.tail, get_args(Tail))
+        if not 0.0 <= self.alpha < 1.0:
+            raise ValueError(
+                f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
+            )
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it has to be above 0 and finite, 1 changes nothing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Everything that decides the weights that come out, besides the data."""
 
@@ -67,6 +92,8 @@ class TrainingConfig:
     """sizes of the model"""
     objective: Objective = "next_token"
     """`next_token`: predict the data; `distill`: match the cached teacher distribution at the same targets"""
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    """of objective `distill`: the share of the next token, temperature, and the tail of top-k"""
     steps: int
     """optimizer steps"""
     global_batch: int
@@ -80,6 +107,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, get_args(Objective))
+        if self.objective != "distill" and self.distill != DistillConfig():
+            raise ValueError(
+                f"objective {self.objective!r} takes no {self.distill}; set --objective distill, or leave it"
+            )
         _at_least("steps", self.steps, 1)
         _at_least("global_batch", self.global_batch, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
@@ -109,8 +140,10 @@ class TrainJob:
     """of the tokenizer that made the sequences: no id in them reaches it"""
     logits: tuple[tuple[str, ...], ...] | None = None
     """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
+    estimator: Estimator = "sample"
+    """for `distill`: what the cache holds of the teacher"""
     draws: int | None = None
-    """for `distill`: N, the draws from the teacher at each target"""
+    """for `distill` from a sample: N, the draws from the teacher at each target"""
     max_unique: int | None = None
     """for `distill`: most distinct ids at one target, the width the targets are padded to (default: `draws`)"""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -138,6 +171,7 @@ class TrainJob:
     def __post_init__(self) -> None:
         _one_of("device", self.device, get_args(Device))
         _one_of("feed", self.feed, get_args(FeedKind))
+        _one_of("estimator", self.estimator, get_args(Estimator))
         if self.remat is not None:
             _one_of("remat", self.remat, get_args(Remat))
         _at_least("workers", self.workers, 1)
@@ -150,7 +184,7 @@ class TrainJob:
                 f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
             )
         if self.config.objective == "distill":
-            if self.logits is None or self.draws is None:
+            if self.logits is None or (self.estimator == "sample" and self.draws is None):
                 raise ValueError(
                     "objective 'distill' needs the teacher's cached logits and their number of draws, and got "
                     f"logits={'given' if self.logits is not None else None}, draws={self.draws}; "
@@ -185,6 +219,7 @@ class TrainJob:
             "phases": [dataclasses.asdict(phase) for phase in self.phases],
             "order_seed": self.order_seed,
             "sequence_length": self.sequence_length,
+            "estimator": self.estimator,
             "draws": self.draws,
             "input_fingerprints": dict(self.input_fingerprints),
         }

@@ -7,9 +7,14 @@ states. Products, sums and gradients are float32 whatever the model's type. Cost
 slices of logits, and one float32 gradient of the embedding table.
 
 Each objective is cross-entropy -sum_i p_i log q_i in nats to some target p; they differ in what is known of p. The
-student's q is softmax(logits / temperature) of the capped logits, and p has to be the teacher's at the same
-temperature. No factor T^2 is applied: gradients shrink by about 1 / T^2 (arXiv 1503.02531, section 2), and whoever adds
-a hard-label loss to one at T != 1 multiplies the latter by T^2.
+student's q is softmax(logits / T) of the capped logits at `temperature` T, and p has to be the teacher's at the same
+temperature. Convention: a loss at T is multiplied by T^2, because gradients shrink by about 1 / T^2 (arXiv 1503.02531,
+section 2); so neither the learning rate nor the share of the next token has to follow T. Of every loss to a teacher,
+`alpha` is the share of the next token, at temperature 1:
+
+    (1 - alpha) T^2 -sum_i p_i log q_i  +  alpha -log softmax(logits)_next
+
+One product with the table serves both; at T = 1 one softmax does too.
 
 Batches are dicts of tensors: tokens, segment_ids, positions int32 [B, T]; loss_mask bool [B, T]; and for distillation
     sampled   target_ids, target_counts int32 [B, T, K], padded with count 0
@@ -23,12 +28,13 @@ Shapes: B batch, T time, P positions of a slice, D model, V vocabulary, K distin
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from model import Gemma2
+from training.config import Tail
 
 CHUNK_POSITIONS = 256
 """positions in a slice of logits: rows enough for an efficient matrix product; 8 MiB at 8192 ids, 250 MiB at 256,000"""
@@ -49,9 +55,10 @@ def next_token_loss(
 
     `run_head`, here and below: how the backend walks the slices; None is `loop_head`.
     """
-    next_BT1 = batch["tokens"].roll(-1, dims=1).long()[..., None]  # the last column wraps around; no mask sets it
+    next_BT1 = _next_ids(batch)
     weights_BT1 = torch.ones_like(next_BT1, dtype=torch.float32)
-    return _masked_sum(model, batch, _to_weighted_ids, [next_BT1, weights_BT1], 1.0, chunk_positions, run_head)
+    head = Head(model.config.final_softcap, 1.0, _to_weighted_ids, chunk_positions)
+    return _masked_sum(model, batch, head, [next_BT1, weights_BT1], run_head)
 
 
 def distill_loss(
@@ -60,6 +67,7 @@ def distill_loss(
     draws: int,
     *,
     temperature: float = 1.0,
+    alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
@@ -67,32 +75,50 @@ def distill_loss(
 
     Its gradient has full distillation's as its expectation (arXiv 2503.16870).
     """
-    weights_BTK = batch["target_counts"].float() / draws
-    targets = [batch["target_ids"].long(), weights_BTK]
-    return _masked_sum(model, batch, _to_weighted_ids, targets, temperature, chunk_positions, run_head)
+    head = Head(model.config.final_softcap, temperature, _to_weighted_ids, chunk_positions, alpha)
+    weights_BTK = batch["target_counts"].float() * (head.target_mass / draws)
+    return _masked_sum(model, batch, head, [batch["target_ids"].long(), weights_BTK], run_head)
 
 
 def distill_topk_loss(
     model: Gemma2,
     batch: Batch,
     *,
+    tail: Tail = "bucket",
     temperature: float = 1.0,
+    alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats to the teacher's K best ids and all others as one, summed over targets, and their number.
+    """Cross-entropy in nats to what the teacher's K best ids say, summed over targets, and their number.
 
-    -sum_K p_i log q_i - p_tail log q_tail, where q_tail is the student's mass outside of the K ids. `target_tail` is
-    p_tail, which the cache keeps because 1 - sum p_i would lose its digits. At least one id of each target is real.
-    The gradient leaves the student free in how it spreads the tail, so unlike a renormalised top-k it does not push
-    the tail to zero.
+    `target_tail` is p_tail, the teacher's mass outside of the K ids, which the cache keeps because 1 - sum p_i would
+    lose its digits. At least one id of each target is real. What becomes of the tail is `tail`:
+
+    `bucket`        -sum_K p_i log q_i - p_tail log q_tail, where q_tail is the student's mass outside of the K ids: the
+                    student is free in how it spreads the tail, and is not pushed to have none
+    `renormalize`   the K probabilities divided by their sum: the usual top-k, whose optimum has no tail at all
+    `ground_truth`  p_tail goes to the true next token, among the K or not (the "naive fix" of arXiv 2503.16870)
     """
     log_probs_BTK = batch["target_log_probs"].float()
     ids_BTK = batch["target_ids"].long()
     # Padding repeats the first id, so that it takes nothing out of the tail.
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
-    targets = [ids_BTK, log_probs_BTK.exp(), batch["target_tail"].float()[..., None]]
-    return _masked_sum(model, batch, _to_top_and_tail, targets, temperature, chunk_positions, run_head)
+    objective = _to_top_and_tail if tail == "bucket" else _to_weighted_ids
+    head = Head(model.config.final_softcap, temperature, objective, chunk_positions, alpha)
+    probs_BTK = log_probs_BTK.exp() * head.target_mass
+    tail_BT1 = batch["target_tail"].float()[..., None] * head.target_mass
+    match tail:
+        case "bucket":
+            targets = [ids_BTK, probs_BTK, tail_BT1]
+        case "renormalize":
+            targets = [ids_BTK, log_probs_BTK.softmax(-1) * head.target_mass]
+        case "ground_truth":
+            ids_BTK = torch.cat([ids_BTK, _next_ids(batch)], dim=-1)
+            targets = [ids_BTK, torch.cat([probs_BTK, tail_BT1], dim=-1)]
+        case _:
+            raise ValueError(f"tail is {tail!r}; allowed are {', '.join(map(repr, get_args(Tail)))}")
+    return _masked_sum(model, batch, head, targets, run_head)
 
 
 def distill_full_loss(
@@ -100,16 +126,24 @@ def distill_full_loss(
     batch: Batch,
     *,
     temperature: float = 1.0,
+    alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's whole distribution: what the others estimate, for tests of them."""
-    targets = [batch["target_probs"].float()]
-    return _masked_sum(model, batch, _to_distribution, targets, temperature, chunk_positions, run_head)
+    head = Head(model.config.final_softcap, temperature, _to_distribution, chunk_positions, alpha)
+    probs_BTV = batch["target_probs"].float()
+    targets = [probs_BTV if head.target_mass == 1.0 else probs_BTV * head.target_mass]
+    return _masked_sum(model, batch, head, targets, run_head)
+
+
+def _next_ids(batch: Batch) -> Tensor:
+    """The next token of each, int64 [B, T, 1]; the last column wraps around, and no mask sets it."""
+    return batch["tokens"].roll(-1, dims=1).long()[..., None]
 
 
 def _to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """-sum_K w_i log q_i, with weights that sum to 1; gradient q - w."""
+    """-sum_K w_i log q_i; gradient q - w."""
     losses_P = -(log_q_PV.gather(-1, ids_PK) * weights_PK).sum(-1)
     return losses_P, lambda: log_q_PV.exp_().scatter_add_(-1, ids_PK, -weights_PK)
 
@@ -137,28 +171,19 @@ def _to_top_and_tail(
 
 
 def _to_distribution(log_q_PV: Tensor, probs_PV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """-sum_V p_i log q_i, with probabilities that sum to 1; gradient q - p."""
+    """-sum_V p_i log q_i; gradient q - p."""
     losses_P = -(log_q_PV * probs_PV).sum(-1)
     return losses_P, lambda: log_q_PV.exp_().sub_(probs_PV)
 
 
 def _masked_sum(
-    model: Gemma2,
-    batch: Batch,
-    objective: Objective,
-    targets: list[Tensor],
-    temperature: float,
-    chunk_positions: int,
-    run_head: "RunHead | None",
+    model: Gemma2, batch: Batch, head: "Head", targets: list[Tensor], run_head: "RunHead | None"
 ) -> tuple[Tensor, Tensor]:
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, but must be above 0 and finite; 1 takes the model as it is")
-    if chunk_positions < 1:
-        raise ValueError(f"chunk_positions is {chunk_positions}, but must be at least 1; {CHUNK_POSITIONS} does well")
     hidden_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     weight_VD = model.model.embed_tokens.weight
     mask_BT = batch["loss_mask"].float()
-    head = Head(model.config.final_softcap, temperature, objective, chunk_positions)
+    if head.alpha:
+        targets = [*targets, _next_ids(batch)]
     run = run_head or loop_head
     if torch.is_grad_enabled():
         loss_sum: Tensor = _HeadLoss.apply(hidden_BTD, weight_VD, run, head, mask_BT, *targets)
@@ -191,12 +216,34 @@ class _HeadLoss(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What every slice goes through, whoever walks the slices."""
+    """What every slice goes through, whoever walks the slices. The next token is the last target where alpha > 0."""
 
     softcap: float
     temperature: float
     objective: Objective
     chunk_positions: int
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}, but must be above 0 and finite; 1 takes the model as it is"
+            )
+        if not 0.0 <= self.alpha < 1.0:
+            raise ValueError(
+                f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
+            )
+        if self.chunk_positions < 1:
+            raise ValueError(
+                f"chunk_positions is {self.chunk_positions}, but must be at least 1; {CHUNK_POSITIONS} does well"
+            )
+
+    @property
+    def target_mass(self) -> float:
+        """What the objective's weights have to sum to: less than 1 where the next token's share has the same softmax,
+        so that one gradient q - w - alpha * (next token) is that of both.
+        """
+        return 1.0 - self.alpha if self.temperature == 1.0 else 1.0
 
     def losses(
         self, products_PV: Tensor, targets: Sequence[Tensor], out: Tensor | None = None
@@ -207,7 +254,7 @@ class Head:
         of their shape.
         """
         logits_PV = products_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        losses_P, gradient = self.objective(torch.log_softmax(logits_PV, dim=-1, out=out), *targets)
+        losses_P, gradient = self._of_logits(logits_PV, torch.log_softmax(logits_PV, dim=-1, out=out), targets)
 
         def by_products() -> Tensor:
             # Through the division by T and the cap: d (cap / T) tanh(x / cap) / dx = (1 - tanh^2) / T
@@ -216,6 +263,32 @@ class Head:
             return by_logits_PV.addcmul_(by_logits_PV, logits_PV.square_(), value=slope)
 
         return losses_P, by_products
+
+    def _of_logits(
+        self, logits_PV: Tensor, log_q_PV: Tensor, targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Losses and a function for their gradient by logits / T, which is what `logits_PV` holds."""
+        T, alpha = self.temperature, self.alpha
+        if not alpha:
+            losses_P, gradient = self.objective(log_q_PV, *targets)
+            return (losses_P, gradient) if T == 1.0 else (T**2 * losses_P, lambda: gradient().mul_(T**2))
+        *targets, next_P1 = targets
+        if T == 1.0:
+            log_next_P1 = log_q_PV.gather(-1, next_P1)  # first: the objective works in this memory
+            losses_P, gradient = self.objective(log_q_PV, *targets)
+            share_P1 = torch.full_like(log_next_P1, -alpha)
+            return (
+                losses_P - alpha * log_next_P1[..., 0],
+                lambda: gradient().scatter_add_(-1, next_P1, share_P1),
+            )
+        log_plain_PV = torch.log_softmax(logits_PV * T, dim=-1)
+        next_losses_P, next_gradient = _to_weighted_ids(log_plain_PV, next_P1, torch.ones_like(next_P1).float())
+        losses_P, gradient = self.objective(log_q_PV, *targets)
+        share = (1.0 - alpha) * T**2
+        return (
+            share * losses_P + alpha * next_losses_P,
+            lambda: gradient().mul_(share).add_(next_gradient(), alpha=alpha * T),
+        )
 
 
 class RunHead(Protocol):

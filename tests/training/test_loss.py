@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model import Gemma2, gemma2_tiny
 from training import loss as loss_module
+from training.config import Tail
 from training.loss import distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
 
 V, B, T, K = 97, 3, 20, 6
@@ -70,16 +71,22 @@ def with_topk(batch: Batch, teacher: Tensor, padding: int = 2) -> Batch:
 
 
 def plain(
-    model: Gemma2, batch: Batch, temperature: float, losses: Callable[[Tensor], Tensor]
+    model: Gemma2, batch: Batch, temperature: float, losses: Callable[[Tensor], Tensor], alpha: float = 0.0
 ) -> tuple[Tensor, list[Tensor]]:
-    """Sum over targets and gradients in float64; `losses` takes log-probabilities [B, T, V]."""
+    """Sum over targets and gradients in float64, of (1 - alpha) T^2 losses + alpha (next token's, at temperature 1).
+
+    `losses` takes log-probabilities [B, T, V] at the temperature.
+    """
     exact = Gemma2(CONFIG).double()
     exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
     hidden = exact.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     # Not `Gemma2.logits`, which answers in float32.
     products = hidden @ exact.model.embed_tokens.weight.T
     logits = torch.tanh(products / CONFIG.final_softcap) * CONFIG.final_softcap
-    value = (losses((logits / temperature).log_softmax(-1)) * batch["loss_mask"]).sum()
+    soft = temperature**2 * losses((logits / temperature).log_softmax(-1))
+    following = batch["tokens"].roll(-1, 1).long()[..., None]
+    hard = -logits.log_softmax(-1).gather(-1, following)[..., 0]
+    value = (((1.0 - alpha) * soft + alpha * hard) * batch["loss_mask"]).sum()
     return value, list(torch.autograd.grad(value, list(exact.parameters())))
 
 
@@ -118,18 +125,57 @@ def test_distill_loss_is_cross_entropy_to_counts_over_draws(
     assert_equal(model, batch, found, exact)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
-def test_topk_loss_takes_all_other_ids_as_one(model: Gemma2, batch: Batch, teacher: Tensor, temperature: float) -> None:
+MIXES = [(1.0, 0.3), (2.5, 0.3), (0.7, 0.9)]
+"""temperature, alpha"""
+
+
+@pytest.mark.parametrize(("temperature", "alpha"), MIXES)
+def test_alpha_is_the_share_of_the_next_token_at_temperature_1(
+    model: Gemma2, batch: Batch, teacher: Tensor, temperature: float, alpha: float
+) -> None:
+    counted, dense = with_counts(batch, teacher, draws=8)
+    exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1), alpha)
+    found = distill_loss(model, counted, draws=8, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    assert_equal(model, batch, found, exact)
+    with torch.no_grad():
+        without, _ = distill_loss(model, counted, draws=8, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    torch.testing.assert_close(without, found[0].detach())
+    full = batch | {"target_probs": teacher}
+    found = distill_full_loss(model, full, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    assert_equal(model, batch, found, plain(model, batch, temperature, lambda q: -(teacher * q).sum(-1), alpha))
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalize", "ground_truth"])
+@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 0.0), (2.5, 0.0), *MIXES])
+def test_each_tail_of_topk_is_its_formula(
+    model: Gemma2, batch: Batch, teacher: Tensor, tail: Tail, temperature: float, alpha: float
+) -> None:
     best = with_topk(batch, teacher)
+    probs = best["target_log_probs"].double().exp()[..., :K]
+    rest = best["target_tail"].double()
+    following = batch["tokens"].roll(-1, 1).long()[..., None]
 
     def losses(log_q: Tensor) -> Tensor:
-        probs = best["target_log_probs"].double().exp()[..., :K]
         log_top = gathered(log_q, best)[..., :K]
-        log_tail = torch.log1p(-log_top.exp().sum(-1))
-        return -(probs * log_top).sum(-1) - best["target_tail"].double() * log_tail
+        match tail:
+            case "bucket":
+                return -(probs * log_top).sum(-1) - rest * torch.log1p(-log_top.exp().sum(-1))
+            case "renormalize":
+                return -(probs * log_top).sum(-1) / probs.sum(-1)
+            case "ground_truth":
+                return -(probs * log_top).sum(-1) - rest * log_q.gather(-1, following)[..., 0]
 
-    found = distill_topk_loss(model, best, temperature=temperature, chunk_positions=SLICE)
-    assert_equal(model, batch, found, plain(model, batch, temperature, losses))
+    found = distill_topk_loss(model, best, tail=tail, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    assert_equal(model, batch, found, plain(model, batch, temperature, losses, alpha))
+
+
+def test_a_tail_or_an_alpha_that_is_none_is_refused(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
+    best = with_topk(batch, teacher)
+    with pytest.raises(ValueError, match="tail is 'ghost'; allowed are 'bucket', 'renormalize', 'ground_truth'"):
+        distill_topk_loss(model, best, tail="ghost")  # type: ignore[arg-type]
+    for alpha in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="0 <= alpha < 1"):
+            distill_topk_loss(model, best, alpha=alpha)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
