@@ -146,7 +146,7 @@ def loss_function(
     if config.objective == "next_token":
         return partial(next_token_loss, run_head=run_head)
     distill = config.distill
-    mix = {"temperature": distill.temperature, "alpha": distill.alpha, "run_head": run_head}
+    mix: dict[str, Any] = {"temperature": distill.temperature, "alpha": distill.alpha, "run_head": run_head}
     if estimator == "topk":
         return partial(distill_topk_loss, tail=distill.tail, **mix)
     if draws is None:

@@ -25,7 +25,9 @@ class Sizes:
     sequence_length: int = 128
     """tokens in a row"""
     batch_rows: int = 16
-    """rows in a step, of teacher and students"""
+    """rows in a step of the teacher, and in a forward pass of the scoring"""
+    student_rows: int = 8
+    """rows in a step of a student"""
     max_files: int | None = None
     """files of the standard library that are read (None: all)"""
     teacher: Gemma2Config
@@ -46,7 +48,7 @@ class Sizes:
     """weight of the next token in the arm that mixes it in"""
     eval_every_steps: int = 40
     """steps between points of the curves"""
-    eval_rows: int = 96
+    eval_rows: int = 64
     """held-out rows of a point of the curves"""
     heldout_rows: int = 512
     """held-out rows of the final figures, from as many documents as there are"""
@@ -92,8 +94,8 @@ def standard() -> Sizes:
         teacher_steps=900,
         teacher_optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
         student=shape(4096, d_model=64, layers=2, heads=4, ffw_dim=192, window=64),
-        student_steps=320,
-        student_optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20),
+        student_steps=240,
+        student_optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=12),
     )
 
 
@@ -103,7 +105,8 @@ def tiny() -> Sizes:
         vocab_size=1024,
         sequence_length=32,
         batch_rows=4,
-        max_files=24,
+        student_rows=2,
+        max_files=60,
         teacher=shape(1024, d_model=32, layers=2, heads=2, ffw_dim=64, window=16),
         teacher_steps=6,
         teacher_optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1),

@@ -144,11 +144,11 @@ def _packed(texts: dict[str, str], tokenizer: Tokenizer, sizes: Sizes) -> pa.Tab
 
 
 def _rows(table: pa.Table) -> Rows:
-    columns = {
-        name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    columns = {  # copies: torch warns of memory that it may not write
+        name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1).copy()
         for name in COLUMNS
     }
-    columns["sequence_hash"] = table["sequence_hash"].to_numpy()
+    columns["sequence_hash"] = table["sequence_hash"].to_numpy().copy()
     numbers: dict[str, int] = {}
     firsts = [numbers.setdefault(spans[0]["id"], len(numbers)) for spans in table["documents"].to_pylist()]
     assert table.schema.equals(SEQUENCES), "rows of another schema"

@@ -1,0 +1,85 @@
+"""python -m pipelines.study run [--full]      trains what is left, then writes the report
+python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
+python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
+
+Each takes [--size standard|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher and
+the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+# Threads that wait for each other sleep instead of spinning: other programs may need the core. Before torch starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from data import storage
+from pipelines.study import sizes as all_sizes
+from pipelines.study.ablations import run_ablations
+from pipelines.study.arms import arms, with_tails
+from pipelines.study.gradients import measure_gradients
+from pipelines.study.lockstep import run_trials, trials
+from pipelines.study.report import TEACHER_SCORES, write_report
+from pipelines.study.scores import final_scores
+from pipelines.study.sizes import Sizes
+from pipelines.study.teacher import load_teacher
+from pipelines.study.text import load_text
+
+SIZES = {"standard": all_sizes.standard, "tiny": all_sizes.tiny}
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "gradients", "report"))
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--size", choices=tuple(SIZES), default="standard")
+    parser.add_argument("--root", default="runs")
+    parser.add_argument("--docs", help="where the report goes; docs, for `standard`")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args(words)
+    sizes = SIZES[given.size]()
+    if given.command == "run":
+        _run(sizes, given.root, given.threads, given.full)
+    if given.command != "report":
+        measure_gradients(sizes, given.root, print)
+    docs = given.docs or ("docs" if given.size == "standard" else sizes.directory(given.root))
+    print("written:", *write_report(sizes, given.root, docs))
+    return 0
+
+
+def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
+    began = time.monotonic()
+
+    def tell(message: str) -> None:
+        print(f"{time.monotonic() - began:7.0f} s  {message}", flush=True)
+
+    text = load_text(sizes, root)
+    teacher = load_teacher(sizes, text, root, tell, threads)
+    directory = sizes.directory(root)
+    scores_uri = storage.join(directory, TEACHER_SCORES)
+    if not storage.exists(scores_uri):
+        with ThreadPoolExecutor(1) as pool:
+            (scores,) = final_scores([teacher], teacher, text.heldout, sizes, pool)
+        tell(f"teacher: held-out loss {scores['loss']:.3f}")
+        storage.write_bytes(scores_uri, json.dumps(scores).encode())
+    for chosen in (arms(sizes.alpha), with_tails()):
+        run_trials(trials(sizes, chosen), sizes, text, teacher, directory, tell, threads)
+    if full:
+        run_ablations(sizes, text, teacher, directory, tell, threads)
+    told = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no accelerator",
+        "python": platform.python_version(),
+        "threads": threads,
+        "seconds": time.monotonic() - began,
+    }
+    storage.write_bytes(storage.join(directory, "run.json"), json.dumps(told).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

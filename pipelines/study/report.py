@@ -1,0 +1,190 @@
+"""docs/distillation.md and its plots, from the files of a run: the same files give the same report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import storage
+from pipelines.study import plots
+from pipelines.study.arms import arms, with_tails
+from pipelines.study.claims import claims
+from pipelines.study.figures import ArmFigures, by_documents, by_seeds, read_arms
+from pipelines.study.gradients import read_gradients
+from pipelines.study.intervals import Difference
+from pipelines.study.sizes import Sizes
+from pipelines.study.storage_cost import read_costs
+
+PLOTS = "distillation"
+TEACHER_SCORES = "teacher.json"
+
+
+def write_report(sizes: Sizes, root: str, docs: str) -> list[str]:
+    """Writes the page and its plots under `docs`; returns their paths. Raises ValueError where an arm is missing."""
+    directory = sizes.directory(root)
+    seven = [arm.name for arm in arms(sizes.alpha)]
+    found = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], sizes.seeds)
+    if missing := [name for name in seven if name not in found]:
+        raise ValueError(f"no finished metrics of {', '.join(missing)} in {directory}; `make study` makes them")
+    folder = Path(docs) / PLOTS
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, picture in _pictures(found, directory).items():
+        path = folder / f"{name}.svg"
+        path.write_text(picture)
+        written.append(str(path))
+    page = Path(docs) / "distillation.md"
+    page.write_text(_page(sizes, root, found))
+    return [str(page), *written]
+
+
+def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
+    full = found["full"]
+    steps, of_full = full.curve()
+    others = {name: arm for name, arm in found.items() if arm is not full}
+    first = [name for name in others if not name.startswith("topk12 ")]
+    pictures = {
+        "curves": plots.curves(
+            "Held-out loss during training",
+            "step",
+            "nats a token more than full distillation, mean over seeds",
+            {name: (steps, others[name].curve()[1] - of_full) for name in first},
+            (("full", 0.0),),
+        ),
+        "differences": plots.differences(
+            "Held-out loss minus full distillation's, with 95 % intervals",
+            "nats a token; left of 0 is better than full distillation",
+            ("paired over seeds", "paired over held-out documents"),
+            [
+                plots.Line(name=name, differences=(by_seeds(arm, full), by_documents(arm, full)))
+                for name, arm in others.items()
+            ],
+        ),
+        "calibration": plots.curves(
+            "Calibration of the likeliest token",
+            "probability that the student gives it",
+            "share that were right, minus that probability",
+            {
+                name: (sure, right - sure)
+                for name, (sure, right) in {
+                    name: found[name].reliability() for name in ("scratch", "full", "sample50", "topk12", "topk50")
+                }.items()
+            },
+            (("calibrated", 0.0),),
+        ),
+    }
+    if costs := read_costs(directory):
+        points = {name: (costs[name], found[name].mean("loss")) for name in costs if name in found}
+        pictures["bytes"] = plots.scatter(
+            "Held-out loss and bytes a token", "bytes a token in the cache", "held-out loss, nats a token", points
+        )
+    return pictures
+
+
+def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
+    directory = sizes.directory(root)
+    run = _json(storage.join(directory, "run.json"))
+    costs = read_costs(directory)
+    final = found["full"].finals[0]
+    teacher_loss = _json(storage.join(directory, TEACHER_SCORES))["loss"]
+    targets = int(final["targets"])
+    documents = len(set(final["document_of_rows"]))
+    student, teacher = sizes.student, sizes.teacher
+    parts = [
+        "# Does the cached teacher teach?\n",
+        "Written by `python -m pipelines.study report` from the metrics of `make study`; no figure is typed by hand.\n",
+        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads; the last run of the command took "
+        f"{run['seconds'] / 60:.0f} minutes (what is finished is not run again).\n"
+        if run
+        else "The run has not ended yet.\n",
+        "## What was run\n",
+        f"- **Text**: Python's standard library, a vocabulary of {sizes.vocab_size:,}, rows of "
+        f"{sizes.sequence_length} tokens. Held out: {documents} documents, {targets:,} targets. Teacher and students learn from different rows.\n"
+        f"- **Teacher**: {teacher.layers} layers, width {teacher.d_model}, {sizes.teacher_steps} steps of "
+        f"{sizes.batch_rows} rows; held-out loss **{teacher_loss:.3f}** nats a token.\n"
+        f"- **Students**: {student.layers} layers, width {student.d_model}, "
+        f"{int(found['full'].finals[0]['parameters']):,} parameters, {sizes.student_steps} steps of "
+        f"{sizes.student_rows} rows, {len(sizes.seeds)} seeds. The arms of a seed share initial weights, rows and "
+        "their order, learning rates; they differ in what they learn from.\n",
+        "## Held-out loss\n",
+        "Intervals are of 95 %, of paired differences: ± over seeds (Student's t), and in brackets ± over held-out "
+        "documents.\n",
+        _loss_table(found),
+        "![differences](distillation/differences.svg)\n",
+        "![curves](distillation/curves.svg)\n",
+        "## Calibration, agreement, cost\n",
+        "Calibration error: 15 bins of the likeliest token's probability. Agreement: the share of targets where "
+        "student and teacher hold the same token for likeliest. KL: nats from teacher to student. Speed: tokens a "
+        "second that one core worked, of training steps whose targets are there"
+        + ("; bytes: what the cache's codec stores for a target, all in.\n" if costs else ".\n"),
+        _cost_table(found, costs),
+        "![calibration](distillation/calibration.svg)\n",
+        *(["![bytes](distillation/bytes.svg)\n"] if costs else []),
+        "## What the papers say, and what was seen\n",
+        claims(found, costs),
+        *_gradient_part(directory),
+        "## Again\n",
+        "`make study` goes on where it was stopped; `python -m pipelines.study run --full` adds the ablations of the "
+        "Gemma 2 report (student size, key heads, depth, window at inference) and temperatures.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _loss_table(found: dict[str, ArmFigures]) -> str:
+    rows = []
+    for name, arm in found.items():
+        cells = [name, arm.learns_from, f"{arm.mean('loss'):.4f}"]
+        for other in ("full", "scratch"):
+            cells.append("" if name == other else _both(arm, found[other]))
+        rows.append(cells)
+    return table(("arm", "learns from", "loss", "minus full", "minus scratch"), rows)
+
+
+def _cost_table(found: dict[str, ArmFigures], costs: dict[str, float]) -> str:
+    rows = [
+        [
+            name,
+            f"{arm.mean('calibration_error'):.2%}",
+            f"{arm.mean('agreement'):.2%}",
+            f"{arm.mean('kl_to_teacher'):.4f}",
+            f"{costs[name]:,.1f}" if name in costs else "",
+            f"{arm.tokens_per_cpu_second:,.0f}",
+        ]
+        for name, arm in found.items()
+    ]
+    return table(("arm", "calibration error", "agreement", "KL", "bytes a token", "tokens/s a core"), rows)
+
+
+def _gradient_part(directory: str) -> list[str]:
+    angles = read_gradients(directory)
+    if not angles:
+        return []
+    rows = [
+        [one.what, f"{one.redraws}", f"{one.cosine:.4f}", f"{one.degrees:.1f}", f"{one.norm_ratio:.2f}"]
+        for one in angles
+    ]
+    return [
+        "## The gradient against full distillation's\n",
+        "The teacher in the step, one batch, the weights of the finished `scratch` arm: `python -m pipelines.study "
+        "gradients`. The mean over redraws estimates the expected gradient.\n",
+        table(("estimator", "gradients averaged", "cosine", "degrees", "length"), rows),
+    ]
+
+
+def _both(arm: ArmFigures, other: ArmFigures) -> str:
+    seeds, documents = by_seeds(arm, other), by_documents(arm, other)
+    return f"{seeds.mean:+.4f} ± {_width(seeds)} [± {_width(documents)}]"
+
+
+def _width(one: Difference) -> str:
+    return f"{one.half_width:.4f}" if one.half_width < 1e3 else "?"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _json(uri: str) -> dict[str, float]:
+    found: dict[str, float] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    return found
