@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
+from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from pipelines.inputs import Input
@@ -88,6 +89,18 @@ def check_same_tokenizer(one: Input, other: Input) -> None:
             f"{one.reference} is of tokenizer {first}, {other.reference} of tokenizer {second}; "
             "ids of one mean nothing to the other: give inputs that were made with one tokenizer"
         )
+
+
+def codec_of(logits: Input) -> CodecSpec:
+    """How to read cached logits, from their manifest. Raises ValueError where they are of an earlier format."""
+    facts = logits.data.facts
+    try:
+        return CodecSpec(**facts["codec"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
+            "run cache_logits again"
+        ) from error
 
 
 def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]":

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model import Gemma2Config
 
@@ -109,10 +110,10 @@ class TrainJob:
     """of the tokenizer that made the sequences: no id in them reaches it"""
     logits: tuple[tuple[str, ...], ...] | None = None
     """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
-    draws: int | None = None
-    """for `distill`: N, the draws from the teacher at each target"""
+    codec: CodecSpec | None = None
+    """for `distill`: what the logits are, and how to read them"""
     max_unique: int | None = None
-    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: `draws`)"""
+    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: the draws)"""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
     initial_uri: str | None = None
@@ -150,10 +151,10 @@ class TrainJob:
                 f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
             )
         if self.config.objective == "distill":
-            if self.logits is None or self.draws is None:
+            if self.logits is None or self.codec is None:
                 raise ValueError(
-                    "objective 'distill' needs the teacher's cached logits and their number of draws, and got "
-                    f"logits={'given' if self.logits is not None else None}, draws={self.draws}; "
+                    "objective 'distill' needs the teacher's cached logits and what they are, and got "
+                    f"logits={'given' if self.logits is not None else None}, codec={self.codec}; "
                     "run cache_logits on these sequences and name its output, or use objective 'next_token'"
                 )
             if len(self.logits) != len(self.sequences):
@@ -177,6 +178,11 @@ class TrainJob:
         """Rows of one worker in a step."""
         return self.config.global_batch // self.workers
 
+    @property
+    def draws(self) -> int | None:
+        """N of sampled logits."""
+        return self.codec.draws if self.codec else None
+
     def identity(self) -> dict[str, Any]:
         """What has to be equal for a checkpoint of this run to be continued, as plain JSON values."""
         identity = {
@@ -185,7 +191,7 @@ class TrainJob:
             "phases": [dataclasses.asdict(phase) for phase in self.phases],
             "order_seed": self.order_seed,
             "sequence_length": self.sequence_length,
-            "draws": self.draws,
+            "logits": dataclasses.asdict(self.codec) if self.codec else None,
             "input_fingerprints": dict(self.input_fingerprints),
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity))
