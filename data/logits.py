@@ -208,6 +208,9 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
 
     Raises ValueError where the bytes are not what `encode` wrote under this spec and ranking.
     """
+    for row in rows:
+        if len(row["unique"]) % np.dtype(spec.unique_type).itemsize:
+            raise ValueError(f"{len(row['unique'])} bytes of numbers of {spec.unique_type[-1]} bytes; {_DAMAGED}")
     unique = [np.frombuffer(row["unique"], spec.unique_type).astype(np.int64) for row in rows]
     symbols = [np.frombuffer(row["symbols"], np.uint8) for row in rows]
     for of, row_symbols in zip(unique, symbols, strict=True):

@@ -114,6 +114,16 @@ LOGITS = pa.schema(
     ]
 )
 
+VERDICT = pa.schema(
+    [
+        _field("check", pa.string(), "What was checked, in a word or two."),
+        _field("passed", pa.bool_(), "Whether it holds; null where it could not be checked."),
+        _field("value", pa.float64(), "What was found: a number of mismatches, a z score, a difference."),
+        _field("limit", pa.float64(), "The largest value that passes."),
+        _field("detail", pa.string(), "What was compared with what, for a person to read."),
+    ]
+)
+
 METRICS = pa.schema(
     [
         _field("step", pa.int64(), "Optimizer step, from 1."),

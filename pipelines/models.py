@@ -131,4 +131,5 @@ def _padded(part: np.ndarray, rows: int) -> np.ndarray:
 
 def _matrix(table: pa.Table, name: str, kind: Any) -> np.ndarray:
     flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)
+    # a copy: torch takes no array that it may not write to
+    return np.array(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)

@@ -263,38 +263,48 @@ class _Launched:
         ]
 
 
+def logits_chunks(
+    model: Gemma2, backend: Backend, batch: HostBatch, arrays: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Logits [CHUNK_POSITIONS, V] at the targets of a batch, row by row, and the rows of `arrays` that go with them.
+
+    `arrays` have a row a target. Logits and rows beyond the last target are of no use. All chunks have one shape, so
+    XLA compiles one program. The caller ends each chunk's part of the work by asking for the next.
+    """
+    length = batch["tokens"].shape[1]
+    index = np.concatenate([row * length + np.flatnonzero(mask) for row, mask in enumerate(batch["loss_mask"])])
+    chunks = max(1, -(-len(index) // CHUNK_POSITIONS))
+    padded = {
+        name: np.concatenate([array, np.zeros((chunks * CHUNK_POSITIONS - len(index), *array.shape[1:]), array.dtype)])
+        for name, array in {**arrays, "index": index.astype(np.int32)}.items()
+    }
+    columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
+    hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
+    backend.step_boundary()
+    for start in range(0, chunks * CHUNK_POSITIONS, CHUNK_POSITIONS):
+        of = backend.to_device({name: array[start : start + CHUNK_POSITIONS] for name, array in padded.items()})
+        yield capped_logits(model, hidden_RD.index_select(0, of["index"])), of
+        backend.step_boundary()
+
+
+@torch.no_grad()
 def _launch(
     model: Gemma2, backend: Backend, batch: HostBatch, estimator: Estimator, seed: int, teacher_hash: str
 ) -> _Launched:
-    """Hands forward pass and chunks to the device. Chunks have one shape, so XLA compiles two programs in all."""
-    length = batch["tokens"].shape[1]
+    """Hands forward pass and chunks to the device."""
     places = [np.flatnonzero(mask) for mask in batch["loss_mask"]]
-    index = np.concatenate([row * length + targets for row, targets in enumerate(places)]).astype(np.int32)
-    chunks = max(1, -(-len(index) // CHUNK_POSITIONS))
-    arrays: dict[str, np.ndarray] = {"index": np.zeros(chunks * CHUNK_POSITIONS, np.int32)}
-    arrays["index"][: len(index)] = index
+    arrays = {}
     if estimator.name == "sample":
-        arrays["uniforms"] = np.zeros((chunks * CHUNK_POSITIONS, estimator.draws))
         keyed = zip(batch["sequence_hash"].tolist(), places, strict=True)
         uniforms = [uniforms_of(estimator.draws, seed, teacher_hash, of, targets) for of, targets in keyed]
-        arrays["uniforms"][: len(index)] = np.concatenate(uniforms)
+        arrays["uniforms"] = np.concatenate(uniforms)
     launched = []
-    with torch.no_grad():
-        columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
-        hidden_BTD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"])
-        hidden_RD = hidden_BTD.flatten(0, 1)
-        backend.step_boundary()
-        for chunk in range(chunks):
-            span = slice(chunk * CHUNK_POSITIONS, (chunk + 1) * CHUNK_POSITIONS)
-            of = backend.to_device({name: array[span] for name, array in arrays.items()})
-            logits_PV = capped_logits(model, hidden_RD.index_select(0, of["index"]))
-            if estimator.name == "sample":
-                launched.append(draw_ids(logits_PV, of["uniforms"], estimator.temperature, estimator.proposal))
-            else:
-                kept = estimator.top if estimator.name == "topk" else logits_PV.shape[1]
-                launched.append(top_k_teacher(logits_PV, kept, estimator.temperature))
-            del logits_PV
-            backend.step_boundary()
+    for logits_PV, of in logits_chunks(model, backend, batch, arrays):
+        if estimator.name == "sample":
+            launched.append(draw_ids(logits_PV, of["uniforms"], estimator.temperature, estimator.proposal))
+        else:
+            kept = estimator.top if estimator.name == "topk" else logits_PV.shape[1]
+            launched.append(top_k_teacher(logits_PV, kept, estimator.temperature))
     return _Launched(estimator, launched, [len(targets) for targets in places])
 
 

@@ -107,7 +107,7 @@ class _Cache:
         )
         rows: list[dict[str, Any]] = []
         stored = targets = widest = 0
-        for batch, kept in captured(teacher, batches, self.config):
+        for batch, kept in captured(teacher, batches, self.config, teacher.weights_sha256):
             for row, sequence_hash in zip(kept, batch["sequence_hash"].tolist(), strict=False):
                 encoded = encode(row, self.spec, ranking)
                 rows.append({"sequence_hash": sequence_hash, **encoded})
@@ -133,7 +133,7 @@ class _Cache:
 
 
 def captured(
-    teacher: LoadedModel, batches: list[tuple[int, dict[str, np.ndarray]]], config: Config
+    teacher: LoadedModel, batches: list[tuple[int, dict[str, np.ndarray]]], config: Config, teacher_hash: str
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Targets]]]:
     """(batch, what is kept of each of its rows that count) over the batches of `batches_of`."""
     kept = capture(
@@ -142,7 +142,7 @@ def captured(
         (batch for _, batch in batches),
         estimator_of(config),
         seed=config.seed,
-        teacher_hash=teacher.weights_sha256,
+        teacher_hash=teacher_hash,
     )
     for (count, batch), rows in zip(batches, kept, strict=True):
         yield batch, rows[:count]
