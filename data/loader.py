@@ -18,15 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.logits import CodecSpec, decode_counts
+from data.logits import PLANES, CodecSpec, Ragged, Ranking, decode
 from data.order import Order
 from data.schema import sequence_hashes
 from data.shards import open_parquet
 
 Batch = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 [b, L]; loss_mask bool [b, L]; sequence_hash uint64 [b]; refs int32 [b, 3]
-(dataset, shard, row); with logits target_ids and target_counts int32 [b, L, K], zero where there is no target or no
-further id"""
+(dataset, shard, row); with logits target_ids int32 [b, L, K] and, of the estimator `sample`, target_counts [b, L, K]
+(int32, or float32 times the importance weights where there are any), zero where there is no target or no further id;
+of `topk` target_log_probs float32 [b, L, K], -inf there, and target_tail float32 [b, L], 1 where there is no target; of
+`full` only target_probs float32 [b, L, V]"""
 
 ROW_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "sequence_hash")
 _OPEN_FILES = 16
@@ -81,22 +83,23 @@ class StepLoader:
 
     def _read(self, dataset: int, rows: list[tuple[int, int]]) -> Batch:
         batch = self._readers[dataset].read(rows)
-        if self._logits_readers is not None:
-            sequences, logits = self._readers[dataset], self._logits_readers[dataset]
-            shape = (*batch["tokens"].shape, logits.max_unique)
-            batch["target_ids"], batch["target_counts"] = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-            for index, (found_hash, ids, counts) in enumerate(logits.read(rows)):
-                shard, row = rows[index]
-                targets, wanted_hash = batch["loss_mask"][index], int(batch["sequence_hash"][index])
-                if found_hash != wanted_hash or len(ids) != targets.sum():
-                    raise ValueError(
-                        f"row {row} of {logits.uris[shard]} holds logits of sequence {found_hash:016x} with {len(ids)} "
-                        f"targets, and row {row} of {sequences.uris[shard]} is sequence {wanted_hash:016x} with "
-                        f"{targets.sum()}: the logits were computed on other sequences; run cache_logits on these"
-                    )
-                batch["target_ids"][index, targets] = ids
-                batch["target_counts"][index, targets] = counts
-        return batch
+        if self._logits_readers is None:
+            return batch
+        sequences, logits = self._readers[dataset], self._logits_readers[dataset]
+        columns = logits.empty(*batch["tokens"].shape)
+        for index, (found_hash, targets) in enumerate(logits.read(rows)):
+            shard, row = rows[index]
+            mask, wanted_hash = batch["loss_mask"][index], int(batch["sequence_hash"][index])
+            if found_hash != wanted_hash or len(targets.unique) != mask.sum():
+                raise ValueError(
+                    f"row {row} of {logits.uris[shard]} holds logits of sequence {found_hash:016x} with "
+                    f"{len(targets.unique)} targets, and row {row} of {sequences.uris[shard]} is sequence "
+                    f"{wanted_hash:016x} with {mask.sum()}: the logits were computed on other sequences; run "
+                    "cache_logits on these"
+                )
+            for name, values in logits.columns_of(targets).items():
+                columns[name][index, mask] = values
+        return batch | columns
 
 
 def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: int = 4) -> Iterator[tuple[int, Batch]]:
@@ -182,28 +185,62 @@ class SequenceReader:
 class LogitsReader:
     """Random access to the cached teacher distributions of one dataset, row for row those of its sequences.
 
-    `max_unique` is K, the ids kept for a target; by default as many as can be drawn.
+    `max_unique` is K, the ids kept for a target; it may be left out for `sample`: as many as can be drawn.
     """
 
     def __init__(self, shard_uris: Sequence[str], spec: CodecSpec, max_unique: int | None = None) -> None:
         self.uris = tuple(shard_uris)
         self.spec = spec
-        self.max_unique = max_unique or min(spec.draws, spec.vocab_size)
-        self._groups = _RowGroups(self.uris, ("sequence_hash", "unique", "packed"), lambda table, _: table)
+        if max_unique is None and spec.draws is None:
+            raise ValueError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
+        self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
+        self._groups = _RowGroups(self.uris, ("sequence_hash", *PLANES), lambda table, _: table)
+        self._rankings = _RowGroups(self.uris, ("ranking",), self._ranking)
 
-    def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """(sequence_hash, ids [P, K], counts [P, K]) for each (shard, row); P targets in order."""
+    def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, Ragged]]:
+        """(sequence_hash, what is kept at its targets, in order) for each (shard, row)."""
         found = self._groups.read(rows, lambda table, row: [table[name][row] for name in table.column_names])
+        rankings = self._rankings.read([(shard, 0) for shard, _ in rows], lambda ranking, _: [ranking])
         decoded = []
-        for (shard, row), (sequence_hash, unique, packed) in zip(rows, found, strict=True):
+        for (shard, row), (ranking,), (sequence_hash, *planes) in zip(rows, rankings, found, strict=True):
+            columns = {name: memoryview(value.as_buffer()) for name, value in zip(PLANES, planes, strict=True)}
             try:
-                counts = decode_counts(
-                    unique.values.to_numpy(), memoryview(packed.as_buffer()), self.spec, self.max_unique
-                )
+                targets = decode([columns], self.spec, ranking)
             except ValueError as error:
                 raise ValueError(f"row {row} of {self.uris[shard]}: {error}") from error
-            decoded.append((sequence_hash.as_py(), *counts))
+            decoded.append((sequence_hash.as_py(), targets))
         return decoded
+
+    def empty(self, rows: int, length: int) -> Batch:
+        """Columns of a batch without any target."""
+        if self.spec.estimator == "full":
+            return {"target_probs": np.zeros((rows, length, self.spec.vocab_size), np.float32)}
+        shape = (rows, length, self.max_unique)
+        columns: Batch = {"target_ids": np.zeros(shape, np.int32)}
+        if self.spec.estimator == "sample":
+            columns["target_counts"] = np.zeros(shape, np.float32 if self.spec.weighted else np.int32)
+        else:
+            columns["target_log_probs"] = np.full(shape, -np.inf, np.float32)
+            columns["target_tail"] = np.ones((rows, length), np.float32)
+        return columns
+
+    def columns_of(self, targets: Ragged) -> Batch:
+        """The targets of a row as columns of a batch, [P, ...]."""
+        if self.spec.estimator == "full":
+            assert targets.log_values is not None
+            probs = np.zeros((len(targets.unique), self.spec.vocab_size), np.float32)
+            probs[np.repeat(np.arange(len(probs)), targets.unique), targets.ids] = np.exp(targets.log_values)
+            return {"target_probs": probs}
+        columns = targets.padded(self.max_unique)
+        if self.spec.weighted:
+            columns["target_counts"] = columns["target_counts"] * np.exp(columns.pop("target_log_weights"))
+        return columns
+
+    def _ranking(self, table: pa.Table, uri: str) -> Ranking:
+        first = table["ranking"][0]
+        if not first.is_valid:
+            raise ValueError(f"{uri} has no ranking in its first row; run cache_logits again")
+        return Ranking.from_bytes(first.as_py(), self.spec.vocab_size)
 
 
 class _RowGroups(Generic[T]):

@@ -1,112 +1,323 @@
-"""The bytes of a cached teacher distribution: for each target, which ids were drawn and how often.
+"""The bytes of a cached teacher distribution: for each target, which ids were kept, and counts or log-probabilities.
 
-    ids, counts [P, K]  <->  unique [P] (how many ids a target has), packed (one record an id)
+    target_ids, target_counts [P, K]                     (sample)       <->  unique, symbols, bits          of a row
+    target_ids, target_log_probs [P, K], target_tail [P] (topk, full)   <->  unique, symbols, bits, high, low
 
-A record is `id << count_bits | count`, little-endian, in as few bytes as hold it: 18 + 6 bits are 3 bytes for Gemma's
-256,000 ids and 50 draws. Ids ascend within a target and counts sum to the number of draws, so most damage shows.
+Ids are replaced by their rank in the shard's `Ranking`, the frequency of ids in the packed rows themselves, which is
+known before the teacher has seen any. A target's ranks ascend and are stored as gaps. Of a gap g the symbol has
+e = floor(log2 g), beside the count up to 7, in one byte, which Parquet's zstd then codes in the bits that its frequency
+is worth; the e lower bits of g, and the counts of 8 and more, are in a bit stream, since they are as good as random.
+Logarithms are kept in units of 2^-10 nats, their two bytes in columns of their own.
 
-Cost: 3 bytes a stored id, about 36 a target (50 draws find some 12 different ids); 20 M records/s a core.
+Cost: 1.4 bytes a stored id at Gemma's 256,000 ids and the 12 different ones that 50 draws find (docs/logits.md has the
+bounds), where 18 + 6 bits would be 3; 5 M ids/s a core either way.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+EXPONENT_BITS = 5
+"""bits of a symbol that say how many bits of the gap follow; the other three hold the count"""
+FULL_COUNT = 8
+"""counts from here on are in the bit stream"""
+LOG_UNIT = 2.0**-10
+"""nats; a stored logarithm is off by at most half of it"""
+LOG_WEIGHT_SPAN = 32.0
+"""nats that a logarithm of an importance weight may lie above or below 0"""
+PLANES = ("unique", "symbols", "bits", "high", "low")
+"""columns of a row"""
+
+Columns = Mapping[str, bytes | memoryview]
+Targets = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecSpec:
-    """What one must know to read the records."""
+    """What one must know to read a cache, and what its numbers mean."""
 
     vocab_size: int
     """ids go from 0 to vocab_size - 1"""
-    draws: int
-    """draws from the teacher at each target: what its counts sum to"""
+    estimator: Literal["sample", "topk", "full"] = "sample"
+    """what is kept (training/teacher.py has the formulas)"""
+    draws: int | None = None
+    """of `sample`: draws from the teacher at each target, what its counts sum to"""
+    weighted: bool = False
+    """of `sample`: whether each id has an importance weight"""
+    temperature: float = 1.0
+    """the distribution is the teacher's softmax(logits / temperature)"""
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab_size <= 2**31:
             raise ValueError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31")
-        if not 1 <= self.draws < 2**16:
+        if self.estimator == "sample" and (self.draws is None or not 1 <= self.draws < 2**16):
             raise ValueError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}")
-
-    @property
-    def id_bits(self) -> int:
-        return (self.vocab_size - 1).bit_length()
+        if self.estimator != "sample" and (self.draws is not None or self.weighted):
+            raise ValueError(f"got draws={self.draws}, weighted={self.weighted}; {self.estimator!r} draws nothing")
 
     @property
     def count_bits(self) -> int:
-        return self.draws.bit_length()
+        """Of a count in the bit stream."""
+        return 0 if self.draws is None else self.draws.bit_length()
 
     @property
-    def record_bytes(self) -> int:
-        return -(-(self.id_bits + self.count_bits) // 8)
+    def unique_type(self) -> str:
+        """Of the number of ids at a target."""
+        most = self.vocab_size if self.draws is None else self.draws
+        return "u1" if most < 2**8 else "<u2" if most < 2**16 else "<u4"
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there are logarithms beside the ids."""
+        return self.estimator != "sample" or self.weighted
 
 
-def encode_counts(ids: np.ndarray, counts: np.ndarray, spec: CodecSpec) -> tuple[np.ndarray, bytes]:
-    """Counts of P targets, in up to K slots each, as (unique [P], packed bytes).
+class Ranking:
+    """The ids of a vocabulary by falling frequency in a shard's rows; those that it does not have come last, by id."""
 
-    ids and counts: integers [P, K], in any order; a slot with count 0 is empty. unique is uint8, or uint16 for more
-    than 255 draws. Raises ValueError for an id outside the vocabulary or twice in a target, and for counts that do not
-    sum to `draws`.
+    def __init__(self, listed: np.ndarray, vocab_size: int) -> None:
+        """listed: the ids that the shard has, most frequent first. Raises ValueError for an id twice or beyond."""
+        self.listed = listed.astype("<i4")
+        missing = np.ones(vocab_size, bool)
+        if listed.size and not 0 <= listed.min() <= listed.max() < vocab_size:
+            raise ValueError(f"a ranking of ids {listed.min()} to {listed.max()}; the vocabulary has {vocab_size}")
+        missing[listed] = False
+        self.ids = np.concatenate([self.listed, np.flatnonzero(missing).astype(np.int32)])
+        if len(self.ids) != vocab_size:
+            raise ValueError("a ranking names an id twice; it is damaged: make the cache again")
+        self.ranks = np.empty(vocab_size, np.int32)
+        self.ranks[self.ids] = np.arange(vocab_size, dtype=np.int32)
+
+    @staticmethod
+    def of_tokens(tokens: np.ndarray, vocab_size: int) -> "Ranking":
+        """Of the ids of packed rows, any shape."""
+        counts = np.bincount(tokens.ravel(), minlength=vocab_size)
+        order = np.argsort(-counts, kind="stable")  # of equal counts the lower id first
+        return Ranking(order[: np.count_nonzero(counts)], vocab_size)
+
+    def to_bytes(self) -> bytes:
+        return self.listed.tobytes()
+
+    @staticmethod
+    def from_bytes(data: bytes, vocab_size: int) -> "Ranking":
+        return Ranking(np.frombuffer(data, "<i4"), vocab_size)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The targets of some rows, one after another: `unique[t]` ids each. What `decode` gives."""
+
+    unique: np.ndarray
+    """int64 [P]"""
+    ids: np.ndarray
+    """int32 [S]"""
+    counts: np.ndarray | None
+    """int32 [S], of `sample`"""
+    log_values: np.ndarray | None
+    """float32 [S]: log-probabilities, or log-weights of `sample`"""
+    tail: np.ndarray | None
+    """float32 [P], of topk and full"""
+
+    def padded(self, width: int) -> Targets:
+        """As the columns of a batch, [P, width] (and the tail [P]).
+
+        Raises ValueError where a target has more than `width` ids.
+        """
+        if len(self.unique) and self.unique.max() > width:
+            raise ValueError(f"a target has {self.unique.max()} different ids, and max_unique is {width}; raise it")
+        filled = np.arange(width) < self.unique[:, None]
+
+        def spread(values: np.ndarray, filling: float = 0) -> np.ndarray:
+            out = np.full(filled.shape, filling, values.dtype)
+            out[filled] = values
+            return out
+
+        found = {"target_ids": spread(self.ids)}
+        if self.counts is not None:
+            found["target_counts"] = spread(self.counts)
+            if self.log_values is not None:
+                found["target_log_weights"] = spread(self.log_values)
+        else:
+            assert self.log_values is not None
+            assert self.tail is not None
+            found |= {"target_log_probs": spread(self.log_values, -np.inf), "target_tail": self.tail}
+        return found
+
+
+def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, bytes]:
+    """One row's targets, by the names of a batch's columns, in any order of ids, as the bytes of PLANES.
+
+    A slot with count 0, or log-probability -inf, is empty. Raises ValueError for an id outside the vocabulary or twice
+    in a target, for counts that do not sum to `draws`, and for probabilities that do not sum to 1.
     """
-    if ids.shape != counts.shape or ids.ndim != 2:
-        raise ValueError(f"got ids {ids.shape} and counts {counts.shape}; both must be [targets, slots]")
-    used = counts > 0
-    if (counts < 0).any():
-        raise ValueError(f"got a count of {counts.min()}; counts are 0 (an empty slot) or more")
-    # empty slots sort behind every id
-    keys = np.where(used, ids.astype(np.int64), spec.vocab_size)
-    order = np.argsort(keys, axis=1, kind="stable")
-    keys, ordered_counts = np.take_along_axis(keys, order, 1), np.take_along_axis(counts, order, 1).astype(np.int64)
+    ids = targets["target_ids"]
+    values = targets["target_counts" if spec.estimator == "sample" else "target_log_probs"]
+    if ids.shape != values.shape or ids.ndim != 2:
+        raise ValueError(f"got ids {ids.shape} and values {values.shape}; both must be [targets, slots]")
+    if spec.estimator == "sample" and (values < 0).any():
+        raise ValueError(f"got a count of {values.min()}; counts are 0 (an empty slot) or more")
+    used = values > 0 if spec.estimator == "sample" else values > -np.inf
+    if (given := ids[used]).size and not 0 <= given.min() <= given.max() < spec.vocab_size:
+        raise ValueError(f"ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
+    # empty slots sort behind every rank
+    ranks = np.where(used, ranking.ranks[np.where(used, ids, 0)].astype(np.int64), spec.vocab_size)
+    order = np.argsort(ranks, axis=1, kind="stable")
     unique = used.sum(axis=1)
     filled = np.arange(ids.shape[1]) < unique[:, None]
-    _check(keys[filled], ordered_counts[filled], unique, spec, "the counts given")
-    records = (keys[filled] << spec.count_bits | ordered_counts[filled]).astype("<u8")
-    packed = records.view(np.uint8).reshape(-1, 8)[:, : spec.record_bytes].tobytes()
-    return unique.astype(np.uint8 if spec.draws < 2**8 else np.uint16), packed
-
-
-def decode_counts(
-    unique: np.ndarray, packed: bytes | memoryview, spec: CodecSpec, max_unique: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, counts), both int32 [P, max_unique], filled up with zeros.
-
-    Raises ValueError where the bytes are not what `encode_counts` wrote under this spec, or a target has more than
-    `max_unique` ids.
-    """
-    unique = unique.astype(np.int64)
-    total = int(unique.sum())
-    if len(packed) != total * spec.record_bytes:
-        raise ValueError(
-            f"{len(packed)} bytes of logits for {total} records of {spec.record_bytes} bytes (vocabulary "
-            f"{spec.vocab_size}, {spec.draws} draws); they are damaged, or written with other numbers: "
-            "make the cache again"
-        )
-    if len(unique) and unique.max() > max_unique:
-        raise ValueError(f"a target has {unique.max()} different ids, and max_unique is {max_unique}; raise it")
-    padded = np.zeros((total, 8), np.uint8)
-    padded[:, : spec.record_bytes] = np.frombuffer(packed, np.uint8).reshape(total, spec.record_bytes)
-    records = padded.view("<u8").reshape(total).astype(np.int64)
-    flat_ids, flat_counts = records >> spec.count_bits, records & (1 << spec.count_bits) - 1
-    _check(flat_ids, flat_counts, unique, spec, "cached logits (damaged, or written with other numbers)")
-    ids, counts = (np.zeros((len(unique), max_unique), np.int32) for _ in range(2))
-    filled = np.arange(max_unique) < unique[:, None]
-    ids[filled], counts[filled] = flat_ids, flat_counts
-    return ids, counts
-
-
-def _check(ids: np.ndarray, counts: np.ndarray, unique: np.ndarray, spec: CodecSpec, what: str) -> None:
-    """Raises ValueError unless ids are in the vocabulary and ascend within each target, and counts sum to the draws."""
-    if not len(unique):
-        return
-    if unique.min() < 1:
-        raise ValueError(f"{what}: a target has no ids; each has {spec.draws} draws")
-    if ids.min() < 0 or ids.max() >= spec.vocab_size:
-        raise ValueError(f"{what}: ids {ids.min()} to {ids.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
+    flat_ranks = np.take_along_axis(ranks, order, 1)[filled]
+    flat_values = np.take_along_axis(values, order, 1)[filled]
+    gaps = np.diff(flat_ranks, prepend=-1)
     starts = np.cumsum(unique) - unique
-    sums = np.add.reduceat(counts, starts)
-    if counts.min() < 1 or (sums != spec.draws).any():
+    if len(unique) and unique.min() < 1:
+        raise ValueError("the targets given: a target has no ids")
+    gaps[starts] = flat_ranks[starts] + 1
+    if (gaps < 1).any():
+        raise ValueError("the targets given: an id is in a target twice")
+
+    counts = flat_values.astype(np.int64) if spec.estimator == "sample" else np.ones(len(gaps), np.int64)
+    exponents = _log2(gaps)
+    symbols = exponents | (np.minimum(counts, FULL_COUNT) - 1) << EXPONENT_BITS
+    full = counts >= FULL_COUNT
+    stream = gaps - (1 << exponents) | np.where(full, counts, 0) << exponents
+    encoded = {
+        "unique": unique.astype(spec.unique_type).tobytes(),
+        "symbols": symbols.astype(np.uint8).tobytes(),
+        "bits": _pack(stream, exponents + full * spec.count_bits),
+        "high": b"",
+        "low": b"",
+    }
+    if spec.estimator == "sample":
+        _check_counts(counts, starts, spec, "the counts given")
+    if spec.has_values:
+        name = "target_log_weights" if spec.estimator == "sample" else "target_log_probs"
+        units = _to_units(np.take_along_axis(targets[name], order, 1)[filled], spec)
+        if spec.estimator != "sample":
+            sums = np.exp(targets["target_log_probs"].astype(np.float64)).sum(axis=1) + targets["target_tail"]
+            if len(sums) and np.abs(sums - 1).max() > 1e-3:
+                raise ValueError(f"probabilities and tail sum to {sums.min()} to {sums.max()}, not to 1")
+            with np.errstate(divide="ignore"):
+                units = np.append(units, _to_units(np.log(targets["target_tail"].astype(np.float64)), spec))
+        encoded |= {"high": (units >> 8).astype(np.uint8).tobytes(), "low": units.astype(np.uint8).tobytes()}
+    return encoded
+
+
+def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged:
+    """The targets of some rows of one shard, together.
+
+    Raises ValueError where the bytes are not what `encode` wrote under this spec and ranking.
+    """
+    for row in rows:
+        if len(row["unique"]) % np.dtype(spec.unique_type).itemsize:
+            raise ValueError(f"{len(row['unique'])} bytes of numbers of {spec.unique_type[-1]} bytes; {_DAMAGED}")
+    unique = [np.frombuffer(row["unique"], spec.unique_type).astype(np.int64) for row in rows]
+    symbols = [np.frombuffer(row["symbols"], np.uint8) for row in rows]
+    for of, row_symbols in zip(unique, symbols, strict=True):
+        if of.sum() != len(row_symbols):
+            raise ValueError(f"{len(row_symbols)} symbols of {of.sum()} ids; {_DAMAGED}")
+        if len(of) and of.min() < 1:
+            raise ValueError(f"a target has no ids; {_DAMAGED}")
+    all_unique, all_symbols = np.concatenate([np.zeros(0, np.int64), *unique]), np.concatenate([_NONE, *symbols])
+    exponents = (all_symbols & (1 << EXPONENT_BITS) - 1).astype(np.int64)
+    counts = (all_symbols >> EXPONENT_BITS).astype(np.int64) + 1
+    full = counts >= FULL_COUNT
+    stream = _unpack([row["bits"] for row in rows], exponents + full * spec.count_bits, [len(one) for one in symbols])
+    gaps = (1 << exponents) | stream & (1 << exponents) - 1
+    counts[full] = stream[full] >> exponents[full]
+
+    starts = np.cumsum(all_unique) - all_unique
+    ends = np.cumsum(gaps)
+    ranks = ends - np.repeat(ends[starts] - gaps[starts], all_unique) - 1
+    if len(ranks) and ranks.max() >= spec.vocab_size:
+        raise ValueError(f"ids beyond the vocabulary of {spec.vocab_size}; {_DAMAGED}")
+    found = Ragged(all_unique, ranking.ids[ranks], None, None, None)
+    if spec.estimator == "sample":
+        _check_counts(counts, starts, spec, "cached logits (damaged, or written with other numbers)")
+        found = Ragged(all_unique, found.ids, counts.astype(np.int32), None, None)
+    if not spec.has_values:
+        return found
+    values, tails = [], []
+    for row, of, row_symbols in zip(rows, unique, symbols, strict=True):
+        units = np.frombuffer(row["high"], np.uint8).astype(np.int64) << 8
+        expected = len(row_symbols) + (len(of) if spec.estimator != "sample" else 0)
+        if not len(units) == len(row["low"]) == expected:
+            raise ValueError(f"{len(units)} and {len(row['low'])} bytes of {expected} logarithms; {_DAMAGED}")
+        units |= np.frombuffer(row["low"], np.uint8)
+        values.append(units[: len(row_symbols)])
+        tails.append(units[len(row_symbols) :])
+    logs = _from_units(np.concatenate([np.zeros(0, np.int64), *values]), spec)
+    if spec.estimator == "sample":
+        return Ragged(all_unique, found.ids, found.counts, logs.astype(np.float32), None)
+    tail = np.exp(_from_units(np.concatenate([np.zeros(0, np.int64), *tails]), spec))
+    # Rounding leaves the sum off by up to LOG_UNIT / 2: shared by all, it is a distribution again.
+    sums = np.add.reduceat(np.exp(logs), starts) + tail if len(starts) else tail
+    if len(sums) and np.abs(sums - 1).max() > 1e-2:
+        raise ValueError(f"probabilities of a target sum to {sums.min():.4f} to {sums.max():.4f}; {_DAMAGED}")
+    logs = logs - np.repeat(np.log(sums), all_unique)
+    return Ragged(all_unique, found.ids, None, logs.astype(np.float32), (tail / sums).astype(np.float32))
+
+
+_DAMAGED = "the logits are damaged, or written with other numbers: make the cache again"
+_NONE = np.zeros(0, np.uint8)
+
+
+def _check_counts(counts: np.ndarray, starts: np.ndarray, spec: CodecSpec, what: str) -> None:
+    """Raises ValueError unless the counts of each target sum to the draws."""
+    sums = np.add.reduceat(counts, starts) if len(starts) else counts
+    if (sums != spec.draws).any():
         raise ValueError(f"{what}: counts of a target sum to {sums.min()} to {sums.max()}, not to {spec.draws} draws")
-    ascends = np.diff(ids) > 0
-    ascends[starts[1:] - 1] = True  # from one target to the next
-    if not ascends.all():
-        raise ValueError(f"{what}: ids of a target do not ascend, or one is there twice")
+
+
+def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
+    """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight."""
+    distances = -logs.astype(np.float64) if spec.estimator != "sample" else logs.astype(np.float64) + LOG_WEIGHT_SPAN
+    # float32 leaves a certain id at log p = 1e-7; a tail of nothing is at -inf
+    return np.clip(np.rint(distances / LOG_UNIT), 0, 2**16 - 1).astype(np.int64)
+
+
+def _from_units(units: np.ndarray, spec: CodecSpec) -> np.ndarray:
+    logs = units * LOG_UNIT
+    return -logs if spec.estimator != "sample" else logs - LOG_WEIGHT_SPAN
+
+
+def _log2(values: np.ndarray) -> np.ndarray:
+    """floor(log2 v) of integers from 1 to 2^53."""
+    exponents: np.ndarray = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
+    return exponents
+
+
+def _pack(values: np.ndarray, widths: np.ndarray) -> bytes:
+    """Integers of `widths` bits (at most 56), one after another, low bits first."""
+    ends = np.cumsum(widths)
+    if not len(ends):
+        return b""
+    total = -(-int(ends[-1]) // 8)
+    first_bit = ends - widths
+    place, shifted = first_bit >> 3, values.astype(np.uint64) << (first_bit & 7).astype(np.uint64)
+    packed = np.zeros(total + 8)
+    # Values share bytes and no bits, so sums are unions; float64 holds the sums of bytes exactly.
+    for byte in range(-(-(int(widths.max()) + 7) // 8)):
+        part = (shifted >> np.uint64(8 * byte)) & np.uint64(255)
+        packed += np.bincount(place + byte, part, minlength=total + 8)
+    return packed[:total].astype(np.uint8).tobytes()
+
+
+def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The integers of some bit streams, `lengths` of them each. Raises ValueError where a stream is not as long."""
+    bits = np.cumsum(widths)
+    last = np.cumsum(lengths)
+    used = np.diff(np.concatenate([[0], bits[last[last > 0] - 1]])) if len(widths) else np.zeros(0, np.int64)
+    expected = np.zeros(len(streams), np.int64)
+    expected[np.flatnonzero(last > 0)] = used
+    sizes = np.array([len(stream) for stream in streams], np.int64)
+    if (wrong := np.flatnonzero(sizes != -(-expected // 8))).size:
+        row = wrong[0]
+        raise ValueError(f"{sizes[row]} bytes of bits where {-(-expected[row] // 8)} are due; {_DAMAGED}")
+    # Each stream begins at a byte: what the last byte of those before it leaves free is skipped.
+    skipped = np.cumsum(8 * sizes - expected) - (8 * sizes - expected)
+    first_bit = bits - widths + np.repeat(skipped, lengths)
+    data = np.frombuffer(b"".join(bytes(stream) for stream in streams) + bytes(8), np.uint8)
+    words = np.lib.stride_tricks.sliding_window_view(data, 8)[first_bit >> 3]
+    found = np.ascontiguousarray(words).view("<u8").reshape(-1) >> (first_bit & 7).astype(np.uint64)
+    return found.astype(np.int64) & ((1 << widths) - 1)

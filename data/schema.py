@@ -99,8 +99,28 @@ SEQUENCES = pa.schema(
 LOGITS = pa.schema(
     [
         _field("sequence_hash", pa.uint64(), "sequence_hash of the packed row that the teacher saw."),
-        _field("unique", _list_of(pa.uint16()), "For each target in order: how many different ids were drawn."),
-        _field("packed", pa.binary(), "Records of id and count, ascending ids within a target (data/logits.py)."),
+        _field("unique", pa.binary(), "For each target in order: how many different ids it has, 1, 2 or 4 bytes each."),
+        _field(
+            "symbols", pa.binary(), "A byte an id, ascending ranks within a target: log2 of the gap, and the count."
+        ),
+        _field("bits", pa.binary(), "A bit stream: for each id the gap's lower bits, and a count of 8 or more."),
+        _field(
+            "high", pa.binary(), "Upper bytes of logarithms: of each id's probability or weight, then of the tails."
+        ),
+        _field("low", pa.binary(), "Lower bytes of the same; all of this is data/logits.py."),
+        _field(
+            "ranking", pa.binary(), "In the first row: ids of the packed rows by falling frequency, int32; else null."
+        ),
+    ]
+)
+
+VERDICT = pa.schema(
+    [
+        _field("check", pa.string(), "What was checked, in a word or two."),
+        _field("passed", pa.bool_(), "Whether it holds; null where it could not be checked."),
+        _field("value", pa.float64(), "What was found: a number of mismatches, a z score, a difference."),
+        _field("limit", pa.float64(), "The largest value that passes."),
+        _field("detail", pa.string(), "What was compared with what, for a person to read."),
     ]
 )
 

@@ -18,7 +18,13 @@ DEFAULT_ROW_GROUP_ROWS = 4096
 ZSTD_LEVEL = 3
 
 
-def parquet_bytes(table: pa.Table, row_group_rows: int = DEFAULT_ROW_GROUP_ROWS) -> bytes:
+def parquet_bytes(
+    table: pa.Table, row_group_rows: int = DEFAULT_ROW_GROUP_ROWS, opaque_columns: Sequence[str] = ()
+) -> bytes:
+    """`opaque_columns` hold bytes that differ from row to row: a dictionary, or their least and greatest, would only
+    cost.
+    """
+    plain = [name for name in table.schema.names if name not in opaque_columns]
     buffer = io.BytesIO()
     pq.write_table(
         table,
@@ -26,16 +32,25 @@ def parquet_bytes(table: pa.Table, row_group_rows: int = DEFAULT_ROW_GROUP_ROWS)
         row_group_size=row_group_rows,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
+        use_dictionary=plain if opaque_columns else True,
+        write_statistics=plain if opaque_columns else True,
         write_page_checksum=True,  # off by default; verified on read only if asked, which open_parquet does
     )
     return buffer.getvalue()
 
 
 def write_table(
-    directory: str, name: str, table: pa.Table, *, row_group_rows: int = DEFAULT_ROW_GROUP_ROWS, tokens: int = 0
+    directory: str,
+    name: str,
+    table: pa.Table,
+    *,
+    row_group_rows: int = DEFAULT_ROW_GROUP_ROWS,
+    opaque_columns: Sequence[str] = (),
+    tokens: int = 0,
 ) -> Shard:
     """Writes `table` as `directory/name` and returns its entry for the manifest."""
-    return write_file(directory, name, parquet_bytes(table, row_group_rows), rows=table.num_rows, tokens=tokens)
+    data = parquet_bytes(table, row_group_rows, opaque_columns)
+    return write_file(directory, name, data, rows=table.num_rows, tokens=tokens)
 
 
 def write_file(directory: str, name: str, data: bytes, *, rows: int = 0, tokens: int = 0) -> Shard:

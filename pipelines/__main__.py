@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from pipelines.config import no_such
+from pipelines.stage import VerdictError
 
 COMMANDS = ("list", "show", "plan", "run", "fit")
 
@@ -28,6 +29,9 @@ def main(words: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except VerdictError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"error: {error}; check that the path exists and that you may use it", file=sys.stderr)
         return 2

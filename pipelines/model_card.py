@@ -161,11 +161,15 @@ def _training(one: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]
 def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
     if manifest.config["objective"] == "next_token":
         return "the next token"
-    draws = sorted({runs[one["reference"]].data.facts["draws"] for one in manifest.inputs["logits"]})
-    return (
-        f"distillation: cross-entropy to {', '.join(map(str, draws))} draws from the teacher's distribution at each "
-        "target (its least value is the teacher's entropy)"
-    )
+    facts = [runs[one["reference"]].data.facts for one in manifest.inputs["logits"]]
+    kept = sorted({_kept(one) for one in facts})
+    return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
+
+
+def _kept(facts: Mapping[str, Any]) -> str:
+    if facts["draws"] is not None:
+        return f"{facts['draws']} draws from the teacher's distribution"
+    return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
 
 
 def _optimizer(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
+from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from pipelines.inputs import Input
@@ -90,6 +91,18 @@ def check_same_tokenizer(one: Input, other: Input) -> None:
         )
 
 
+def codec_of(logits: Input) -> CodecSpec:
+    """How to read cached logits, from their manifest. Raises ValueError where they are of an earlier format."""
+    facts = logits.data.facts
+    try:
+        return CodecSpec(**facts["codec"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
+            "run cache_logits again"
+        ) from error
+
+
 def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]":
     """(rows that count, batch) over one SEQUENCES shard in order; the last batch is padded with empty rows to `rows`.
 
@@ -118,4 +131,5 @@ def _padded(part: np.ndarray, rows: int) -> np.ndarray:
 
 def _matrix(table: pa.Table, name: str, kind: Any) -> np.ndarray:
     flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)
+    # a copy: torch takes no array that it may not write to
+    return np.array(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)

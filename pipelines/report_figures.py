@@ -98,6 +98,7 @@ class CacheFigures:
 
     name: str
     draws: int
+    """0 where nothing was drawn: the most likely ids were kept"""
     targets: int
     stored_ids: int
     max_unique: int
@@ -145,7 +146,7 @@ def read_figures(recipe: str, tasks: Mapping[str, Task]) -> Figures:
                 name=name,
                 bytes=logits.bytes,
                 **{
-                    key: int(logits.facts[key])
+                    key: int(logits.facts[key] or 0)
                     for key in ("draws", "targets", "stored_ids", "max_unique", "vocab_size")
                 },
             )

@@ -201,7 +201,7 @@ def cache_table(figures: Figures) -> Table:
         rows=tuple(
             (
                 cache.name,
-                f"{cache.draws:,}",
+                f"{cache.draws:,}" if cache.draws else f"top {cache.max_unique:,}",
                 f"{cache.targets:,}",
                 f"{cache.stored_ids / max(1, cache.targets):.1f} (at most {cache.max_unique:,})",
                 f"{cache.bytes / max(1, cache.targets):.1f} B",
@@ -212,8 +212,9 @@ def cache_table(figures: Figures) -> Table:
             for cache in figures.caches
         ),
         note="At each target token the teacher's distribution is sampled that many times (draws); ids that came up are "
-        "stored with their counts, an unbiased estimate. Bytes are those of the files, compression and row hashes "
-        "included; the last column compares them with the distribution over the whole vocabulary.",
+        "stored with their counts, an unbiased estimate (top K: the most likely ids, with their probabilities). Bytes "
+        "are those of the files, compression and row hashes included; the last column compares them with the "
+        "distribution over the whole vocabulary.",
     )
 
 

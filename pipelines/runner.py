@@ -33,10 +33,11 @@ from pipelines import config as configs
 from pipelines.inputs import Input, absolute, external_input, resolve, run_reference
 from pipelines.lease import hold_lease
 from pipelines.shard_map import clean_up
-from pipelines.stage import Context, Outcome, Read, Resources, Stage
+from pipelines.stage import FAILURE, Context, Outcome, Read, Resources, Stage, VerdictError
 
 CONFIG_NAME = "_CONFIG.json"
-LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text", "import_model", "export_model")
+LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
+                 "export_model")  # fmt: skip
 """whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
 CODE_PREFIXES = ("data", "model", "training", "pipelines.models", "pipelines.model_card")
 """modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
@@ -127,11 +128,14 @@ def future_input(task: Task, dataset: str, step: int | None = None) -> Input:
 
 
 def run_task(task: Task, resources: Resources, session: RaySession, say: Any = print) -> Manifest:
-    """Runs the task unless its manifest is there; returns the manifest. What `run` raises comes out unchanged."""
+    """Runs the task unless its manifest is there; returns the manifest. What `run` raises comes out unchanged.
+
+    Raises VerdictError where the run is finished, now or before, and its answer is no.
+    """
     where = f"{task.stage.name}/{task.fingerprint}"
     if (done := task.manifest()) is not None:
         say(f"{where}: done before, nothing to do")
-        return done
+        return _accepted(done)
     for many in task.inputs.values():
         for one in many:
             _ = one.external or one.data  # an unfinished input is refused before anything is written
@@ -182,6 +186,14 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     storage.write_bytes(storage.join(task.directory, RUN_NAME), (json.dumps(run, indent=1) + "\n").encode())
     clean_up(task.directory)
     say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
+    return _accepted(manifest)
+
+
+def _accepted(manifest: Manifest) -> Manifest:
+    """Raises VerdictError where a finished run says no."""
+    for dataset in manifest.datasets.values():
+        if dataset.facts.get(FAILURE):
+            raise VerdictError(f"{manifest.stage}/{manifest.fingerprint}: {dataset.facts[FAILURE]}")
     return manifest
 
 

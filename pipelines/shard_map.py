@@ -40,6 +40,8 @@ class Part:
     """file name; None: the shard's number"""
     tokens: int = 0
     row_group_rows: int = shards.DEFAULT_ROW_GROUP_ROWS
+    opaque_columns: tuple[str, ...] = ()
+    """columns without dictionary and statistics"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,12 @@ class Sink:
         staged = f"{STAGING}/{self.attempt}/{name}"
         if part.table is not None:
             shard = shards.write_table(
-                self.directory, staged, part.table, row_group_rows=part.row_group_rows, tokens=part.tokens
+                self.directory,
+                staged,
+                part.table,
+                row_group_rows=part.row_group_rows,
+                opaque_columns=part.opaque_columns,
+                tokens=part.tokens,
             )
         else:
             assert part.data is not None

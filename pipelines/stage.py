@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from pipelines.lease import Lease
 
 
+FAILURE = "failure"
+
+
+class VerdictError(Exception):
+    """A stage did its work, and its answer is no: exit code 1, and a run that is done and kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Read:
     """One named input of a stage."""
@@ -76,7 +83,7 @@ class Outcome:
     """What `run` hands back; the runner makes the manifest of it."""
 
     datasets: Mapping[str, Dataset]
-    """one entry for each name in WRITES"""
+    """one entry for each name in WRITES; a fact named FAILURE, where it is not empty, says why the answer is no"""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """rows dropped, by reason"""
     tokenizer_sha256: str | None = None

@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model import Gemma2Config
 
 Decay = Literal["cosine", "linear", "constant"]
 Objective = Literal["next_token", "distill"]
 Tail = Literal["bucket", "renormalize", "ground_truth"]
-Estimator = Literal["sample", "topk"]
 Device = Literal["xla", "cuda", "cpu", "auto"]
 FeedKind = Literal["direct", "ray"]
 Remat = Literal["none", "projections", "full"]
@@ -140,12 +140,10 @@ class TrainJob:
     """of the tokenizer that made the sequences: no id in them reaches it"""
     logits: tuple[tuple[str, ...], ...] | None = None
     """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
-    estimator: Estimator = "sample"
-    """for `distill`: what the cache holds of the teacher"""
-    draws: int | None = None
-    """for `distill` from a sample: N, the draws from the teacher at each target"""
+    codec: CodecSpec | None = None
+    """for `distill`: what the logits are, and how to read them"""
     max_unique: int | None = None
-    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: `draws`)"""
+    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: the draws)"""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
     initial_uri: str | None = None
@@ -171,7 +169,6 @@ class TrainJob:
     def __post_init__(self) -> None:
         _one_of("device", self.device, get_args(Device))
         _one_of("feed", self.feed, get_args(FeedKind))
-        _one_of("estimator", self.estimator, get_args(Estimator))
         if self.remat is not None:
             _one_of("remat", self.remat, get_args(Remat))
         _at_least("workers", self.workers, 1)
@@ -184,11 +181,17 @@ class TrainJob:
                 f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
             )
         if self.config.objective == "distill":
-            if self.logits is None or (self.estimator == "sample" and self.draws is None):
+            if self.logits is None or self.codec is None:
                 raise ValueError(
-                    "objective 'distill' needs the teacher's cached logits and their number of draws, and got "
-                    f"logits={'given' if self.logits is not None else None}, draws={self.draws}; "
+                    "objective 'distill' needs the teacher's cached logits and what they are, and got "
+                    f"logits={'given' if self.logits is not None else None}, codec={self.codec}; "
                     "run cache_logits on these sequences and name its output, or use objective 'next_token'"
+                )
+            if self.codec.temperature != self.config.distill.temperature:
+                raise ValueError(
+                    f"the logits are of the teacher at temperature {self.codec.temperature:g}, and the student would "
+                    f"learn at {self.config.distill.temperature:g}; set --distill.temperature "
+                    f"{self.codec.temperature:g}, or run cache_logits at {self.config.distill.temperature:g}"
                 )
             if len(self.logits) != len(self.sequences):
                 raise ValueError(
@@ -211,6 +214,11 @@ class TrainJob:
         """Rows of one worker in a step."""
         return self.config.global_batch // self.workers
 
+    @property
+    def draws(self) -> int | None:
+        """N of sampled logits."""
+        return self.codec.draws if self.codec else None
+
     def identity(self) -> dict[str, Any]:
         """What has to be equal for a checkpoint of this run to be continued, as plain JSON values."""
         identity = {
@@ -219,8 +227,7 @@ class TrainJob:
             "phases": [dataclasses.asdict(phase) for phase in self.phases],
             "order_seed": self.order_seed,
             "sequence_length": self.sequence_length,
-            "estimator": self.estimator,
-            "draws": self.draws,
+            "logits": dataclasses.asdict(self.codec) if self.codec else None,
             "input_fingerprints": dict(self.input_fingerprints),
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity))

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from data.loader import LogitsReader, SequenceReader, StepLoader
 from data.loader import direct_feed as read_steps
-from data.logits import CodecSpec
 from data.order import Order
 from training.config import TrainJob
 from training.loop import Feed, HostBatch
@@ -22,9 +21,8 @@ def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader
     logits_readers = None
     if job.config.objective == "distill":
         assert job.logits is not None
-        assert job.draws is not None
-        spec = CodecSpec(vocab_size=job.vocab_size, draws=job.draws)
-        logits_readers = [LogitsReader(shards, spec, job.max_unique) for shards in job.logits]
+        assert job.codec is not None
+        logits_readers = [LogitsReader(shards, job.codec, job.max_unique) for shards in job.logits]
     return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from data import storage
+from data.logits import CodecSpec
 from data.schema import LINEAGE, METRICS
 from model import Gemma2
 from training.backend import Backend
@@ -30,18 +31,24 @@ from training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.config import Estimator, TrainingConfig, TrainJob
-from training.loss import LossFunction, RunHead, distill_loss, distill_topk_loss, loop_head, next_token_loss
+from training.config import TrainingConfig, TrainJob
+from training.loss import (
+    LossFunction,
+    RunHead,
+    distill_full_loss,
+    distill_loss,
+    distill_topk_loss,
+    loop_head,
+    next_token_loss,
+)
 from training.optim import OptimizerState, init_state, learning_rate, step_scalars
 from training.step import train_step
 
 FETCH_STEPS = 10
 """steps between reading values back: the host prepares steps while the device works on earlier ones"""
 
-DEVICE_COLUMNS = (
-    "tokens", "segment_ids", "positions", "loss_mask",
-    "target_ids", "target_counts", "target_log_probs", "target_tail",
-)  # fmt: skip
+DEVICE_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "target_ids", "target_counts", "target_log_probs",
+                  "target_tail", "target_probs")  # fmt: skip
 """columns of a batch that the step needs on the device"""
 
 HostBatch = Mapping[str, np.ndarray]
@@ -139,19 +146,19 @@ def run_training(
     )
 
 
-def loss_function(
-    config: TrainingConfig, draws: int | None, run_head: RunHead = loop_head, estimator: Estimator = "sample"
-) -> LossFunction:
-    """The loss that the config's objective names, for what the cache holds: a sample of `draws`, or the top k."""
+def loss_function(config: TrainingConfig, codec: CodecSpec | None, run_head: RunHead = loop_head) -> LossFunction:
+    """The loss that the config's objective and the kind of cached logits name."""
     if config.objective == "next_token":
         return partial(next_token_loss, run_head=run_head)
+    if codec is None:
+        raise ValueError("objective 'distill' needs to know what the cached logits are; pass their codec")
     distill = config.distill
     mix: dict[str, Any] = {"temperature": distill.temperature, "alpha": distill.alpha, "run_head": run_head}
-    if estimator == "topk":
+    if codec.draws is not None:
+        return partial(distill_loss, draws=codec.draws, **mix)
+    if codec.estimator == "topk":
         return partial(distill_topk_loss, tail=distill.tail, **mix)
-    if draws is None:
-        raise ValueError("objective 'distill' needs the number of draws of the cached logits; pass draws=N")
-    return partial(distill_loss, draws=draws, **mix)
+    return partial(distill_full_loss, **mix)
 
 
 class _Run:
@@ -159,7 +166,7 @@ class _Run:
 
     def __init__(self, job: TrainJob, backend: Backend, on_step: Callable[[StepReport], None] | None) -> None:
         self.job, self.backend, self.on_step = job, backend, on_step
-        self.loss = loss_function(job.config, job.draws, backend.run_head, job.estimator)
+        self.loss = loss_function(job.config, job.codec, backend.run_head)
         self.checkpoint_uri = latest_checkpoint(job.checkpoints_uri) or ""
         self.step = self.tokens_seen = 0
         self.model = Gemma2(job.config.model, seed=job.config.seed)

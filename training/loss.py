@@ -143,7 +143,10 @@ def _next_ids(batch: Batch) -> Tensor:
 
 
 def _to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """-sum_K w_i log q_i; gradient q - w."""
+    """-sum_K w_i log q_i; gradient q - w.
+
+    Importance weights sum to 1 only on average; q - w is then not this sum's gradient, but has the same expectation.
+    """
     losses_P = -(log_q_PV.gather(-1, ids_PK) * weights_PK).sum(-1)
     return losses_P, lambda: log_q_PV.exp_().scatter_add_(-1, ids_PK, -weights_PK)
 

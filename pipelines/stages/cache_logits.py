@@ -1,41 +1,54 @@
-"""One pass of the teacher over packed rows: at each target N draws from its distribution, kept as ids and counts.
+"""One pass of the teacher over packed rows: at each target what an estimator keeps of its distribution.
 
 Shard k of LOGITS has the rows of shard k of SEQUENCES, in their order, each with the sequence_hash it was computed
-on. A draw depends on seed, teacher, sequence and position alone.
+on. A draw depends on seed, teacher, sequence and position alone. Shards are independent: replicas of the teacher, one
+a node, each take the next shard, and none waits for another.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from data import schema
-from data.logits import CodecSpec, encode_counts
-from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
+from data.logits import PLANES, CodecSpec, Ranking, encode
+from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model
 from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 from training.backend import resolve_device
 from training.config import Device
-from training.teacher import teacher_targets
+from training.teacher import Estimator, Targets, capture
 
-VERSION = 1
+VERSION = 2
 READS = {
     "sequences": Read(help="packed rows", dataset="sequences"),
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
 }
 WRITES = ("logits",)
 
+FULL_VOCABULARY = 16_384
+"""ids up to which `full` is allowed: 50 KB a target"""
+ROW_GROUP_ROWS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The estimator and its numbers, and what else decides the bytes."""
 
-    estimator: Literal["sample"] = "sample"
-    """`sample`: counts / N of N draws with replacement, an unbiased estimate of the teacher's distribution"""
+    estimator: Literal["sample", "topk", "full"] = "sample"
+    """`sample`: counts of N draws, unbiased; `topk`: the K largest probabilities and the mass of the rest; `full`: all
+    of a small vocabulary, for tests"""
     draws: int = 50
-    """N, the draws at each target"""
+    """N of `sample`, the draws at each target"""
+    top: int = 50
+    """K of `topk`, the ids kept at each target"""
+    temperature: float = 1.0
+    """of the distribution that is kept: softmax(logits / temperature)"""
+    proposal: float = 1.0
+    """of `sample`: draws come from that distribution to this power; other than 1, ids carry importance weights"""
     seed: int = 0
     """of the draws"""
     forward_rows: int = 8
@@ -44,10 +57,38 @@ class Config:
     """type the teacher computes in"""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.draws <= 65535:
-            raise ValueError(f"draws is {self.draws}; allowed are 1 to 65535, usually 50")
+        estimator_of(self)
         if self.forward_rows < 1:
             raise ValueError(f"forward_rows is {self.forward_rows}; at least 1")
+
+
+def estimator_of(config: Config) -> Estimator:
+    """Raises ValueError where its numbers cannot be."""
+    return Estimator(
+        name=config.estimator,
+        draws=config.draws,
+        top=config.top,
+        temperature=config.temperature,
+        proposal=config.proposal,
+    )
+
+
+def codec_spec(config: Config, vocab_size: int) -> CodecSpec:
+    """How the bytes of this config are to be read. Raises ValueError where the vocabulary does not allow it."""
+    if config.estimator == "full" and vocab_size > FULL_VOCABULARY:
+        raise ValueError(
+            f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {FULL_VOCABULARY} ids: use "
+            "'sample'"
+        )
+    if config.estimator == "topk" and config.top > vocab_size:
+        raise ValueError(f"top is {config.top} and the vocabulary has {vocab_size} ids; keep fewer")
+    return CodecSpec(
+        vocab_size=vocab_size,
+        estimator=config.estimator,
+        draws=config.draws if config.estimator == "sample" else None,
+        weighted=estimator_of(config).weighted,
+        temperature=config.temperature,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,38 +96,32 @@ class _Cache:
     config: Config
     checkpoint: str
     device: Device
-    vocab_size: int
+    spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
         teacher = open_model(self.checkpoint, self.device)
-        if teacher.model.config.vocab_size != self.vocab_size:
-            raise ValueError(
-                f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and that of the sequences "
-                f"{self.vocab_size}; "
-                "take a teacher that was trained with the tokenizer of these sequences (import_model --vocab-size "
-                "256000 leaves out the padding rows of an embedding of 256128)"
-            )
-        spec = CodecSpec(vocab_size=self.vocab_size, draws=self.config.draws)
-        rows = []
+        check_vocabulary(teacher, self.spec.vocab_size)
+        batches = batches_of(uri, self.config.forward_rows)
+        ranking = Ranking.of_tokens(
+            np.concatenate([batch["tokens"][:count] for count, batch in batches]), self.spec.vocab_size
+        )
+        rows: list[dict[str, Any]] = []
         stored = targets = widest = 0
-        for count, batch in batches_of(uri, self.config.forward_rows):
-            found = teacher_targets(
-                teacher.model,
-                teacher.backend,
-                batch,
-                draws=self.config.draws,
-                seed=self.config.seed,
-                teacher_hash=teacher.weights_sha256,
-            )
-            for (ids, counts), sequence_hash in zip(found[:count], batch["sequence_hash"], strict=False):
-                unique, packed = encode_counts(ids, counts, spec)
-                rows.append({"sequence_hash": int(sequence_hash), "unique": unique.tolist(), "packed": packed})
+        for batch, kept in captured(teacher, batches, self.config, teacher.weights_sha256):
+            for row, sequence_hash in zip(kept, batch["sequence_hash"].tolist(), strict=False):
+                encoded = encode(row, self.spec, ranking)
+                rows.append({"sequence_hash": sequence_hash, **encoded})
+                unique = np.frombuffer(encoded["unique"], self.spec.unique_type)
                 stored += int(unique.sum())
                 targets += len(unique)
                 widest = max(widest, int(unique.max(initial=0)))
-            advance(count)
+            advance(len(kept))
+        if rows:
+            rows[0]["ranking"] = ranking.to_bytes()
+        table = pa.Table.from_pylist(rows, schema.LOGITS)
+        part = Part(table=table, row_group_rows=ROW_GROUP_ROWS, opaque_columns=(*PLANES, "ranking"))
         return ShardOutput(
-            parts={"logits": Part(table=pa.Table.from_pylist(rows, schema.LOGITS), row_group_rows=64)},
+            parts={"logits": part},
             facts={
                 "stored_ids": stored,
                 "targets": targets,
@@ -97,13 +132,39 @@ class _Cache:
         )
 
 
+def captured(
+    teacher: LoadedModel, batches: list[tuple[int, dict[str, np.ndarray]]], config: Config, teacher_hash: str
+) -> Iterator[tuple[dict[str, np.ndarray], list[Targets]]]:
+    """(batch, what is kept of each of its rows that count) over the batches of `batches_of`."""
+    kept = capture(
+        teacher.model,
+        teacher.backend,
+        (batch for _, batch in batches),
+        estimator_of(config),
+        seed=config.seed,
+        teacher_hash=teacher_hash,
+    )
+    for (count, batch), rows in zip(batches, kept, strict=True):
+        yield batch, rows[:count]
+
+
+def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
+    """Raises ValueError where the teacher's vocabulary is not that of the sequences."""
+    if teacher.model.config.vocab_size != vocab_size:
+        raise ValueError(
+            f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and that of the sequences "
+            f"{vocab_size}; take a teacher that was trained with the tokenizer of these sequences (import_model "
+            "--vocab-size 256000 leaves out the padding rows of an embedding of 256128)"
+        )
+
+
 def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
     device = resolve_device(context.resources.device)
-    vocab_size = sequences.data.facts["vocab_size"]
-    work = _Cache(config, checkpoint_of(teacher), device, vocab_size)
+    spec = codec_spec(config, sequences.data.facts["vocab_size"])
+    work = _Cache(config, checkpoint_of(teacher), device, spec)
     receipts = map_shards(
         context,
         "cache",
@@ -117,8 +178,9 @@ def run(context: Context, config: Config) -> Outcome:
     logits = dataset_of(
         receipts,
         "logits",
-        draws=config.draws,
-        vocab_size=vocab_size,
+        codec=asdict(spec),
+        vocab_size=spec.vocab_size,
+        draws=spec.draws,
         stored_ids=sum(receipt.facts["stored_ids"] for receipt in receipts),
         targets=sum(receipt.facts["targets"] for receipt in receipts),
         max_unique=int(np.max([receipt.facts["max_unique"] for receipt in receipts])),

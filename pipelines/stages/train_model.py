@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import storage
+from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
-from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, committed_files
+from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import STATE_NAME, check_same_model, list_checkpoints
 from training.config import TrainingConfig, TrainJob
 
-VERSION = 1
+VERSION = 2
 READS = {
     "sequences": Read(help="packed rows, one dataset a source", dataset="sequences", many=True),
     "logits": Read(
@@ -123,10 +124,9 @@ def make_job(context: Context, config: Config) -> TrainJob:
     if config.objective == "next_token" and logits:
         raise ValueError("objective 'next_token' takes no logits; leave --logits out, or set --objective distill")
     checked = [check_logits(one, cached) for one, cached in zip(sequences, logits, strict=False)]
-    if len({fact["draws"] for fact in checked}) > 1:
-        raise ValueError(
-            f"logits of different draws cannot be mixed: {[fact['draws'] for fact in checked]}; cache them alike"
-        )
+    if len({spec for spec, _ in checked}) > 1:
+        values = ", ".join(f"{one.reference} is {spec}" for one, (spec, _) in zip(logits, checked, strict=True))
+        raise ValueError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
     initial = context.inputs.get("initial", [])
     for one in initial:
         check_same_tokenizer(one, sequences[0])
@@ -142,8 +142,8 @@ def make_job(context: Context, config: Config) -> TrainJob:
         sequence_length=facts[0]["sequence_length"],
         vocab_size=facts[0]["vocab_size"],
         logits=tuple(tuple(one.uris()) for one in logits) if logits else None,
-        draws=checked[0]["draws"] if checked else None,
-        max_unique=max(fact["max_unique"] for fact in checked) if checked else None,
+        codec=checked[0][0] if checked else None,
+        max_unique=max(unique for _, unique in checked) if checked else None,
         input_fingerprints={one.reference: one.content() for one in [*sequences, *logits, *initial]},
         initial_uri=checkpoint_of(initial[0]) if initial else None,
         device=context.resources.device,
@@ -185,15 +185,25 @@ def _dataset(sequences: Input) -> SequenceDataset:
     )
 
 
-def check_logits(sequences: Input, logits: Input) -> dict[str, Any]:
-    """Facts of cached logits. Raises ValueError, naming both, where they were computed on other rows."""
+def check_logits(sequences: Input, logits: Input) -> tuple[CodecSpec, int]:
+    """What cached logits are, and the most ids at one target.
+
+    Raises ValueError, naming both, where they were computed on other rows or with another vocabulary.
+    """
     facts = logits.data.facts
+    check_same_tokenizer(sequences, logits)
     if facts["sequences_content"] != sequences.content():
         raise ValueError(
             f"{logits.reference} was computed on {facts['sequences_reference']} ({facts['sequences_content']}), not on "
             f"{sequences.reference} ({sequences.content()}); run cache_logits on the latter, or train on the former"
         )
-    return dict(facts)
+    spec = codec_of(logits)
+    if spec.vocab_size != sequences.data.facts["vocab_size"]:
+        raise ValueError(
+            f"{logits.reference} is of {spec.vocab_size} ids, {sequences.reference} of "
+            f"{sequences.data.facts['vocab_size']}; run cache_logits on these sequences"
+        )
+    return spec, facts["max_unique"]
 
 
 def _phases(config: Config, datasets: tuple[SequenceDataset, ...]) -> tuple[MixturePhase, ...]:

@@ -24,7 +24,7 @@ from pipelines.study.text import COLUMNS
 from training.config import DistillConfig
 from training.loop import HostBatch
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
-from training.teacher import sample_teacher
+from training.teacher import sample_teacher, top_k_teacher
 
 SAMPLING_SEED = 0
 
@@ -162,10 +162,9 @@ def counted(
 
 def top_columns(logits_BTV: Tensor, kept: int) -> dict[str, Tensor]:
     """The columns of a top-k target, from logits."""
-    top_BTK, ids_BTK = logits_BTV.topk(kept, dim=-1)
-    log_probs_BTK = top_BTK - logits_BTV.logsumexp(-1, keepdim=True)
-    tail_BT = (1.0 - log_probs_BTK.double().exp().sum(-1)).clamp(min=0.0).float()
-    return {"target_ids": ids_BTK.int(), "target_log_probs": log_probs_BTK, "target_tail": tail_BT}
+    kept_PK = top_k_teacher(logits_BTV.flatten(0, 1), kept)
+    ids_BTK, log_probs_BTK, tail_BT = (part.unflatten(0, logits_BTV.shape[:2]) for part in kept_PK)
+    return {"target_ids": ids_BTK, "target_log_probs": log_probs_BTK, "target_tail": tail_BT}
 
 
 def join(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -98,7 +98,8 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
         else "The run has not ended yet.\n",
         "## What was run\n",
         f"- **Text**: Python's standard library, a vocabulary of {sizes.vocab_size:,}, rows of "
-        f"{sizes.sequence_length} tokens. Held out: {documents} documents, {targets:,} targets. Teacher and students learn from different rows.\n"
+        f"{sizes.sequence_length} tokens. Held out: {documents} documents, {targets:,} targets. Teacher and students "
+        "learn from different rows.\n"
         f"- **Teacher**: {teacher.layers} layers, width {teacher.d_model}, {sizes.teacher_steps} steps of "
         f"{sizes.batch_rows} rows; held-out loss **{teacher_loss:.3f}** nats a token.\n"
         f"- **Students**: {student.layers} layers, width {student.d_model}, "

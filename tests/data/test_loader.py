@@ -8,13 +8,14 @@ import pytest
 from data import loader as loader_module
 from data import shards
 from data.loader import LogitsReader, SequenceReader, StepLoader, direct_feed
-from data.logits import CodecSpec, encode_counts
+from data.logits import CodecSpec, Ranking, encode
 from data.order import MixturePhase, Order, SequenceDataset
 from data.packing import Document, pack_documents
 from data.schema import LOGITS
 
 LENGTH, ROW_GROUP_ROWS, VOCAB = 32, 4, 1000
 SPEC = CodecSpec(vocab_size=VOCAB, draws=8)
+RANKING = Ranking.of_tokens(np.arange(0, VOCAB, 3), VOCAB)
 
 
 def packed(seed: int, rows: int) -> pa.Table:
@@ -44,8 +45,8 @@ def logits_of(table: pa.Table, seed: int = 0) -> pa.Table:
     for row in table.select(["loss_mask", "sequence_hash"]).to_pylist():
         targets = sum(row["loss_mask"])
         ids = np.stack([rng.choice(VOCAB, 3, replace=False) for _ in range(targets)])
-        unique, data = encode_counts(ids, np.tile([5, 2, 1], (targets, 1)), SPEC)
-        rows.append({"sequence_hash": row["sequence_hash"], "unique": unique.tolist(), "packed": data})
+        encoded = encode({"target_ids": ids, "target_counts": np.tile([5, 2, 1], (targets, 1))}, SPEC, RANKING)
+        rows.append({"sequence_hash": row["sequence_hash"], "ranking": RANKING.to_bytes(), **encoded})
     return pa.Table.from_pylist(rows, LOGITS)
 
 
@@ -130,15 +131,64 @@ def test_logits_stand_at_the_targets_they_were_computed_for(tmp_path: Path, tabl
         assert batch["target_ids"].dtype == batch["target_counts"].dtype == np.int32
         assert (batch["target_counts"].sum(axis=2) == np.where(batch["loss_mask"], SPEC.draws, 0)).all()
         for index, (_, shard, row) in enumerate(batch["refs"].tolist()):
-            (_, ids, _) = LogitsReader(logits_uris, SPEC, 5).read([(shard, row)])[0]
-            assert (batch["target_ids"][index][batch["loss_mask"][index]] == ids).all()
+            (_, targets) = LogitsReader(logits_uris, SPEC, 5).read([(shard, row)])[0]
+            assert (batch["target_ids"][index][batch["loss_mask"][index]] == targets.padded(5)["target_ids"]).all()
+
+
+def test_every_kind_of_logits_stands_at_its_targets(tmp_path: Path, tables: list[pa.Table]) -> None:
+    sequences = write(tmp_path, "code", tables)
+    kinds = {
+        "weighted": CodecSpec(vocab_size=VOCAB, draws=8, weighted=True),
+        "topk": CodecSpec(vocab_size=VOCAB, estimator="topk"),
+        "full": CodecSpec(vocab_size=VOCAB, estimator="full"),
+    }
+    for name, spec in kinds.items():
+        kept = {
+            "target_ids": np.arange(3)[None] if name != "full" else np.arange(VOCAB)[None],
+            "target_counts": np.array([[5, 2, 1]]),
+            "target_log_weights": np.log([[0.5, 1.0, 2.0]]),
+            "target_log_probs": np.log([[0.5, 0.25, 0.125]]) if name != "full" else np.full((1, VOCAB), -np.log(VOCAB)),
+            "target_tail": np.array([0.125 if name != "full" else 0.0]),
+        }
+        written = []
+        for table in tables:
+            rows = table.select(["loss_mask", "sequence_hash"]).to_pylist()
+            encoded = [
+                encode({key: values.repeat(sum(row["loss_mask"]), 0) for key, values in kept.items()}, spec, RANKING)
+                for row in rows
+            ]
+            made = [
+                {"sequence_hash": row["sequence_hash"], "ranking": RANKING.to_bytes(), **planes}
+                for row, planes in zip(rows, encoded, strict=True)
+            ]
+            written.append(pa.Table.from_pylist(made, LOGITS))
+        _, uris = write(tmp_path, name, written)
+        batch = StepLoader(order_of(sequences[0]), [reader_of(sequences)], [LogitsReader(uris, spec, 5)]).load(0)
+        mask = batch["loss_mask"]
+        if name == "weighted":
+            sums = batch["target_counts"].sum(axis=2)
+            assert batch["target_counts"].dtype == np.float32
+            assert sums[mask] == pytest.approx(5 * 0.5 + 2 * 1.0 + 1 * 2.0, rel=1e-3)
+            assert not sums[~mask].any()
+        elif name == "topk":
+            mass = np.exp(batch["target_log_probs"]).sum(axis=2) + batch["target_tail"]
+            assert mass == pytest.approx(np.ones(mask.shape), abs=1e-6)
+            assert batch["target_tail"][mask] == pytest.approx(0.125, rel=1e-3)
+            assert (batch["target_tail"][~mask] == 1).all()
+        else:
+            assert batch["target_probs"].shape == (4, LENGTH, VOCAB)
+            assert batch["target_probs"][mask] == pytest.approx(1 / VOCAB, rel=1e-3)
+            assert not batch["target_probs"][~mask].any()
+        with pytest.raises(ValueError, match="damaged, or written with other numbers"):
+            LogitsReader(uris, SPEC if name != "weighted" else kinds["topk"], 5).read([(0, 0)])
 
 
 def test_a_row_without_targets_has_logits_without_targets(tmp_path: Path) -> None:
     document = Document(id="x", tokens=np.arange(LENGTH, dtype=np.int32), text_bytes=1, masked=((0, LENGTH),))
     table = pack_documents([document], LENGTH)
-    unique, data = encode_counts(np.zeros((0, 1), int), np.zeros((0, 1), int), SPEC)
-    row = {"sequence_hash": table["sequence_hash"][0].as_py(), "unique": unique.tolist(), "packed": data}
+    none = np.zeros((0, 1), int)
+    encoded = encode({"target_ids": none, "target_counts": none}, SPEC, RANKING)
+    row = {"sequence_hash": table["sequence_hash"][0].as_py(), "ranking": RANKING.to_bytes(), **encoded}
     sequences = write(tmp_path, "code", [table])
     _, uris = write(tmp_path, "logits", [pa.Table.from_pylist([row], LOGITS)])
     loader = StepLoader(order_of(sequences[0]), [reader_of(sequences)], [LogitsReader(uris, SPEC)])
@@ -158,9 +208,9 @@ def test_logits_of_other_sequences_are_refused_naming_both_files(tmp_path: Path,
 
 def test_damaged_logits_are_refused_naming_file_and_row(tmp_path: Path, tables: list[pa.Table]) -> None:
     _, uris = write(tmp_path, "logits", [logits_of(tables[0])])
-    damaged = [row[:-1] for row in shards.read_table(uris[0])["packed"].to_pylist()]
-    rewrite(uris[0], "packed", pa.array(damaged, pa.binary()))
-    with pytest.raises(ValueError, match=r"row 3 of .*logits/0\.parquet: .* bytes of logits for"):
+    damaged = [row[:-1] for row in shards.read_table(uris[0])["bits"].to_pylist()]
+    rewrite(uris[0], "bits", pa.array(damaged, pa.binary()))
+    with pytest.raises(ValueError, match=r"row 3 of .*logits/0\.parquet: .* bytes of bits where"):
         LogitsReader(uris, SPEC).read([(0, 3)])
 
 

@@ -5,60 +5,105 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.logits import CodecSpec, decode_counts, encode_counts
+from data.logits import LOG_UNIT, PLANES, CodecSpec, Ranking, Targets, decode, encode
 
 PROPERTY = settings(deadline=None, max_examples=100)
-GEMMA = CodecSpec(vocab_size=256_000, draws=50)
+VOCAB = 256_000
+GEMMA = CodecSpec(vocab_size=VOCAB, draws=50)
+BY_ID = Ranking.of_tokens(np.zeros(0, int), VOCAB)
 
 
-def draw_counts(spec: CodecSpec, targets: int, slots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a sampler gives: different ids in any order, counts that sum to the draws, empty slots anywhere."""
+def made_up(spec: CodecSpec, targets: int, slots: int, seed: int) -> Targets:
+    """What an estimator keeps: different ids in any order, empty slots anywhere, counts that sum to the draws."""
     rng = np.random.default_rng(seed)
-    ids = np.zeros((targets, slots), np.int32)
-    counts = np.zeros((targets, slots), np.int32)
+    shape = (targets, slots)
+    found = {"target_ids": np.zeros(shape, np.int32)}
+    if spec.draws is not None:
+        found["target_counts"] = np.zeros(shape, np.int32)
+        if spec.weighted:
+            found["target_log_weights"] = rng.normal(size=shape).astype(np.float32)
+    else:
+        found |= {"target_log_probs": np.full(shape, -np.inf, np.float32), "target_tail": np.zeros(targets, np.float32)}
     for target in range(targets):
-        most = min(slots, spec.draws, spec.vocab_size)
-        unique = int(rng.integers(1, most + 1))
-        places = rng.choice(slots, unique, replace=False)
-        low = rng.integers(0, spec.vocab_size, unique * 3)
-        chosen = np.unique(np.append(low, spec.vocab_size - 1))[-unique:]
-        places = places[: len(chosen)]
-        counts[target, places] = 1 + rng.multinomial(spec.draws - len(chosen), np.full(len(chosen), 1 / len(chosen)))
-        ids[target, places] = rng.permutation(chosen)
-    return ids, counts
+        most = min(slots, spec.draws or slots, spec.vocab_size)
+        low = rng.integers(0, spec.vocab_size, int(rng.integers(1, most + 1)) * 3)
+        chosen = np.unique(np.append(low, spec.vocab_size - 1))[-most:]
+        places = rng.choice(slots, len(chosen), replace=False)
+        found["target_ids"][target, places] = rng.permutation(chosen)
+        shares = rng.dirichlet(np.full(len(chosen) + 1, 0.3)).clip(1e-12)
+        if spec.draws is not None:
+            found["target_counts"][target, places] = 1 + rng.multinomial(
+                spec.draws - len(chosen), np.full(len(chosen), 1 / len(chosen))
+            )
+        else:
+            found["target_log_probs"][target, places] = np.log(shares[1:])
+            found["target_tail"][target] = shares[0]
+    return found
 
 
-specs = st.builds(CodecSpec, vocab_size=st.integers(2, 2**31) | st.just(256_000), draws=st.integers(1, 2**16 - 1))
+def by_id(targets: Targets, name: str, target: int) -> dict[int, float]:
+    used = targets["target_counts"][target] > 0 if "target_counts" in targets else targets[name][target] > -np.inf
+    return dict(zip(targets["target_ids"][target][used].tolist(), targets[name][target][used].tolist(), strict=True))
+
+
+samples = st.builds(
+    CodecSpec,
+    vocab_size=st.integers(2, 2**17) | st.just(VOCAB),
+    draws=st.integers(1, 2**16 - 1),
+    weighted=st.booleans(),
+)
+tops = st.builds(
+    CodecSpec, vocab_size=st.integers(2, 2**17) | st.just(VOCAB), estimator=st.sampled_from(["topk", "full"])
+)
 
 
 @PROPERTY
-@given(specs, st.integers(0, 6), st.integers(1, 20), st.integers(0, 2**32))
-def test_what_is_encoded_is_decoded(spec: CodecSpec, targets: int, slots: int, seed: int) -> None:
-    ids, counts = draw_counts(spec, targets, slots, seed)
-    unique, packed = encode_counts(ids, counts, spec)
-    assert unique.dtype == (np.uint8 if spec.draws < 256 else np.uint16)
-    assert unique.tolist() == (counts > 0).sum(axis=1).tolist()
-    assert len(packed) == int(unique.sum()) * spec.record_bytes
-    again_ids, again_counts = decode_counts(unique, packed, spec, max_unique=slots)
-    assert again_ids.dtype == again_counts.dtype == np.int32
-    for target in range(targets):
-        given = {int(i): int(c) for i, c in zip(ids[target], counts[target], strict=True) if c}
-        kept = unique[target]
-        assert dict(zip(again_ids[target].tolist()[:kept], again_counts[target].tolist()[:kept], strict=True)) == given
-        assert again_ids[target][:kept].tolist() == sorted(given)
-        assert not again_ids[target][kept:].any()
-        assert not again_counts[target][kept:].any()
+@given(samples | tops, st.lists(st.integers(0, 6), max_size=4), st.integers(1, 20), st.integers(0, 2**32))
+def test_what_is_encoded_is_decoded(spec: CodecSpec, rows: list[int], slots: int, seed: int) -> None:
+    tokens = np.random.default_rng(seed).zipf(1.3, 200) % spec.vocab_size
+    ranking = Ranking.of_tokens(tokens, spec.vocab_size)
+    given = [made_up(spec, targets, slots, seed + row) for row, targets in enumerate(rows)]
+    found = decode([encode(row, spec, ranking) for row in given], spec, ranking).padded(slots)
+    assert found["target_ids"].shape == (sum(rows), slots)
+    place = 0
+    for row in given:
+        for target in range(len(row["target_ids"])):
+            if spec.draws is not None:
+                assert by_id(found, "target_counts", place) == by_id(row, "target_counts", target)
+            for name in {"target_log_weights", "target_log_probs"} & set(row):
+                assert by_id(found, name, place) == pytest.approx(by_id(row, name, target), abs=LOG_UNIT)
+            if spec.draws is None:
+                assert found["target_tail"][place] == pytest.approx(row["target_tail"][target], abs=2e-3)
+                mass = np.exp(found["target_log_probs"][place].astype(float)).sum() + found["target_tail"][place]
+                assert mass == pytest.approx(1, abs=1e-6)
+            place += 1
 
 
-def test_gemmas_ids_with_fifty_draws_take_three_bytes() -> None:
-    assert (GEMMA.id_bits, GEMMA.count_bits, GEMMA.record_bytes) == (18, 6, 3)
-    ids = np.array([[255_999, 0, 7]])
-    counts = np.array([[1, 49, 0]])
-    unique, packed = encode_counts(ids, counts, GEMMA)
-    assert unique.tolist() == [2]
-    assert packed == (0 << 6 | 49).to_bytes(3, "little") + (255_999 << 6 | 1).to_bytes(3, "little")
-    one_id = encode_counts(np.array([[5]]), np.array([[50]]), GEMMA)
-    assert decode_counts(*one_id, GEMMA, 1)[1].tolist() == [[50]]
+@PROPERTY
+@given(st.integers(2, 2**18), st.integers(0, 300), st.integers(0, 2**32))
+def test_a_ranking_is_every_id_once_and_its_bytes_are_itself(vocab: int, tokens: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed).zipf(1.2, tokens) % vocab
+    ranking = Ranking.of_tokens(drawn, vocab)
+    assert np.array_equal(ranking.ranks[ranking.ids], np.arange(vocab))
+    counts = np.bincount(drawn, minlength=vocab)[ranking.ids]
+    assert (np.diff(counts) <= 0).all()
+    assert np.array_equal(Ranking.from_bytes(ranking.to_bytes(), vocab).ids, ranking.ids)
+
+
+def test_a_ranking_with_an_id_twice_or_beyond_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="names an id twice"):
+        Ranking(np.array([3, 3]), 10)
+    with pytest.raises(ValueError, match="3 to 10; the vocabulary has 10"):
+        Ranking(np.array([3, 10]), 10)
+
+
+def test_the_last_of_256000_ids_and_every_count_up_to_the_draws_are_held() -> None:
+    counts = np.array([[1, 49], [7, 43], [8, 42], [25, 25], [50, 0]])
+    ids = np.array([[255_999, 0], [131_072, 131_071], [5, 255_999], [1, 2], [255_999, 0]])
+    given = {"target_ids": ids, "target_counts": counts}
+    found = decode([encode(given, GEMMA, BY_ID)], GEMMA, BY_ID).padded(2)
+    for target in range(5):
+        assert by_id(found, "target_counts", target) == by_id(given, "target_counts", target)
 
 
 @PROPERTY
@@ -66,46 +111,31 @@ def test_gemmas_ids_with_fifty_draws_take_three_bytes() -> None:
 def test_damage_is_refused_or_changes_nothing_but_a_valid_distribution(
     targets: int, seed: int, data: st.DataObject
 ) -> None:
-    unique, packed = encode_counts(*draw_counts(GEMMA, targets, 12, seed), GEMMA)
-    place = data.draw(st.integers(0, len(packed) - 1))
-    damaged = bytearray(packed)
-    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    encoded = encode(made_up(GEMMA, targets, 12, seed), GEMMA, BY_ID)
+    plane = data.draw(st.sampled_from([name for name in PLANES if encoded[name]]))
+    damaged = bytearray(encoded[plane])
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        ids, counts = decode_counts(unique, bytes(damaged), GEMMA, 12)
+        found = decode([{**encoded, plane: bytes(damaged)}], GEMMA, BY_ID).padded(50)
     except ValueError:
         return
-    assert ids.max() < 256_000
-    assert (counts.sum(axis=1) == 50).all()
+    assert found["target_ids"].max() < VOCAB
+    assert (found["target_counts"].sum(axis=1) == 50).all()
 
 
-@pytest.fixture
-def encoded() -> tuple[np.ndarray, bytes]:
-    return encode_counts(np.array([[3, 9], [4, 0]]), np.array([[20, 30], [50, 0]]), GEMMA)
-
-
-def test_a_wrong_length_is_refused(encoded: tuple[np.ndarray, bytes]) -> None:
-    unique, packed = encoded
-    with pytest.raises(ValueError, match=r"8 bytes of logits for 3 records of 3 bytes .* make the cache again"):
-        decode_counts(unique, packed[:-1], GEMMA, 2)
-    with pytest.raises(ValueError, match="9 bytes of logits for 4 records"):
-        decode_counts(unique + np.array([1, 0]), packed, GEMMA, 9)
-    assert decode_counts(unique[:0], b"", GEMMA, 2)[0].shape == (0, 2)
-
-
-def test_moved_targets_wrong_ids_and_wrong_counts_are_refused(encoded: tuple[np.ndarray, bytes]) -> None:
-    unique, packed = encoded
-    with pytest.raises(ValueError, match="sum to 20 to 80, not to 50 draws"):
-        decode_counts(unique[::-1], packed, GEMMA, 2)
-    late = encode_counts(np.array([[140_000]]), np.array([[50]]), GEMMA)
-    with pytest.raises(ValueError, match="ids 140000 to 140000; the vocabulary has 0 to 131999"):
-        decode_counts(*late, CodecSpec(vocab_size=132_000, draws=50), 2)
-    swapped = packed[3:6] + packed[:3] + packed[6:]
-    with pytest.raises(ValueError, match="do not ascend"):
-        decode_counts(unique, swapped, GEMMA, 2)
-    with pytest.raises(ValueError, match="a target has no ids"):
-        decode_counts(np.array([0, 3]), packed, GEMMA, 3)
+def test_missing_bytes_and_another_vocabulary_or_number_of_draws_are_refused() -> None:
+    targets = {"target_ids": np.array([[3, 9], [140_000, 0]]), "target_counts": np.array([[20, 30], [50, 0]])}
+    encoded = encode(targets, GEMMA, BY_ID)
+    for plane in ("unique", "symbols", "bits"):
+        with pytest.raises(ValueError, match="damaged"):
+            decode([{**encoded, plane: encoded[plane][:-1]}], GEMMA, BY_ID)
+    small = CodecSpec(vocab_size=132_000, draws=50)
+    with pytest.raises(ValueError, match="beyond the vocabulary of 132000"):
+        decode([encoded], small, Ranking.of_tokens(np.zeros(0, int), 132_000))
+    with pytest.raises(ValueError, match="sum to 50 to 50, not to 60 draws"):
+        decode([encoded], CodecSpec(vocab_size=VOCAB, draws=60), BY_ID)
     with pytest.raises(ValueError, match="max_unique is 1; raise it"):
-        decode_counts(unique, packed, GEMMA, 1)
+        decode([encoded], GEMMA, BY_ID).padded(1)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +143,7 @@ def test_moved_targets_wrong_ids_and_wrong_counts_are_refused(encoded: tuple[np.
     [
         ([[256_000, 1]], [[25, 25]], "the vocabulary has 0 to 255999"),
         ([[-1, 1]], [[25, 25]], "ids -1 to 1"),
-        ([[1, 1]], [[25, 25]], "one is there twice"),
+        ([[1, 1]], [[25, 25]], "in a target twice"),
         ([[1, 2]], [[25, 24]], "sum to 49 to 49, not to 50"),
         ([[1, 2]], [[51, -1]], "a count of -1"),
         ([[1, 2]], [[0, 0]], "a target has no ids"),
@@ -122,14 +152,23 @@ def test_moved_targets_wrong_ids_and_wrong_counts_are_refused(encoded: tuple[np.
 )
 def test_counts_that_are_no_draws_are_not_encoded(ids: list, counts: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode_counts(np.array(ids), np.array(counts), GEMMA)
+        encode({"target_ids": np.array(ids), "target_counts": np.array(counts)}, GEMMA, BY_ID)
+
+
+def test_probabilities_that_do_not_sum_to_one_are_not_encoded() -> None:
+    spec = CodecSpec(vocab_size=10, estimator="topk")
+    targets = {"target_ids": np.array([[1]]), "target_log_probs": np.log([[0.5]]), "target_tail": np.array([0.4])}
+    with pytest.raises(ValueError, match="not to 1"):
+        encode(targets, spec, Ranking.of_tokens(np.zeros(0, int), 10))
 
 
 def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size=1"):
         CodecSpec(vocab_size=1, draws=50)
     with pytest.raises(ValueError, match="draws=65536"):
-        CodecSpec(vocab_size=256_000, draws=65_536)
+        CodecSpec(vocab_size=VOCAB, draws=65_536)
+    with pytest.raises(ValueError, match="draws nothing"):
+        CodecSpec(vocab_size=VOCAB, estimator="topk", draws=5)
 
 
 def test_decoding_keeps_up_with_training() -> None:
@@ -137,7 +176,7 @@ def test_decoding_keeps_up_with_training() -> None:
     ids = np.sort(rng.integers(0, 20_000, (20_000, 12)) + np.arange(12) * 20_000, axis=1)
     counts = np.full((20_000, 12), 4)
     counts[:, 0] = 6
-    encoded = encode_counts(ids, counts, GEMMA)
+    encoded = encode({"target_ids": ids, "target_counts": counts}, GEMMA, BY_ID)
     began = time.perf_counter()
-    decode_counts(*encoded, GEMMA, 50)
+    decode([encoded], GEMMA, BY_ID).padded(50)
     assert time.perf_counter() - began < 1.0

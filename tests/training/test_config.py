@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data.logits import CodecSpec
 from model import gemma2_tiny
 from tests.training.examples import example_job
 from training.config import OptimizerConfig, TrainingConfig
@@ -17,7 +18,10 @@ from training.config import OptimizerConfig, TrainingConfig
     [
         ({"vocab_size": 65}, "set the model's vocab_size to 65 or more"),
         ({"config": {"objective": "distill"}}, "needs the teacher's cached logits"),
-        ({"config": {"objective": "distill"}, "logits": (("a",),), "draws": 5}, "one LOGITS dataset for each"),
+        (
+            {"config": {"objective": "distill"}, "logits": (("a",),), "codec": CodecSpec(vocab_size=64, draws=5)},
+            "one LOGITS dataset for each",
+        ),
         ({"workers": 3}, "global_batch 4 is not divisible by 3 workers"),
         ({"microbatch_rows": 3}, "allowed are the divisors of 4"),
         ({"microbatch_rows": 0}, "allowed are the divisors of 4"),

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.logits import CodecSpec, encode_counts
+from data.logits import CodecSpec, Ranking, encode
 from data.schema import LOGITS
 from data.shards import read_table, write_table
 from tests.training.examples import VOCAB, example_job, write_sequences
@@ -19,13 +19,14 @@ from training.teacher import sample_teacher
 
 CPU = TorchBackend("cpu")
 DRAWS = 8
+SPEC = CodecSpec(vocab_size=VOCAB, draws=DRAWS)
 
 
 def write_logits(directory: Path, job: TrainJob, peak: float) -> tuple[tuple[str, ...], ...]:
     """Draws of a teacher that puts `peak` more on id 7 than on every other id."""
     teacher = np.zeros((1, VOCAB), np.float32)
     teacher[0, 7] = peak
-    spec = CodecSpec(vocab_size=VOCAB, draws=DRAWS)
+    ranking = Ranking.of_tokens(np.arange(VOCAB), VOCAB)
     written = []
     for number, (_, uris) in enumerate(job.sequences):
         names = []
@@ -42,8 +43,8 @@ def write_logits(directory: Path, job: TrainJob, peak: float) -> tuple[tuple[str
                     sequence_hash=row_hash,
                     positions=targets,
                 )
-                unique, packed = encode_counts(ids, counts, spec)
-                rows.append({"sequence_hash": row_hash, "unique": unique.tolist(), "packed": packed})
+                encoded = encode({"target_ids": ids, "target_counts": counts}, SPEC, ranking)
+                rows.append({"sequence_hash": row_hash, "ranking": ranking.to_bytes(), **encoded})
             name = f"logits-{number}-{shard}.parquet"
             write_table(str(directory), name, pa.Table.from_pylist(rows, schema=LOGITS), row_group_rows=8)
             names.append(str(directory / name))
@@ -65,7 +66,7 @@ def test_a_student_learns_what_the_teacher_says_not_what_the_data_say(tmp_path: 
         job,
         config=dataclasses.replace(job.config, objective="distill"),
         logits=write_logits(tmp_path, job, peak=20.0),
-        draws=DRAWS,
+        codec=SPEC,
         max_unique=3,
     )
     reports: list[StepReport] = []

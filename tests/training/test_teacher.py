@@ -6,7 +6,7 @@ import torch
 
 from model import Gemma2, gemma2_tiny
 from training.backend import TorchBackend
-from training.teacher import sample_teacher, teacher_targets, weights_hash
+from training.teacher import Estimator, capture, sample_teacher, weights_hash
 
 KEY = {"seed": 3, "teacher_hash": "a" * 64, "sequence_hash": 2**63 + 11}
 
@@ -91,16 +91,16 @@ def test_targets_of_a_batch_are_those_of_the_mask_and_of_the_models_logits() -> 
         "loss_mask": mask,
         "sequence_hash": np.array([5, 6, 7], np.uint64),
     }
-    found = teacher_targets(model, TorchBackend("cpu"), batch, draws=10, seed=1, teacher_hash="t")
+    (found,) = capture(model, TorchBackend("cpu"), [batch], Estimator(draws=10), seed=1, teacher_hash="t")
     with torch.no_grad():
         logits = model(torch.from_numpy(batch["tokens"])).numpy()
-    for row, (ids, counts) in enumerate(found):
+    for row, kept in enumerate(found):
         (targets,) = np.nonzero(mask[row])
         expected = sample_teacher(
             logits[row, targets], draws=10, seed=1, teacher_hash="t", sequence_hash=5 + row, positions=targets
         )
-        np.testing.assert_array_equal(ids, expected[0])
-        np.testing.assert_array_equal(counts, expected[1])
+        np.testing.assert_array_equal(kept["target_ids"], expected[0])
+        np.testing.assert_array_equal(kept["target_counts"], expected[1])
 
 
 def test_the_hash_of_weights_sees_every_bit() -> None:

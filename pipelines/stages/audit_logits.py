@@ -1,0 +1,303 @@
+"""Re-runs the teacher on a seeded sample of a cache of logits and gives a verdict; a failed one is exit code 1.
+
+Checked are the hashes of weights, tokenizer and rows; on the cache's own device that the same bytes come out again; on
+any device that what is kept is an honest estimate of the teacher (training/audit.py). The sample is of whole forward
+passes, at least one a shard, so what is drawn again is drawn as it was.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data import schema, shards
+from data.loader import LogitsReader
+from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
+from data.manifest import Dataset
+from data.schema import sequence_hashes
+from pipelines import config as configs
+from pipelines.inputs import Input
+from pipelines.models import batches_of, checkpoint_of, codec_of, open_model
+from pipelines.progress import advance
+from pipelines.shard_map import Receipt, ShardOutput, map_shards
+from pipelines.stage import FAILURE, Context, Outcome, Read
+from pipelines.stages import cache_logits
+from training.audit import FUNCTIONS, Tally, tally, z_limit
+from training.backend import resolve_device
+from training.config import Device
+
+VERSION = 1
+READS = {
+    "logits": Read(help="cached logits", dataset="logits"),
+    "sequences": Read(help="the packed rows they are of", dataset="sequences"),
+    "teacher": Read(help="checkpoint of the teacher they are of", dataset="checkpoints"),
+}
+WRITES = ("verdict",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How much is run again, and what passes."""
+
+    fraction: float = 0.001
+    """of the targets that is run again, about; at least one forward pass a shard"""
+    min_positions: int = 200
+    """targets that are run again at least, where there are so many"""
+    seed: int = 0
+    """of the sample"""
+    alpha: float = 1e-5
+    """chance that an honest cache fails the tests of its draws"""
+    max_log_prob_difference: float = 0.01
+    """nats that log p of a kept id may be off, of `topk` and `full`; storing it rounds by up to 0.001"""
+    max_lost_mass: float = 0.001
+    """probability that the best K ids may have beyond those kept, and that the tail may be off"""
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "alpha"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is above 0 and up to 1")
+        if self.min_positions < 1:
+            raise ValueError(f"min_positions is {self.min_positions}; at least 1, usually 200")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A shard of logits, that of its sequences, and which forward passes are run again."""
+
+    logits: str
+    sequences: str
+    passes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Audit:
+    cached: cache_logits.Config
+    """of the run that made the cache"""
+    checkpoint: str
+    device: Device
+    spec: CodecSpec
+    max_unique: int
+    teacher_hash: str
+    """by the cache's manifest: the draws were keyed by it"""
+    coin_seed: int
+
+    def __call__(self, task: _Task) -> ShardOutput:
+        teacher = open_model(self.checkpoint, self.device)
+        cache_logits.check_vocabulary(teacher, self.spec.vocab_size)
+        batches = batches_of(task.sequences, self.cached.forward_rows)
+        tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
+        ranking = Ranking.of_tokens(tokens, self.spec.vocab_size)
+        chosen = [batches[number] for number in task.passes]
+        wanted = np.concatenate([batch["sequence_hash"][:count] for count, batch in batches])
+        found = shards.read_table(task.logits, ["sequence_hash"])["sequence_hash"].to_numpy()
+        wrong_rows = abs(len(found) - len(wanted))
+        wrong_rows += int((found[: len(wanted)] != wanted[: len(found)]).sum())
+        wrong_rows += sum(_wrong_hashes(batch, count) for count, batch in chosen)
+        facts: dict[str, Any] = {
+            "teacher_sha256": teacher.weights_sha256,
+            "final_softcap": teacher.model.config.final_softcap,
+            "wrong_rows": wrong_rows,
+            "unreadable": "",
+            "redrawn": 0,
+            "differing": 0,
+        }
+        total = Tally()
+        reader = LogitsReader([task.logits], self.spec, self.max_unique)
+        fresh = cache_logits.captured(teacher, chosen, self.cached, self.teacher_hash)
+        for number, (count, _), (batch, drawn) in zip(task.passes, chosen, fresh, strict=True):
+            first = number * self.cached.forward_rows
+            try:
+                rows = [row for _, row in reader.read([(0, first + row) for row in range(count)])]
+            except ValueError as error:
+                facts["unreadable"] = str(error)
+                continue
+            targets = batch["loss_mask"][:count].sum(axis=1).tolist()
+            if [len(row.unique) for row in rows] != targets:
+                facts["unreadable"] = (
+                    f"rows from {first} of {task.logits} have other numbers of targets than the packed rows"
+                )
+                continue
+            facts["redrawn"] += sum(targets)
+            for row, again in zip(rows, drawn, strict=True):
+                same = decode([encode(again, self.spec, ranking)], self.spec, ranking)
+                facts["differing"] += _differing(row, same)
+            kept = _together(rows, self.max_unique)
+            total.add(
+                tally(
+                    teacher.model, teacher.backend, batch, kept, cache_logits.estimator_of(self.cached), self.coin_seed
+                )
+            )
+            advance(1)
+        return ShardOutput(parts={}, facts={**facts, "tally": asdict(total)})
+
+
+def run(context: Context, config: Config) -> Outcome:
+    """Raises ValueError where the inputs cannot be compared at all."""
+    logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
+    spec, facts = codec_of(logits), logits.data.facts
+    cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
+    device = resolve_device(context.resources.device)
+    if len(logits.uris()) != len(sequences.uris()):
+        raise ValueError(
+            f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "
+            f"{len(sequences.uris())}; name the sequences that the cache was made of, {facts['sequences_reference']}"
+        )
+    tasks = _sample(logits, sequences, cached, config)
+    work = _Audit(
+        cached, checkpoint_of(teacher), device, spec, facts["max_unique"], facts["teacher_sha256"], config.seed
+    )
+    receipts = map_shards(
+        context,
+        "audit",
+        tasks,
+        work,
+        whole_node=True,
+        setup={"device": device},
+        unit="forward pass",
+        sizes=[len(task.passes) for task in tasks],
+    )
+    checks = [
+        *_identities(logits, sequences, teacher, receipts, cached, spec),
+        _redraw(receipts, logits.manifest.setup or {}, device),
+        *_honesty(receipts, config, cached),
+    ]
+    failed = [f"{check['check']}: {check['detail']}" for check in checks if check["passed"] is False]
+    positions = sum(receipt.facts["tally"]["positions"] for receipt in receipts)
+    table = pa.Table.from_pylist(checks, schema.VERDICT)
+    written = shards.write_table(context.directory, "verdict/00000.parquet", table)
+    why = f"the cache {logits.reference} is not what it says it is: {'; '.join(failed)}" if failed else ""
+    return Outcome(
+        datasets={
+            "verdict": Dataset(
+                shards=(written,), facts={"passed": not failed, "positions": positions, FAILURE: why, "checks": checks}
+            )
+        },
+        tokenizer_sha256=sequences.manifest.tokenizer_sha256,
+        setup={"device": device},
+        log={"positions": positions},
+    )
+
+
+def _sample(logits: Input, sequences: Input, cached: cache_logits.Config, config: Config) -> list[_Task]:
+    """Forward passes by shard: one of each shard, then more in a seeded order until there are targets enough."""
+    passes = [-(-shard.rows // cached.forward_rows) for shard in sequences.data.shards]
+    everything = [(shard, number) for shard, count in enumerate(passes) for number in range(count)]
+    targets = logits.data.facts["targets"]
+    wanted = max(config.min_positions, math.ceil(config.fraction * targets))
+    enough = math.ceil(wanted / max(1.0, targets / max(1, len(everything))))
+    order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(everything))
+    chosen: dict[int, list[int]] = {}
+    for place in order.tolist():
+        shard, number = everything[place]
+        chosen.setdefault(shard, []).append(number)
+    first = {shard: numbers[:1] for shard, numbers in chosen.items()}
+    rest = [everything[place] for place in order.tolist() if everything[place][1] not in first[everything[place][0]]]
+    for shard, number in rest[: max(0, enough - len(first))]:
+        first[shard].append(number)
+    uris = list(zip(logits.uris(), sequences.uris(), strict=True))
+    return [
+        _Task(logits=uris[shard][0], sequences=uris[shard][1], passes=tuple(sorted(numbers)))
+        for shard, numbers in sorted(first.items())
+    ]
+
+
+def _wrong_hashes(batch: dict[str, np.ndarray], count: int) -> int:
+    hashes = sequence_hashes(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    return int((hashes != batch["sequence_hash"])[:count].sum())
+
+
+def _differing(row: Ragged, again: Ragged) -> int:
+    """Targets of a row that are not the same in both."""
+    width = int(max(row.unique.max(initial=1), again.unique.max(initial=1)))
+    one, other = row.padded(width), again.padded(width)
+    same = np.ones(len(row.unique), bool)
+    for name, values in one.items():
+        same &= (values == other[name]).reshape(len(same), -1).all(axis=1)
+    return int((~same).sum())
+
+
+def _together(rows: Sequence[Ragged], width: int) -> Targets:
+    padded = [row.padded(width) for row in rows]
+    return {name: np.concatenate([row[name] for row in padded]) for name in padded[0]}
+
+
+def _check(name: str, passed: bool | None, value: float, limit: float, detail: str) -> dict[str, Any]:
+    return {"check": name, "passed": passed, "value": float(value), "limit": float(limit), "detail": detail}
+
+
+def _identities(
+    logits: Input,
+    sequences: Input,
+    teacher: Input,
+    receipts: Sequence[Receipt],
+    cached: cache_logits.Config,
+    spec: CodecSpec,
+) -> list[dict[str, Any]]:
+    """(a) Whether the cache says that it is of these weights, this tokenizer, these rows; and holds these rows."""
+    facts = logits.data.facts
+
+    def equal(name: str, theirs: Any, ours: Any, of: str) -> dict[str, Any]:
+        return _check(name, theirs == ours, float(theirs != ours), 0, f"the cache says {theirs}, {of} has {ours}")
+
+    wrong = sum(receipt.facts["wrong_rows"] for receipt in receipts)
+    unreadable = next((receipt.facts["unreadable"] for receipt in receipts if receipt.facts["unreadable"]), "")
+    return [
+        equal("weights", facts["teacher_sha256"], receipts[0].facts["teacher_sha256"], teacher.reference),
+        equal("tokenizer", logits.manifest.tokenizer_sha256, sequences.manifest.tokenizer_sha256, sequences.reference),
+        equal(
+            "tokenizer of the teacher",
+            logits.manifest.tokenizer_sha256,
+            teacher.manifest.tokenizer_sha256,
+            teacher.reference,
+        ),
+        equal("sequences", facts["sequences_content"], sequences.content(), sequences.reference),
+        equal("soft cap", facts["final_softcap"], receipts[0].facts["final_softcap"], teacher.reference),
+        equal("numbers", spec, cache_logits.codec_spec(cached, spec.vocab_size), "its own config"),
+        _check("rows", wrong == 0, wrong, 0, f"{wrong} rows are not those that their hashes say"),
+        _check("readable", not unreadable, float(bool(unreadable)), 0, unreadable or "all rows that were read"),
+    ]
+
+
+def _redraw(receipts: Sequence[Receipt], setup: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """(b) Whether the same comes out again, on the device that the cache was made on."""
+    redrawn, differing = (sum(receipt.facts[name] for receipt in receipts) for name in ("redrawn", "differing"))
+    if setup.get("device") != device:
+        return _check(
+            "made again",
+            None,
+            differing,
+            0,
+            f"made on {setup.get('device')}, audited on {device}, which rounds otherwise: {differing} of {redrawn} "
+            "targets differ",
+        )
+    return _check("made again", differing == 0, differing, 0, f"{differing} of {redrawn} targets differ")
+
+
+def _honesty(receipts: Sequence[Receipt], config: Config, cached: cache_logits.Config) -> list[dict[str, Any]]:
+    """(c) Whether what is kept is an honest estimate of the teacher."""
+    total = Tally()
+    for receipt in receipts:
+        total.add(Tally(**receipt.facts["tally"]))
+    count = max(1, total.positions)
+    entropy = total.entropy / count
+    if cached.estimator != "sample":
+        found = {
+            "log p of kept ids": (total.largest_difference, config.max_log_prob_difference),
+            "lost mass": (total.largest_lost_mass, config.max_lost_mass),
+            "tail": (total.largest_tail_difference, config.max_lost_mass),
+        }
+        detail = f"the largest difference of {total.positions} targets; entropy {entropy:.3f} nats"
+        return [_check(name, value <= limit, value, limit, detail) for name, (value, limit) in found.items()]
+    limit = z_limit(config.alpha)
+    checks = []
+    for name in FUNCTIONS:
+        z = total.z(name)
+        gap = total.differences[name] / count
+        detail = f"mean of draws - expectation is {gap:+.5f} at {total.positions} targets, z = {z:+.2f}"
+        if name == "log p":
+            detail += f"; the teacher's entropy is {entropy:.3f} nats"
+        checks.append(_check(name, abs(z) <= limit, abs(z), limit, detail))
+    return checks
