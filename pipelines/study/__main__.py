@@ -27,6 +27,7 @@ from pipelines.study.lockstep import run_trials, trials
 from pipelines.study.report import TEACHER_SCORES, write_report
 from pipelines.study.scores import final_scores
 from pipelines.study.sizes import Sizes
+from pipelines.study.storage_cost import measure_costs
 from pipelines.study.teacher import load_teacher
 from pipelines.study.text import load_text
 
@@ -68,6 +69,8 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
             (scores,) = final_scores([teacher], teacher, text.heldout, sizes, pool)
         tell(f"teacher: held-out loss {scores['loss']:.3f}")
         storage.write_bytes(scores_uri, json.dumps(scores).encode())
+    costs = measure_costs((*arms(sizes.alpha), *with_tails()), sizes, text, teacher, directory)
+    tell("bytes a token: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
     for chosen in (arms(sizes.alpha), with_tails()):
         run_trials(trials(sizes, chosen), sizes, text, teacher, directory, tell, threads)
     if full:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model import Gemma2
 from pipelines.study.text import COLUMNS
-from training.config import DistillConfig
+from training.config import DistillConfig, Tail
 from training.loop import HostBatch
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
 from training.teacher import sample_teacher, top_k_teacher
@@ -69,7 +69,11 @@ class Arm:
         return next_token_loss
 
 
-TAILS = {"renormalize": "renormalized", "bucket": "tail as one", "ground_truth": "tail to the next token"}
+TAILS: dict[Tail, str] = {
+    "renormalize": "renormalized",
+    "bucket": "tail as one",
+    "ground_truth": "tail to the next token",
+}
 
 
 def arms(alpha: float) -> tuple[Arm, ...]:
@@ -89,8 +93,8 @@ def arms(alpha: float) -> tuple[Arm, ...]:
 def with_tails() -> tuple[Arm, ...]:
     """What a top-k becomes when its tail is kept."""
     return tuple(
-        Arm(name=f"topk12 {TAILS[tail]}", kept=12, distill=DistillConfig(tail=tail))
-        for tail in ("bucket", "ground_truth")
+        Arm(name=f"topk12 {name}", kept=12, distill=DistillConfig(tail=tail))
+        for name, tail in (("bucket", "bucket"), ("truth", "ground_truth"))
     )
 
 

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 720, 400
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
 STYLE = (
     "<style>svg{background:#fff}text{font:12.5px system-ui,sans-serif;fill:#37352f}.tick{fill:#6b6a66}"
-    ".label{fill:#6b6a66}.end{font-weight:600}.grid{stroke:#e9e9e7;fill:none}.axis{stroke:#9b9a97;fill:none}"
+    ".label{fill:#6b6a66}.end{font-weight:500;font-size:11.5px}.grid{stroke:#e9e9e7;fill:none}.axis{stroke:#9b9a97;fill:none}"
     ".line{fill:none;stroke:currentColor;stroke-width:2}.dots{fill:none;stroke:currentColor;stroke-width:5;"
     "stroke-linecap:round}.end{fill:currentColor}.baseline{stroke:#787774;stroke-dasharray:6 5;fill:none}"
     ".end.baseline{stroke:none;fill:#787774}.whisker{stroke:currentColor;stroke-width:2;fill:none}"
@@ -44,7 +44,7 @@ class Line:
 
 def differences(title: str, x_label: str, kinds: Sequence[str], lines: Sequence[Line]) -> str:
     """Means as points with their intervals, a line for each arm; `kinds` names the colours."""
-    gap, top, left = 18, 56, 190
+    gap, top, left = 18, 56, 130
     block = gap * len(kinds) + 10
     height = top + block * len(lines) + 50
     bottom, right = height - 44, WIDTH - 24

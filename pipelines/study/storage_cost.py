@@ -1,13 +1,64 @@
-"""Bytes a token of each arm's targets in the cache's own format, measured on rows of the study."""
+"""Bytes a token of each arm's targets in the cache's own format: the same capture, codec and Parquet as `cache_logits`.
+
+Measured on rows of the study, so at its vocabulary: an id costs less here than among 256,000. Everything counts that
+is in the file: ids, counts or logarithms, lengths, hashes of rows, the ranking, checksums.
+"""
 
 import json
 
-from data import storage
+import numpy as np
+import pyarrow as pa
+
+from data import schema, shards, storage
+from data.logits import PLANES, CodecSpec, Ranking, encode
+from model import Gemma2
+from pipelines.study.arms import Arm
+from pipelines.study.sizes import Sizes
+from pipelines.study.text import Text
+from training.backend import TorchBackend
+from training.teacher import Estimator, capture, weights_hash
 
 NAME = "bytes.json"
+ROWS = 256
+"""rows that are encoded together, as a row group"""
+
+
+def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemma2, directory: str) -> dict[str, float]:
+    """Arm -> bytes a target, measured and kept. Arms that store nothing, and the whole distribution, are left out."""
+    digest = weights_hash(teacher.state_dict())
+    of_estimator: dict[Estimator, float] = {}
+    costs = {}
+    for arm in arms:
+        if arm.draws or arm.kept:
+            name = "sample" if arm.draws else "topk"
+            estimator = Estimator(name=name, draws=arm.draws or 50, top=arm.kept or 50)  # type: ignore[arg-type]
+            if estimator not in of_estimator:
+                of_estimator[estimator] = _cost(estimator, sizes, text, teacher, digest)
+            costs[arm.name] = of_estimator[estimator]
+    storage.write_bytes(storage.join(directory, NAME), json.dumps(costs).encode())
+    return costs
 
 
 def read_costs(directory: str) -> dict[str, float]:
     """Arm -> bytes a target; empty where nothing was measured."""
     uri = storage.join(directory, NAME)
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+
+
+def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) -> float:
+    rows = min(ROWS, len(text.students) // sizes.batch_rows * sizes.batch_rows)
+    batches = [
+        text.students.batch(slice(start, start + sizes.batch_rows)) for start in range(0, rows, sizes.batch_rows)
+    ]
+    draws = estimator.draws if estimator.name == "sample" else None
+    spec = CodecSpec(vocab_size=sizes.vocab_size, estimator=estimator.name, draws=draws)
+    ranking = Ranking.of_tokens(np.concatenate([batch["tokens"] for batch in batches]), sizes.vocab_size)
+    encoded = []
+    kept = capture(teacher, TorchBackend("cpu"), batches, estimator, seed=0, teacher_hash=digest)
+    for batch, targets in zip(batches, kept, strict=True):
+        for one, sequence_hash in zip(targets, batch["sequence_hash"].tolist(), strict=True):
+            encoded.append({"sequence_hash": sequence_hash, **encode(one, spec, ranking)})
+    encoded[0]["ranking"] = ranking.to_bytes()
+    table = pa.Table.from_pylist(encoded, schema.LOGITS)
+    stored = len(shards.parquet_bytes(table, len(encoded), (*PLANES, "ranking")))
+    return stored / sum(int(batch["loss_mask"].sum()) for batch in batches)

@@ -1,0 +1,175 @@
+"""The study at its smallest: pairs are pairs, threads change nothing, what is done is kept, the report says what is."""
+
+import dataclasses
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data import storage
+from model import Gemma2, parameter_count
+from pipelines.study.__main__ import main
+from pipelines.study.ablations import ablation_trials, read_through, shapes
+from pipelines.study.arms import Arm, arms, with_tails
+from pipelines.study.lockstep import is_done, read_trial, run_trials, trials
+from pipelines.study.report import write_report
+from pipelines.study.sizes import standard, tiny
+from pipelines.study.storage_cost import read_costs
+from pipelines.study.teacher import load_teacher
+from pipelines.study.text import Text, load_text
+
+SIZES = tiny()
+TIMES = ("step_cpu_seconds", "teacher_cpu_seconds")
+
+
+def ignored(message: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A finished study of two seeds."""
+    threads = torch.get_num_threads()
+    root = str(tmp_path_factory.mktemp("study"))
+    assert main(["run", "--size", "tiny", "--root", root]) == 0
+    yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def text(root: str) -> Text:
+    return load_text(SIZES, root)
+
+
+@pytest.fixture(scope="module")
+def teacher(root: str, text: Text) -> Gemma2:
+    return load_teacher(SIZES, text, root, ignored, 1)
+
+
+@pytest.fixture
+def run(text: Text, teacher: Gemma2, tmp_path: Path) -> Callable[..., list[Any]]:
+    """Runs some arms of the first seed elsewhere; their metrics without times."""
+
+    def run(chosen: tuple[Arm, ...], threads: int = 1) -> list[Any]:
+        one_seed = dataclasses.replace(SIZES, seeds=SIZES.seeds[:1])
+        directory = str(tmp_path / f"{threads}")
+        found = trials(one_seed, chosen)
+        run_trials(found, one_seed, text, teacher, directory, ignored, threads)
+        return [without_times(read_trial(directory, one.name)) for one in found]
+
+    return run
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@pytest.mark.slow
+def test_no_document_is_in_two_parts_and_no_row_twice(text: Text) -> None:
+    hashes = [set(part.columns["sequence_hash"].tolist()) for part in (text.teacher, text.students, text.heldout)]
+    assert (
+        len(set.union(*hashes)) == sum(map(len, hashes)) == sum(map(len, (text.teacher, text.students, text.heldout)))
+    )
+    assert len(text.order(0, 8)) == len(set(text.order(0, 8).tolist())) == 8
+    assert text.order(0, 8).tolist() != text.order(1, 8).tolist()
+    with pytest.raises(ValueError, match="set fewer student_steps or teacher_steps"):
+        text.order(0, 10**6)
+
+
+@pytest.mark.slow
+def test_arms_that_learn_the_same_come_out_the_same(run: Callable[..., list[Any]]) -> None:
+    """Same initial weights, same rows in the same order: only what is learned from can tell two arms apart."""
+    one, other, third = run((Arm(name="one", draws=5), Arm(name="other", draws=5), Arm(name="third", draws=6)))
+    for line in (one[-1], other[-1], third[-1]):
+        for name in ("trial", "arm", "learns_from"):
+            del line[name]
+    assert one == other
+    assert one[-1]["loss_of_rows"] != third[-1]["loss_of_rows"]
+
+
+@pytest.mark.slow
+def test_threads_and_company_change_no_figure(run: Callable[..., list[Any]], root: str) -> None:
+    chosen = (Arm(name="sample12", draws=12), Arm(name="scratch"))
+    alone, together = run(chosen, threads=1), run(chosen, threads=3)
+    assert alone == together
+    in_the_study = [read_trial(SIZES.directory(root), f"{arm.name}-0") for arm in chosen]
+    assert alone == [without_times(lines) for lines in in_the_study]
+
+
+@pytest.mark.slow
+def test_what_is_done_is_kept_and_what_is_missing_is_made_again(
+    root: str, text: Text, teacher: Gemma2, tmp_path: Path
+) -> None:
+    directory = str(tmp_path / "copy")
+    shutil.copytree(SIZES.directory(root), directory)
+    gone, kept = (Path(directory) / "metrics" / f"{name}-1.jsonl" for name in ("full", "scratch"))
+    before = gone.read_text(), kept.stat().st_mtime_ns
+    gone.unlink()
+    told: list[str] = []
+    run_trials(trials(SIZES, arms(SIZES.alpha)), SIZES, text, teacher, directory, told.append, 1)
+    again = without_times([json.loads(line) for line in gone.read_text().splitlines()])
+    assert again == without_times([json.loads(line) for line in before[0].splitlines()])
+    assert kept.stat().st_mtime_ns == before[1]
+    assert told
+    assert all("full-1" in line and "scratch" not in line for line in told)
+
+
+@pytest.mark.slow
+def test_the_report_has_every_arm_and_its_plots_are_pictures(root: str, tmp_path: Path) -> None:
+    written = write_report(SIZES, root, str(tmp_path))
+    page = (tmp_path / "distillation.md").read_text()
+    for arm in (*arms(SIZES.alpha), *with_tails()):
+        assert f"| {arm.name} | {arm.learns_from} |" in page
+    pictures = [Path(path) for path in written if path.endswith(".svg")]
+    assert {picture.stem for picture in pictures} == {"curves", "differences", "calibration", "bytes"}
+    for picture in pictures:
+        assert f"(distillation/{picture.name})" in page
+        assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+    again = write_report(SIZES, root, str(tmp_path / "again"))
+    assert [Path(path).read_text() for path in again] == [Path(path).read_text() for path in written]
+
+
+@pytest.mark.slow
+def test_a_sample_costs_what_its_ids_cost(root: str) -> None:
+    costs = read_costs(SIZES.directory(root))
+    assert costs["sample12"] < costs["sample50"] == costs["sample50+next"]
+    assert costs["topk12"] < costs["topk50"]
+    assert "scratch" not in costs
+    assert "full" not in costs
+
+
+@pytest.mark.slow
+def test_an_ablation_runs(root: str, text: Text, teacher: Gemma2) -> None:
+    """The smallest of `--full`: a student of half the width, and the window at inference."""
+    directory = SIZES.directory(root)
+    chosen = [one for one in ablation_trials(SIZES) if one.name in ("sample50 half width-0", "full T=2-0")]
+    assert len(chosen) == 2
+    run_trials(chosen, SIZES, text, teacher, directory, ignored, 1)
+    assert all(is_done(directory, one.name) for one in chosen)
+    of_window = read_through([16, 1], "sample50-0", SIZES, text, teacher, directory, 1)
+    assert of_window[16] == pytest.approx(read_trial(directory, "sample50-0")[-1]["loss"], abs=1e-12)
+    assert of_window[1] != of_window[16]
+
+
+def test_deep_and_wide_have_equal_parameters() -> None:
+    named = shapes(standard().student)
+    wide, deep = (sum(parameter_count(named[name])) for name in ("wide", "deep"))
+    assert abs(wide - deep) / wide < 0.01
+    assert named["deep"].layers == 2 * named["wide"].layers
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no finished metrics of scratch.*`make study` makes them"):
+        write_report(SIZES, str(tmp_path), str(tmp_path))
+    assert not storage.exists(str(tmp_path / "distillation.md"))
+
+
+@pytest.mark.parametrize("wrong", [(), (1, 1)])
+def test_seeds_that_are_no_seeds_are_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one, and none twice"):
+        dataclasses.replace(SIZES, seeds=wrong)
