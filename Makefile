@@ -15,6 +15,7 @@ help:
 	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
 	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
+	@echo "make study      does distillation teach? seven arms, three seeds -> docs/distillation.md"
 	@echo "make clean      remove caches and ROOT=$(ROOT)"
 
 .venv: .venv/.complete
@@ -74,6 +75,11 @@ test: .venv fit-env rival-env
 .PHONY: chaos
 chaos: .venv
 	$(BIN)/python -m pytest -q -m chaos tests
+
+# STUDY=--full adds the ablations, which take hours. What is finished is not run again.
+.PHONY: study
+study: .venv
+	$(BIN)/python -m pipelines.study run --root $(ROOT) $(STUDY)
 
 .PHONY: bench
 bench: .venv rival-env

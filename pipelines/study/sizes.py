@@ -94,8 +94,8 @@ def standard() -> Sizes:
         teacher_steps=900,
         teacher_optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
         student=shape(4096, d_model=64, layers=2, heads=4, ffw_dim=192, window=64),
-        student_steps=240,
-        student_optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=12),
+        student_steps=200,
+        student_optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10),
     )
 
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.logits import CodecSpec
-from model import gemma2_tiny
+from model import Gemma2, gemma2_tiny
 from tests.training.examples import example_job
-from training.config import OptimizerConfig, TrainingConfig
+from training.config import DistillConfig, OptimizerConfig, TrainingConfig
+from training.loop import loss_function
+from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,14 @@ from training.config import OptimizerConfig, TrainingConfig
         (
             {"config": {"objective": "distill"}, "logits": (("a",),), "codec": CodecSpec(vocab_size=64, draws=5)},
             "one LOGITS dataset for each",
+        ),
+        (
+            {
+                "config": {"objective": "distill"},
+                "logits": (("a",), ("b",)),
+                "codec": CodecSpec(vocab_size=64, draws=5, temperature=2.0),
+            },
+            "teacher at temperature 2, and the student would learn at 1; set --distill.temperature 2",
         ),
         ({"workers": 3}, "global_batch 4 is not divisible by 3 workers"),
         ({"microbatch_rows": 3}, "allowed are the divisors of 4"),
@@ -42,6 +54,7 @@ def test_a_job_that_cannot_run_is_refused(tmp_path: Path, change: dict[str, Any]
         ({"objective": "destill"}, "allowed are 'next_token', 'distill'"),
         ({"steps": 0}, "the least allowed is 1"),
         ({"optimizer": OptimizerConfig(warmup_steps=11)}, "warm up for fewer"),
+        ({"distill": DistillConfig(alpha=0.5)}, "set --objective distill, or leave it"),
     ],
 )
 def test_a_training_config_that_cannot_run_is_refused(change: dict[str, Any], message: str) -> None:
@@ -56,6 +69,48 @@ def test_a_training_config_that_cannot_run_is_refused(change: dict[str, Any], me
 def test_an_optimizer_that_cannot_work_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         OptimizerConfig(**change)
+
+
+@pytest.mark.parametrize("change", [{"alpha": 1.0}, {"alpha": -0.1}, {"temperature": 0.0}, {"tail": "ghost"}])
+def test_distillation_that_cannot_work_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        DistillConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("codec", "expected"),
+    [
+        (CodecSpec(vocab_size=64, draws=5), partial(distill_loss, draws=5)),
+        (CodecSpec(vocab_size=64, estimator="topk"), partial(distill_topk_loss, tail="ground_truth")),
+        (CodecSpec(vocab_size=64, estimator="full"), distill_full_loss),
+    ],
+)
+def test_the_loss_follows_the_cache_and_the_config(codec: CodecSpec, expected: LossFunction) -> None:
+    distill = DistillConfig(alpha=0.3, tail="ground_truth")
+    config = TrainingConfig(model=gemma2_tiny(), steps=1, global_batch=2, objective="distill", distill=distill)
+    batch = columns_of_every_kind(config.model.vocab_size)
+    model = Gemma2(config.model)
+    found, _ = loss_function(config, codec)(model, batch)
+    wanted, _ = expected(model, batch, alpha=0.3)  # type: ignore[call-arg]
+    assert torch.equal(found, wanted)
+
+
+def columns_of_every_kind(vocab_size: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(1, 6, vocab_size, generator=generator).softmax(-1)
+    top, ids = probs.topk(3, dim=-1)
+    tokens = torch.arange(1, 7, dtype=torch.int32)[None]
+    return {
+        "tokens": tokens,
+        "segment_ids": torch.ones_like(tokens),
+        "positions": tokens - 1,
+        "loss_mask": tokens < 6,
+        "target_ids": ids.int(),
+        "target_counts": torch.tensor([3, 1, 1], dtype=torch.int32).expand(1, 6, 3),
+        "target_log_probs": top.log(),
+        "target_tail": 1.0 - top.sum(-1),
+        "target_probs": probs,
+    }
 
 
 def test_a_job_can_be_pickled_and_its_identity_is_json(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from training.loss import LossFunction, distill_full_loss, distill_loss, distill
 VOCAB, DRAWS, TOP = 64, 5, 4
 LOSSES: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "next_token": next_token_loss,
-    "distill": partial(distill_loss, draws=DRAWS, temperature=1.5),
-    "topk": partial(distill_topk_loss, temperature=0.7),
-    "full": distill_full_loss,
+    "distill": partial(distill_loss, draws=DRAWS, temperature=1.5, alpha=0.3),
+    "topk": partial(distill_topk_loss, alpha=0.2),
+    "full": partial(distill_full_loss, temperature=0.7),
 }
 CHUNK = 20
 """positions in a slice: several slices, the last one filled up"""
