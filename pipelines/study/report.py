@@ -11,6 +11,7 @@ from pipelines.study.claims import claims
 from pipelines.study.figures import ArmFigures, by_documents, by_seeds, read_arms
 from pipelines.study.gradients import read_gradients
 from pipelines.study.intervals import Difference
+from pipelines.study.lockstep import is_done
 from pipelines.study.sizes import Sizes
 from pipelines.study.storage_cost import read_costs
 
@@ -19,12 +20,16 @@ TEACHER_SCORES = "teacher.json"
 
 
 def write_report(sizes: Sizes, root: str, docs: str) -> list[str]:
-    """Writes the page and its plots under `docs`; returns their paths. Raises ValueError where an arm is missing."""
+    """Writes the page and its plots under `docs`; returns their paths.
+
+    Of the seeds whose seven arms are finished. Raises ValueError where there is none.
+    """
     directory = sizes.directory(root)
     seven = [arm.name for arm in arms(sizes.alpha)]
-    found = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], sizes.seeds)
-    if missing := [name for name in seven if name not in found]:
-        raise ValueError(f"no finished metrics of {', '.join(missing)} in {directory}; `make study` makes them")
+    seeds = [seed for seed in sizes.seeds if all(is_done(directory, f"{name}-{seed}") for name in seven)]
+    if not seeds:
+        raise ValueError(f"no seed has finished metrics of {', '.join(seven)} in {directory}; `make study` makes them")
+    found = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], seeds)
     folder = Path(docs) / PLOTS
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -88,6 +93,8 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
     teacher_loss = _json(storage.join(directory, TEACHER_SCORES))["loss"]
     targets = int(final["targets"])
     documents = len(set(final["document_of_rows"]))
+    done, wanted = len(found["full"].finals), len(sizes.seeds)
+    seeds = f"{done}" if done == wanted else f"{done} of {wanted}"
     student, teacher = sizes.student, sizes.teacher
     parts = [
         "# Does the cached teacher teach?\n",
@@ -104,7 +111,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
         f"{sizes.batch_rows} rows; held-out loss **{teacher_loss:.3f}** nats a token.\n"
         f"- **Students**: {student.layers} layers, width {student.d_model}, "
         f"{int(found['full'].finals[0]['parameters']):,} parameters, {sizes.student_steps} steps of "
-        f"{sizes.student_rows} rows, {len(sizes.seeds)} seeds. The arms of a seed share initial weights, rows and "
+        f"{sizes.student_rows} rows, {seeds} seeds. The arms of a seed share initial weights, rows and "
         "their order, learning rates; they differ in what they learn from.\n",
         "## Held-out loss\n",
         "Intervals are of 95 %, of paired differences: ± over seeds (Student's t), and in brackets ± over held-out "
