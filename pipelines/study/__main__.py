@@ -70,7 +70,7 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
         tell(f"teacher: held-out loss {scores['loss']:.3f}")
         storage.write_bytes(scores_uri, json.dumps(scores).encode())
     costs = measure_costs((*arms(sizes.alpha), *with_tails()), sizes, text, teacher, directory)
-    tell("bytes a token: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
+    tell("bytes a token: " + ", ".join(f"{name} {cost.bytes:.1f}" for name, cost in costs.items()))
     for chosen in (arms(sizes.alpha), with_tails()):
         run_trials(trials(sizes, chosen), sizes, text, teacher, directory, tell, threads)
     if full:

@@ -2,18 +2,23 @@
 
 from pipelines.study.figures import ArmFigures, by_documents, by_seeds
 from pipelines.study.intervals import Difference
+from pipelines.study.storage_cost import Cost
 
 CLOSE_NATS = 0.01
 """how near to full distillation a sample is said to come (arXiv 2503.16870)"""
 
 
-def claims(found: dict[str, ArmFigures], costs: dict[str, float]) -> str:
+def claims(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
     """A list in Markdown."""
     full = found["full"]
     lines = [_less("distillation beats learning from the next token alone", full, found["scratch"])]
     lines += [_close(found[name], full) for name in ("sample50", "sample12")]
     for theirs, ours in (("topk12", "sample50"), ("topk12", "sample12"), ("topk50", "sample50")):
-        sizes = f", {costs[theirs]:.1f} and {costs[ours]:.1f} bytes a token" if {ours, theirs} <= costs.keys() else ""
+        sizes = (
+            f", {costs[theirs].bytes:.1f} and {costs[ours].bytes:.1f} bytes a token"
+            if {ours, theirs} <= costs.keys()
+            else ""
+        )
         lines.append(_less(f"{theirs} (renormalized{sizes}) is worse than {ours}", found[ours], found[theirs]))
     for name in found:
         if name.startswith("topk12 "):

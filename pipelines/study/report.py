@@ -13,7 +13,7 @@ from pipelines.study.gradients import read_gradients
 from pipelines.study.intervals import Difference
 from pipelines.study.lockstep import is_done
 from pipelines.study.sizes import Sizes
-from pipelines.study.storage_cost import read_costs
+from pipelines.study.storage_cost import Cost, read_costs
 
 PLOTS = "distillation"
 TEACHER_SCORES = "teacher.json"
@@ -78,7 +78,7 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
         ),
     }
     if costs := read_costs(directory):
-        points = {name: (costs[name], found[name].mean("loss")) for name in costs if name in found}
+        points = {name: (costs[name].bytes, found[name].mean("loss")) for name in costs if name in found}
         pictures["bytes"] = plots.scatter(
             "Held-out loss and bytes a token", "bytes a token in the cache", "held-out loss, nats a token", points
         )
@@ -123,7 +123,11 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
         "Calibration error: 15 bins of the likeliest token's probability. Agreement: the share of targets where "
         "student and teacher hold the same token for likeliest. KL: nats from teacher to student. Speed: tokens a "
         "second that one core worked, of training steps whose targets are there"
-        + ("; bytes: what the cache's codec stores for a target, all in.\n" if costs else ".\n"),
+        + (
+            "; bytes, different ids, and the teacher's mass outside of a top-k: of a target in the cache's own format.\n"
+            if costs
+            else ".\n"
+        ),
         _cost_table(found, costs),
         "![calibration](distillation/calibration.svg)\n",
         *(["![bytes](distillation/bytes.svg)\n"] if costs else []),
@@ -147,19 +151,28 @@ def _loss_table(found: dict[str, ArmFigures]) -> str:
     return table(("arm", "learns from", "loss", "minus full", "minus scratch"), rows)
 
 
-def _cost_table(found: dict[str, ArmFigures], costs: dict[str, float]) -> str:
+def _cost_table(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
     rows = [
         [
             name,
             f"{arm.mean('calibration_error'):.2%}",
             f"{arm.mean('agreement'):.2%}",
             f"{arm.mean('kl_to_teacher'):.4f}",
-            f"{costs[name]:,.1f}" if name in costs else "",
+            *_stored(costs.get(name)),
             f"{arm.tokens_per_cpu_second:,.0f}",
         ]
         for name, arm in found.items()
     ]
-    return table(("arm", "calibration error", "agreement", "KL", "bytes a token", "tokens/s a core"), rows)
+    return table(
+        ("arm", "calibration error", "agreement", "KL", "bytes a token", "ids", "mass left out", "tokens/s a core"),
+        rows,
+    )
+
+
+def _stored(cost: Cost | None) -> list[str]:
+    if cost is None:
+        return [""] * 3
+    return [f"{cost.bytes:,.1f}", f"{cost.ids:.1f}", f"{cost.tail:.1%}" if cost.tail else ""]
 
 
 def _gradient_part(directory: str) -> list[str]:

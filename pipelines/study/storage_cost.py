@@ -5,6 +5,7 @@ is in the file: ids, counts or logarithms, lengths, hashes of rows, the ranking,
 """
 
 import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +24,22 @@ ROWS = 256
 """rows that are encoded together, as a row group"""
 
 
-def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemma2, directory: str) -> dict[str, float]:
-    """Arm -> bytes a target, measured and kept. Arms that store nothing, and the whole distribution, are left out."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a target of one arm takes, on average."""
+
+    bytes: float
+    """in the cache, all in"""
+    ids: float
+    """different ids"""
+    tail: float
+    """of a top-k: the teacher's mass outside of it; 0 of a sample, which misses nothing on average"""
+
+
+def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemma2, directory: str) -> dict[str, Cost]:
+    """Measures and keeps them. Arms that store nothing, and the whole distribution, are left out."""
     digest = weights_hash(teacher.state_dict())
-    of_estimator: dict[Estimator, float] = {}
+    of_estimator: dict[Estimator, Cost] = {}
     costs = {}
     for arm in arms:
         if arm.draws or arm.kept:
@@ -35,17 +48,22 @@ def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemm
             if estimator not in of_estimator:
                 of_estimator[estimator] = _cost(estimator, sizes, text, teacher, digest)
             costs[arm.name] = of_estimator[estimator]
-    storage.write_bytes(storage.join(directory, NAME), json.dumps(costs).encode())
+    told = {name: asdict(cost) for name, cost in costs.items()}
+    storage.write_bytes(storage.join(directory, NAME), json.dumps(told).encode())
     return costs
 
 
-def read_costs(directory: str) -> dict[str, float]:
-    """Arm -> bytes a target; empty where nothing was measured."""
+def read_costs(directory: str) -> dict[str, Cost]:
+    """By arm; empty where nothing was measured."""
     uri = storage.join(directory, NAME)
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    return (
+        {name: Cost(**cost) for name, cost in json.loads(storage.read_bytes(uri)).items()}
+        if storage.exists(uri)
+        else {}
+    )
 
 
-def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) -> float:
+def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) -> Cost:
     rows = min(ROWS, len(text.students) // sizes.batch_rows * sizes.batch_rows)
     batches = [
         text.students.batch(slice(start, start + sizes.batch_rows)) for start in range(0, rows, sizes.batch_rows)
@@ -54,11 +72,15 @@ def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, diges
     spec = CodecSpec(vocab_size=sizes.vocab_size, estimator=estimator.name, draws=draws)
     ranking = Ranking.of_tokens(np.concatenate([batch["tokens"] for batch in batches]), sizes.vocab_size)
     encoded = []
+    ids, tail = 0, 0.0
     kept = capture(teacher, TorchBackend("cpu"), batches, estimator, seed=0, teacher_hash=digest)
     for batch, targets in zip(batches, kept, strict=True):
         for one, sequence_hash in zip(targets, batch["sequence_hash"].tolist(), strict=True):
+            ids += int((one["target_counts"] > 0).sum() if "target_counts" in one else one["target_ids"].size)
+            tail += float(one["target_tail"].sum()) if "target_tail" in one else 0.0
             encoded.append({"sequence_hash": sequence_hash, **encode(one, spec, ranking)})
     encoded[0]["ranking"] = ranking.to_bytes()
     table = pa.Table.from_pylist(encoded, schema.LOGITS)
     stored = len(shards.parquet_bytes(table, len(encoded), (*PLANES, "ranking")))
-    return stored / sum(int(batch["loss_mask"].sum()) for batch in batches)
+    targets = sum(int(batch["loss_mask"].sum()) for batch in batches)
+    return Cost(bytes=stored / targets, ids=ids / targets, tail=tail / targets)

@@ -142,8 +142,10 @@ def test_the_report_has_every_arm_and_its_plots_are_pictures(root: str, tmp_path
 @pytest.mark.slow
 def test_a_sample_costs_what_its_ids_cost(root: str) -> None:
     costs = read_costs(SIZES.directory(root))
-    assert costs["sample12"] < costs["sample50"] == costs["sample50+next"]
-    assert costs["topk12"] < costs["topk50"]
+    assert costs["sample12"].bytes < costs["sample50"].bytes == costs["sample50+next"].bytes
+    assert costs["topk12"].bytes < costs["topk50"].bytes
+    assert (costs["topk12"].ids, costs["topk50"].ids) == (12, 50)
+    assert costs["topk12"].tail > costs["topk50"].tail > costs["sample50"].tail == 0
     assert "scratch" not in costs
     assert "full" not in costs
 
