@@ -124,7 +124,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
         "student and teacher hold the same token for likeliest. KL: nats from teacher to student. Speed: tokens a "
         "second that one core worked, of training steps whose targets are there"
         + (
-            "; bytes, different ids, and the teacher's mass outside of a top-k: of a target in the cache's own format.\n"
+            "; bytes, different ids, and the teacher's mass outside of a top-k: in the cache's own format.\n"
             if costs
             else ".\n"
         ),
