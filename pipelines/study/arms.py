@@ -92,10 +92,8 @@ def arms(alpha: float) -> tuple[Arm, ...]:
 
 def with_tails() -> tuple[Arm, ...]:
     """What a top-k becomes when its tail is kept."""
-    return tuple(
-        Arm(name=f"topk12 {name}", kept=12, distill=DistillConfig(tail=tail))
-        for name, tail in (("bucket", "bucket"), ("truth", "ground_truth"))
-    )
+    tails: tuple[tuple[str, Tail], ...] = (("bucket", "bucket"), ("truth", "ground_truth"))
+    return tuple(Arm(name=f"topk12 {name}", kept=12, distill=DistillConfig(tail=tail)) for name, tail in tails)
 
 
 def at_temperatures(temperatures: tuple[float, ...]) -> tuple[Arm, ...]:

@@ -82,5 +82,5 @@ def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, diges
     encoded[0]["ranking"] = ranking.to_bytes()
     table = pa.Table.from_pylist(encoded, schema.LOGITS)
     stored = len(shards.parquet_bytes(table, len(encoded), (*PLANES, "ranking")))
-    targets = sum(int(batch["loss_mask"].sum()) for batch in batches)
-    return Cost(bytes=stored / targets, ids=ids / targets, tail=tail / targets)
+    count = sum(int(batch["loss_mask"].sum()) for batch in batches)
+    return Cost(bytes=stored / count, ids=ids / count, tail=tail / count)
