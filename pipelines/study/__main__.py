@@ -2,7 +2,7 @@
 python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
 python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
 
-Each takes [--size standard|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher and
+Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher and
 the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
 """
 
@@ -31,7 +31,7 @@ from pipelines.study.storage_cost import measure_costs
 from pipelines.study.teacher import load_teacher
 from pipelines.study.text import load_text
 
-SIZES = {"standard": all_sizes.standard, "tiny": all_sizes.tiny}
+SIZES = {"standard": all_sizes.standard, "short": all_sizes.short, "tiny": all_sizes.tiny}
 
 
 def main(words: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--size", choices=tuple(SIZES), default="standard")
     parser.add_argument("--root", default="runs")
-    parser.add_argument("--docs", help="where the report goes; docs, for `standard`")
+    parser.add_argument("--docs", help="where the report goes; docs, but for `tiny`")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(words)
     sizes = SIZES[given.size]()
@@ -49,8 +49,9 @@ def main(words: Sequence[str]) -> int:
         _run(sizes, given.root, given.threads, given.full)
     if given.command != "report":
         measure_gradients(sizes, given.root, print)
-    docs = given.docs or ("docs" if given.size == "standard" else sizes.directory(given.root))
-    print("written:", *write_report(sizes, given.root, docs))
+    docs = given.docs or (sizes.directory(given.root) if given.size == "tiny" else "docs")
+    command = "make study" if given.size == "standard" else f"python -m pipelines.study run --size {given.size}"
+    print("written:", *write_report(sizes, given.root, docs, command))
     return 0
 
 

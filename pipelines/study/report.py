@@ -19,8 +19,8 @@ PLOTS = "distillation"
 TEACHER_SCORES = "teacher.json"
 
 
-def write_report(sizes: Sizes, root: str, docs: str) -> list[str]:
-    """Writes the page and its plots under `docs`; returns their paths.
+def write_report(sizes: Sizes, root: str, docs: str, command: str) -> list[str]:
+    """Writes the page and its plots under `docs`; returns their paths. `command` is what made the figures.
 
     Of the seeds whose seven arms are finished. Raises ValueError where there is none.
     """
@@ -38,7 +38,7 @@ def write_report(sizes: Sizes, root: str, docs: str) -> list[str]:
         path.write_text(picture)
         written.append(str(path))
     page = Path(docs) / "distillation.md"
-    page.write_text(_page(sizes, root, found))
+    page.write_text(_page(sizes, root, found, command))
     return [str(page), *written]
 
 
@@ -85,7 +85,7 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
     return pictures
 
 
-def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
+def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -> str:
     directory = sizes.directory(root)
     run = _json(storage.join(directory, "run.json"))
     costs = read_costs(directory)
@@ -98,7 +98,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures]) -> str:
     student, teacher = sizes.student, sizes.teacher
     parts = [
         "# Does the cached teacher teach?\n",
-        "Written by `python -m pipelines.study report` from the metrics of `make study`; no figure is typed by hand.\n",
+        f"Written by `python -m pipelines.study report` from the metrics of `{command}`; no figure is typed by hand.\n",
         f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads; the last run of the command took "
         f"{run['seconds'] / 60:.0f} minutes (what is finished is not run again).\n"
         if run

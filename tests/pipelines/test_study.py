@@ -126,7 +126,7 @@ def test_what_is_done_is_kept_and_what_is_missing_is_made_again(
 
 @pytest.mark.slow
 def test_the_report_has_every_arm_and_its_plots_are_pictures(root: str, tmp_path: Path) -> None:
-    written = write_report(SIZES, root, str(tmp_path))
+    written = write_report(SIZES, root, str(tmp_path), "a command")
     page = (tmp_path / "distillation.md").read_text()
     for arm in (*arms(SIZES.alpha), *with_tails()):
         assert f"| {arm.name} | {arm.learns_from} |" in page
@@ -135,7 +135,7 @@ def test_the_report_has_every_arm_and_its_plots_are_pictures(root: str, tmp_path
     for picture in pictures:
         assert f"(distillation/{picture.name})" in page
         assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
-    again = write_report(SIZES, root, str(tmp_path / "again"))
+    again = write_report(SIZES, root, str(tmp_path / "again"), "a command")
     assert [Path(path).read_text() for path in again] == [Path(path).read_text() for path in written]
 
 
@@ -172,7 +172,7 @@ def test_deep_and_wide_have_equal_parameters() -> None:
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no seed has finished metrics of scratch.*`make study` makes them"):
-        write_report(SIZES, str(tmp_path), str(tmp_path))
+        write_report(SIZES, str(tmp_path), str(tmp_path), "a command")
     assert not storage.exists(str(tmp_path / "distillation.md"))
 
 
