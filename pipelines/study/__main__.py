@@ -2,8 +2,8 @@
 python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
 python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
 
-Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher and
-the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
+Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
+and the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
 """
 
 import argparse
