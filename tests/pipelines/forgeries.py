@@ -25,7 +25,7 @@ from pipelines.stages import cache_logits
 from tests.pipelines.cached_runs import EARLIER, Runs, forge
 from tests.pipelines.in_process import InProcess
 from training.backend import TorchBackend
-from training.teacher import logits_chunks
+from training.teacher import map_logits
 
 FAULTS = (
     "permuted shard",
@@ -125,7 +125,7 @@ def _renormalized(runs: Runs, manifest: Manifest, number: int, table: pa.Table) 
     rows = []
     for batch, many in cache_logits.captured(teacher, batches, config, teacher.weights_sha256):
         with torch.no_grad():
-            logits = torch.cat([part for part, _ in logits_chunks(teacher.model, TorchBackend("cpu"), batch, {})])
+            logits = torch.cat(map_logits(teacher.model, TorchBackend("cpu"), batch, {}, lambda logits, _: logits))
         start = 0
         for targets in many:
             ids = targets["target_ids"]
