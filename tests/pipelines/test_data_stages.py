@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.manifest import Manifest
+from model import gemma2_tiny
 from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.stage import Resources, load_stage
 from tests.chaos_log import chaos_run
@@ -124,6 +125,23 @@ def test_a_driver_killed_at_any_commit_is_continued(reference: Reference, tmp_pa
         counts.compared, counts.lost, counts.doubled = check_killed(reference, tmp_path, place)
         counts.kills = 1
         assert (counts.lost, counts.doubled) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_plan_tells_how_often_each_source_is_gone_through(reference: Reference) -> None:
+    packed = chain(str(reference.root), str(reference.corpus))["pack_sequences"]
+    rows = reference.manifests["pack_sequences"].datasets["sequences"].rows
+    stage = load_stage("train_model")
+    config = stage.config(
+        model=gemma2_tiny(vocab_size=1024), steps=20, global_batch=rows // 10, mixture=("0:corpus=1", "5:corpus=2")
+    )
+    inputs = resolve_inputs(stage, config, {"sequences": [packed.directory]}, str(reference.root))
+    told = list(stage.module.plan_notes(config, inputs))
+    share = rows // 10 / rows
+    assert told == [
+        f"steps 0 to 5: corpus {5 * (rows // 10):,} rows, {5 * share:.2f} epochs so far",
+        f"steps 5 to 20: corpus {15 * (rows // 10):,} rows, {20 * share:.2f} epochs so far",
+    ]
 
 
 @pytest.mark.slow
