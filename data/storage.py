@@ -2,17 +2,26 @@
 
 Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file
 is renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
+A full disk is a FullError.
 `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
 """
 
+import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
 GCS_PROTOCOLS = ("gs", "gcs")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class FullError(OSError):
+    """There is no room to write in, or no writing at all; trying again at once would not help."""
 
 
 def is_remote(uri: str) -> bool:
@@ -99,8 +108,9 @@ def upload(local_path: str | Path, uri: str) -> None:
         fs.put_file(str(local_path), path)
         os.unlink(local_path)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.replace(local_path, path)
+    with _room_for(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.replace(local_path, path)
 
 
 def download(uri: str, local_path: str | Path) -> None:
@@ -117,8 +127,9 @@ def move(source: str, target: str) -> None:
         fs.cp_file(source_path, target_path)
         fs.rm_file(source_path)
         return
-    os.makedirs(os.path.dirname(target_path), exist_ok=True)
-    os.replace(source_path, target_path)
+    with _room_for(target_path):
+        os.makedirs(os.path.dirname(target_path), exist_ok=True)
+        os.replace(source_path, target_path)
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
@@ -154,10 +165,29 @@ def remove_tree(uri: str) -> None:
 
 def _temporary_beside(path: str, data: bytes) -> str:
     """Writes `data` to a new file in the folder of `path`, flushed to the disk, and returns its name."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    with open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with _room_for(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)  # it would take up what little room there is
+            raise
     return temporary
+
+
+@contextmanager
+def _room_for(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise FullError(
+            f"cannot write {path} ({os.strerror(error.errno)}); make room and run the same command again: what is "
+            "finished is kept"
+        ) from error

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from data.storage import FullError
 from pipelines.config import no_such
 from pipelines.stage import VerdictError
 
@@ -35,6 +36,9 @@ def main(words: Sequence[str]) -> int:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"error: {error}; check that the path exists and that you may use it", file=sys.stderr)
         return 2
+    except FullError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except ConnectionError as error:
         print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
         return 1

@@ -69,6 +69,9 @@ class Receipt:
 
 Work = Callable[[Any], ShardOutput | Iterator[ShardOutput]]
 
+_RAISED = {"input": ValueError, "full": storage.FullError, "bug": RuntimeError}
+"""what an error of a worker is in the driver"""
+
 
 def map_shards(
     context: Context,
@@ -86,7 +89,7 @@ def map_shards(
     Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
     so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
     computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. A
-    ValueError of `work` comes out with its own words, any other as a RuntimeError with its traceback.
+    ValueError of `work` and a full disk come out with their own words, any other as a RuntimeError with its traceback.
     """
     made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
@@ -106,8 +109,7 @@ def map_shards(
             with nullcontext() if heard is None else bar.listening():
                 for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):
                     if row["error"]:
-                        told = row["error"]
-                        raise ValueError(told) if row["is_input"] else RuntimeError(f"a worker failed:\n{told}")
+                        raise _RAISED[row["kind"]](row["error"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
                     bar.finish(receipt.index)
@@ -126,14 +128,17 @@ class Sink:
 
     def __call__(self, index: int, task: Any) -> dict[str, Any]:
         try:
-            return {"receipt": self.publish(index, task), "error": "", "is_input": False}
-        except Exception as error:
-            lasting = isinstance(error, FileNotFoundError | PermissionError)
-            if isinstance(error, OSError) and not lasting:
-                raise
-            is_input = lasting or isinstance(error, ValueError)  # what it got, what to do: exit code 2
-            told = f"cannot read an input: {error}" if lasting else str(error) if is_input else traceback.format_exc()
-            return {"receipt": "", "error": told or repr(error), "is_input": is_input}
+            return {"receipt": self.publish(index, task), "error": "", "kind": ""}
+        except storage.FullError as error:
+            return {"receipt": "", "error": str(error), "kind": "full"}
+        except (FileNotFoundError, PermissionError) as error:
+            return {"receipt": "", "error": f"cannot read an input: {error}", "kind": "input"}
+        except OSError:
+            raise
+        except ValueError as error:  # what it got, what to do: exit code 2
+            return {"receipt": "", "error": str(error) or repr(error), "kind": "input"}
+        except Exception:
+            return {"receipt": "", "error": f"a worker failed:\n{traceback.format_exc()}", "kind": "bug"}
 
     def publish(self, index: int, task: Any) -> str:
         """Makes the shard; returns its receipt."""

@@ -16,6 +16,7 @@ import pytest
 
 from infra.ray_session import RaySession
 from pipelines.stage import Context, Resources
+from tests import chaos_log
 
 # Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
 WARNINGS_OF_OTHERS = (
@@ -29,6 +30,13 @@ WARNINGS_OF_OTHERS = (
 def pytest_configure(config: pytest.Config) -> None:
     for rule in WARNINGS_OF_OTHERS:
         config.addinivalue_line("filterwarnings", rule)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After `make chaos`: the table of all that has passed on this code."""
+    if config.option.markexpr == "chaos":
+        for line in chaos_log.table():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

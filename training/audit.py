@@ -27,7 +27,7 @@ from torch import Tensor
 from model import Gemma2
 from training.backend import Backend
 from training.loop import HostBatch
-from training.teacher import Estimator, Targets, logits_chunks, top_k_teacher
+from training.teacher import Estimator, Targets, map_logits, top_k_teacher
 
 FUNCTIONS = ("log p", "most likely id", "p", "coin")
 LOG_FLOOR = -20.0
@@ -82,12 +82,13 @@ def tally(
     vocabulary = model.config.vocab_size
     coins = np.random.default_rng(coin_seed).integers(0, 2, vocabulary).astype(np.float32) * 2 - 1
     coins_V = backend.to_device({"coins": coins})["coins"]
-    found = []
-    for logits_PV, of in logits_chunks(model, backend, batch, kept):
+
+    def work(logits_PV: Tensor, of: dict[str, Tensor]) -> Tensor:
         if estimator.name == "sample":
-            found.append(_of_draws(logits_PV, of, estimator, coins_V))
-        else:
-            found.append(_of_top(logits_PV, of, estimator))
+            return _of_draws(logits_PV, of, estimator, coins_V)
+        return _of_top(logits_PV, of, estimator)
+
+    found = map_logits(model, backend, batch, kept, work)
     figures = np.concatenate([part.cpu().numpy() for part in found])[:positions].astype(np.float64)
     total = Tally(positions=positions)
     if estimator.name != "sample":

@@ -26,7 +26,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ Targets = dict[str, np.ndarray]
 """what is kept of P targets, by the names of a batch's columns: target_ids int32 [P, K]; of `sample` target_counts
 int32 [P, K], 0 where there is no further id, and target_log_weights float32 [P, K] where the proposal is not p; of the
 others target_log_probs float32 [P, K] and target_tail float32 [P]"""
+
+Result = TypeVar("Result")
 
 WORDS_IN_BLOCK = 4
 """64-bit words that Philox gives for one value of its counter"""
@@ -263,13 +265,18 @@ class _Launched:
         ]
 
 
-def logits_chunks(
-    model: Gemma2, backend: Backend, batch: HostBatch, arrays: Mapping[str, np.ndarray]
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Logits [CHUNK_POSITIONS, V] at the targets of a batch, row by row, and the rows of `arrays` that go with them.
+def map_logits(
+    model: Gemma2,
+    backend: Backend,
+    batch: HostBatch,
+    arrays: Mapping[str, np.ndarray],
+    work: Callable[[Tensor, dict[str, Tensor]], Result],
+) -> list[Result]:
+    """`work` of the logits [CHUNK_POSITIONS, V] at the targets of a batch, row by row, chunk by chunk.
 
-    `arrays` have a row a target. Logits and rows beyond the last target are of no use. All chunks have one shape, so
-    XLA compiles one program. The caller ends each chunk's part of the work by asking for the next.
+    It is also given the rows of `arrays`, which have one a target, that go with the logits. What it makes of positions
+    beyond the last target is of no use. All chunks have one shape, so XLA compiles one program, and `work` is part of
+    it: logits are never written out.
     """
     length = batch["tokens"].shape[1]
     index = np.concatenate([row * length + np.flatnonzero(mask) for row, mask in enumerate(batch["loss_mask"])])
@@ -281,10 +288,12 @@ def logits_chunks(
     columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
     hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
     backend.step_boundary()
+    found = []
     for start in range(0, chunks * CHUNK_POSITIONS, CHUNK_POSITIONS):
         of = backend.to_device({name: array[start : start + CHUNK_POSITIONS] for name, array in padded.items()})
-        yield capped_logits(model, hidden_RD.index_select(0, of["index"])), of
+        found.append(work(capped_logits(model, hidden_RD.index_select(0, of["index"])), of))
         backend.step_boundary()
+    return found
 
 
 @torch.no_grad()
@@ -298,13 +307,14 @@ def _launch(
         keyed = zip(batch["sequence_hash"].tolist(), places, strict=True)
         uniforms = [uniforms_of(estimator.draws, seed, teacher_hash, of, targets) for of, targets in keyed]
         arrays["uniforms"] = np.concatenate(uniforms)
-    launched = []
-    for logits_PV, of in logits_chunks(model, backend, batch, arrays):
+
+    def keep(logits_PV: Tensor, of: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         if estimator.name == "sample":
-            launched.append(draw_ids(logits_PV, of["uniforms"], estimator.temperature, estimator.proposal))
-        else:
-            kept = estimator.top if estimator.name == "topk" else logits_PV.shape[1]
-            launched.append(top_k_teacher(logits_PV, kept, estimator.temperature))
+            return draw_ids(logits_PV, of["uniforms"], estimator.temperature, estimator.proposal)
+        kept = estimator.top if estimator.name == "topk" else logits_PV.shape[1]
+        return top_k_teacher(logits_PV, kept, estimator.temperature)
+
+    launched = map_logits(model, backend, batch, arrays, keep)
     return _Launched(estimator, launched, [len(targets) for targets in places])
 
 

@@ -1,6 +1,6 @@
-"""python -m tests.benchmarks [step gpu model data distill]: speeds as ratios against a rival measured in the same run.
+"""python -m tests.benchmarks [step gpu model data logits audit distill]: speeds, against a rival of the same run.
 
-Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About seven minutes on two cores.
+Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About ten minutes on two cores.
 Words choose parts. The train step on a GPU is tests/benchmarks/train_step.py.
 """
 
@@ -18,7 +18,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import data_speed, distill_speed, model_speed, step_speed, train_step
+from tests.benchmarks import (
+    audit_table,
+    data_speed,
+    distill_speed,
+    logits_cost,
+    model_speed,
+    step_speed,
+    train_step,
+)
 
 ROUNDS = 5
 
@@ -80,6 +88,8 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "gpu": on_a_gpu,
     "model": lambda: timed(model_speed.benchmarks()),
     "data": lambda: timed(data_speed.benchmarks()),
+    "logits": logits_cost.rows,
+    "audit": audit_table.rows,
     "distill": lambda: timed(distill_speed.benchmarks()),
 }
 

@@ -4,7 +4,6 @@ The reference is the smoke run of the session. For each step its output is remov
 recipe is run there and killed inside the step. Two steps in `make test`, all of them in `make chaos`.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import pytest
 
 from pipelines import recipes
 from pipelines.recipe import tasks_of
+from tests.chaos_log import chaos_run
 from tests.e2e.cluster import REPOSITORY
 from tests.e2e.conftest import SmokeRun, pipelines
 
@@ -28,8 +28,6 @@ ONE_PART = ("train_tokenizer", "evaluate_model", "generate_text")
 ONE_PART_SECONDS = 3.0
 """after a one-part step began: Ray is still starting or the part is being made"""
 DEADLINE_SECONDS = 120
-PASSED = REPOSITORY / ".cache" / "chaos"
-UNDER_TEST = ("data", "infra", "model", "pipelines", "training", "tests/e2e", "requirements.txt")
 
 
 @pytest.mark.slow
@@ -43,12 +41,9 @@ def test_a_killed_driver_is_continued_by_the_same_line(smoke: SmokeRun, tmp_path
 def test_a_driver_killed_in_any_other_step_is_continued(
     request: pytest.FixtureRequest, tmp_path: Path, step: str
 ) -> None:
-    done = PASSED / tree() / step
-    if done.exists():
-        pytest.skip(f"passed before on this tree; remove {done} to run it again")
-    check_kill(request.getfixturevalue("smoke"), tmp_path, step)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    done.touch()
+    with chaos_run("driver killed in a step", step) as counts:
+        check_kill(request.getfixturevalue("smoke"), tmp_path, step)
+        counts.kills = counts.compared = 1  # the manifest, which has the sha256 of all else
 
 
 @pytest.mark.slow
@@ -67,13 +62,6 @@ def test_a_second_driver_of_a_running_training_is_refused(smoke: SmokeRun, tmp_p
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-
-
-def tree() -> str:
-    """Names the code under test: a chaos test that passed on it need not run again."""
-    words = ["git", "rev-parse", *(f"HEAD:{place}" for place in UNDER_TEST)]
-    listed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, check=True).stdout
-    return hashlib.sha256(listed).hexdigest()[:16]
 
 
 def check_kill(smoke: SmokeRun, tmp_path: Path, step: str) -> None:

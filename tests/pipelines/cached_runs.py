@@ -50,12 +50,12 @@ class Runs:
         """Runs a stage in this process; raises what it raises."""
         return run_task(self.task(stage, config, **inputs), Resources(device=device), InProcess(), say=lambda _: None)
 
-    def task(self, name: str, config: Mapping[str, Any], **inputs: str | list[str]) -> Task:
+    def task(self, name: str, config: Mapping[str, Any], *, root: str | None = None, **inputs: str | list[str]) -> Task:
         stage = load_stage(name)
         made = stage.config(**config)
         given = {key: [many] if isinstance(many, str) else many for key, many in inputs.items()}
         resolved = resolve_inputs(stage, made, given, str(self.root))
-        return Task(stage=stage, config=made, inputs=resolved, root=str(self.root))
+        return Task(stage=stage, config=made, inputs=resolved, root=root or str(self.root))
 
     def cache(self, **config: Any) -> str:
         """Directory of a cache of `sequences` by the teacher."""
@@ -136,7 +136,7 @@ def forge(
     **manifest: Any,
 ) -> str:
     """A copy of a cache with other tables, facts or fields of its manifest, and sound sizes and hashes."""
-    shutil.copytree(cache, copy)
+    shutil.copytree(cache, copy, ignore=shutil.ignore_patterns("audits-*"))
     before = read_manifest(cache)
     assert before is not None
     logits = before.datasets["logits"]

@@ -1,83 +1,29 @@
 """The data stages one after another on a mixed corpus: counts, bytes, and what a kill -9 at any commit leaves."""
 
-import hashlib
 import itertools
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from data.manifest import Manifest, read_manifest
+from data.manifest import Manifest
+from model import gemma2_tiny
 from pipelines.runner import Task, resolve_inputs, run_task
-from pipelines.shard_map import RECEIPTS
 from pipelines.stage import Resources, load_stage
-from tests.pipelines.corpora import mixed_corpus
+from tests.chaos_log import chaos_run
 from tests.pipelines.in_process import CHAIN, InProcess, chain, run_chain
+from tests.pipelines.undisturbed import Reference, compare, drive, finished, listed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 POINTS, POINTS_IN_MAKE_TEST = 25, 3
-
-
-class Reference:
-    """The undisturbed run, in a process of its own that counts the places to die at."""
-
-    def __init__(self, folder: Path) -> None:
-        self.corpus = mixed_corpus(folder / "corpus")
-        self.root = folder / "runs"
-        self.places = int(drive(self.root, self.corpus).stdout)
-        self.manifests: dict[str, Manifest] = {}
-        for name, task in chain(str(self.root), str(self.corpus)).items():
-            manifest = task.manifest()
-            assert manifest is not None
-            self.manifests[name] = manifest
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("reference"))
-
-
-def drive(root: Path, corpus: Path, kill_at: int | None = None) -> "subprocess.CompletedProcess[str]":
-    words = [str(root), str(corpus), *([] if kill_at is None else [str(kill_at)])]
-    command = [sys.executable, "-m", "tests.pipelines.in_process", *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == (0 if kill_at is None else -signal.SIGKILL), done.stderr
-    return done
-
-
-def listed(root: Path) -> dict[str, str]:
-    """Every file that a manifest lists, and the manifests -> sha256; checks that each is what its manifest says."""
-    found = {}
-    for manifest_file in root.glob("*/*/_MANIFEST.json"):
-        manifest = read_manifest(str(manifest_file.parent))
-        assert manifest is not None
-        for dataset in manifest.datasets.values():
-            for shard in dataset.shards:
-                data = (manifest_file.parent / shard.name).read_bytes()
-                assert len(data) == shard.bytes
-                assert hashlib.sha256(data).hexdigest() == shard.sha256
-                found[str((manifest_file.parent / shard.name).relative_to(root))] = shard.sha256
-        found[str(manifest_file.relative_to(root))] = hashlib.sha256(manifest_file.read_bytes()).hexdigest()
-    return found
-
-
-def finished(root: Path) -> dict[Path, int]:
-    """Files of tasks that have a receipt -> when they were written; a rerun must leave them alone."""
-    times = {}
-    for receipt in root.glob(f"*/*/{RECEIPTS}/*/*.json"):
-        for many in json.loads(receipt.read_text())["shards"].values():
-            for shard in many:
-                file = receipt.parents[2] / shard["name"]
-                if not shard["name"].startswith("_"):
-                    times[file] = file.stat().st_mtime_ns
-    return times
 
 
 @pytest.mark.slow
@@ -142,7 +88,7 @@ def test_every_token_of_every_document_is_packed_once(reference: Reference) -> N
         assert ends[-1] == lengths[document]
 
 
-def check_killed(reference: Reference, root: Path, place: int) -> None:
+def check_killed(reference: Reference, root: Path, place: int) -> tuple[int, int, int]:
     drive(root, reference.corpus, kill_at=place)
     complete = listed(reference.root)
     visible = listed(root)
@@ -152,6 +98,7 @@ def check_killed(reference: Reference, root: Path, place: int) -> None:
     assert listed(root) == complete
     for file, written in done.items():
         assert file.stat().st_mtime_ns == written, f"{file} was finished and was written again"
+    return compare(root, reference.root)
 
 
 def points(reference: Reference, count: int, seed: int) -> list[int]:
@@ -166,13 +113,35 @@ def test_a_driver_killed_at_a_commit_leaves_nothing_wrong_and_is_continued(
     reference: Reference, tmp_path: Path
 ) -> None:
     for place in points(reference, POINTS_IN_MAKE_TEST, seed=int(os.environ.get("CHAOS_SEED", "1"))):
-        check_killed(reference, tmp_path / str(place), place)
+        _, lost, doubled = check_killed(reference, tmp_path / str(place), place)
+        assert (lost, doubled) == (0, 0)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", range(POINTS))
 def test_a_driver_killed_at_any_commit_is_continued(reference: Reference, tmp_path: Path, number: int) -> None:
-    check_killed(reference, tmp_path, points(reference, POINTS, seed=2)[number])
+    with chaos_run("driver killed at a commit", number) as counts:
+        place = points(reference, POINTS, seed=2)[number]
+        counts.compared, counts.lost, counts.doubled = check_killed(reference, tmp_path, place)
+        counts.kills = 1
+        assert (counts.lost, counts.doubled) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_plan_tells_how_often_each_source_is_gone_through(reference: Reference) -> None:
+    packed = chain(str(reference.root), str(reference.corpus))["pack_sequences"]
+    rows = reference.manifests["pack_sequences"].datasets["sequences"].rows
+    stage = load_stage("train_model")
+    config = stage.config(
+        model=gemma2_tiny(vocab_size=1024), steps=20, global_batch=rows // 10, mixture=("0:corpus=1", "5:corpus=2")
+    )
+    inputs = resolve_inputs(stage, config, {"sequences": [packed.directory]}, str(reference.root))
+    told = list(stage.module.plan_notes(config, inputs))
+    share = rows // 10 / rows
+    assert told == [
+        f"steps 0 to 5: corpus {5 * (rows // 10):,} rows, {5 * share:.2f} epochs so far",
+        f"steps 5 to 20: corpus {15 * (rows // 10):,} rows, {20 * share:.2f} epochs so far",
+    ]
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Draws follow the teacher's distribution, and depend on nothing but their key, their position and their logits."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from model import Gemma2, gemma2_tiny
 from training.backend import TorchBackend
-from training.teacher import Estimator, capture, sample_teacher, weights_hash
+from training.teacher import Estimator, capture, draw_ids, sample_teacher, top_k_teacher, weights_hash
 
 KEY = {"seed": 3, "teacher_hash": "a" * 64, "sequence_hash": 2**63 + 11}
 
@@ -108,3 +110,54 @@ def test_the_hash_of_weights_sees_every_bit() -> None:
     changed = {"a": torch.tensor([0.0, 0.0, -0.0]), "b": torch.ones(2, 2)}
     assert weights_hash(weights) == weights_hash(dict(reversed(weights.items())))
     assert weights_hash(weights) != weights_hash(changed)
+
+
+def test_importance_weights_make_another_proposal_unbiased() -> None:
+    logits = torch.from_numpy(np.random.default_rng(2).normal(scale=2.0, size=200).astype(np.float32)).repeat(4000, 1)
+    uniforms = torch.rand(4000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for proposal, temperature in ((0.8, 1.0), (1.2, 1.0), (0.9, 2.0)):
+        p = torch.softmax(logits[0].double() / temperature, -1)
+        q = torch.softmax(logits[0].double() * proposal / temperature, -1)
+        ids, log_weights, _ = draw_ids(logits, uniforms, temperature, proposal)
+        torch.testing.assert_close(log_weights.double(), (p / q).log()[ids.long()], atol=2e-6, rtol=0)
+        estimate = torch.zeros(200, dtype=torch.float64).scatter_add_(
+            0, ids.flatten().long(), log_weights.flatten().double().exp()
+        )
+        z = (estimate / ids.numel() - p) / ((p * (p / q) - p * p) / ids.numel()).sqrt()
+        assert z[p > 1e-4].abs().max() < 4.5
+        assert abs(float((z[p > 1e-4] ** 2).mean()) - 1) < 0.5
+
+
+@pytest.mark.parametrize(("vocab", "k"), [(300, 1), (300, 12), (1024, 50), (100, 100), (64, 50)])
+def test_the_most_likely_ids_and_the_rest_are_those_of_float64(vocab: int, k: int) -> None:
+    logits = torch.from_numpy(np.random.default_rng(3).normal(scale=4.0, size=(130, vocab)).astype(np.float32))
+    for temperature in (1.0, 0.5):
+        ids, log_probs, tail = top_k_teacher(logits, k, temperature)
+        log_p = torch.log_softmax(logits.double() / temperature, -1)
+        best = log_p.topk(k)
+        assert ids.dtype == torch.int32
+        assert torch.equal(ids.long(), best.indices)
+        torch.testing.assert_close(log_probs.double(), best.values, atol=2e-6, rtol=1e-6)
+        rest = log_p.exp().scatter(1, best.indices, 0.0).sum(-1)
+        torch.testing.assert_close(tail.double(), rest, atol=1e-12, rtol=1e-5)  # its digits, however small it is
+    with pytest.raises(ValueError, match="allowed are 1 to the vocabulary"):
+        top_k_teacher(logits, vocab + 1)
+
+
+def test_chunks_and_parts_for_the_caches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import teacher
+
+    logits = torch.from_numpy(np.random.default_rng(4).normal(size=(90, 700)).astype(np.float32))
+    uniforms = torch.rand(90, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = draw_ids(logits, uniforms)
+    monkeypatch.setattr(teacher, "CACHED_ELEMENTS", 7 * 700)
+    for one, other in zip(whole, draw_ids(logits, uniforms), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "best"}, {"draws": 0}, {"top": 0}, {"temperature": 0.0}, {"proposal": -1.0}]
+)
+def test_an_estimator_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        Estimator(**change)

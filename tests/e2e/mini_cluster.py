@@ -1,0 +1,109 @@
+"""Three Ray nodes on this machine (ray.cluster_utils.Cluster) in a process of their own, so that nodes can be lost.
+
+python -m tests.e2e.mini_cluster: obeys lines and answers each with the address: `lose` kills a node, `grow` adds one.
+The driver belongs on the head, which stays. A loss is noticed in about two seconds.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORKER_NODES = 2
+SOON_NOTICED = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@dataclass(frozen=True)
+class MiniCluster:
+    """A running one."""
+
+    process: "subprocess.Popen[str]"
+    environment: dict[str, str]
+    """for whoever wants to use it: RAY_ADDRESS and the token"""
+
+    def lose(self) -> None:
+        """kill -9 to all processes of a worker node."""
+        self._ask("lose")
+
+    def grow(self) -> None:
+        """Adds a worker node."""
+        self._ask("grow")
+
+    def _ask(self, word: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise RuntimeError(f"the cluster ended with {self.process.wait()} at {word!r}; see cluster.log in its folder")
+
+
+@contextmanager
+def mini_cluster(folder: Path) -> Iterator[MiniCluster]:
+    """Starts it and ends it. `folder` must have a short name: Ray puts sockets below it."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on 127.0.0.1
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(folder),  # Ray notes the newest cluster's address there, otherwise where all users look
+        "PYTHONPATH": str(REPOSITORY),  # workers of nodes import our packages; a submitted job ships them
+        "PYTHONWARNINGS": "ignore",
+        "CI": "true",
+    }
+    with (folder / "cluster.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.mini_cluster"],
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    cluster = MiniCluster(process, environment)
+    try:
+        environment["RAY_ADDRESS"] = cluster._ask("address")["address"]
+        yield cluster
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def main() -> None:
+    """Runs until its input ends."""
+    from ray.cluster_utils import Cluster
+
+    shared = {"num_cpus": 1, "object_store_memory": 128 << 20}
+    head = {**shared, "include_dashboard": False, "_system_config": SOON_NOTICED}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(**shared) for _ in range(WORKER_NODES)]
+    for line in sys.stdin:
+        if line.strip() == "lose":
+            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        elif line.strip() == "grow":
+            nodes.append(cluster.add_node(**shared))
+        print(json.dumps({"address": cluster.address, "nodes": 1 + len(nodes)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
