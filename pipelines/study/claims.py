@@ -57,10 +57,10 @@ def _noise(found: dict[str, ArmFigures]) -> str:
     gaps = found["sample50"].curve()[1] - of_full
     widest = int(gaps.argmax())
     return (
-        "- Why not nearer? The noise of the draws, which a short run does not average out. It falls as 1 / N, so 12 "
-        f"draws should be 50 / 12 = 4.2 times as far from full distillation as 50: they are {far / near:.1f} times as "
-        f"far. And it falls with the learning rate: 50 draws were {gaps[widest]:.3f} nats away at step "
-        f"{steps[widest]:.0f} and {gaps[-1]:.3f} at the last. The expected gradient is full distillation's (below)."
+        "- Why not nearer? The noise of the draws, which a short run does not average out: their variance falls as "
+        f"1 / N, and 12 draws are {far / near:.1f} times as far from full distillation as 50. It is no bias: the mean "
+        f"over redraws has full distillation's gradient (below). During the run 50 draws were {gaps[widest]:.3f} nats "
+        f"away at step {steps[widest]:.0f} and {gaps[-1]:.3f} at the last."
     )
 
 

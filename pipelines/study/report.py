@@ -66,10 +66,10 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
         ),
         "calibration": plots.curves(
             "Calibration of the likeliest token",
-            "probability that the student gives it",
-            "share that were right, minus that probability",
+            "probability that the student gives it, percent",
+            "percent that were right, minus that probability",
             {
-                name: (sure, right - sure)
+                name: (100 * sure, 100 * (right - sure))
                 for name, (sure, right) in {
                     name: found[name].reliability() for name in ("scratch", "full", "sample50", "topk12", "topk50")
                 }.items()
