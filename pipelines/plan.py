@@ -46,7 +46,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
     task = tasks[name]
     if name not in before:
-        return "it did not finish" if storage.list_files(task.directory) else "never ran here"
+        return "it did not finish" if storage.exists(task.directory) else "never ran here"
     old, new = before[name], task.hashed()
     changes = configs.differences(old["config"], new["config"])
     if old["version"] != new["version"]:
@@ -72,7 +72,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
         reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
     if not reasons:
         blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
-        state = "it did not finish" if storage.list_files(task.directory) else "its output is not there"
+        state = "it did not finish" if storage.exists(task.directory) else "its output is not there"
         reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
 
