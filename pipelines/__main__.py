@@ -1,6 +1,7 @@
 """python -m pipelines list | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
 python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
+python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, config or input.
 """
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from data.storage import FullError
 from pipelines.config import no_such
 
-COMMANDS = ("list", "show", "plan", "account", "run", "fit")
+COMMANDS = ("list", "show", "plan", "account", "run", "fit", "manifests")
 
 
 def main(words: Sequence[str]) -> int:
@@ -52,6 +53,10 @@ def _dispatch(command: str, words: list[str]) -> int:
         from pipelines.fit import fit
 
         return fit(words)
+    if command == "manifests":
+        from pipelines.manifests import print_manifests
+
+        return print_manifests(words)
     from pipelines import commands
 
     return {

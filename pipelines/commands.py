@@ -166,19 +166,22 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
 
 
 def _run_recipe(recipe: Recipe, words: list[str]) -> int:
+    words, only = take(words, "--only")
     command = parse_recipe(recipe, words)
+    chosen = _chosen(recipe, only)
     if missing := command.recipe.not_given():
         raise ValueError(f"{recipe.name} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
     tasks = tasks_of(command.recipe, command.root)
-    waiting = [name for name, task in tasks.items() if task.manifest() is None]
+    waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]
     began = time.monotonic()
     session = RaySession(command.resources.cpus)
     if not waiting:
-        _say(f"{recipe.name}: all {len(tasks)} steps were done before, nothing to do")
+        told = f"all {len(tasks)} steps were" if only is None else f"{', '.join(chosen)} was"
+        _say(f"{recipe.name}: {told} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (name, task) in enumerate(tasks.items(), start=1):
-            if waiting:
+            if waiting and name in chosen:
                 run_task(
                     task,
                     command.resources,
@@ -191,6 +194,17 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
         _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
+
+
+def _chosen(recipe: Recipe, only: str | None) -> list[str]:
+    """Names of the steps to run: all, or those after --only, which several jobs share a recipe by."""
+    names = [step.name for step in recipe.steps]
+    if only is None:
+        return names
+    for name in (wanted := only.split(",")):
+        if name not in names:
+            raise ValueError(configs.no_such("step", name, names))
+    return wanted
 
 
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:
