@@ -44,6 +44,8 @@ LARGE_CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x1
 USER = 1000
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
+SCRAPING_NAMESPACES = ("gmp-system", "monitoring")
+"""where Prometheus runs: Google's managed one, and the usual place of one's own"""
 PART_OF = "gemma2-on-ray"
 GRACE_SECONDS = 25
 """a spot machine is gone 30 s after the notice"""
@@ -273,11 +275,19 @@ def _service_account(request: Request) -> dict[str, Any]:
 
 
 def _network_policy(request: Request) -> dict[str, Any]:
-    """In: the job's own pods, and the operator to the dashboard. Out: the same pods, names, who we are, HTTPS."""
+    """In: the job's own pods, the operator to the dashboard, Prometheus to the metrics. Out: the same pods, names of
+    hosts, who we are, HTTPS."""
     own = {"podSelector": {"matchLabels": _labels(request)}}
     operator = {
         "namespaceSelector": {},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    scrapers = {
+        "namespaceSelector": {
+            "matchExpressions": [
+                {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(SCRAPING_NAMESPACES)}
+            ]
+        }
     }
     metadata = [{"ipBlock": {"cidr": f"169.254.169.{last}/32"}} for last in (252, 254)]
     return {
@@ -290,6 +300,7 @@ def _network_policy(request: Request) -> dict[str, Any]:
             "ingress": [
                 {"from": [own]},
                 {"from": [operator], "ports": [{"port": PORTS["dashboard"], "protocol": "TCP"}]},
+                {"from": [scrapers], "ports": [{"port": PORTS["metrics"], "protocol": "TCP"}]},
             ],
             "egress": [
                 {"to": [own]},

@@ -25,6 +25,7 @@ from pipelines.config import digest
 from pipelines.progress import Bar
 from pipelines.progress import shard as shard_progress
 from pipelines.stage import Context
+from pipelines.stage_metrics import count_shard
 
 RECEIPTS = "_receipts"
 STAGING = "_staging"
@@ -110,6 +111,7 @@ def map_shards(
                         raise _RAISED[row["kind"]](row["error"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
+                    count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
 

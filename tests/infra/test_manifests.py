@@ -122,9 +122,10 @@ def test_the_policy_lets_in_the_jobs_own_pods_and_the_operator() -> None:
     _, policy, job = manifests(TPU)
     labels = policy["spec"]["podSelector"]["matchLabels"]
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    own, operator = policy["spec"]["ingress"]
+    own, operator, scrapers = policy["spec"]["ingress"]
     assert own == {"from": [{"podSelector": {"matchLabels": labels}}]}
     assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    assert scrapers["ports"] == [{"port": 8080, "protocol": "TCP"}]
     assert all(labels.items() <= template["metadata"]["labels"].items() for template in pods(job).values())
     assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
