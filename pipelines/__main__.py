@@ -1,4 +1,4 @@
-"""python -m pipelines list | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+"""python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
 python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from data.storage import FullError
 from pipelines.config import no_such
 
-COMMANDS = ("list", "show", "plan", "account", "run", "fit", "manifests")
+COMMANDS = ("list", "status", "show", "plan", "account", "run", "fit", "manifests")
 
 
 def main(words: Sequence[str]) -> int:
@@ -61,6 +61,7 @@ def _dispatch(command: str, words: list[str]) -> int:
 
     return {
         "list": commands.list_,
+        "status": commands.status,
         "show": commands.show,
         "plan": commands.plan,
         "account": commands.account,

@@ -1,4 +1,4 @@
-"""What each word of the command line does: list, show, plan, account, run."""
+"""What each word of the command line does: list, status, show, plan, account, run."""
 
 import ast
 import dataclasses
@@ -20,11 +20,12 @@ from pipelines.account import measured
 from pipelines.account_text import amount_lines, estimate_lines
 from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage, take
 from pipelines.full_recipes import PUBLISHED
-from pipelines.inputs import REFERENCE
+from pipelines.inputs import REFERENCE, absolute
 from pipelines.plan import last_of_stage, plan_lines
 from pipelines.recipe import Recipe, last_run, save_recipe, tasks_of
 from pipelines.runner import Task, read_run, resolve_inputs, run_task
 from pipelines.stage import Stage, load_stage, stage_names
+from pipelines.status import status_lines
 
 
 def list_(words: list[str]) -> int:
@@ -65,6 +66,16 @@ def _list_runs(root: str) -> int:
             found += 1
     if not found:
         print(f"no runs under {root}")
+    return 0
+
+
+def status(words: list[str]) -> int:
+    """All runs below ROOT: done, running, failed, how far; asks no cluster."""
+    words, root = _take_root(words)
+    if words:
+        raise ValueError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
+    for line in status_lines(absolute(root)):
+        print(line)
     return 0
 
 
