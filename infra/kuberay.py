@@ -24,7 +24,8 @@ NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 class AuthOptions:
     """Who may talk to the cluster."""
 
-    mode: Literal["token", "disabled"] = "token"
+    mode: Literal["token"] = "token"
+    """KubeRay also knows `disabled`, an open cluster, which we do not start"""
     secret_name: str
     """a Secret with the token as `auth_token`"""
 

@@ -67,7 +67,7 @@ def test_what_is_written_is_read_by_the_model(kind: str, made: type) -> None:
         (("shutdownAfterJobFinishes",), False, "only with shutdownAfterJobFinishes"),
         (("rayClusterSpec", "workerGroupSpecs", 1, "numOfHost"), 4, "WorkerGroupSpec has no such field"),
         (("rayClusterSpec", "workerGroupSpecs", 1, "replicas"), 9, "replicas 9 must lie between"),
-        (("rayClusterSpec", "authOptions", "mode"), "open", "'token', 'disabled'"),
+        (("rayClusterSpec", "authOptions", "mode"), "disabled", "allowed: .'token',"),
         (("rayClusterSpec", "headGroupSpec", "serviceType"), "LoadBalancer", "ClusterIP"),
     ],
 )
