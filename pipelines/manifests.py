@@ -2,14 +2,15 @@
 
 Prints Kubernetes objects (YAML) for one stage of a recipe: a job with a cluster of its own, which ends with it. The
 cluster runs `python -m pipelines run RECIPE --only STEP`, so what earlier jobs made is found by its fingerprint, and
-what is done is not done again. Inputs and fields that decide the fingerprint go into --arguments (or the `--config` of
-a run's recipe.json). Reads and starts nothing.
+what is done is not done again. What follows `--` goes to `run`: inputs and fields that decide the fingerprint, or
+`--config` with a run's recipe.json. Reads and starts nothing.
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Literal
 
 import tyro
@@ -58,24 +59,29 @@ class Command:
     """Secret that holds Ray's token as auth_token"""
     deadline_hours: int = 24 * 14
     """most hours that the job may take"""
-    arguments: str = ""
-    """further words for `run`, in one string: inputs and fields"""
 
 
 def print_manifests(words: list[str]) -> int:
     """Prints the objects. Raises ValueError for what is not there or does not fit."""
+    words, further = _parted(words)
     flags = {one.name for one in dataclasses.fields(Command)} - {"stage"}
     refuse_unknown(words, sorted(flags | {"no_spot"}))
     command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
-    request, place = request_of(command)
+    request, place = request_of(command, further)
     print(_heading(command, request, place))
     # Through JSON: YAML would write what two places share as an anchor, which few readers expect.
     print(yaml.safe_dump_all(json.loads(json.dumps(manifests(request))), sort_keys=False, width=120), end="")
     return 0
 
 
-def request_of(command: Command) -> tuple[Request, Topology | None]:
-    """What to make manifests of. Raises ValueError, saying what is allowed."""
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and after it."""
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, Topology | None]:
+    """What to make manifests of; `further` words go to `run`. Raises ValueError, saying what is allowed."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
     place = _place(command, step)
@@ -93,7 +99,7 @@ def request_of(command: Command) -> tuple[Request, Topology | None]:
     request = Request(
         name=name,
         namespace=command.namespace,
-        entrypoint=shlex.join([*words, *shlex.split(command.arguments)]),
+        entrypoint=shlex.join([*words, *further]),
         image=command.image,
         ray_version=importlib.metadata.version("ray"),
         kind=command.kind,
