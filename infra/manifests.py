@@ -68,6 +68,8 @@ class Request:
     """fewest and most CPU pods"""
     cpus: int = 16
     """of a CPU pod, with 4 GB each"""
+    head_gigabytes: int = 16
+    """memory of the head, where the driver runs"""
     spot: bool = False
     """workers on spot machines: preempted ones come back, the job goes on from its newest checkpoint or receipt"""
     google_service_account: str = ""
@@ -173,7 +175,7 @@ def _cluster(request: Request) -> RayClusterSpec:
         autoscaler_options=AutoscalerOptions(),
         head_group_spec=HeadGroupSpec(
             ray_start_params={"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # within the pod; see the NetworkPolicy
-            template=_pod(request, "head", {"cpu": "4", "memory": "16Gi"}, spot=False),
+            template=_pod(request, "head", {"cpu": "4", "memory": f"{request.head_gigabytes}Gi"}, spot=False),
         ),
         worker_group_specs=tuple(groups),
     )

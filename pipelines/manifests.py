@@ -24,6 +24,10 @@ from pipelines.arguments import refuse_unknown
 from pipelines.config import no_such
 from pipelines.recipe import Recipe, Step
 
+DRIVER_STAGES = ("import_model", "export_model")
+"""that hold a whole model in the driver, which runs on the head"""
+DRIVER_GIGABYTES = 160
+"""twice the 27B in bfloat16, and room"""
 MODEL_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
 
 
@@ -105,6 +109,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         kind=command.kind,
         topology=place,
         cpu_workers=(int(fewest), int(most)),
+        head_gigabytes=DRIVER_GIGABYTES if step.stage in DRIVER_STAGES else 16,
         spot=command.spot,
         google_service_account=command.google_service_account,
         token_secret=command.token_secret,

@@ -39,6 +39,15 @@ def test_every_step_of_a_recipe_has_manifests(recipe: str, capsys: pytest.Captur
         assert groups == ({"cpu", "tpu"} if small or step.place else {"cpu"})
 
 
+def test_a_stage_that_holds_the_model_in_its_driver_has_a_large_head(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = {}
+    for step in ("teacher", "collect"):
+        *_, job = objects(capsys, step, "--recipe", "gemma2_2b_distill")
+        (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+        memory[step] = container["resources"]["limits"]["memory"]
+    assert memory == {"teacher": "160Gi", "collect": "16Gi"}
+
+
 def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", "filter_text", "--recipe", "demo", *WORDS]) == 0
     told = capsys.readouterr().out
