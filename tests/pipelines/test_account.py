@@ -1,10 +1,13 @@
 """What the report's recipes take, what a run took, and when cached logits pay."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from data import storage
+from data.manifest import RUN_NAME
 from infra.prices import CONSTANTS, Constant, Prices
 from infra.slices import check_mesh, parse_mesh, parse_topology
 from model.flops import forward_flops_per_token, train_flops_per_token
@@ -14,6 +17,7 @@ from pipelines.account import caches, estimate, measured
 from pipelines.account_text import break_even_lines, estimate_lines
 from pipelines.full_recipes import PUBLISHED
 from pipelines.recipe import tasks_of
+from tests.pipelines.test_plan import finish
 
 PRICES = Prices(constants=CONSTANTS)
 TOKENS = {"gemma2_27b_pretrain": 13e12, "gemma2_9b_distill": 8e12, "gemma2_2b_distill": 2e12}
@@ -115,3 +119,18 @@ def test_nothing_finished_is_told(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "no step of smoke has finished" in capsys.readouterr().err
     assert measured(tasks_of(recipes.load("smoke"), str(tmp_path))) == []
     assert main(["account", "collect_text"]) == 2
+
+
+def test_an_account_is_of_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    tasks = tasks_of(recipes.load("smoke"), root)
+    finish(tasks["collect"])
+    run = {"seconds": 1800.0, "machine": "x86_64, 4 cores", "resources": {"cpus": None}, "log": {}}
+    storage.write_bytes(storage.join(tasks["collect"].directory, RUN_NAME), json.dumps(run).encode())
+    (amount,) = measured(tasks)
+    assert (amount.step, amount.core_hours, amount.seconds) == ("collect", 2.0, 1800.0)
+    assert amount.stored == {"text": 5.0, "rejects": 5.0}
+    assert main(["account", "smoke", "--root", root]) == 0
+    told = capsys.readouterr().out
+    assert "(1 of 14 steps finished)" in told
+    assert "0.0972" in told, "two core-hours at 0.0486"
