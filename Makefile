@@ -14,6 +14,7 @@ help:
 	@echo "make test       all tests          make check   format, lint, types, fast tests"
 	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
+	@echo "make audit      known vulnerabilities of the pinned dependencies"
 	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
 	@echo "make clean      remove caches and ROOT=$(ROOT)"
 
@@ -31,6 +32,15 @@ fit-env: .venv-fit/.complete
 .venv-fit/.complete: requirements-fit.txt | .venv
 	@[ -x $(FIT_BIN)/python ] || $(BIN)/python -m venv --without-pip .venv-fit
 	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
+	@touch $@
+
+# Known vulnerabilities of everything pinned; says so where no advisory feed can be reached.
+.PHONY: audit
+audit: .venv-audit/.complete
+	@.venv-audit/bin/python infra/audit.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt
+.venv-audit/.complete: requirements-audit.txt | .venv
+	@[ -x .venv-audit/bin/python ] || $(BIN)/python -m venv --without-pip .venv-audit
+	VIRTUAL_ENV=.venv-audit $(BIN)/uv pip sync --quiet --require-hashes requirements-audit.txt
 	@touch $@
 
 # What the data plane is measured and checked against (datatrove): its pins exclude ours.
@@ -51,6 +61,7 @@ requirements:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-fit.in -o requirements-fit.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-rival.in -o requirements-rival.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-audit.in -o requirements-audit.txt
 
 .PHONY: demo
 demo: .venv

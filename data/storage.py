@@ -6,6 +6,7 @@ A full disk is a FullError.
 `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
 """
 
+import datetime
 import errno
 import os
 import secrets
@@ -162,6 +163,25 @@ def list_folders(uri: str) -> list[str]:
         return []
     found = fs.ls(path, detail=True)
     return sorted(one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
+
+
+def list_level(uri: str) -> list[tuple[str, float]]:
+    """(name, time of the last change in seconds since 1970) of what lies directly in `uri`, sorted; of a folder on an
+    object store the time is 0. Empty where there is none. Nothing below is listed."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    names = [(one["name"].rstrip("/").rpartition("/")[2], one) for one in found]
+    return sorted((name, _changed(one)) for name, one in names if name)
+
+
+def _changed(info: Any) -> float:
+    when = info.get("mtime") or info.get("updated") or 0.0
+    if isinstance(when, str):
+        when = datetime.datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime.datetime) else float(when)
 
 
 def remove(uri: str) -> None:

@@ -23,7 +23,7 @@ from infra.ray_session import in_submitted_job
 from pipelines import config as configs
 from pipelines.inputs import absolute
 from pipelines.recipe import Recipe, Step, replayed
-from pipelines.stage import Resources, Stage
+from pipelines.stage import Resources, Stage, load_stage
 
 MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_2b": model.gemma2_2b,
@@ -56,8 +56,8 @@ class RecipeCommand:
 
 def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
-    words, config_file = _take(list(words), "--config")
-    words, preset = _take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
+    words, config_file = take(list(words), "--config")
+    words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
     saved: Any = dataclasses.MISSING
     root = DEFAULT_ROOT
@@ -96,7 +96,7 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
 
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     """Raises ValueError as `parse_stage` does."""
-    words, config_file = _take(list(words), "--config")
+    words, config_file = take(list(words), "--config")
     root = DEFAULT_ROOT
     if config_file is not None:
         document = _read_json(config_file)
@@ -109,6 +109,11 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
             field(default=paths),
         )
     ]
+    outside = recipe.outside()
+    fields += [
+        (flag, Annotated[tuple[str, ...], tyro.conf.arg(help=_what(recipe, *place))], field(default=()))
+        for flag, place in outside.items()
+    ]
     fields += [
         (step.name, type(step.config), field(default=step.config))
         for step in recipe.steps
@@ -119,8 +124,14 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
         raise ValueError("--input names nothing; give files, directories or globs after it, or leave it out")
     own_text = parsed.input != paths
     steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
-    result = replace(recipe, steps=steps).with_input(parsed.input)
+    given = {flag: getattr(parsed, flag) for flag in outside if getattr(parsed, flag)}
+    result = replace(recipe, steps=steps).with_input(parsed.input).with_outside(given)
     return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
+
+
+def _what(recipe: Recipe, step: str, name: str) -> str:
+    stage = next(one.stage for one in recipe.steps if one.name == step)
+    return load_stage(stage).reads[name].help
 
 
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
@@ -213,7 +224,7 @@ def _field_names(kind: type) -> set[str]:
     return {one.name for one in dataclasses.fields(kind)}
 
 
-def _take(words: list[str], flag: str) -> tuple[list[str], str | None]:
+def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
     """`words` without `flag VALUE` (or `flag=VALUE`), and the value."""
     for place, word in enumerate(words):
         if word.startswith(flag + "="):

@@ -25,7 +25,7 @@ def plan_lines(
         manifest = done[name]
         note = (notes or {}).get(name) or task.stage.summary
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
-        told = _holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
         tell = getattr(task.stage.module, "plan_notes", None)
         for line in tell(task.config, task.inputs) if tell else ():
@@ -101,7 +101,8 @@ def _listed(made_of: Mapping[str, Any], key: str) -> str:
     return ", ".join(made_of["inputs"].get(key, [])) or "not given"
 
 
-def _holds(manifest: Manifest) -> str:
+def holds(manifest: Manifest) -> str:
+    """Rows, tokens and bytes of each dataset."""
     parts = []
     for name, dataset in manifest.datasets.items():
         if dataset.rows:

@@ -25,8 +25,11 @@ from pipelines.config import digest
 from pipelines.progress import Bar
 from pipelines.progress import shard as shard_progress
 from pipelines.stage import Context
+from pipelines.stage_metrics import count_shard
 
 RECEIPTS = "_receipts"
+PHASES = "_phases"
+"""how many tasks each phase has: for `status`"""
 STAGING = "_staging"
 READ_THREADS = 16
 """requests at a time for the receipts of an interrupted run"""
@@ -101,6 +104,7 @@ def map_shards(
         for k in receipts:
             bar.finish(k)
         if waiting:
+            _say_phase(context, phase, len(tasks), len(receipts))
             context.session.start()
             heard = None if context.quiet else bar.prefix
             sink = Sink(context.directory, context.attempt, phase, work, heard)
@@ -110,6 +114,7 @@ def map_shards(
                         raise _RAISED[row["kind"]](row["error"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
+                    count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
 
@@ -200,6 +205,11 @@ def clean_up(directory: str) -> None:
         # Another driver may still write here; it fails, finds the manifest and uses it. What stays is listed nowhere.
         with suppress(OSError):
             storage.remove_tree(storage.join(directory, folder))
+
+
+def _say_phase(context: Context, phase: str, tasks: int, done_before: int) -> None:
+    record = {"tasks": tasks, "done_before": done_before}
+    storage.write_bytes(storage.join(context.directory, PHASES, f"{phase}.json"), json.dumps(record).encode())
 
 
 def _receipt_uri(directory: str, phase: str, index: int) -> str:

@@ -165,17 +165,26 @@ class _Trainer(DataParallelTrainer):
 
 def _train_on_worker(config: dict[str, Any]) -> bytes:
     """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    from model.flops import train_flops_per_token
     from training.backend import make_backend
     from training.feed import direct_feed
     from training.loop import run_training
+    from training.metrics import StepMeter
 
     job: TrainJob = pickle.loads(config["job"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
+    meter = StepMeter(
+        tokens_per_step=job.config.global_batch * job.sequence_length,
+        flops_per_token=train_flops_per_token(job.config.model, job.sequence_length),
+    )
+    told = _Gauges(job) if rank == 0 else None
+
     def report(step: StepReport) -> None:
-        if rank == 0:
+        if told is not None:
             internal_kv._internal_kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)))
+            told.tell(step, meter.report(step.step))
 
     try:
         if job.cpu_threads is None:
@@ -184,11 +193,33 @@ def _train_on_worker(config: dict[str, Any]) -> bytes:
             job = dataclasses.replace(job, cpu_threads=max(1, share))
         backend = make_backend(job.device, rank, world_size, job.remat)
         feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
-        return pickle.dumps(run_training(job, backend, feed, report))
+        return pickle.dumps(run_training(job, backend, lambda *steps: meter.timed(feed(*steps)), report))
     except ValueError as error:
         if world_size > 1:
             raise  # the others may be waiting for this worker; Ray stops them
         return pickle.dumps(error)  # not a failure that starting again would mend
+
+
+class _Gauges:
+    """The run's gauges, as training/metrics.py names them, on this node's metrics port."""
+
+    def __init__(self, job: TrainJob) -> None:
+        from ray.util.metrics import Gauge
+
+        from training.metrics import METRICS
+
+        self.run = "/".join(job.checkpoints_uri.split("/")[-3:-1])  # stage/fingerprint
+        mine = [one for one in METRICS.values() if one.kind == "gauge"]
+        self.gauges = {one.name: Gauge(one.name, description=one.help, tag_keys=one.labels) for one in mine}
+        self._set("gemma2_train_steps_wanted", job.config.steps)
+
+    def tell(self, step: StepReport, measured: Mapping[str, float]) -> None:
+        known = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
+        for name, value in {**measured, **{f"gemma2_train_{key}": one for key, one in known.items()}}.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        self.gauges[name].set(value, tags={"run": self.run})
 
 
 def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:

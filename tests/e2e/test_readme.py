@@ -43,7 +43,9 @@ def test_the_submitted_line_is_the_one_that_the_smoke_test_submits() -> None:
     assert words[words.index("--") + 1 :][:5] == ["python", "-m", "pipelines", "run", "smoke"]
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan)", one)])
+@pytest.mark.parametrize(
+    "command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan|status)", one)]
+)
 def test_commands_that_only_tell_do(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
