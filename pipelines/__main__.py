@@ -1,5 +1,6 @@
 """python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
 python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
+python -m pipelines submit NAME --address http://HOST:8265 [--detach] [as for run]      as a job on a Ray cluster
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from data.storage import FullError
 from pipelines.config import no_such
 
-COMMANDS = ("list", "status", "show", "plan", "account", "run", "fit", "manifests")
+COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests")
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,6 +54,10 @@ def _dispatch(command: str, words: list[str]) -> int:
         from pipelines.fit import fit
 
         return fit(words)
+    if command == "submit":
+        from pipelines.submit import submit
+
+        return submit(words)
     if command == "manifests":
         from pipelines.manifests import print_manifests
 
