@@ -4,9 +4,8 @@
 
 The newest Linux source package and documentation packages are fetched by name through apt (as root or not; nothing is
 installed), unpacked and collected once, 3 minutes on two cores. Files that say what another one says are left out: the
-kernel's user headers under tools/, the sources that a manual keeps beside its pages. Files over 1 MB (mostly generated
-register tables) and files that are no UTF-8 are rejects and counted. `python -m tests.benchmarks.corpus PART` prints
-nothing new; a second call finds what is there.
+kernel's headers that tools/ keeps again, the sources that a manual keeps beside its pages. Files over 1 MB (mostly
+generated register tables) and files that are no UTF-8 are rejects and counted. A second call finds what is there.
 """
 
 import json
@@ -20,7 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.manifest import Dataset, Manifest, publish_manifest, read_manifest
+from data.schema import text_bytes
+from data.shards import read_table, write_table
 from infra.ray_session import RaySession
 from pipelines.inputs import Input
 from pipelines.runner import Task, resolve_inputs, run_task
@@ -85,20 +88,41 @@ def corpus() -> Corpus:
         "text_bytes": text.facts["text_bytes"],
         "documents": text.rows,
         "rejects": dict(manifest.dropped),
+        "shard_text_bytes": {
+            shard.name: text_bytes(read_table(f"{task.directory}/{shard.name}", ["text"])["text"])
+            for shard in text.shards
+        },
     }
     ABOUT.write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(FOLDER / "files")
     return Corpus(directory=Path(task.directory), about=about)
 
 
-def subset(whole: Corpus, text_bytes: int, folder: Path) -> Path:
-    """A run directory in `folder` of shards of the corpus, evenly spaced, of about so many bytes; files are linked."""
+def subset(whole: Corpus, count: int, folder: Path) -> Path:
+    """A run directory in `folder` of `count` of the full shards (64 MB of text), evenly spaced; files are linked."""
     manifest = read_manifest(str(whole.directory))
     assert manifest is not None
-    shards = manifest.datasets["text"].shards
-    count = max(1, min(len(shards), round(text_bytes / whole.about["text_bytes"] * len(shards))))
-    chosen = [shards[(2 * k + 1) * len(shards) // (2 * count)] for k in range(count)]
+    sizes = whole.about["shard_text_bytes"]
+    full = [shard for shard in manifest.datasets["text"].shards if sizes[shard.name] >= 60e6]
+    if len(full) < count:
+        raise MissingError(f"{len(full)} full shards, {count} are needed")
+    chosen = [full[(2 * k + 1) * len(full) // (2 * count)] for k in range(count)]
     return linked_run(folder, manifest, "text", whole.directory, chosen)
+
+
+def cut_run(whole: Corpus, shard_bytes: int, shards: int, folder: Path) -> Path:
+    """A run directory of `shards` shards of about `shard_bytes` of text: the documents of evenly spaced shards of the
+    corpus, every n-th of each, so a small one is as mixed as the whole."""
+    manifest = read_manifest(str(subset(whole, shards, folder / "whole")))
+    assert manifest is not None
+    made = []
+    for number, shard in enumerate(manifest.datasets["text"].shards):
+        table = read_table(str(whole.directory / shard.name))
+        step = max(1, whole.about["shard_text_bytes"][shard.name] // shard_bytes)
+        part = table.take(np.arange(0, table.num_rows, step))
+        made.append(write_table(str(folder), f"text/{number:05d}.parquet", part))
+    publish_manifest(str(folder), replace(manifest, datasets={"text": Dataset(shards=tuple(made))}))
+    return folder
 
 
 def linked_run(folder: Path, manifest: Manifest, name: str, directory: Path, chosen: Sequence[Any]) -> Path:
