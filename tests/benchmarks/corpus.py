@@ -37,6 +37,8 @@ DOCUMENTATION = ("perl-doc", "python3.11-doc", "postgresql-doc-15", "libboost1.7
 COPIES = ("*/_sources/*", "*/tools/include/*", "*/tools/arch/*", "*/man3/*")
 MOST_FILE_BYTES = 1_000_000
 LEAST_BYTES = 1_000_000_000
+FULL_BYTES = 55_000_000
+"""of text in a shard of about 64 MB"""
 
 
 class MissingError(Exception):
@@ -71,9 +73,7 @@ def corpus() -> Corpus:
             raise MissingError(f"no {tool}: the corpus is made of Debian packages, on Debian, Ubuntu and the like")
     packages = {path.name.split("_")[0]: path.name.split("_")[1] for path in map(_unpacked, _names())}
     stage = load_stage("collect_text")
-    config = stage.config(
-        source="packages", include=("*",), exclude=COPIES, max_document_bytes=MOST_FILE_BYTES
-    )
+    config = stage.config(source="packages", include=("*",), exclude=COPIES, max_document_bytes=MOST_FILE_BYTES)
     given = resolve_inputs(stage, config, {"input": [str(FOLDER / "files")]}, str(FOLDER / "runs"))
     task = Task(stage=stage, config=config, inputs=given, root=str(FOLDER / "runs"))
     session = RaySession()
@@ -99,11 +99,11 @@ def corpus() -> Corpus:
 
 
 def subset(whole: Corpus, count: int, folder: Path) -> Path:
-    """A run directory in `folder` of `count` of the full shards (64 MB of text), evenly spaced; files are linked."""
+    """A run directory in `folder` of `count` of the full shards, evenly spaced; files are linked."""
     manifest = read_manifest(str(whole.directory))
     assert manifest is not None
     sizes = whole.about["shard_text_bytes"]
-    full = [shard for shard in manifest.datasets["text"].shards if sizes[shard.name] >= 60e6]
+    full = [shard for shard in manifest.datasets["text"].shards if sizes[shard.name] >= FULL_BYTES]
     if len(full) < count:
         raise MissingError(f"{len(full)} full shards, {count} are needed")
     chosen = [full[(2 * k + 1) * len(full) // (2 * count)] for k in range(count)]
@@ -135,9 +135,21 @@ def linked_run(folder: Path, manifest: Manifest, name: str, directory: Path, cho
     return folder
 
 
+def size_of(run: Path) -> int:
+    """Bytes of text in a run directory."""
+    manifest = read_manifest(str(run))
+    assert manifest is not None
+    sizes = [
+        text_bytes(read_table(str(run / shard.name), ["text"])["text"]) for shard in manifest.datasets["text"].shards
+    ]
+    return sum(sizes)
+
+
 def input_of(directory: Path, dataset: str) -> Input:
     """The dataset of a run directory, as a stage takes it."""
-    return Input(reference=f"{directory.name}:{dataset}", given=str(directory), directory=str(directory), dataset=dataset)
+    return Input(
+        reference=f"{directory.name}:{dataset}", given=str(directory), directory=str(directory), dataset=dataset
+    )
 
 
 def _names() -> list[str]:
