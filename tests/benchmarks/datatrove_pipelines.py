@@ -2,7 +2,7 @@
 
 WORK: `tokenize` (DocumentTokenizer, a tokenizer.json), `deduplicate` (its four MinHash stages, 5-word shingles, 14
 bands of 8) or `filter` (Gopher repetition, Gopher quality, C4, FineWeb, its thresholds). Two processes, Parquet in and
-out. First on one document of each file, then on all. Prints {"start_seconds", "seconds", "bytes", "kept"}.
+out. First on one document of each file (the start), then on all. Prints wall and CPU seconds, without the start.
 """
 
 import json
@@ -22,18 +22,27 @@ def main(work: str, text: str, out: str, tokenizer: str = "") -> None:
     from loguru import logger
 
     logger.remove()
-    seconds = []
+    seconds, cpu_seconds = [], []
     for limit in (1, -1):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), _cpu_seconds()
         WORKS[work](Path(text), Path(out) / str(limit), limit, tokenizer)
         seconds.append(time.perf_counter() - began)
-    print(json.dumps({"start_seconds": seconds[0], "seconds": seconds[1]}))
+        cpu_seconds.append(_cpu_seconds() - cpu_began)
+    start = {"start_seconds": seconds[0], "start_cpu_seconds": cpu_seconds[0]}
+    print(json.dumps({**start, "seconds": seconds[1] - seconds[0], "cpu_seconds": cpu_seconds[1] - cpu_seconds[0]}))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def run(steps: Sequence[Any], out: Path, name: str, tasks: int) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
-    LocalPipelineExecutor(list(steps), tasks=tasks, workers=PROCESSES, logging_dir=str(out / "logs" / name)).run()
+    LocalPipelineExecutor(
+        list(steps), tasks=tasks, workers=PROCESSES, logging_dir=str(out / "logs" / name), start_method="fork"
+    ).run()
 
 
 def reader(text: Path, limit: int) -> Any:

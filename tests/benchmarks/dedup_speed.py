@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.benchmarks import corpus
 from tests.benchmarks.stage_runs import run_stage, warm_session
 from tests.benchmarks.step_speed import Row
-from tests.benchmarks.tokenize_speed import datatrove
+from tests.benchmarks.tokenize_speed import Speed, compared, datatrove
 
 SHARDS, CORES = 4, 2
 RIVAL_BYTES = 4_000_000
@@ -43,14 +43,9 @@ def _rows(name: str, fields: dict[str, object], work: str, told: str) -> Iterato
             ratio="",
         )
         ran = run_stage(session, name, fields, {"text": corpus.input_of(text, "text")}, folder)
-        seconds, start = datatrove(work, rival_text, folder)
-        size, rival_size = corpus.size_of(text), corpus.size_of(rival_text)
+        theirs = datatrove(work, rival_text, folder)
+        ours = Speed(text_bytes=corpus.size_of(text), seconds=ran.seconds, cpu_seconds=ran.cpu_seconds)
     before = ran.manifest.datasets["text"].rows + sum(ran.manifest.dropped.values())
     kept = ran.manifest.datasets["text"].rows / before
-    ours, theirs = size / ran.seconds, rival_size / seconds
-    yield Row(
-        what=f"{name}, {size / 1e6:,.0f} MB, {kept:.0%} of {before:,} kept; the rival on {rival_size / 1e6:.0f} MB",
-        ours=f"{ours / 1e6:,.1f} MB/s",
-        rival=f"datatrove, {told}: {theirs / 1e6:,.2f} MB/s after a start of {start:.0f} s",
-        ratio=f"{ours / theirs:,.1f}x",
-    )
+    sizes = f"{ours.text_bytes / 1e6:,.0f} MB; the rival on {theirs.text_bytes / 1e6:.0f} MB"
+    yield from compared(f"{name}, {sizes}, {kept:.0%} of {before:,} kept", ours, f"datatrove, {told}", theirs)

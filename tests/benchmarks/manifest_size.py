@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
         found.append(asdict(one))
         yield Row(
             what=f"a manifest of {one.shards:,} shards",
-            ours=f"{one.file_bytes / 1e6:,.1f} MB, {one.write_seconds:.1f} s to write, {one.read_seconds:.1f} s to read",
+            ours=f"{one.file_bytes / 1e6:,.1f} MB, {one.write_seconds:.1f} s to write, {one.read_seconds:.1f} to read",
             rival=f"{one.write_bytes / 1e6:,.0f} MB of memory to write, {one.read_bytes / 1e6:,.0f} MB to read",
             ratio="",
         )
