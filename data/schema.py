@@ -7,6 +7,7 @@ xxh3: fast, the same on every machine, not meant against an adversary. Cost: 10 
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 HELDOUT_ONE_IN = 50
@@ -145,6 +146,11 @@ def document_id(source: str, name: str, offset: int) -> str:
 def content_hash(text: str) -> str:
     """32 hex digits (xxh3-128) of the text in UTF-8."""
     return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def text_bytes(texts: pa.ChunkedArray) -> int:
+    """UTF-8 bytes of all the texts."""
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
 def is_heldout(id: str) -> bool:

@@ -1,7 +1,9 @@
-"""python -m tests.benchmarks [step gpu model data]: speeds as ratios against a rival measured in the same run.
+"""python -m tests.benchmarks [PART ...]: speeds as ratios against a rival measured in the same run.
 
-Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About seven minutes on two cores.
-Words choose parts. The train step on a GPU is tests/benchmarks/train_step.py.
+    step gpu model data                             training, decoding, feeds: timed in turns, medians compared
+    tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
+
+Without words, all parts: about 25 minutes on two cores. The train step on a GPU is tests/benchmarks/train_step.py.
 """
 
 import os
@@ -18,7 +20,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import data_speed, model_speed, step_speed, train_step
+from tests.benchmarks import (
+    corpus,
+    cost,
+    data_speed,
+    dedup_speed,
+    manifest_size,
+    memory,
+    model_speed,
+    step_speed,
+    tokenize_speed,
+    train_step,
+)
 
 ROUNDS = 5
 
@@ -68,6 +81,14 @@ def timed(benchmarks: Iterable[model_speed.Benchmark]) -> Iterator[step_speed.Ro
         )
 
 
+def with_corpus(part: Callable[[], Iterator[step_speed.Row]]) -> Iterator[step_speed.Row]:
+    """The part's rows, or one that says what is missing for the corpus."""
+    try:
+        yield from part()
+    except corpus.MissingError as missing:
+        yield step_speed.Row(what="on a corpus of 1 GB", ours="not run", rival=str(missing), ratio="")
+
+
 def on_a_gpu() -> Iterator[step_speed.Row]:
     if not torch.cuda.is_available():
         yield step_speed.Row(what="train step, 2B, 8192 tokens, a GPU", ours="not run", rival="no GPU here", ratio="")
@@ -80,6 +101,12 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "gpu": on_a_gpu,
     "model": lambda: timed(model_speed.benchmarks()),
     "data": lambda: timed(data_speed.benchmarks()),
+    "tokenize": lambda: with_corpus(tokenize_speed.rows),
+    "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
+    "filter": lambda: with_corpus(dedup_speed.filter_rows),
+    "memory": lambda: with_corpus(memory.rows),
+    "manifests": manifest_size.rows,
+    "cost": cost.rows,
 }
 
 
