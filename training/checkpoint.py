@@ -1,17 +1,23 @@
 """Checkpoints: a directory `step-00000100/` that is valid exactly when its `COMMIT` says so.
 
-    model.safetensors  optimizer.safetensors  state.json  metrics.parquet  lineage.parquet  COMMIT
+    model.safetensors  optimizer.safetensors  [average.safetensors]
+    state.json  metrics.parquet  lineage.parquet  COMMIT
 
 Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
 holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
 ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
 split over several safetensors files of at most `SHARD_BYTES`. Nothing is ever unpickled. Cost: one copy of weights
 and moments in host memory while saving.
+
+A checkpoint that is no longer kept (`training/retention.py`) loses its tensors and keeps its tables, which `TABLES`
+then lists in COMMIT's place. An interim one, saved because the machine was about to go, says so in COMMIT; the next
+regular one holds its rows too and replaces it.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,10 +33,18 @@ from training.optim import OptimizerState
 
 FORMAT = 1
 COMMIT_NAME = "COMMIT"
+TABLES_NAME = "TABLES"
+DAMAGED_NAME = "DAMAGED"
 STATE_NAME = "state.json"
 SHARD_BYTES = 2 << 30
 DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
-FIRST_PREFIX, SECOND_PREFIX = "first.", "second."
+FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what its COMMIT says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +61,8 @@ class Checkpoint:
     """the moments, or None where only the weights were asked for"""
     state: dict[str, Any]
     """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
+    interim: bool = False
+    """whether the next regular checkpoint replaces it"""
 
 
 def checkpoint_uri(root: str, step: int) -> str:
@@ -63,17 +79,21 @@ def save_checkpoint(
     state: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
     before_commit: Callable[[], None] | None = None,
+    interim: bool = False,
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
-    raising. Raises RuntimeError where a committed checkpoint of this step is already there.
+    raising. `interim`: the next regular checkpoint replaces it. Raises RuntimeError where a committed checkpoint of
+    this step is already there.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if read_commit(uri) is not None:
         raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
-    storage.remove(commit_uri)  # of a checkpoint that was damaged since: readers ignored it, so this run writes it anew
+    # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
+    for name in (commit_uri, storage.join(uri, TABLES_NAME)):
+        storage.remove(name)
 
     files: dict[str, dict[str, Any]] = {}
 
@@ -86,34 +106,53 @@ def save_checkpoint(
     if optimizer is not None:
         moments = {FIRST_PREFIX + name: tensor for name, tensor in optimizer.first.items()}
         moments |= {SECOND_PREFIX + name: tensor for name, tensor in optimizer.second.items()}
+        if optimizer.loss_statistics is not None:
+            moments[LOSS_NAME] = optimizer.loss_statistics
+        for name, shard in _shards("average", optimizer.average or {}):
+            write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
         for name, shard in _shards("optimizer", moments):
             write(name, safetensors.torch.save(shard))
     for name, table in tables.items():
         write(f"{name}.parquet", parquet_bytes(table))
-    write(STATE_NAME, _json(state))
+    write(STATE_NAME, encode_record(state))
     if before_commit is not None:
         before_commit()
-    storage.create_exclusive(commit_uri, _json({"format": FORMAT, "step": step, "files": files}))
+    commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri
 
 
 def read_commit(uri: str) -> dict[str, Any] | None:
     """The COMMIT of a checkpoint's directory; None where there is none or it does not match the files' sizes."""
-    sizes = dict(storage.list_files(uri))
-    if COMMIT_NAME not in sizes:
-        return None
-    return _valid_commit(uri, sizes)
+    return _valid_commit(uri, dict(storage.list_files(uri)))
 
 
 def list_checkpoints(root: str) -> list[str]:
     """Directories of all committed checkpoints below `root`, oldest first."""
+    return [uri for uri, sizes in _directories(root) if _valid_commit(uri, sizes) is not None]
+
+
+def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
+    """(directory, COMMIT or TABLES) of all checkpoints whose rows count, retired ones too, oldest first.
+
+    The rows of an interim checkpoint count until a later one is there, which holds them again.
+    """
+    found = []
+    for uri, sizes in _directories(root):
+        record = _valid_commit(uri, sizes) or _valid_commit(uri, sizes, TABLES_NAME)
+        if record is not None:
+            found.append((uri, record))
+    return [one for number, one in enumerate(found) if number + 1 == len(found) or not one[1].get("interim")]
+
+
+def _directories(root: str) -> list[tuple[str, dict[str, int]]]:
+    """(directory, its files' sizes by name), oldest first."""
     directories: dict[str, dict[str, int]] = {}
     for name, size in storage.list_files(root):
         directory, _, file = name.partition("/")
         if DIRECTORY_PATTERN.fullmatch(directory) and file:
             directories.setdefault(directory, {})[file] = size
-    uris = ((storage.join(root, directory), sizes) for directory, sizes in sorted(directories.items()))
-    return [uri for uri, sizes in uris if COMMIT_NAME in sizes and _valid_commit(uri, sizes) is not None]
+    return [(storage.join(root, directory), sizes) for directory, sizes in sorted(directories.items())]
 
 
 def latest_checkpoint(root: str) -> str | None:
@@ -122,23 +161,39 @@ def latest_checkpoint(root: str) -> str | None:
     return checkpoints[-1] if checkpoints else None
 
 
+def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that is whole, down to the last bit; None where there is none.
+
+    A damaged one is said in a line and passed over; with `rename` its COMMIT becomes DAMAGED, so that the run can
+    write that step again.
+    """
+    for uri in reversed(list_checkpoints(root)):
+        try:
+            return load_checkpoint(uri)
+        except Damaged as error:
+            logger.warning("%s; continuing from the newest whole checkpoint before it", error)
+            if rename:
+                storage.move(storage.join(uri, COMMIT_NAME), storage.join(uri, DAMAGED_NAME))
+    return None
+
+
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads a checkpoint, with the sha256 of every file it reads checked.
 
-    Raises ValueError where it is not committed or damaged.
+    Raises ValueError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
     """
     commit = read_commit(uri)
     if commit is None:
-        raise ValueError(
+        raise Damaged(
             f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
         )
 
     def verified(name: str) -> bytes:
         data = storage.read_bytes(storage.join(uri, name))
         if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
-            raise ValueError(
+            raise Damaged(
                 f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
-                f"remove {uri} to continue from the checkpoint before it"
+                "use another checkpoint of that run"
             )
         return data
 
@@ -154,10 +209,16 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         uri=uri,
         step=int(commit["step"]),
         weights=tensors("model"),
-        optimizer=OptimizerState(first=_without(FIRST_PREFIX, moments), second=_without(SECOND_PREFIX, moments))
+        optimizer=OptimizerState(
+            first=_without(FIRST_PREFIX, moments),
+            second=_without(SECOND_PREFIX, moments),
+            average=tensors("average") or None,
+            loss_statistics=moments.get(LOSS_NAME),
+        )
         if with_optimizer
         else None,
         state=json.loads(verified(STATE_NAME)),
+        interim=bool(commit.get("interim")),
     )
 
 
@@ -175,14 +236,17 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
 
 
 def read_rows(root: str, name: str) -> pa.Table | None:
-    """The table `name` ("metrics", "lineage") over all committed checkpoints, in step order; None without any."""
-    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri in list_checkpoints(root)]
+    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any."""
+    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri, _ in list_tables(root)]
     return pa.concat_tables(tables) if tables else None
 
 
-def _valid_commit(uri: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -> dict[str, Any] | None:
+    """The record `name` of a checkpoint where it is there and fits the files' sizes."""
+    if name not in sizes:
+        return None
     try:
-        commit = json.loads(storage.read_bytes(storage.join(uri, COMMIT_NAME)))
+        commit: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, name)))
         if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
             return None
         complete = all(sizes.get(name) == file["bytes"] for name, file in commit["files"].items())
@@ -214,5 +278,6 @@ def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def encode_record(document: Mapping[str, Any]) -> bytes:
+    """The bytes of state.json, COMMIT and TABLES: the same for the same document."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

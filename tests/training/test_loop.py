@@ -22,17 +22,20 @@ CPU = TorchBackend("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
 KILLED_RUN = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from tests.training.examples import example_job, made_up_feed
 from training import loop
 from training.backend import make_backend
+from training.checkpoint import latest_checkpoint
 
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loop.FETCH_STEPS = 1
 
 def on_step(report):
     if report.step == kill_at:
+        while kill_at > 5 and latest_checkpoint(str(directory)) is None:  # a thread writes it
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 job = example_job(directory, device=device)

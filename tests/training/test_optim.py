@@ -51,7 +51,7 @@ def test_adamw_equals_torch_with_decay_on_matrices_only(grad_clip: float) -> Non
 
 def test_what_decays_are_the_matrices_of_a_model() -> None:
     for name, parameter in Gemma2(gemma2_tiny()).named_parameters():
-        assert decays(name) == (parameter.ndim == 2), name
+        assert decays(name, OptimizerConfig()) == (parameter.ndim == 2), name
 
 
 @pytest.mark.parametrize(("decay", "middle"), [("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)])
