@@ -8,6 +8,7 @@ sets the defaults.
 
 import dataclasses
 import json
+import keyword
 import os
 import types
 import typing
@@ -80,18 +81,26 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     model_fields = {} if preset is None else {"model": _preset(preset)}
     fields: list[Any] = [
         (
-            name,
-            Annotated[tuple[str, ...], tyro.conf.arg(help=f"{read.help}{' (optional)' if read.optional else ''}")],
+            _attribute(name),
+            Annotated[
+                tuple[str, ...],
+                tyro.conf.arg(name=name, help=f"{read.help}{' (optional)' if read.optional else ''}"),
+            ],
             field(default=inputs[name]),
         )
         for name, read in stage.reads.items()
     ]
     fields.append(_config_field(stage.config, saved, model_fields))
     parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
-    given = {name: getattr(parsed, name) for name in stage.reads}
+    given = {name: getattr(parsed, _attribute(name)) for name in stage.reads}
     return StageCommand(
         stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
     )
+
+
+def _attribute(name: str) -> str:
+    """The input's name as that of an attribute: `--from` is a word of Python."""
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
