@@ -22,7 +22,7 @@ import model
 from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines import config as configs
-from pipelines.inputs import absolute
+from pipelines.inputs import DEFAULT_ROOT, absolute
 from pipelines.recipe import Recipe, Step, replayed
 from pipelines.stage import Resources, Stage, load_stage
 
@@ -32,7 +32,6 @@ MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_27b": model.gemma2_27b,
     "gemma2_tiny": model.gemma2_tiny,
 }
-DEFAULT_ROOT = "./runs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from pipelines.arguments import DEFAULT_ROOT
+from pipelines.inputs import DEFAULT_ROOT
 from pipelines.trained_run import open_run
 from training.replay import replay
 

@@ -18,11 +18,9 @@ import pyarrow.compute as pc
 import tyro
 
 from data.lineage import Place, documents_of_rows, find_document
-from pipelines.arguments import DEFAULT_ROOT
-from pipelines.inputs import Input
-from pipelines.models import checkpoint_of
-from pipelines.trained_run import STAGE, TrainedRun, open_run
-from training.checkpoint import read_rows
+from pipelines.inputs import DEFAULT_ROOT, Input
+from pipelines.trained_run import CHECKPOINTS, STAGE, TrainedRun, open_run
+from training.records import checkpoint_uri, read_rows
 
 SHOWN_STEPS = 12
 SHOWN_DOCUMENTS = 8
@@ -177,7 +175,8 @@ def _runs_before(run: TrainedRun) -> Iterator[TrainedRun]:
 
 
 def _open(one: Input, run: TrainedRun) -> TrainedRun:
-    return open_run(checkpoint_of(one), run.directory.rsplit("/", 2)[0])
+    step = one.step if one.step is not None else one.data.facts["steps"][-1]
+    return open_run(checkpoint_uri(f"{one.directory}/{CHECKPOINTS}", step), run.root)
 
 
 def _name(run: TrainedRun) -> str:

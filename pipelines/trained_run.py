@@ -6,22 +6,25 @@ A reference is `train_model/fingerprint[@step]`, the path of a run's directory, 
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data import storage
 from infra.ray_session import RaySession
 from pipelines import config as configs
-from pipelines.inputs import REFERENCE, SUFFIXED_PATH, Input
-from pipelines.models import CHECKPOINTS
-from pipelines.runner import CONFIG_NAME, resolve_inputs
-from pipelines.stage import Context, Resources, load_stage
-from pipelines.stages import train_model
-from training.checkpoint import STATE_NAME, list_tables
-from training.config import TrainJob
+from pipelines.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
+from pipelines.runner import CONFIG_NAME
+from pipelines.stage import Context, Read, Resources, load_stage
+from training.records import STATE_NAME, list_tables
+
+if TYPE_CHECKING:
+    from training.config import TrainJob
 
 STAGE = "train_model"
+CHECKPOINTS = "checkpoints"
+INPUTS = {"sequences": "sequences", "logits": "logits", "initial": CHECKPOINTS, "from": CHECKPOINTS}
+"""input of train_model -> dataset: as in READS there, which would import torch"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class TrainedRun:
     """A run of train_model."""
 
     directory: str
-    config: train_model.Config
-    inputs: dict[str, tuple[Input, ...]]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, tuple[Input, ...]]
     step: int | None
     """the step that the reference names; None: the last"""
 
@@ -39,10 +42,14 @@ class TrainedRun:
         return "/".join(self.directory.rstrip("/").split("/")[-2:])
 
     @property
+    def root(self) -> str:
+        return self.directory.rstrip("/").rsplit("/", 2)[0]
+
+    @property
     def checkpoints_uri(self) -> str:
         return storage.join(self.directory, CHECKPOINTS)
 
-    def job(self, step: int) -> TrainJob:
+    def job(self, step: int) -> "TrainJob":
         """The job in the set-up that ran `step`. Raises ValueError where no checkpoint is behind that step."""
         after = [uri for uri, record in list_tables(self.checkpoints_uri) if record["step"] >= step]
         if not after:
@@ -51,14 +58,15 @@ class TrainedRun:
         context = Context(
             stage=STAGE,
             directory=self.directory,
-            fingerprint=self.directory.rstrip("/").rpartition("/")[2],
+            fingerprint=self.name.rpartition("/")[2],
             inputs={name: list(many) for name, many in self.inputs.items()},
             resources=Resources(**{name: setup[name] for name in ("device", "workers", "microbatch_rows")}),
             attempt="",
             session=RaySession(None),  # not started
             quiet=True,
         )
-        job = train_model.make_job(context, self.config)
+        stage = load_stage(STAGE)
+        job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
         remat = setup["remat"] if setup["device"] == "xla" else None
         return replace(job, cpu_threads=setup["cpu_threads"], remat=remat)
 
@@ -83,12 +91,9 @@ def open_run(reference: str, root: str) -> TrainedRun:
         ) from None
     if document["stage"] != STAGE:
         raise ValueError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
-    stage = load_stage(STAGE)
-    config: Any = configs.from_dict(stage.config, document["config"], directory)
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
-    inputs = resolve_inputs(stage, config, _texts(document["inputs"]), own_root)
-    return TrainedRun(directory=directory, config=config, inputs=inputs, step=step)
-
-
-def _texts(inputs: dict[str, Any]) -> dict[str, Sequence[str]]:
-    return {name: [given] if isinstance(given, str) else list(given) for name, given in inputs.items()}
+    inputs = {
+        name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)
+        for name, given in document["inputs"].items()
+    }
+    return TrainedRun(directory=directory, config=document["config"], inputs=inputs, step=step)

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,17 +26,22 @@ import safetensors.torch
 from torch import Tensor
 
 from data import storage
-from data.shards import parquet_bytes, read_table
+from data.shards import parquet_bytes
 from model import Gemma2Config
 from training.optim import OptimizerState
+from training.records import (
+    COMMIT_NAME,
+    DAMAGED_NAME,
+    FORMAT,
+    STATE_NAME,
+    TABLES_NAME,
+    checkpoint_uri,
+    encode_record,
+    list_checkpoints,
+    read_commit,
+)
 
-FORMAT = 1
-COMMIT_NAME = "COMMIT"
-TABLES_NAME = "TABLES"
-DAMAGED_NAME = "DAMAGED"
-STATE_NAME = "state.json"
 SHARD_BYTES = 2 << 30
-DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
 FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
 
 logger = logging.getLogger(__name__)
@@ -63,11 +67,6 @@ class Checkpoint:
     """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
     interim: bool = False
     """whether the next regular checkpoint replaces it"""
-
-
-def checkpoint_uri(root: str, step: int) -> str:
-    """Directory of the checkpoint after `step` steps."""
-    return storage.join(root, f"step-{step:08d}")
 
 
 def save_checkpoint(
@@ -108,8 +107,9 @@ def save_checkpoint(
         moments |= {SECOND_PREFIX + name: tensor for name, tensor in optimizer.second.items()}
         if optimizer.loss_statistics is not None:
             moments[LOSS_NAME] = optimizer.loss_statistics
-        for name, shard in _shards("average", optimizer.average or {}):
-            write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
+        if optimizer.average is not None:
+            for name, shard in _shards("average", optimizer.average):
+                write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
         for name, shard in _shards("optimizer", moments):
             write(name, safetensors.torch.save(shard))
     for name, table in tables.items():
@@ -120,45 +120,6 @@ def save_checkpoint(
     commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
     storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri
-
-
-def read_commit(uri: str) -> dict[str, Any] | None:
-    """The COMMIT of a checkpoint's directory; None where there is none or it does not match the files' sizes."""
-    return _valid_commit(uri, dict(storage.list_files(uri)))
-
-
-def list_checkpoints(root: str) -> list[str]:
-    """Directories of all committed checkpoints below `root`, oldest first."""
-    return [uri for uri, sizes in _directories(root) if _valid_commit(uri, sizes) is not None]
-
-
-def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
-    """(directory, COMMIT or TABLES) of all checkpoints whose rows count, retired ones too, oldest first.
-
-    The rows of an interim checkpoint count until a later one is there, which holds them again.
-    """
-    found = []
-    for uri, sizes in _directories(root):
-        record = _valid_commit(uri, sizes) or _valid_commit(uri, sizes, TABLES_NAME)
-        if record is not None:
-            found.append((uri, record))
-    return [one for number, one in enumerate(found) if number + 1 == len(found) or not one[1].get("interim")]
-
-
-def _directories(root: str) -> list[tuple[str, dict[str, int]]]:
-    """(directory, its files' sizes by name), oldest first."""
-    directories: dict[str, dict[str, int]] = {}
-    for name, size in storage.list_files(root):
-        directory, _, file = name.partition("/")
-        if DIRECTORY_PATTERN.fullmatch(directory) and file:
-            directories.setdefault(directory, {})[file] = size
-    return [(storage.join(root, directory), sizes) for directory, sizes in sorted(directories.items())]
-
-
-def latest_checkpoint(root: str) -> str | None:
-    """Directory of the newest committed checkpoint below `root`, or None."""
-    checkpoints = list_checkpoints(root)
-    return checkpoints[-1] if checkpoints else None
 
 
 def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
@@ -235,26 +196,6 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
         raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
 
 
-def read_rows(root: str, name: str) -> pa.Table | None:
-    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any."""
-    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri, _ in list_tables(root)]
-    return pa.concat_tables(tables) if tables else None
-
-
-def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -> dict[str, Any] | None:
-    """The record `name` of a checkpoint where it is there and fits the files' sizes."""
-    if name not in sizes:
-        return None
-    try:
-        commit: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, name)))
-        if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
-            return None
-        complete = all(sizes.get(name) == file["bytes"] for name, file in commit["files"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
-        return None
-    return commit if complete and STATE_NAME in commit["files"] else None
-
-
 def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Cuts tensors, in the order of their names, into files of at most SHARD_BYTES (or one tensor)."""
     shards: list[dict[str, Tensor]] = [{}]
@@ -276,8 +217,3 @@ def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dic
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def encode_record(document: Mapping[str, Any]) -> bytes:
-    """The bytes of state.json, COMMIT and TABLES: the same for the same document."""
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

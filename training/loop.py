@@ -26,14 +26,7 @@ from data.shards import read_table
 from model import Gemma2
 from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
-from training.checkpoint import (
-    Checkpoint,
-    check_same_model,
-    checkpoint_uri,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-)
+from training.checkpoint import Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
 from training.config import TrainingConfig, TrainJob
 from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
 from training.identity import check_can_be_carried_on, check_identity, check_lease
@@ -41,6 +34,7 @@ from training.lineage import LineageRecorder
 from training.loss import LossFunction, RunHead, distill_loss, loop_head, next_token_loss
 from training.run_log import Meter, MetricsLog
 from training.optim import init_state, learning_rate, step_scalars
+from training.records import checkpoint_uri
 from training.retention import apply_retention
 from training.state import restore_state, snapshot_state
 from training.step import train_step

@@ -18,7 +18,7 @@ from torch import Tensor
 from training.config import OptimizerConfig
 
 SPIKE_AFTER = 50  # steps before a loss can be a spike: at first it falls fast
-SPIKE_SHARE = 0.02  # of a new loss in the running mean and variance: they follow some 50 steps
+SPIKE_SHARE = 0.05  # of a new loss in the running mean and variance: they follow some 20 steps
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that the two agree to the last bits
 
 
@@ -174,7 +174,7 @@ def loss_is_spike(statistics: Tensor, loss: Tensor, sigmas: float) -> Tensor:
 
 
 def update_statistics_(statistics: Tensor, loss: Tensor, keep: Tensor) -> None:
-    """Takes the loss into the running mean and variance (a plain mean at first) unless `keep` is false."""
+    """Takes the loss into the running mean and variance (plain ones at first) unless `keep` is false."""
     steps, mean, variance = statistics.unbind()
     share = torch.clamp(1.0 / (steps + 1.0), min=SPIKE_SHARE)
     difference = loss - mean

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from training.backend import Backend, make_backend
-from training.checkpoint import checkpoint_uri, list_checkpoints, read_commit, read_rows
 from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
 from training.local_workers import run_workers
 from training.loop import Feed, run_training
+from training.records import checkpoint_uri, list_checkpoints, read_commit, read_rows
 from training.summary import StepReport
 
 COMPARED = ("loss_sum", "targets", "grad_norm", "gradients_checksum", "weights_checksum")

@@ -5,7 +5,7 @@ go. A directory with both is still a whole checkpoint; one with `TABLES` alone s
 """
 
 from data import storage
-from training.checkpoint import (
+from training.records import (
     COMMIT_NAME,
     STATE_NAME,
     TABLES_NAME,

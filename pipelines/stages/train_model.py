@@ -16,8 +16,9 @@ from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, committed_files
 from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import STATE_NAME, check_same_model, list_checkpoints
+from training.checkpoint import check_same_model
 from training.config import TrainingConfig, TrainJob
+from training.records import STATE_NAME, list_checkpoints
 
 VERSION = 2
 READS = {

@@ -27,9 +27,10 @@ import torch
 
 from tests.training.examples import example_job, made_up_feed
 from training.backend import TorchBackend
-from training.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, read_rows
+from training.checkpoint import load_checkpoint
 from training.config import TrainJob
 from training.loop import run_training
+from training.records import latest_checkpoint, list_checkpoints, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.checkpoint import read_rows
+from training.records import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

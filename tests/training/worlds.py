@@ -11,12 +11,12 @@ from data.order import MixturePhase
 from tests.training.examples import example_job, write_sequences
 from tests.training.test_feed import DRAWS, write_logits
 from training.backend import TorchBackend
-from training.checkpoint import read_rows
 from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
 from training.local_workers import run_workers
 from training.loop import run_training
+from training.records import read_rows
 
 STEPS = 16  # of 4 rows: 64, from 48 that there are
 PHASES = (

@@ -1,0 +1,18 @@
+"""A seeded few of `python -m tests.training.chaos`; all of it is `make chaos`."""
+
+import pytest
+
+from tests.training import chaos
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_killed_in_its_saves_goes_on_to_the_same_bits() -> None:
+    assert chaos.saves(kills=2, seed=2)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", ["same_bits", "saves", "flips", "alarms"])
+def test_the_whole_of(part: str) -> None:
+    assert chaos.PARTS[part]()
