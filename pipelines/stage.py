@@ -141,14 +141,23 @@ class Context:
         return only
 
     @contextmanager
-    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[[int], Any]]":
-        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true. Yields `advance(n)`."""
+    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[..., Any]]":
+        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true.
+
+        Yields `advance(n, note="")`; the note stands behind the rate.
+        """
         from tqdm import tqdm
 
         with tqdm(
             total=total, unit=unit, desc=title or self.stage, disable=self.quiet, file=sys.stderr, leave=False
         ) as bar:
-            yield bar.update
+
+            def advance(units: int, note: str = "") -> None:
+                if note:
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update(units)
+
+            yield advance
 
 
 def stage_names() -> list[str]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data import storage
 from data.manifest import Dataset, read_manifest
@@ -19,6 +19,9 @@ from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.config import TrainingConfig, TrainJob
 from training.records import STATE_NAME, list_checkpoints
+
+if TYPE_CHECKING:
+    from training.summary import StepReport
 
 VERSION = 2
 READS = {
@@ -76,16 +79,16 @@ def run(context: Context, config: Config) -> Outcome:
     with context.progress(config.steps, "step") as advance:
         done = 0
 
-        def on_step(step: int) -> None:
+        def on_progress(report: "StepReport") -> None:
             nonlocal done
-            advance(step - done)
-            done = step
+            advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
+            done = report.step
 
         summary = worker.fit(
             job,
             max_failures=context.resources.max_failures,
             max_preemptions=context.resources.max_preemptions,
-            on_progress=lambda report: on_step(report.step),
+            on_progress=on_progress,
         )
     datasets, steps = committed_files(context.directory)
     return Outcome(
