@@ -54,9 +54,10 @@ FIT_ENVIRONMENT = {
 # Services that only work with, or only feed, a dashboard: without one they are processes and threads for nothing.
 WITHOUT_DASHBOARD_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
+# On one node there is nowhere to go to when it is taken away.
+ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @dataclasses.dataclass
@@ -129,7 +130,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        stack.enter_context(_environment(FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)))
+        environment = FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)
+        stack.enter_context(_environment(environment | ({} if len(ray.nodes()) > 1 else ONE_NODE_ENVIRONMENT)))
         trainer = _Trainer(
             _train_on_worker,
             train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
