@@ -9,10 +9,3 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_killed_in_its_saves_goes_on_to_the_same_bits() -> None:
     assert chaos.saves(kills=2, seed=2)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("part", ["same_bits", "saves", "flips", "alarms"])
-def test_the_whole_of(part: str) -> None:
-    assert chaos.PARTS[part]()
