@@ -34,7 +34,7 @@ from training.lineage import LineageRecorder
 from training.loss import LossFunction, RunHead, distill_loss, loop_head, next_token_loss
 from training.run_log import Meter, MetricsLog
 from training.optim import init_state, learning_rate, step_scalars
-from training.records import checkpoint_uri
+from training.records import checkpoint_uri, list_commits
 from training.retention import apply_retention
 from training.state import restore_state, snapshot_state
 from training.step import train_step
@@ -164,6 +164,7 @@ class _Run:
         self.pending: deque[tuple[int, Tensor]] = deque()
         self.last_report: StepReport | None = None
         self.checkpoint_uri = ""
+        self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
         self.step = self.tokens_seen = 0
         self.model = Gemma2(job.config.model, seed=job.config.seed)
         checkpoint = self._start()
@@ -310,6 +311,8 @@ class _Run:
         }
         self.checkpoint_uri = checkpoint_uri(job.checkpoints_uri, step)
 
+        interim_before, self.interim_before = self.interim_before, interim
+
         def write() -> None:
             save_checkpoint(
                 job.checkpoints_uri,
@@ -321,7 +324,8 @@ class _Run:
                 before_commit=lambda: check_lease(job),
                 interim=interim,
             )
-            apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
+            if config.keep_last is not None or interim_before:
+                apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
 
         self.saver.submit(write)
 

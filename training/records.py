@@ -33,7 +33,13 @@ def read_commit(uri: str) -> dict[str, Any] | None:
 
 def list_checkpoints(root: str) -> list[str]:
     """Directories of all committed checkpoints below `root`, oldest first."""
-    return [uri for uri, sizes in _directories(root) if _valid_commit(uri, sizes) is not None]
+    return [uri for uri, _ in list_commits(root)]
+
+
+def list_commits(root: str) -> list[tuple[str, dict[str, Any]]]:
+    """(directory, COMMIT) of all committed checkpoints below `root`, oldest first; one listing, one read for each."""
+    found = ((uri, _valid_commit(uri, sizes)) for uri, sizes in list_directories(root))
+    return [(uri, commit) for uri, commit in found if commit is not None]
 
 
 def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
@@ -42,14 +48,14 @@ def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
     The rows of an interim checkpoint count until a later one is there, which holds them again.
     """
     found = []
-    for uri, sizes in _directories(root):
+    for uri, sizes in list_directories(root):
         record = _valid_commit(uri, sizes) or _valid_commit(uri, sizes, TABLES_NAME)
         if record is not None:
             found.append((uri, record))
     return [one for number, one in enumerate(found) if number + 1 == len(found) or not one[1].get("interim")]
 
 
-def _directories(root: str) -> list[tuple[str, dict[str, int]]]:
+def list_directories(root: str) -> list[tuple[str, dict[str, int]]]:
     """(directory, its files' sizes by name), oldest first."""
     directories: dict[str, dict[str, int]] = {}
     for name, size in storage.list_files(root):

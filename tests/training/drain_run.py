@@ -17,7 +17,7 @@ from training.records import list_checkpoints, read_rows
 from training.summary import StepReport
 from training.worker import fit
 
-STEPS = 3000
+STEPS = 2000
 NOTICE_SECONDS = 20
 
 

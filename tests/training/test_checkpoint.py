@@ -13,7 +13,7 @@ from training import checkpoint as module
 from training.async_checkpoint import BackgroundSaver
 from training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from training.optim import OptimizerState
-from training.records import latest_checkpoint, list_checkpoints, read_rows
+from training.records import latest_checkpoint, list_checkpoints, read_commit, read_rows
 from training.retention import apply_retention, retire
 
 
@@ -159,7 +159,8 @@ def test_retention_keeps_the_last_and_every_nth_and_all_rows(tmp_path: Path) -> 
 def test_an_interrupted_retirement_is_finished(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-    retire(str(tmp_path / "step-00000001"))  # TABLES is there, COMMIT is gone, the tensors are still there
+    first = str(tmp_path / "step-00000001")
+    retire(first, read_commit(first) or {})  # TABLES is there, COMMIT is gone, the tensors are still there
     assert (tmp_path / "step-00000001" / "model.safetensors").exists()
     apply_retention(str(tmp_path), keep_last=1, keep_every_steps=0)
     assert not (tmp_path / "step-00000001" / "model.safetensors").exists()

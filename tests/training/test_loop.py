@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from pathlib import Path
 from tests.training.examples import example_job, made_up_feed
 from training import loop
 from training.backend import make_backend
-from training.checkpoint import latest_checkpoint
+from training.records import latest_checkpoint
 
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loop.FETCH_STEPS = 1
@@ -160,6 +161,8 @@ def test_a_lost_lease_stops_the_run_before_the_commit(tmp_path: Path) -> None:
 
     def taken_over(report: StepReport) -> None:
         if report.step == 8:
+            while latest_checkpoint(job.checkpoints_uri) is None:  # that of step 5, which a thread writes
+                time.sleep(0.01)
             lease.write_text('{"token": "theirs"}')
 
     with pytest.raises(RuntimeError, match="another driver has taken over"):
