@@ -65,7 +65,7 @@ def _dispatch(command: str, words: list[str]) -> int:
 
         return print_manifests(words)
     if command == "trace":
-        from pipelines.trace import trace
+        from pipelines.trace_rows import trace
 
         return trace(words)
     if command == "replay":

@@ -17,7 +17,7 @@ from training.records import list_checkpoints, read_rows
 from training.summary import StepReport
 from training.worker import fit
 
-STEPS = 2000
+STEPS = 600
 NOTICE_SECONDS = 20
 
 
@@ -29,7 +29,7 @@ def main(directory: Path) -> dict[str, Any]:
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
     ray.init(address=cluster.address, log_to_driver=False)
     (directory / "drained").mkdir()
-    config = {"steps": STEPS, "checkpoint_every_steps": 1000}
+    config = {"steps": STEPS, "checkpoint_every_steps": 300}
     job = example_job(directory / "drained" / "checkpoints", config=config)
     job = write_sequences(directory / "drained", job)
     seen: list[StepReport] = []
