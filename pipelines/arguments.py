@@ -197,11 +197,11 @@ def _flags(fields: list[Any]) -> Iterator[str]:
     """Every flag there is, with underscores."""
     for name, kind, _ in fields:
         inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
-        bare = any(getattr(one, "name", None) == "" for one in extra)
+        named = next((one.name for one in extra if getattr(one, "name", None) is not None), name)
         if dataclasses.is_dataclass(inner):
-            yield from _nested(inner, "" if bare else name + ".")
+            yield from _nested(inner, named + "." if named else "")
         else:
-            yield name
+            yield named
 
 
 def _nested(kind: Any, prefix: str) -> Iterator[str]:
