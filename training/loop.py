@@ -32,10 +32,10 @@ from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, ch
 from training.identity import check_can_be_carried_on, check_identity, check_lease
 from training.lineage import LineageRecorder
 from training.loss import LossFunction, RunHead, distill_loss, loop_head, next_token_loss
-from training.run_log import Meter, MetricsLog
 from training.optim import init_state, learning_rate, step_scalars
 from training.records import checkpoint_uri, list_commits
 from training.retention import apply_retention
+from training.run_log import Meter, MetricsLog
 from training.state import restore_state, snapshot_state
 from training.step import train_step
 from training.summary import StepReport, TrainSummary

@@ -59,4 +59,4 @@ class TrainSummary:
     steps_per_second: float
     """over the steps after the first two, which compile; 0 where there were no more"""
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """goodput and where the time went, percentiles of steps, share of waiting for data (training/metrics.py)"""
+    """goodput and where the time went, percentiles of steps, share of waiting for data (training/run_log.py)"""

@@ -18,9 +18,9 @@ from training.config import TrainJob
 from training.faults import BadStep, Corrupted, Drained
 from training.integrity import checksum, from_halves
 from training.loop import run_training
-from training.metrics import read_lines
 from training.records import latest_checkpoint, list_checkpoints, read_rows
 from training.replay import replay
+from training.run_log import read_lines
 
 CPU = TorchBackend("cpu")
 BAD_TOKEN = 63
