@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 help:
 	@echo "make demo       raw text -> distilled student -> report.html, on this machine"
 	@echo "make test       all tests          make check   format, lint, types, fast tests"
-	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
+	@echo "make chaos      kill the driver in every stage and training anywhere, compare bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
 	@echo "make audit      known vulnerabilities of the pinned dependencies"
 	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
@@ -84,6 +84,7 @@ test: .venv fit-env rival-env
 
 .PHONY: chaos
 chaos: .venv
+	$(BIN)/python -m tests.training.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 
 .PHONY: bench

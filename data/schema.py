@@ -113,6 +113,11 @@ METRICS = pa.schema(
         _field("learning_rate", pa.float64(), "Learning rate of the step."),
         _field("grad_norm", pa.float64(), "L2 norm of the gradient before clipping."),
         _field("tokens_seen", pa.int64(), "Targets of all steps up to and with this one."),
+        _field(
+            "bad", pa.bool_(), "Whether loss or gradient were not finite, or a spike: the weights stayed as they were."
+        ),
+        _field("weights_checksum", pa.int64(), "Sum of the bit patterns of the weights after the step, modulo 2^32."),
+        _field("gradients_checksum", pa.int64(), "The same of the summed gradients."),
     ]
 )
 

@@ -1,6 +1,8 @@
 """python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
 python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
 python -m pipelines submit NAME --address http://HOST:8265 [--detach] [as for run]      as a job on a Ray cluster
+python -m pipelines trace --checkpoint REF --document ID | --step N | --row SOURCE/SHARD/ROW
+python -m pipelines replay --run REF --step N
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from data.storage import FullError
 from pipelines.config import no_such
 
-COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests")
+COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
 
 def main(words: Sequence[str]) -> int:
@@ -62,6 +64,14 @@ def _dispatch(command: str, words: list[str]) -> int:
         from pipelines.manifests import print_manifests
 
         return print_manifests(words)
+    if command == "trace":
+        from pipelines.trace_rows import trace
+
+        return trace(words)
+    if command == "replay":
+        from pipelines.replay import replay_
+
+        return replay_(words)
     from pipelines import commands
 
     return {

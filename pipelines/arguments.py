@@ -8,6 +8,7 @@ sets the defaults.
 
 import dataclasses
 import json
+import keyword
 import os
 import types
 import typing
@@ -21,7 +22,7 @@ import model
 from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines import config as configs
-from pipelines.inputs import absolute
+from pipelines.inputs import DEFAULT_ROOT, absolute
 from pipelines.recipe import Recipe, Step, replayed
 from pipelines.stage import Resources, Stage, load_stage
 
@@ -31,7 +32,6 @@ MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_27b": model.gemma2_27b,
     "gemma2_tiny": model.gemma2_tiny,
 }
-DEFAULT_ROOT = "./runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +80,26 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     model_fields = {} if preset is None else {"model": _preset(preset)}
     fields: list[Any] = [
         (
-            name,
-            Annotated[tuple[str, ...], tyro.conf.arg(help=f"{read.help}{' (optional)' if read.optional else ''}")],
+            _attribute(name),
+            Annotated[
+                tuple[str, ...],
+                tyro.conf.arg(name=name, help=f"{read.help}{' (optional)' if read.optional else ''}"),
+            ],
             field(default=inputs[name]),
         )
         for name, read in stage.reads.items()
     ]
     fields.append(_config_field(stage.config, saved, model_fields))
     parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
-    given = {name: getattr(parsed, name) for name in stage.reads}
+    given = {name: getattr(parsed, _attribute(name)) for name in stage.reads}
     return StageCommand(
         stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
     )
+
+
+def _attribute(name: str) -> str:
+    """The input's name as that of an attribute: `--from` is a word of Python."""
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
@@ -189,11 +197,11 @@ def _flags(fields: list[Any]) -> Iterator[str]:
     """Every flag there is, with underscores."""
     for name, kind, _ in fields:
         inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
-        bare = any(getattr(one, "name", None) == "" for one in extra)
+        named = next((one.name for one in extra if getattr(one, "name", None) is not None), name)
         if dataclasses.is_dataclass(inner):
-            yield from _nested(inner, "" if bare else name + ".")
+            yield from _nested(inner, named + "." if named else "")
         else:
-            yield name
+            yield named
 
 
 def _nested(kind: Any, prefix: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from pipelines.report_text import duration
 from pipelines.runner import CONFIG_NAME, FAILED_NAME, read_run
 from pipelines.shard_map import PHASES, RECEIPTS
 from pipelines.stage import stage_names
-from training.checkpoint import COMMIT_NAME, DIRECTORY_PATTERN
+from training.records import COMMIT_NAME, DIRECTORY_PATTERN
 
 SILENT_SECONDS = 600
 """a data stage that finished no shard for so long is not called running"""

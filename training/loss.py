@@ -43,15 +43,21 @@ That function may be called once, and only before `log_q_PV` is used for somethi
 
 
 def next_token_loss(
-    model: Gemma2, batch: Batch, *, chunk_positions: int = CHUNK_POSITIONS, run_head: "RunHead | None" = None
+    model: Gemma2,
+    batch: Batch,
+    *,
+    chunk_positions: int = CHUNK_POSITIONS,
+    run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the next token, summed over targets, and the number of targets; both float32 scalars.
 
-    `run_head`, here and below: how the backend walks the slices; None is `loop_head`.
+    `run_head`, here and below: how the backend walks the slices; None is `loop_head`. `z_loss`: weight of log(Z)^2 at
+    each target in the gradient (arXiv 2204.02311, section 5); the sum is without it.
     """
     next_BT1 = batch["tokens"].roll(-1, dims=1).long()[..., None]  # the last column wraps around; no mask sets it
     weights_BT1 = torch.ones_like(next_BT1, dtype=torch.float32)
-    return _masked_sum(model, batch, _to_weighted_ids, [next_BT1, weights_BT1], 1.0, chunk_positions, run_head)
+    return _masked_sum(model, batch, _to_weighted_ids, [next_BT1, weights_BT1], 1.0, chunk_positions, run_head, z_loss)
 
 
 def distill_loss(
@@ -62,6 +68,7 @@ def distill_loss(
     temperature: float = 1.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to counts / N of the teacher's N `draws`, summed over targets, and their number.
 
@@ -69,7 +76,7 @@ def distill_loss(
     """
     weights_BTK = batch["target_counts"].float() / draws
     targets = [batch["target_ids"].long(), weights_BTK]
-    return _masked_sum(model, batch, _to_weighted_ids, targets, temperature, chunk_positions, run_head)
+    return _masked_sum(model, batch, _to_weighted_ids, targets, temperature, chunk_positions, run_head, z_loss)
 
 
 def distill_topk_loss(
@@ -79,6 +86,7 @@ def distill_topk_loss(
     temperature: float = 1.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's K best ids and all others as one, summed over targets, and their number.
 
@@ -92,7 +100,7 @@ def distill_topk_loss(
     # Padding repeats the first id, so that it takes nothing out of the tail.
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
     targets = [ids_BTK, log_probs_BTK.exp(), batch["target_tail"].float()[..., None]]
-    return _masked_sum(model, batch, _to_top_and_tail, targets, temperature, chunk_positions, run_head)
+    return _masked_sum(model, batch, _to_top_and_tail, targets, temperature, chunk_positions, run_head, z_loss)
 
 
 def distill_full_loss(
@@ -102,10 +110,11 @@ def distill_full_loss(
     temperature: float = 1.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's whole distribution: what the others estimate, for tests of them."""
     targets = [batch["target_probs"].float()]
-    return _masked_sum(model, batch, _to_distribution, targets, temperature, chunk_positions, run_head)
+    return _masked_sum(model, batch, _to_distribution, targets, temperature, chunk_positions, run_head, z_loss)
 
 
 def _to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -150,6 +159,7 @@ def _masked_sum(
     temperature: float,
     chunk_positions: int,
     run_head: "RunHead | None",
+    z_loss: float,
 ) -> tuple[Tensor, Tensor]:
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be above 0 and finite; 1 takes the model as it is")
@@ -158,7 +168,7 @@ def _masked_sum(
     hidden_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     weight_VD = model.model.embed_tokens.weight
     mask_BT = batch["loss_mask"].float()
-    head = Head(model.config.final_softcap, temperature, objective, chunk_positions)
+    head = Head(model.config.final_softcap, temperature, objective, chunk_positions, z_loss)
     run = run_head or loop_head
     if torch.is_grad_enabled():
         loss_sum: Tensor = _HeadLoss.apply(hidden_BTD, weight_VD, run, head, mask_BT, *targets)
@@ -197,6 +207,7 @@ class Head:
     temperature: float
     objective: Objective
     chunk_positions: int
+    z_loss: float = 0.0
 
     def losses(
         self, products_PV: Tensor, targets: Sequence[Tensor], out: Tensor | None = None
@@ -207,12 +218,16 @@ class Head:
         of their shape.
         """
         logits_PV = products_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        losses_P, gradient = self.objective(torch.log_softmax(logits_PV, dim=-1, out=out), *targets)
+        log_q_PV = torch.log_softmax(logits_PV, dim=-1, out=out)
+        log_z_P1 = logits_PV[..., :1] - log_q_PV[..., :1] if self.z_loss else None
+        losses_P, gradient = self.objective(log_q_PV, *targets)
 
         def by_products() -> Tensor:
             # Through the division by T and the cap: d (cap / T) tanh(x / cap) / dx = (1 - tanh^2) / T
             slope = -((self.temperature / self.softcap) ** 2)
             by_logits_PV = gradient()
+            if log_z_P1 is not None:  # d z log(Z)^2 / d logits = 2 z log(Z) q
+                by_logits_PV = by_logits_PV.addcmul_((logits_PV - log_z_P1).exp_(), log_z_P1, value=2.0 * self.z_loss)
             return by_logits_PV.addcmul_(by_logits_PV, logits_PV.square_(), value=slope)
 
         return losses_P, by_products

@@ -64,6 +64,16 @@ def test_the_question_of_fit_is_a_cell_of_the_table() -> None:
     assert asked in fit_table.requests().values()
 
 
+@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (trace|replay)", one)])
+def test_questions_about_a_run_are_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/e2e/test_trace.py has a run to ask; here it is missing, which is all that is wrong."""
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[3:]) == 2
+    assert "no run 'train_model/0123456789abcdef" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_example_of_one_stage_after_another(tmp_path: Path) -> None:
     lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
