@@ -12,8 +12,9 @@ export UV_LINK_MODE ?= hardlink
 help:
 	@echo "make demo       raw text -> distilled student -> report.html, on this machine"
 	@echo "make test       all tests          make check   format, lint, types, fast tests"
-	@echo "make chaos      kill the driver in every stage, rerun, compare bytes"
+	@echo "make chaos      kill the driver in every stage and training anywhere, compare bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
+	@echo "make audit      known vulnerabilities of the pinned dependencies"
 	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
 	@echo "make study      does distillation teach? seven arms, three seeds -> docs/distillation.md"
 	@echo "make clean      remove caches and ROOT=$(ROOT)"
@@ -34,6 +35,15 @@ fit-env: .venv-fit/.complete
 	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
 	@touch $@
 
+# Known vulnerabilities of everything pinned; says so where no advisory feed can be reached.
+.PHONY: audit
+audit: .venv-audit/.complete
+	@.venv-audit/bin/python infra/audit.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt
+.venv-audit/.complete: requirements-audit.txt | .venv
+	@[ -x .venv-audit/bin/python ] || $(BIN)/python -m venv --without-pip .venv-audit
+	VIRTUAL_ENV=.venv-audit $(BIN)/uv pip sync --quiet --require-hashes requirements-audit.txt
+	@touch $@
+
 # What the data plane is measured and checked against (datatrove): its pins exclude ours.
 .PHONY: rival-env
 rival-env: .venv-rival/.complete
@@ -52,6 +62,7 @@ requirements:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-fit.in -o requirements-fit.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-rival.in -o requirements-rival.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url requirements-audit.in -o requirements-audit.txt
 
 .PHONY: demo
 demo: .venv
@@ -74,6 +85,7 @@ test: .venv fit-env rival-env
 
 .PHONY: chaos
 chaos: .venv
+	$(BIN)/python -m tests.training.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 
 # STUDY=--full adds the ablations, which take hours. What is finished is not run again.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.repetition import Ngrams, repeated
-from data.words import split_sentences
+from data.words import split_lines, split_paragraphs, split_sentences
 
 Objection = tuple[str, str]
 """(reason, what was seen)"""
@@ -143,14 +143,11 @@ def gopher_quality(text: str, words: Sequence[str], limits: GopherQuality) -> Ob
     return None
 
 
-_PARAGRAPH_ENDS, _LINE_ENDS = re.compile("\n{2,}"), re.compile("\n+")
-
-
 def gopher_repetition(text: str, words: Sequence[str], limits: GopherRepetition) -> Objection | None:
     if not text:
         return "gopher_repetition", "an empty text"
-    paragraphs = _PARAGRAPH_ENDS.split(text.strip())
-    lines = _LINE_ENDS.split(text)
+    paragraphs = split_paragraphs(text)
+    lines = split_lines(text)
     for name, parts, most, most_characters in (
         ("paragraphs", paragraphs, limits.paragraphs, limits.paragraph_characters),
         ("lines", lines, limits.lines, limits.line_characters),

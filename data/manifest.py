@@ -18,7 +18,7 @@ RUN_NAME = "_RUN.json"
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # a million of them are in memory at once
 class Shard:
     """One file of a dataset."""
 

@@ -1,11 +1,12 @@
 """How much of a text repeats itself, as the Gopher report measures it (arXiv 2112.11446, table A1).
 
-Repeated n-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy.
+Repeated n-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy and Arrow.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
@@ -29,7 +30,7 @@ class Ngrams:
 
     def __init__(self, words: Sequence[str], separator: str) -> None:
         """`separator`: what stands between words when n-grams are compared and measured."""
-        lengths = np.array([len(word) for word in words], np.int64) + len(separator)
+        lengths = np.fromiter(map(len, words), np.int64, len(words)) + len(separator)
         self._start = np.concatenate([[0], np.cumsum(lengths)])
         self._separator = len(separator)
         joined = separator.join([*words, ""])
@@ -42,26 +43,29 @@ class Ngrams:
         start, end = self._start[:-n], self._start[n:] - self._separator
         return (self._sums[end] - self._sums[start]) * self._inverse[start], end - start
 
+    def _numbered(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(number of every n-gram, equal ones alike, in the order they first occur; its length; how often each is)."""
+        hashes, lengths = self._hashes(n)
+        numbers = pa.array(hashes).dictionary_encode().indices.to_numpy()
+        return numbers, lengths, np.bincount(numbers)
+
     def most_common_characters(self, n: int) -> int:
         """Characters of all occurrences of the most common n-gram, the first of several; 0 without n-grams."""
         if len(self._start) <= n:
             return 0
-        hashes, lengths = self._hashes(n)
-        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-        most = counts.max()
-        chosen = first[counts == most].min()
-        return int(lengths[chosen] * most)
+        numbers, lengths, counts = self._numbered(n)
+        chosen = int(counts.argmax())  # the first of several, and so in the text
+        return int(lengths[np.argmax(numbers == chosen)] * counts[chosen])
 
     def repeated_characters(self, n: int) -> int:
         """Characters of n-grams that came before; what was counted is not counted again in an overlapping one."""
         if len(self._start) <= n:
             return 0
-        hashes, lengths = self._hashes(n)
-        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        again = np.flatnonzero(counts[inverse] > 1)
+        numbers, lengths, counts = self._numbered(n)
+        again = np.flatnonzero(counts[numbers] > 1)
         seen: set[int] = set()
         characters = free_from = 0
-        for place, number in zip(again.tolist(), inverse[again].tolist(), strict=True):
+        for place, number in zip(again.tolist(), numbers[again].tolist(), strict=True):
             if place < free_from:
                 continue
             if number in seen:

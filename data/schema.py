@@ -7,6 +7,7 @@ xxh3: fast, the same on every machine, not meant against an adversary. Cost: 10 
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 HELDOUT_ONE_IN = 50
@@ -132,6 +133,11 @@ METRICS = pa.schema(
         _field("learning_rate", pa.float64(), "Learning rate of the step."),
         _field("grad_norm", pa.float64(), "L2 norm of the gradient before clipping."),
         _field("tokens_seen", pa.int64(), "Targets of all steps up to and with this one."),
+        _field(
+            "bad", pa.bool_(), "Whether loss or gradient were not finite, or a spike: the weights stayed as they were."
+        ),
+        _field("weights_checksum", pa.int64(), "Sum of the bit patterns of the weights after the step, modulo 2^32."),
+        _field("gradients_checksum", pa.int64(), "The same of the summed gradients."),
     ]
 )
 
@@ -165,6 +171,11 @@ def document_id(source: str, name: str, offset: int) -> str:
 def content_hash(text: str) -> str:
     """32 hex digits (xxh3-128) of the text in UTF-8."""
     return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def text_bytes(texts: pa.ChunkedArray) -> int:
+    """UTF-8 bytes of all the texts."""
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
 def is_heldout(id: str) -> bool:

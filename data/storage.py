@@ -6,6 +6,7 @@ A full disk is a FullError.
 `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
 """
 
+import datetime
 import errno
 import os
 import secrets
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 GCS_PROTOCOLS = ("gs", "gcs")
+_MARK = "created-by"
+"""metadata of an object created exclusively: which request made it"""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -90,7 +93,14 @@ def create_exclusive(uri: str, data: bytes) -> None:
     """Creates the object whole, or raises FileExistsError and leaves what is there. The one lock this project has."""
     fs, path = filesystem(uri)
     if is_remote(uri):
-        fs.pipe_file(path, data, mode="create")  # ifGenerationMatch=0: the server decides who was first
+        mark = secrets.token_hex(16)
+        try:
+            # ifGenerationMatch=0: the server decides who was first
+            fs.pipe_file(path, data, mode="create", metadata={_MARK: mark})
+        except FileExistsError:
+            # gcsfs asks again where an answer was lost, and may find the object of its own first request
+            if fs.info(path).get("metadata", {}).get(_MARK) != mark:
+                raise FileExistsError(f"{uri} exists") from None
         return
     temporary = _temporary_beside(path, data)
     try:
@@ -125,19 +135,23 @@ def move(source: str, target: str) -> None:
     _, target_path = filesystem(target)
     if is_remote(source):
         fs.cp_file(source_path, target_path)
-        fs.rm_file(source_path)
+        with suppress(FileNotFoundError):  # removed by a request whose answer was lost
+            fs.rm_file(source_path)
         return
     with _room_for(target_path):
         os.makedirs(os.path.dirname(target_path), exist_ok=True)
         os.replace(source_path, target_path)
 
 
-def list_files(uri: str) -> list[tuple[str, int]]:
-    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty where there is none."""
+def list_files(uri: str, depth: int | None = None) -> list[tuple[str, int]]:
+    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty where there is none.
+
+    `depth` 1 takes those directly in it; None all.
+    """
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return []
-    found = fs.find(path, detail=True)
+    found = fs.find(path, maxdepth=depth, detail=True)
     prefix = path.rstrip("/") + "/"
     return sorted((name[len(prefix) :], int(info["size"])) for name, info in found.items() if name.startswith(prefix))
 
@@ -151,15 +165,34 @@ def list_folders(uri: str) -> list[str]:
     return sorted(one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
 
 
+def list_level(uri: str) -> list[tuple[str, float]]:
+    """(name, time of the last change in seconds since 1970) of what lies directly in `uri`, sorted; of a folder on an
+    object store the time is 0. Empty where there is none. Nothing below is listed."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    names = [(one["name"].rstrip("/").rpartition("/")[2], one) for one in found]
+    return sorted((name, _changed(one)) for name, one in names if name)
+
+
+def _changed(info: Any) -> float:
+    when = info.get("mtime") or info.get("updated") or 0.0
+    if isinstance(when, str):
+        when = datetime.datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime.datetime) else float(when)
+
+
 def remove(uri: str) -> None:
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    with suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
 def remove_tree(uri: str) -> None:
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    with suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
+import re2
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
@@ -123,7 +124,9 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = len(pieces)
         self._token_bytes = np.array([_decoded_bytes(piece, kind) for piece, kind in pieces], np.int32)
-        self._special = _special_pattern([p for p, kind in pieces if kind == USER_DEFINED and not _is_textual(p)])
+        special = [piece for piece, kind in pieces if kind == USER_DEFINED and not _is_textual(piece)]
+        self._special = _special_pattern(special)
+        self._any_special = re2.compile("|".join(map(re2.escape, special)).encode())
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "Tokenizer":
@@ -201,8 +204,10 @@ class Tokenizer:
 
     def _parts(self, text: bytes) -> list[bytes]:
         """The text cut after the first character of every named symbol in it, so that none is matched."""
+        if not self._any_special.search(text):  # nearly every text; RE2 looks ten times as fast
+            return [text]
         ends = [match.end() for match in self._special.finditer(text)]
-        return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if ends else [text]
+        return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
     def encode_document(self, text: str) -> list[int]:
         """<bos>, the ids of the text, <eos>; named symbols are spelled out."""

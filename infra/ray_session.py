@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,32 @@ QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 def in_submitted_job() -> bool:
     """Whether this process is the entrypoint of `ray job submit` (Ray hands such a process its job's config)."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_open_cluster(environment: Mapping[str, str]) -> None:
+    """Raises ValueError for a cluster that other machines reach and that asks nobody for a token.
+
+    Whoever reaches the ports of such a cluster runs code on it, as us.
+    """
+    host = environment.get("RAY_ADDRESS", "").rpartition("://")[2].rpartition(":")[0].strip("[]")
+    if environment.get("RAY_AUTH_MODE", "").lower() == "token" or host in ("", "auto", "localhost", "::1"):
+        return
+    if host.startswith("127."):
+        return
+    raise ValueError(
+        f"the cluster at {environment['RAY_ADDRESS']} is reached over the network and no token is in use "
+        "(RAY_AUTH_MODE is not 'token'): anyone there could run code as you; start it with RAY_AUTH_MODE=token and set "
+        "the same here, with the token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def protect_token_file(environment: Mapping[str, str]) -> None:
+    """Takes a token file of ours from other users' eyes: `ray get-auth-token --generate` leaves it readable by all."""
+    default = Path(environment.get("HOME", "/nowhere"), ".ray", "auth_token")
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or default)
+    with suppress(FileNotFoundError):
+        if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 class RaySession:
@@ -41,6 +68,8 @@ class RaySession:
         began = time.monotonic()
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # stages have bars of their own
         if in_submitted_job() or os.environ.get("RAY_ADDRESS"):
+            refuse_open_cluster(os.environ)
+            protect_token_file(os.environ)
             import ray
 
             ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)

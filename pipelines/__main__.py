@@ -1,5 +1,10 @@
-"""python -m pipelines list | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+"""python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
+python -m pipelines submit NAME --address http://HOST:8265 [--detach] [as for run]      as a job on a Ray cluster
+python -m pipelines trace --checkpoint REF --document ID | --step N | --row SOURCE/SHARD/ROW
+python -m pipelines replay --run REF --step N
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
+python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, config or input.
 """
@@ -13,7 +18,7 @@ from data.storage import FullError
 from pipelines.config import no_such
 from pipelines.stage import VerdictError
 
-COMMANDS = ("list", "show", "plan", "run", "fit")
+COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,14 +44,14 @@ def main(words: Sequence[str]) -> int:
     except FullError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # a ConnectionError too: the reader of our output left
+        return 1
     except ConnectionError as error:
         print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 def _dispatch(command: str, words: list[str]) -> int:
@@ -55,9 +60,32 @@ def _dispatch(command: str, words: list[str]) -> int:
         from pipelines.fit import fit
 
         return fit(words)
+    if command == "submit":
+        from pipelines.submit import submit
+
+        return submit(words)
+    if command == "manifests":
+        from pipelines.manifests import print_manifests
+
+        return print_manifests(words)
+    if command == "trace":
+        from pipelines.trace_rows import trace
+
+        return trace(words)
+    if command == "replay":
+        from pipelines.replay import replay_
+
+        return replay_(words)
     from pipelines import commands
 
-    return {"list": commands.list_, "show": commands.show, "plan": commands.plan, "run": commands.run}[command](words)
+    return {
+        "list": commands.list_,
+        "status": commands.status,
+        "show": commands.show,
+        "plan": commands.plan,
+        "account": commands.account,
+        "run": commands.run,
+    }[command](words)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ sets the defaults.
 
 import dataclasses
 import json
+import keyword
 import os
 import types
 import typing
@@ -21,9 +22,9 @@ import model
 from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines import config as configs
-from pipelines.inputs import absolute
+from pipelines.inputs import DEFAULT_ROOT, absolute
 from pipelines.recipe import Recipe, Step, replayed
-from pipelines.stage import Resources, Stage
+from pipelines.stage import Resources, Stage, load_stage
 
 MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_2b": model.gemma2_2b,
@@ -31,7 +32,6 @@ MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_27b": model.gemma2_27b,
     "gemma2_tiny": model.gemma2_tiny,
 }
-DEFAULT_ROOT = "./runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class RecipeCommand:
 
 def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
-    words, config_file = _take(list(words), "--config")
-    words, preset = _take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
+    words, config_file = take(list(words), "--config")
+    words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
     saved: Any = dataclasses.MISSING
     root = DEFAULT_ROOT
@@ -80,23 +80,31 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     model_fields = {} if preset is None else {"model": _preset(preset)}
     fields: list[Any] = [
         (
-            name,
-            Annotated[tuple[str, ...], tyro.conf.arg(help=f"{read.help}{' (optional)' if read.optional else ''}")],
+            _attribute(name),
+            Annotated[
+                tuple[str, ...],
+                tyro.conf.arg(name=name, help=f"{read.help}{' (optional)' if read.optional else ''}"),
+            ],
             field(default=inputs[name]),
         )
         for name, read in stage.reads.items()
     ]
     fields.append(_config_field(stage.config, saved, model_fields))
     parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
-    given = {name: getattr(parsed, name) for name in stage.reads}
+    given = {name: getattr(parsed, _attribute(name)) for name in stage.reads}
     return StageCommand(
         stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
     )
 
 
+def _attribute(name: str) -> str:
+    """The input's name as that of an attribute: `--from` is a word of Python."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     """Raises ValueError as `parse_stage` does."""
-    words, config_file = _take(list(words), "--config")
+    words, config_file = take(list(words), "--config")
     root = DEFAULT_ROOT
     if config_file is not None:
         document = _read_json(config_file)
@@ -109,6 +117,11 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
             field(default=paths),
         )
     ]
+    outside = recipe.outside()
+    fields += [
+        (flag, Annotated[tuple[str, ...], tyro.conf.arg(help=_what(recipe, *place))], field(default=()))
+        for flag, place in outside.items()
+    ]
     fields += [
         (step.name, type(step.config), field(default=step.config))
         for step in recipe.steps
@@ -119,8 +132,14 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
         raise ValueError("--input names nothing; give files, directories or globs after it, or leave it out")
     own_text = parsed.input != paths
     steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
-    result = replace(recipe, steps=steps).with_input(parsed.input)
+    given = {flag: getattr(parsed, flag) for flag in outside if getattr(parsed, flag)}
+    result = replace(recipe, steps=steps).with_input(parsed.input).with_outside(given)
     return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
+
+
+def _what(recipe: Recipe, step: str, name: str) -> str:
+    stage = next(one.stage for one in recipe.steps if one.name == step)
+    return load_stage(stage).reads[name].help
 
 
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
@@ -178,11 +197,11 @@ def _flags(fields: list[Any]) -> Iterator[str]:
     """Every flag there is, with underscores."""
     for name, kind, _ in fields:
         inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
-        bare = any(getattr(one, "name", None) == "" for one in extra)
+        named = next((one.name for one in extra if getattr(one, "name", None) is not None), name)
         if dataclasses.is_dataclass(inner):
-            yield from _nested(inner, "" if bare else name + ".")
+            yield from _nested(inner, named + "." if named else "")
         else:
-            yield name
+            yield named
 
 
 def _nested(kind: Any, prefix: str) -> Iterator[str]:
@@ -213,7 +232,7 @@ def _field_names(kind: type) -> set[str]:
     return {one.name for one in dataclasses.fields(kind)}
 
 
-def _take(words: list[str], flag: str) -> tuple[list[str], str | None]:
+def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
     """`words` without `flag VALUE` (or `flag=VALUE`), and the value."""
     for place, word in enumerate(words):
         if word.startswith(flag + "="):

@@ -1,4 +1,4 @@
-"""What each word of the command line does: list, show, plan, run."""
+"""What each word of the command line does: list, status, show, plan, account, run."""
 
 import ast
 import dataclasses
@@ -12,15 +12,20 @@ from typing import Any
 
 from data import storage
 from data.manifest import read_manifest
+from infra.prices import read_prices
 from infra.ray_session import RaySession
 from pipelines import config as configs
 from pipelines import recipes, report
-from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage
-from pipelines.inputs import REFERENCE
+from pipelines.account import measured
+from pipelines.account_text import amount_lines, estimate_lines
+from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage, take
+from pipelines.full_recipes import PUBLISHED
+from pipelines.inputs import REFERENCE, absolute
 from pipelines.plan import last_of_stage, plan_lines
 from pipelines.recipe import Recipe, last_run, save_recipe, tasks_of
 from pipelines.runner import Task, read_run, resolve_inputs, run_task
 from pipelines.stage import Stage, load_stage, stage_names
+from pipelines.status import status_lines
 
 
 def list_(words: list[str]) -> int:
@@ -64,6 +69,16 @@ def _list_runs(root: str) -> int:
     return 0
 
 
+def status(words: list[str]) -> int:
+    """All runs below ROOT: done, running, failed, how far; asks no cluster."""
+    words, root = _take_root(words)
+    if words:
+        raise ValueError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
+    for line in status_lines(absolute(root)):
+        print(line)
+    return 0
+
+
 def show(words: list[str]) -> int:
     """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show STAGE/FINGERPRINT`)."""
     words, root = _take_root(words)
@@ -95,7 +110,11 @@ def show(words: list[str]) -> int:
 def plan(words: list[str]) -> int:
     """What would run and why; starts nothing."""
     target, rest = _named(words, "plan")
+    rest, prices_file = take(rest, "--prices")
+    prices = read_prices(None if prices_file in (None, "default") else prices_file)
     if isinstance(target, Stage):
+        if prices_file is not None:
+            raise ValueError("--prices goes with a recipe: a stage alone does not say what is done with its output")
         command = parse_stage(target, rest)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
@@ -109,6 +128,32 @@ def plan(words: list[str]) -> int:
     print(f"{target.name} in {root}: {target.summary}")
     for line in plan_lines(tasks, before, notes):
         print(line)
+    if isinstance(target, Recipe):
+        if missing := wanted.recipe.not_given():
+            print(f"`run` needs, besides: {', '.join(missing)}")
+        if prices_file is not None or target.name in PUBLISHED:
+            print()
+            for line in estimate_lines(wanted.recipe, prices):
+                print(line)
+    return 0
+
+
+def account(words: list[str]) -> int:
+    """What a recipe's finished steps took, in the table that `plan` reckons before."""
+    target, rest = _named(words, "account")
+    if isinstance(target, Stage):
+        raise ValueError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
+    rest, prices_file = take(rest, "--prices")
+    prices = read_prices(None if prices_file in (None, "default") else prices_file)
+    command = parse_recipe(target, rest)
+    amounts = measured(tasks_of(command.recipe, command.root))
+    if not amounts:
+        raise ValueError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
+    steps = len(command.recipe.steps)
+    print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
+    for line in amount_lines(amounts, prices):
+        print(line)
+    print("Times are of the attempts that finished, on all cores of their machine, waiting included; no chip was used.")
     return 0
 
 
@@ -132,17 +177,22 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
 
 
 def _run_recipe(recipe: Recipe, words: list[str]) -> int:
+    words, only = take(words, "--only")
     command = parse_recipe(recipe, words)
+    chosen = _chosen(recipe, only)
+    if missing := command.recipe.not_given():
+        raise ValueError(f"{recipe.name} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
     tasks = tasks_of(command.recipe, command.root)
-    waiting = [name for name, task in tasks.items() if task.manifest() is None]
+    waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]
     began = time.monotonic()
     session = RaySession(command.resources.cpus)
     if not waiting:
-        _say(f"{recipe.name}: all {len(tasks)} steps were done before, nothing to do")
+        told = f"all {len(tasks)} steps were" if only is None else f"{', '.join(chosen)} was"
+        _say(f"{recipe.name}: {told} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (name, task) in enumerate(tasks.items(), start=1):
-            if waiting:
+            if waiting and name in chosen:
                 run_task(
                     task,
                     command.resources,
@@ -155,6 +205,17 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
         _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
+
+
+def _chosen(recipe: Recipe, only: str | None) -> list[str]:
+    """Names of the steps to run: all, or those after --only, which several jobs share a recipe by."""
+    names = [step.name for step in recipe.steps]
+    if only is None:
+        return names
+    for name in (wanted := only.split(",")):
+        if name not in names:
+            raise ValueError(configs.no_such("step", name, names))
+    return wanted
 
 
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:

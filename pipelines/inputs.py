@@ -20,6 +20,7 @@ from data.manifest import MANIFEST_NAME, Dataset, Manifest, read_manifest
 from pipelines.config import digest, no_such
 from pipelines.stage import Read, stage_names
 
+DEFAULT_ROOT = "./runs"
 REFERENCE = re.compile(r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$")
 SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$", re.DOTALL)
 

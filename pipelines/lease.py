@@ -66,7 +66,9 @@ def _next(lease: Lease) -> str:
 def _acquire(directory: str) -> Lease:
     while True:
         names = [
-            name for name, _ in storage.list_files(directory) if name.startswith("_LEASE.") and name.endswith(".json")
+            name
+            for name, _ in storage.list_files(directory, depth=1)
+            if name.startswith("_LEASE.") and name.endswith(".json")
         ]
         newest = max((int(name.split(".")[1]) for name in names), default=0)
         current_uri = _uri(directory, newest)

@@ -14,8 +14,9 @@ from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from pipelines.inputs import Input
 from training.backend import Backend, make_backend
-from training.checkpoint import COMMIT_NAME, checkpoint_uri, list_checkpoints, load_checkpoint, read_commit
+from training.checkpoint import load_checkpoint
 from training.config import Device
+from training.records import COMMIT_NAME, checkpoint_uri, list_checkpoints, read_commit
 from training.teacher import weights_hash
 
 CHECKPOINTS = "checkpoints"

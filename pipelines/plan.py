@@ -25,7 +25,7 @@ def plan_lines(
         manifest = done[name]
         note = (notes or {}).get(name) or task.stage.summary
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
-        told = _holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
         tell = getattr(task.stage.module, "plan_notes", None)
         for line in tell(task.config, task.inputs) if tell else ():
@@ -46,7 +46,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
     task = tasks[name]
     if name not in before:
-        return "it did not finish" if storage.list_files(task.directory) else "never ran here"
+        return "it did not finish" if storage.exists(task.directory) else "never ran here"
     old, new = before[name], task.hashed()
     changes = configs.differences(old["config"], new["config"])
     if old["version"] != new["version"]:
@@ -72,7 +72,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
         reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
     if not reasons:
         blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
-        state = "it did not finish" if storage.list_files(task.directory) else "its output is not there"
+        state = "it did not finish" if storage.exists(task.directory) else "its output is not there"
         reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
 
@@ -101,7 +101,8 @@ def _listed(made_of: Mapping[str, Any], key: str) -> str:
     return ", ".join(made_of["inputs"].get(key, [])) or "not given"
 
 
-def _holds(manifest: Manifest) -> str:
+def holds(manifest: Manifest) -> str:
+    """Rows, tokens and bytes of each dataset."""
     parts = []
     for name, dataset in manifest.datasets.items():
         if dataset.rows:

@@ -28,6 +28,18 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """The slices that a step is meant for: what `plan` and `manifests` reckon with. Never hashed."""
+
+    topology: str
+    """chips of one slice, as in v5p:8x24x32"""
+    slices: int = 1
+    """how many of them"""
+    mesh: str
+    """places along replica, data and model, as in data=768,model=8"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One stage of a recipe."""
 
@@ -38,9 +50,11 @@ class Step:
     config: Any
     """the stage's Config"""
     inputs: Mapping[str, tuple[Output | str, ...]] = field(default_factory=dict)
-    """input name -> outputs of earlier steps, or paths from outside"""
+    """input name -> outputs of earlier steps, or paths from outside; (): a path that the user has to give"""
     note: str = ""
     """what the step is for, in a sentence that `plan` tells"""
+    place: Place | None = None
+    """where it is meant to run; None: on plain machines"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +71,33 @@ class Recipe:
             replace(step, inputs={"input": paths}) if step.stage == "collect_text" else step for step in self.steps
         ]
         return replace(self, steps=tuple(steps))
+
+    def outside(self) -> dict[str, tuple[str, str]]:
+        """What the user has to give besides text: `<step>_<input>`, its name on the command line -> (step, input)."""
+        return {
+            f"{step.name}_{name}": (step.name, name)
+            for step in self.steps
+            if step.stage != "collect_text"
+            for name, sources in step.inputs.items()
+            if not any(isinstance(source, Output) for source in sources)
+        }
+
+    def with_outside(self, given: Mapping[str, tuple[str, ...]]) -> "Recipe":
+        """The recipe with paths for what `outside` names."""
+        wanted = {place: given[name] for name, place in self.outside().items() if name in given}
+        steps = [
+            replace(step, inputs={key: wanted.get((step.name, key), many) for key, many in step.inputs.items()})
+            for step in self.steps
+        ]
+        return replace(self, steps=tuple(steps))
+
+    def not_given(self) -> list[str]:
+        """Flags of what the user has to give and did not."""
+        inputs = {step.name: step.inputs for step in self.steps}
+        missing = [flag for flag, (step, name) in self.outside().items() if not inputs[step][name]]
+        if any(step.stage == "collect_text" and not step.inputs["input"] for step in self.steps):
+            missing.insert(0, "input")
+        return [f"--{flag.replace('_', '-')}" for flag in missing]
 
     def input(self) -> tuple[str, ...]:
         """The paths from outside that its `collect_text` reads."""
@@ -91,11 +132,18 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
         "recipe": recipe.name,
         "root": absolute(root),
         "input": [absolute(path) for path in recipe.input()],
+        "outside": {flag: [absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
         "steps": {name: {**task.hashed(), "fingerprint": task.fingerprint} for name, task in tasks.items()},
     }
     uri = storage.join(root, recipe.name, LAST_NAME)
     storage.write_bytes(uri, (json.dumps(document, indent=1) + "\n").encode())
     return uri
+
+
+def _given_outside(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    inputs = {step.name: step.inputs for step in recipe.steps}
+    found = {flag: inputs[step][name] for flag, (step, name) in recipe.outside().items()}
+    return {flag: tuple(path for path in many if isinstance(path, str)) for flag, many in found.items()}
 
 
 def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
@@ -134,4 +182,11 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
         for step in recipe.steps
     )
     paths = configs.texts(document.get("input", []), f"{where}: 'input'")
-    return replace(recipe, steps=steps).with_input(paths)
+    outside = document.get("outside", {})
+    if not isinstance(outside, dict):
+        raise ValueError(f"{where}: 'outside' must be an object of lists of paths, got {outside!r}")
+    for name in outside:
+        if name not in recipe.outside():
+            raise ValueError(f"{where}: {configs.no_such('outside input', name, recipe.outside())}")
+    given = {name: configs.texts(many, f"{where}: 'outside.{name}'") for name, many in outside.items()}
+    return replace(recipe, steps=steps).with_input(paths).with_outside(given)

@@ -1,7 +1,8 @@
 """Recipes: functions that return typed steps. `python -m pipelines show demo` prints what they say here.
 
 `demo` and `smoke` are one path at two sizes: the standard library of the running Python, a teacher trained on it, its
-logits cached once, and two students that differ in nothing but whether they learn from that cache.
+logits cached once, and two students that differ in nothing but whether they learn from that cache. The recipes of the
+report at full size are in `pipelines/full_recipes.py`.
 """
 
 import sysconfig
@@ -11,6 +12,7 @@ from typing import Literal
 
 from model import Gemma2Config, parameter_count
 from pipelines.config import no_such
+from pipelines.full_recipes import gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain
 from pipelines.recipe import Output, Recipe, Step
 from pipelines.stages import (
     cache_logits,
@@ -241,4 +243,6 @@ def _training(
     )
 
 
-_RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "smoke": smoke}
+_RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (demo, smoke, gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain)
+}

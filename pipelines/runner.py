@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from pipelines.shard_map import clean_up
 from pipelines.stage import FAILURE, Context, Outcome, Read, Resources, Stage, VerdictError
 
 CONFIG_NAME = "_CONFIG.json"
+FAILED_NAME = "_FAILED.json"
+"""why the last attempt ended, for `status`; removed when the next one begins"""
 LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
                  "export_model")  # fmt: skip
 """whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
@@ -150,6 +152,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         quiet=os.environ.get("CI") == "true" or not sys.stderr.isatty(),
     )
     save_config(task)
+    storage.remove(storage.join(task.directory, FAILED_NAME))
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext() as lease:
@@ -158,11 +161,12 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
             return theirs
         try:
             outcome = task.stage.run(replace(context, lease=lease), task.config)
-        except Exception:
+        except Exception as error:
             if (theirs := read_manifest(task.directory)) is not None:
                 say(f"{where}: another driver finished it first; using its manifest")
                 clean_up(task.directory)
                 return theirs
+            _save_failure(task, error)
             raise
         manifest = _manifest(task, outcome)
         first = publish_manifest(task.directory, manifest)
@@ -229,6 +233,19 @@ def save_config(task: Task) -> None:
         },
     }
     storage.write_bytes(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _save_failure(task: Task, error: Exception) -> None:
+    """One line of it: `status` shows it. Where the storage is what failed there is nothing to do."""
+    lines = str(error).strip().splitlines()
+    told = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
+    record = {
+        "error": f"{type(error).__name__}: {told}"[:500],
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+    }
+    with suppress(OSError):
+        storage.write_bytes(storage.join(task.directory, FAILED_NAME), (json.dumps(record) + "\n").encode())
 
 
 def read_run(directory: str) -> dict[str, Any]:

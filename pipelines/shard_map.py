@@ -8,11 +8,11 @@ every shard whose receipt and files are there. What a phase leaves for the next 
 datasets whose names begin with "_"; no manifest lists them.
 """
 
-import itertools
 import json
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,9 +25,14 @@ from pipelines.config import digest
 from pipelines.progress import Bar
 from pipelines.progress import shard as shard_progress
 from pipelines.stage import Context
+from pipelines.stage_metrics import count_shard
 
 RECEIPTS = "_receipts"
+PHASES = "_phases"
+"""how many tasks each phase has: for `status`"""
 STAGING = "_staging"
+READ_THREADS = 16
+"""requests at a time for the receipts of an interrupted run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +98,7 @@ def map_shards(
     """
     made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
-    receipts = {
-        k: receipt for k in range(len(tasks)) if (receipt := _finished(context.directory, phase, k)) is not None
-    }
+    receipts = _finished(context.directory, phase, len(tasks))
     units = dict(enumerate(sizes if sizes is not None else [1] * len(tasks)))
     waiting = [k for k in range(len(tasks)) if k not in receipts]
     with context.progress(sum(units.values()), unit, f"{context.stage} {phase.rpartition('-')[0]}") as update:
@@ -103,6 +106,7 @@ def map_shards(
         for k in receipts:
             bar.finish(k)
         if waiting:
+            _say_phase(context, phase, len(tasks), len(receipts))
             context.session.start()
             heard = None if context.quiet else bar.prefix
             sink = Sink(context.directory, context.attempt, phase, work, heard)
@@ -112,6 +116,7 @@ def map_shards(
                         raise _RAISED[row["kind"]](row["error"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
+                    count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
 
@@ -201,11 +206,17 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
 
 def clean_up(directory: str) -> None:
     """After the manifest: removes the staging folders of all attempts, the receipts and what phases left for others."""
-    between = {name.partition("/")[0] for name, _ in storage.list_files(directory)}
-    for folder in sorted(folder for folder in between if folder.startswith("_") and "." not in folder):
+    for folder in storage.list_folders(directory):
+        if not folder.startswith("_"):
+            continue
         # Another driver may still write here; it fails, finds the manifest and uses it. What stays is listed nowhere.
         with suppress(OSError):
             storage.remove_tree(storage.join(directory, folder))
+
+
+def _say_phase(context: Context, phase: str, tasks: int, done_before: int) -> None:
+    record = {"tasks": tasks, "done_before": done_before}
+    storage.write_bytes(storage.join(context.directory, PHASES, f"{phase}.json"), json.dumps(record).encode())
 
 
 def _receipt_uri(directory: str, phase: str, index: int) -> str:
@@ -217,14 +228,26 @@ def _receipt(document: dict[str, Any]) -> Receipt:
     return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
 
 
-def _finished(directory: str, phase: str, index: int) -> Receipt | None:
-    """The receipt of task `index`, where it is there with every file it names at the size it names."""
-    try:
-        receipt = _receipt(json.loads(storage.read_bytes(_receipt_uri(directory, phase, index))))
-    except FileNotFoundError:
-        return None
-    for shard in itertools.chain.from_iterable(receipt.shards.values()):
-        fs, path = storage.filesystem(storage.join(directory, shard.name))
-        if not fs.exists(path) or fs.size(path) != shard.bytes:
-            return None
-    return receipt
+def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
+    """The receipts of an interrupted run, by task: those with every file they name at the size they name.
+
+    Asks for what is there, one listing of the receipts and one of each dataset they name, not for each task: a new run
+    of a million shards starts at once.
+    """
+    folder = storage.join(directory, RECEIPTS, phase)
+    # what a killed write left has another ending
+    uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        found = [_receipt(json.loads(content)) for content in pool.map(storage.read_bytes, uris)]
+    datasets = {dataset for receipt in found for dataset in receipt.shards}
+    sizes = {
+        f"{dataset}/{name}": size
+        for dataset in datasets
+        for name, size in storage.list_files(storage.join(directory, dataset))
+    }
+    return {
+        receipt.index: receipt
+        for receipt in found
+        if receipt.index < tasks
+        and all(sizes.get(shard.name) == shard.bytes for many in receipt.shards.values() for shard in many)
+    }

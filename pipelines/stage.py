@@ -68,6 +68,14 @@ class Resources:
     """what the backward pass computes again on xla; None: full on a TPU, none elsewhere"""
     feed: Literal["direct", "ray"] = "direct"
     """who reads the training rows: the worker itself, or a Ray Data pipeline"""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """where a training step's loss or gradient is not finite, or its loss a spike: stop, or go on without its update"""
+    max_failures: int = 3
+    """how often the training workers are started again after one died"""
+    max_preemptions: int = -1
+    """the same after a machine was taken away, which is counted apart; -1: always"""
+    tensorboard: bool = False
+    """whether a training run writes event files for TensorBoard beside its logs (local roots only)"""
     cpus: int | None = None
     """CPUs that the embedded Ray may use; None: all"""
 
@@ -76,6 +84,9 @@ class Resources:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("max_failures", "max_preemptions"):
+            if getattr(self, name) < -1:
+                raise ValueError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +148,23 @@ class Context:
         return only
 
     @contextmanager
-    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[[int], Any]]":
-        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true. Yields `advance(n)`."""
+    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[..., Any]]":
+        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true.
+
+        Yields `advance(n, note="")`; the note stands behind the rate.
+        """
         from tqdm import tqdm
 
         with tqdm(
             total=total, unit=unit, desc=title or self.stage, disable=self.quiet, file=sys.stderr, leave=False
         ) as bar:
-            yield bar.update
+
+            def advance(units: int, note: str = "") -> None:
+                if note:
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update(units)
+
+            yield advance
 
 
 def stage_names() -> list[str]:

@@ -36,7 +36,7 @@ class Counts:
 @contextmanager
 def chaos_run(part: str, name: object) -> Iterator[Counts]:
     """One run of a part of `make chaos`: skipped where it passed before on this code, recorded when it passes."""
-    file = _folder() / part.replace(" ", "_") / f"{name}.json"
+    file = record_folder() / part.replace(" ", "_") / f"{name}.json"
     if file.exists():
         pytest.skip(f"passed before on this code; remove {file} to run it again")
     counts, began = Counts(), time.monotonic()
@@ -49,7 +49,7 @@ def chaos_run(part: str, name: object) -> Iterator[Counts]:
 def table() -> list[str]:
     """A line for each part that has records on this code, those of earlier calls too; empty where there is none."""
     lines = []
-    for folder in sorted(path for path in _folder().glob("*") if path.is_dir()):
+    for folder in sorted(path for path in record_folder().glob("*") if path.is_dir()):
         found = [Counts(**json.loads(file.read_text())) for file in folder.glob("*.json")]
         sums = {name: sum(getattr(one, name) for one in found) for name in ("kills", "compared", "lost", "doubled")}
         seconds = sum(one.seconds for one in found)
@@ -61,7 +61,8 @@ def table() -> list[str]:
     return [f"{'chaos on this code':<44}{'runs':>6}{heads}{'seconds':>9}", *lines]
 
 
-def _folder() -> Path:
+def record_folder() -> Path:
+    """Where records on this code lie."""
     words = ["git", "rev-parse", *(f"HEAD:{place}" for place in UNDER_TEST)]
     listed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, check=True).stdout
     return REPOSITORY / ".cache" / "chaos" / hashlib.sha256(listed).hexdigest()[:16]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model import Gemma2
 from training.config import Device, Remat
+from training.integrity import checksum
 from training.loss import RunHead, loop_head
 
 
@@ -47,6 +48,9 @@ class Backend(Protocol):
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Sums each tensor over the workers, in place; nothing to do for one worker."""
+
+    def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
+        """`training.integrity.checksum`, without leaving the device."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Host rows of all workers, in rank order."""
@@ -99,6 +103,9 @@ class TorchBackend:
         torch.distributed.all_reduce(flat)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
+
+    def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
+        return checksum(tensors)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         if self.world_size == 1:

@@ -1,18 +1,23 @@
 """Checkpoints: a directory `step-00000100/` that is valid exactly when its `COMMIT` says so.
 
-    model.safetensors  optimizer.safetensors  state.json  metrics.parquet  lineage.parquet  COMMIT
+    model.safetensors  optimizer.safetensors  [average.safetensors]
+    state.json  metrics.parquet  lineage.parquet  COMMIT
 
 Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
 holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
 ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
 split over several safetensors files of at most `SHARD_BYTES`. Nothing is ever unpickled. Cost: one copy of weights
 and moments in host memory while saving.
+
+A checkpoint that is no longer kept (`training/retention.py`) loses its tensors and keeps its tables, which `TABLES`
+then lists in COMMIT's place. An interim one, saved because the machine was about to go, says so in COMMIT; the next
+regular one holds its rows too and replaces it.
 """
 
 import dataclasses
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,16 +26,29 @@ import safetensors.torch
 from torch import Tensor
 
 from data import storage
-from data.shards import parquet_bytes, read_table
+from data.shards import parquet_bytes
 from model import Gemma2Config
 from training.optim import OptimizerState
+from training.records import (
+    COMMIT_NAME,
+    DAMAGED_NAME,
+    FORMAT,
+    STATE_NAME,
+    TABLES_NAME,
+    checkpoint_uri,
+    encode_record,
+    list_checkpoints,
+    read_commit,
+)
 
-FORMAT = 1
-COMMIT_NAME = "COMMIT"
-STATE_NAME = "state.json"
 SHARD_BYTES = 2 << 30
-DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
-FIRST_PREFIX, SECOND_PREFIX = "first.", "second."
+FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what its COMMIT says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +65,8 @@ class Checkpoint:
     """the moments, or None where only the weights were asked for"""
     state: dict[str, Any]
     """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
-
-
-def checkpoint_uri(root: str, step: int) -> str:
-    """Directory of the checkpoint after `step` steps."""
-    return storage.join(root, f"step-{step:08d}")
+    interim: bool = False
+    """whether the next regular checkpoint replaces it"""
 
 
 def save_checkpoint(
@@ -63,17 +78,21 @@ def save_checkpoint(
     state: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
     before_commit: Callable[[], None] | None = None,
+    interim: bool = False,
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
-    raising. Raises RuntimeError where a committed checkpoint of this step is already there.
+    raising. `interim`: the next regular checkpoint replaces it. Raises RuntimeError where a committed checkpoint of
+    this step is already there.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if read_commit(uri) is not None:
         raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
-    storage.remove(commit_uri)  # of a checkpoint that was damaged since: readers ignored it, so this run writes it anew
+    # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
+    for name in (commit_uri, storage.join(uri, TABLES_NAME)):
+        storage.remove(name)
 
     files: dict[str, dict[str, Any]] = {}
 
@@ -86,59 +105,56 @@ def save_checkpoint(
     if optimizer is not None:
         moments = {FIRST_PREFIX + name: tensor for name, tensor in optimizer.first.items()}
         moments |= {SECOND_PREFIX + name: tensor for name, tensor in optimizer.second.items()}
+        if optimizer.loss_statistics is not None:
+            moments[LOSS_NAME] = optimizer.loss_statistics
+        if optimizer.average is not None:
+            for name, shard in _shards("average", optimizer.average):
+                write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
         for name, shard in _shards("optimizer", moments):
             write(name, safetensors.torch.save(shard))
     for name, table in tables.items():
         write(f"{name}.parquet", parquet_bytes(table))
-    write(STATE_NAME, _json(state))
+    write(STATE_NAME, encode_record(state))
     if before_commit is not None:
         before_commit()
-    storage.create_exclusive(commit_uri, _json({"format": FORMAT, "step": step, "files": files}))
+    commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri
 
 
-def read_commit(uri: str) -> dict[str, Any] | None:
-    """The COMMIT of a checkpoint's directory; None where there is none or it does not match the files' sizes."""
-    sizes = dict(storage.list_files(uri))
-    if COMMIT_NAME not in sizes:
-        return None
-    return _valid_commit(uri, sizes)
+def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that is whole, down to the last bit; None where there is none.
 
-
-def list_checkpoints(root: str) -> list[str]:
-    """Directories of all committed checkpoints below `root`, oldest first."""
-    directories: dict[str, dict[str, int]] = {}
-    for name, size in storage.list_files(root):
-        directory, _, file = name.partition("/")
-        if DIRECTORY_PATTERN.fullmatch(directory) and file:
-            directories.setdefault(directory, {})[file] = size
-    uris = ((storage.join(root, directory), sizes) for directory, sizes in sorted(directories.items()))
-    return [uri for uri, sizes in uris if COMMIT_NAME in sizes and _valid_commit(uri, sizes) is not None]
-
-
-def latest_checkpoint(root: str) -> str | None:
-    """Directory of the newest committed checkpoint below `root`, or None."""
-    checkpoints = list_checkpoints(root)
-    return checkpoints[-1] if checkpoints else None
+    A damaged one is said in a line and passed over; with `rename` its COMMIT becomes DAMAGED, so that the run can
+    write that step again.
+    """
+    for uri in reversed(list_checkpoints(root)):
+        try:
+            return load_checkpoint(uri)
+        except Damaged as error:
+            logger.warning("%s; continuing from the newest whole checkpoint before it", error)
+            if rename:
+                storage.move(storage.join(uri, COMMIT_NAME), storage.join(uri, DAMAGED_NAME))
+    return None
 
 
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads a checkpoint, with the sha256 of every file it reads checked.
 
-    Raises ValueError where it is not committed or damaged.
+    Raises ValueError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
     """
     commit = read_commit(uri)
     if commit is None:
-        raise ValueError(
+        raise Damaged(
             f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
         )
 
     def verified(name: str) -> bytes:
         data = storage.read_bytes(storage.join(uri, name))
         if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
-            raise ValueError(
+            raise Damaged(
                 f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
-                f"remove {uri} to continue from the checkpoint before it"
+                "use another checkpoint of that run"
             )
         return data
 
@@ -154,10 +170,16 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         uri=uri,
         step=int(commit["step"]),
         weights=tensors("model"),
-        optimizer=OptimizerState(first=_without(FIRST_PREFIX, moments), second=_without(SECOND_PREFIX, moments))
+        optimizer=OptimizerState(
+            first=_without(FIRST_PREFIX, moments),
+            second=_without(SECOND_PREFIX, moments),
+            average=tensors("average") or None,
+            loss_statistics=moments.get(LOSS_NAME),
+        )
         if with_optimizer
         else None,
         state=json.loads(verified(STATE_NAME)),
+        interim=bool(commit.get("interim")),
     )
 
 
@@ -172,23 +194,6 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
     ]
     if differing:
         raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
-
-
-def read_rows(root: str, name: str) -> pa.Table | None:
-    """The table `name` ("metrics", "lineage") over all committed checkpoints, in step order; None without any."""
-    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri in list_checkpoints(root)]
-    return pa.concat_tables(tables) if tables else None
-
-
-def _valid_commit(uri: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    try:
-        commit = json.loads(storage.read_bytes(storage.join(uri, COMMIT_NAME)))
-        if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
-            return None
-        complete = all(sizes.get(name) == file["bytes"] for name, file in commit["files"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
-        return None
-    return commit if complete and STATE_NAME in commit["files"] else None
 
 
 def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -212,7 +217,3 @@ def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dic
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

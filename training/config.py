@@ -15,7 +15,10 @@ from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model import Gemma2Config
 
-Decay = Literal["cosine", "linear", "constant"]
+Decay = Literal["cosine", "linear", "constant", "wsd"]
+CooldownShape = Literal["sqrt", "linear"]
+ComputeType = Literal["float32", "bfloat16"]
+BadStep = Literal["stop", "skip"]
 Objective = Literal["next_token", "distill"]
 Tail = Literal["bucket", "renormalize", "ground_truth"]
 Device = Literal["xla", "cuda", "cpu", "auto"]
@@ -25,26 +28,40 @@ Remat = Literal["none", "projections", "full"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning rate schedule."""
+    """AdamW, its learning rate schedule, and the running mean of the weights.
+
+    The Gemma 2 report (arXiv 2408.00118) discloses no optimizer, schedule, clipping or decay: these defaults are those
+    that other reports agree on, each with its source, and the learning rate is one for models of a few million
+    parameters; published models of billions used 1.5e-4 to 4e-4.
+    """
 
     learning_rate: float = 1e-3
     """highest learning rate, reached after the warm-up"""
     warmup_steps: int = 0
     """steps of linear rise from 0"""
     decay: Decay = "cosine"
-    """shape of the fall from the highest to the final learning rate over the remaining steps"""
+    """the learning rate after the warm-up: falls by `cosine`, or `linear`, over all remaining steps; `constant`; `wsd`:
+    stays, and falls in the last `cooldown_steps` (arXiv 2404.06395): one can carry on from before the cooldown"""
+    cooldown_steps: int = 0
+    """for `wsd`: steps of the fall at the end; 10 to 20 % of a run do well (arXiv 2405.18392)"""
+    cooldown_shape: CooldownShape = "sqrt"
+    """for `wsd`: the fall is 1 - sqrt(progress), the better one in arXiv 2405.18392, or linear"""
     final_learning_rate_fraction: float = 0.1
-    """learning rate of the last step, as a fraction of the highest"""
+    """learning rate of the last step, as a fraction of the highest (0.1: arXiv 2203.15556)"""
     beta1: float = 0.9
-    """decay of the running mean of gradients"""
+    """decay of the running mean of gradients (arXiv 2005.14165)"""
     beta2: float = 0.95
-    """decay of the running mean of squared gradients"""
+    """decay of the running mean of squared gradients (arXiv 2005.14165)"""
     eps: float = 1e-8
-    """added to the root of the second moment"""
+    """added to the root of the second moment (arXiv 2005.14165)"""
     weight_decay: float = 0.1
-    """decoupled decay of matrices, times the learning rate (norm scales do not decay)"""
+    """decoupled decay of the weights, times the learning rate (arXiv 2005.14165)"""
+    no_decay: tuple[str, ...] = ("*norm.weight",)
+    """weights that do not decay, as patterns of their names; add "*embed_tokens.weight" to leave the embedding alone"""
     grad_clip: float = 1.0
-    """largest global norm of the mean gradient; 0 does not clip"""
+    """largest global norm of the mean gradient; 0 does not clip (arXiv 2005.14165)"""
+    average_decay: float = 0.0
+    """decay a step of a running mean of the weights, kept in float32 and saved beside them; 0 keeps none"""
 
     def __post_init__(self) -> None:
         _one_of("decay", self.decay, get_args(Decay))
@@ -57,6 +74,14 @@ class OptimizerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 <= {name} < 1")
         if self.eps <= 0:
             raise ValueError(f"eps is {self.eps}; it has to be above 0")
+        _one_of("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
+        if (self.decay == "wsd") != (self.cooldown_steps > 0):
+            raise ValueError(
+                f"decay is {self.decay!r} and cooldown_steps is {self.cooldown_steps}; 'wsd' needs at least 1 step of "
+                "cooldown, the others take none"
+            )
+        if not 0.0 <= self.average_decay < 1.0:
+            raise ValueError(f"average_decay is {self.average_decay}; allowed is 0 (no average) to less than 1")
         if not 0.0 <= self.final_learning_rate_fraction <= 1.0:
             raise ValueError(f"final_learning_rate_fraction is {self.final_learning_rate_fraction}; allowed is 0 to 1")
 
@@ -102,8 +127,20 @@ class TrainingConfig:
     """of the initial weights"""
     checkpoint_every_steps: int = 100
     """steps between checkpoints; the last step always has one"""
+    keep_last: int | None = None
+    """checkpoints kept at the end of the run's list; the weights of older ones go; None keeps all"""
+    keep_every_steps: int = 0
+    """beside those, checkpoints of every multiple of so many steps are kept; 0: none"""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW and its schedule"""
+    compute_dtype: ComputeType = "float32"
+    """of weights and activations in forward and backward; weights, gradients' sums and moments stay float32"""
+    z_loss: float = 0.0
+    """weight of log(Z)^2 at each target, Z the softmax' denominator (1e-4 in PaLM, arXiv 2204.02311); it acts on the
+    gradient, the reported loss is without it"""
+    spike_sigmas: float = 0.0
+    """a step is bad where its loss lies so many standard deviations above its running mean; 0: only where loss or
+    gradient are not finite"""
 
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, get_args(Objective))
@@ -114,9 +151,16 @@ class TrainingConfig:
         _at_least("steps", self.steps, 1)
         _at_least("global_batch", self.global_batch, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
-        if self.optimizer.warmup_steps > self.steps:
+        _at_least("keep_every_steps", self.keep_every_steps, 0)
+        _at_least("z_loss", self.z_loss, 0.0)
+        _at_least("spike_sigmas", self.spike_sigmas, 0.0)
+        _one_of("compute_dtype", self.compute_dtype, get_args(ComputeType))
+        if self.keep_last is not None:
+            _at_least("keep_last", self.keep_last, 1)
+        if self.optimizer.warmup_steps + self.optimizer.cooldown_steps > self.steps:
             raise ValueError(
-                f"warmup_steps is {self.optimizer.warmup_steps} and the run has {self.steps} steps; warm up for fewer"
+                f"warmup_steps {self.optimizer.warmup_steps} and cooldown_steps {self.optimizer.cooldown_steps} are "
+                f"more than the run's {self.steps} steps; warm up and cool down for fewer"
             )
 
 
@@ -148,6 +192,8 @@ class TrainJob:
     """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
     initial_uri: str | None = None
     """checkpoint whose weights to start from; None: weights drawn from the config's seed"""
+    carried_uri: str | None = None
+    """checkpoint to carry on from: weights, moments, step and place in the order"""
     device: Device = "auto"
     """`auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU where torch_xla is installed, else cpu"""
     workers: int = 1
@@ -161,6 +207,13 @@ class TrainJob:
     """`direct`: the worker reads its rows itself; `ray`: a Ray Data pipeline reads them"""
     cpu_threads: int | None = None
     """threads of one worker for computing on the CPU (default: what torch and XLA choose)"""
+    on_bad_step: BadStep = "stop"
+    """where loss or gradient are not finite, or the loss spikes: `stop` the run, saying which rows they were, or `skip`
+    the update and go on; either way the weights stay as they were"""
+    logs_uri: str | None = None
+    """directory of the logs with clock times (metrics as JSON lines); without it none are written"""
+    tensorboard: bool = False
+    """whether event files for TensorBoard are written there too (local directories only)"""
     lease_uri: str | None = None
     """file that has to contain `lease_token` when a checkpoint is committed; without it nothing is checked"""
     lease_token: str | None = None
@@ -171,6 +224,7 @@ class TrainJob:
         _one_of("feed", self.feed, get_args(FeedKind))
         if self.remat is not None:
             _one_of("remat", self.remat, get_args(Remat))
+        _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:

@@ -1,6 +1,6 @@
 """The training loop: from the newest committed checkpoint to the last step, the same on every device.
 
-    feed -> host batch -> device -> train_step -> (every few steps) metrics -> (every so often) checkpoint
+    feed -> host batch -> device -> train_step -> (every few steps) values -> (every so often) checkpoint, in a thread
 
 Steps count from 0 inside, and from 1 in metrics, lineage and checkpoint names ("after step 100"). The order of rows
 is a pure function of the step, so continuing at step s means asking the feed for step s. Values are read from the
@@ -8,6 +8,7 @@ device every FETCH_STEPS steps, not at each: `on_step` hears of steps in order, 
 """
 
 import dataclasses
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -21,17 +22,16 @@ from torch import Tensor
 
 from data import storage
 from data.logits import CodecSpec
-from data.schema import LINEAGE, METRICS
+from data.schema import METRICS
+from data.shards import read_table
 from model import Gemma2
+from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
-from training.checkpoint import (
-    Checkpoint,
-    check_same_model,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from training.checkpoint import Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
 from training.config import TrainingConfig, TrainJob
+from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
+from training.identity import check_can_be_carried_on, check_identity, check_lease
+from training.lineage import LineageRecorder
 from training.loss import (
     LossFunction,
     RunHead,
@@ -41,11 +41,23 @@ from training.loss import (
     loop_head,
     next_token_loss,
 )
-from training.optim import OptimizerState, init_state, learning_rate, step_scalars
+from training.optim import init_state, learning_rate, step_scalars
+from training.records import checkpoint_uri, list_commits
+from training.retention import apply_retention
+from training.run_log import Meter, MetricsLog
+from training.state import restore_state, snapshot_state
 from training.step import train_step
+from training.summary import StepReport, TrainSummary
+
+logger = logging.getLogger(__name__)
+
+COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 FETCH_STEPS = 10
 """steps between reading values back: the host prepares steps while the device works on earlier ones"""
+
+COMPILED_STEPS = 2
+"""steps at the start that compile, on a device that does"""
 
 DEVICE_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "target_ids", "target_counts", "target_log_probs",
                   "target_tail", "target_probs")  # fmt: skip
@@ -56,82 +68,69 @@ Feed = Callable[[int, int], Iterable[tuple[int, HostBatch]]]
 """(start_step, stop_step) -> this worker's (step, batch), in order"""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One finished step, summed over all workers."""
-
-    step: int
-    """from 1"""
-    loss_sum: float
-    """nats over all targets"""
-    targets: int
-    """number of targets"""
-    learning_rate: float
-    """of the step"""
-    grad_norm: float
-    """of the mean gradient before clipping"""
-    tokens_seen: int
-    """targets of all steps so far"""
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of the step, in nats a target."""
-        return self.loss_sum / max(1, self.targets)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSummary:
-    """What a finished `run_training` did."""
-
-    checkpoint_uri: str
-    """the last checkpoint"""
-    first_step: int
-    """steps that were done before this run began (0, or those of the checkpoint it continued from)"""
-    steps: int
-    """steps that are done now"""
-    tokens_seen: int
-    """targets of all steps, earlier runs included"""
-    loss: float | None
-    """mean loss of the last step, in nats a target (None where nothing was left to do)"""
-    device: str
-    """the device it ran on: xla, cuda, cpu"""
-    workers: int
-    """processes that shared each step"""
-    compiles: int
-    """programs compiled"""
-    loop_seconds: float
-    """time from the first batch to the last checkpoint"""
-    steps_per_second: float
-    """over the steps after the first two, which compile; 0 where there were no more"""
-
-
 def run_training(
-    job: TrainJob, backend: Backend, feed: Feed, on_step: Callable[[StepReport], None] | None = None
+    job: TrainJob,
+    backend: Backend,
+    feed: Feed,
+    on_step: Callable[[StepReport], None] | None = None,
+    drain: Callable[[], bool] | None = None,
 ) -> TrainSummary:
     """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
 
+    `drain` is asked after every step whether this machine is about to go; every worker has one, or none has.
+
     Raises ValueError where the newest checkpoint belongs to another config or other data, RuntimeError where the
-    lease was lost.
+    lease was lost, `BadStep` and `Corrupted` (both RuntimeErrors, training/faults.py) where a step went wrong,
+    `Drained` where a machine was about to go: behind a checkpoint of the last step.
     """
     _use_threads(job.cpu_threads)
-    run = _Run(job, backend, on_step)
-    config = job.config
+    meter = Meter()
+    with meter.spent("start"):
+        run = _Run(job, backend, on_step, meter, feed)
+    try:
+        return _train(run, feed, drain)
+    finally:
+        run.saver.close()
+        run.log.close()
+
+
+def _train(run: "_Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSummary:
+    backend, config, meter = run.backend, run.job.config, run.meter
     began = time.perf_counter()
     warm: float | None = None
-    for step, batch in feed(run.first_step, config.steps):
+    batches = iter(feed(run.first_step, config.steps))
+    while True:
+        with meter.spent("data_wait"):
+            found = next(batches, None)
+        if found is None:
+            break
+        step, batch = found
         assert step == run.step, f"the feed gave step {step} for step {run.step}"
         run.train(batch)
-        if run.step - run.first_step == 2:
+        run.saver.check()
+        if run.step - run.first_step == COMPILED_STEPS:
             run.flush()
             warm = time.perf_counter()
-        if run.step % config.checkpoint_every_steps == 0 or run.step == config.steps:
+        regular = run.step % config.checkpoint_every_steps == 0 or run.step == config.steps
+        if regular:
             run.save()
         elif run.step % FETCH_STEPS == 0:
             run.flush()
+        if drain is not None and run.step < config.steps and bool(backend.gather(np.array([drain()])).any()):
+            if not regular:
+                run.save(interim=True)
+            run.saver.wait()
+            run.log.event("drained", step=run.step)
+            raise Drained(
+                f"asked to stop after step {run.step}; its checkpoint is committed: the same line goes on there"
+            )
     if run.step != config.steps:
         raise RuntimeError(f"the feed ended after step {run.step} of {config.steps}")
+    with meter.spent("save"):
+        run.saver.wait()
+    run.log.summarize(run.step)
     ended = time.perf_counter()
-    timed = config.steps - run.first_step - 2
+    timed = config.steps - run.first_step - COMPILED_STEPS
     return TrainSummary(
         checkpoint_uri=run.checkpoint_uri,
         first_step=run.first_step,
@@ -143,17 +142,23 @@ def run_training(
         compiles=backend.compiles(),
         loop_seconds=ended - began,
         steps_per_second=timed / (ended - warm) if warm is not None and timed > 0 else 0.0,
+        metrics=dict(run.log.summary),
     )
 
 
 def loss_function(config: TrainingConfig, codec: CodecSpec | None, run_head: RunHead = loop_head) -> LossFunction:
     """The loss that the config's objective and the kind of cached logits name."""
     if config.objective == "next_token":
-        return partial(next_token_loss, run_head=run_head)
+        return partial(next_token_loss, run_head=run_head, z_loss=config.z_loss)
     if codec is None:
         raise ValueError("objective 'distill' needs to know what the cached logits are; pass their codec")
     distill = config.distill
-    mix: dict[str, Any] = {"temperature": distill.temperature, "alpha": distill.alpha, "run_head": run_head}
+    mix: dict[str, Any] = {
+        "temperature": distill.temperature,
+        "alpha": distill.alpha,
+        "run_head": run_head,
+        "z_loss": config.z_loss,
+    }
     if codec.draws is not None:
         return partial(distill_loss, draws=codec.draws, **mix)
     if codec.estimator == "topk":
@@ -164,32 +169,59 @@ def loss_function(config: TrainingConfig, codec: CodecSpec | None, run_head: Run
 class _Run:
     """The moving parts: model, moments, and the rows to be written with the next checkpoint."""
 
-    def __init__(self, job: TrainJob, backend: Backend, on_step: Callable[[StepReport], None] | None) -> None:
-        self.job, self.backend, self.on_step = job, backend, on_step
+    def __init__(
+        self,
+        job: TrainJob,
+        backend: Backend,
+        on_step: Callable[[StepReport], None] | None,
+        meter: Meter,
+        feed: Feed,
+    ) -> None:
+        self.job, self.backend, self.on_step, self.meter, self.feed = job, backend, on_step, meter, feed
         self.loss = loss_function(job.config, job.codec, backend.run_head)
-        self.checkpoint_uri = latest_checkpoint(job.checkpoints_uri) or ""
+        self.saver = BackgroundSaver()
+        self.lineage = LineageRecorder(job, backend)
+        self.metrics: list[dict[str, Any]] = []
+        self.pending: deque[tuple[int, Tensor]] = deque()
+        self.last_report: StepReport | None = None
+        self.checkpoint_uri = ""
+        self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
         self.step = self.tokens_seen = 0
         self.model = Gemma2(job.config.model, seed=job.config.seed)
-        checkpoint = load_checkpoint(self.checkpoint_uri) if self.checkpoint_uri else None
+        checkpoint = self._start()
+        self.first_step = self.step
+        if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
+            raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
+        backend.place_model(self.model, training=True)
+        config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
+        self.optimizer = init_state(parameters, config.optimizer.average_decay > 0, config.spike_sigmas > 0)
+        if checkpoint is not None and checkpoint.optimizer is not None:
+            restore_state(backend, checkpoint.optimizer, self.optimizer)
+        backend.step_boundary()
+        self.watch = WeightsWatch(backend, checkpoint.state.get("weights_checksum") if checkpoint else None)
+        self.log = MetricsLog(job, meter, self.first_step, backend.name, backend.rank)
+
+    def _start(self) -> Checkpoint | None:
+        """Weights and step to begin with, and the checkpoint that the moments come from."""
+        job = self.job
+        checkpoint = load_newest(job.checkpoints_uri, rename=self.backend.rank == 0)
         if checkpoint is not None:
-            _check_identity(checkpoint, job)
-            self.model.load_state_dict(checkpoint.weights)
-            self.step, self.tokens_seen = checkpoint.step, checkpoint.state["tokens_seen"]
+            check_identity(checkpoint, job)
+            if checkpoint.interim:
+                self.lineage.restore(read_table(storage.join(checkpoint.uri, "lineage.parquet")))
+                self.metrics += read_table(storage.join(checkpoint.uri, "metrics.parquet")).to_pylist()
+        elif job.carried_uri is not None:
+            check_same_model(job.carried_uri, job.config.model)
+            checkpoint = load_checkpoint(job.carried_uri)
+            check_can_be_carried_on(checkpoint, job)
         elif job.initial_uri is not None:
             check_same_model(job.initial_uri, job.config.model)
             self.model.load_state_dict(load_checkpoint(job.initial_uri, with_optimizer=False).weights)
-        self.first_step = self.step
-        backend.place_model(self.model, training=True)
-        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        self.optimizer = init_state(parameters)
-        if checkpoint is not None and checkpoint.optimizer is not None:
-            backend.restore(checkpoint.optimizer.first, self.optimizer.first)
-            backend.restore(checkpoint.optimizer.second, self.optimizer.second)
-        backend.step_boundary()
-        self.pending: deque[tuple[int, Tensor]] = deque()
-        self.metrics: list[StepReport] = []
-        self.lineage: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self.last_report: StepReport | None = None
+        if checkpoint is not None:
+            self.checkpoint_uri = checkpoint.uri
+            self.model.load_state_dict(checkpoint.weights)
+            self.step, self.tokens_seen = checkpoint.step, checkpoint.state["tokens_seen"]
+        return checkpoint
 
     def train(self, batch: HostBatch) -> None:
         config = self.job.config
@@ -209,18 +241,26 @@ class _Run:
             on_device["scalars"],
             config.optimizer,
             self.backend,
+            compute_dtype=COMPUTE_TYPES[config.compute_dtype],
+            spike_sigmas=config.spike_sigmas,
         )
         self.backend.step_boundary()
         self.step += 1
         self.pending.append((self.step, values))
-        self.lineage.append((self.step, batch["refs"], batch["sequence_hash"]))
+        self.lineage.add(self.step, batch["refs"], batch["sequence_hash"])
+        self.meter.step_ended()
 
     def flush(self) -> None:
-        """Reads the values of the steps since the last time."""
+        """Reads the values of the steps since the last time. Raises `BadStep` and `Corrupted`."""
+        steps = [step for step, _ in self.pending]
         fetched = self.backend.fetch([values for _, values in self.pending])
+        self.pending.clear()
         config = self.job.config
-        for (step, _), (loss_sum, targets, grad_norm) in zip(self.pending, fetched, strict=True):
+        reports = []
+        for step, values in zip(steps, fetched, strict=True):
+            loss_sum, targets, grad_norm, bad, *_ = values
             self.tokens_seen += round(targets)
+            sums = checksums(values)
             self.last_report = StepReport(
                 step=step,
                 loss_sum=loss_sum,
@@ -228,103 +268,87 @@ class _Run:
                 learning_rate=learning_rate(config.optimizer, step - 1, config.steps),
                 grad_norm=grad_norm,
                 tokens_seen=self.tokens_seen,
+                bad=bool(bad),
+                weights_checksum=sums["weights_after"],
+                gradients_checksum=sums["gradients"],
             )
-            self.metrics.append(self.last_report)
+            reports.append(self.last_report)
             if self.on_step is not None:
                 self.on_step(self.last_report)
-        self.pending.clear()
+        rows = [dataclasses.asdict(report) for report in reports]
+        self.metrics += rows
+        if steps:
+            self.log.steps(rows, max(0, COMPILED_STEPS - (steps[0] - 1 - self.first_step)))
+        self.watch.check(steps, fetched)
+        for report in reports:
+            if report.bad:
+                self._meet_bad_step(report)
 
-    def save(self) -> None:
+    def _meet_bad_step(self, report: StepReport) -> None:
+        names = self.lineage.rows_of(report.step)
+        self.log.event("bad_step", step=report.step, loss=report.loss, grad_norm=report.grad_norm, rows=names)
+        if self.job.on_bad_step == "skip":
+            logger.warning("step %d was skipped: loss %g, gradient %g", report.step, report.loss, report.grad_norm)
+            return
+        _, batch = next(iter(self.feed(report.step - 1, report.step)))
+        columns = {name: batch[name] for name in DEVICE_COLUMNS if name in batch}
+        rows = worst_rows(self.model, self.loss, columns, names, self.backend)
+        self.log.event("bad_rows", step=report.step, rows=rows)
+        raise BadStep(bad_step_message(report.step, report.loss, report.grad_norm, rows))
+
+    def save(self, interim: bool = False) -> None:
+        """Takes a snapshot and hands it to the thread that writes it."""
         self.flush()
-        lineage = self._lineage_table()
-        if self.backend.rank == 0:
-            tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
-            tensors |= {f"first/{name}": tensor for name, tensor in self.optimizer.first.items()}
-            tensors |= {f"second/{name}": tensor for name, tensor in self.optimizer.second.items()}
-            host = self.backend.snapshot(tensors)
-            self.checkpoint_uri = save_checkpoint(
-                self.job.checkpoints_uri,
-                step=self.step,
-                weights=_under("weights/", host),
-                optimizer=OptimizerState(first=_under("first/", host), second=_under("second/", host)),
-                state={
-                    "step": self.step,
-                    "tokens_seen": self.tokens_seen,
-                    "identity": self.job.identity(),
-                    "setup": {
-                        "device": self.backend.name,
-                        "workers": self.backend.world_size,
-                        "microbatch_rows": self.job.microbatch_rows,
-                        "cpu_threads": self.job.cpu_threads,
-                        "remat": self.backend.remat,
-                    },
-                },
-                tables={"metrics": self._metrics_table(), "lineage": lineage},
-                before_commit=lambda: check_lease(self.job),
+        with self.meter.spent("save"):
+            tables = {
+                "metrics": pa.Table.from_pylist(self.metrics, schema=METRICS),
+                "lineage": self.lineage.table(),
+            }
+            if self.backend.rank == 0:
+                self._hand_over(tables, interim)
+        if not interim:
+            self.metrics = []
+            self.lineage.clear()
+        self.log.summarize(self.step)
+
+    def _hand_over(self, tables: dict[str, pa.Table], interim: bool) -> None:
+        self.saver.wait()  # before the snapshot: two at once would be twice the memory
+        job, config = self.job, self.job.config
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        host_weights, state = snapshot_state(self.backend, weights, self.optimizer)
+        step = self.step
+        about = {
+            "step": step,
+            "tokens_seen": self.tokens_seen,
+            "weights_checksum": self.last_report.weights_checksum if self.last_report else None,
+            "identity": job.identity(),
+            "setup": {
+                "device": self.backend.name,
+                "workers": self.backend.world_size,
+                "microbatch_rows": job.microbatch_rows,
+                "cpu_threads": job.cpu_threads,
+                "remat": self.backend.remat,
+            },
+        }
+        self.checkpoint_uri = checkpoint_uri(job.checkpoints_uri, step)
+
+        interim_before, self.interim_before = self.interim_before, interim
+
+        def write() -> None:
+            save_checkpoint(
+                job.checkpoints_uri,
+                step=step,
+                weights=host_weights,
+                optimizer=state,
+                state=about,
+                tables=tables,
+                before_commit=lambda: check_lease(job),
+                interim=interim,
             )
-        self.metrics.clear()
-        self.lineage.clear()
+            if config.keep_last is not None or interim_before:
+                apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
 
-    def _metrics_table(self) -> pa.Table:
-        rows = [dataclasses.asdict(report) for report in self.metrics]
-        return pa.Table.from_pylist(rows, schema=METRICS)
-
-    def _lineage_table(self) -> pa.Table:
-        """The rows of all workers since the last checkpoint, in the order of steps and slots."""
-        backend, rows = self.backend, self.job.worker_rows
-        steps = np.repeat(np.array([step for step, _, _ in self.lineage], np.int64), rows)
-        slots = np.tile(np.arange(backend.rank * rows, (backend.rank + 1) * rows, dtype=np.int32), len(self.lineage))
-        refs = np.concatenate([refs for _, refs, _ in self.lineage])
-        hashes = np.concatenate([hashes for _, _, hashes in self.lineage])
-        steps, slots, refs, hashes = (backend.gather(part) for part in (steps, slots, refs, hashes))
-        order = np.lexsort((slots, steps))
-        names = pa.array([dataset.name for dataset, _ in self.job.sequences])
-        columns: list[Any] = [
-            steps[order],
-            slots[order],
-            names.take(pa.array(refs[order, 0])),
-            refs[order, 1],
-            refs[order, 2],
-            hashes[order],
-        ]
-        return pa.Table.from_arrays([pa.array(column) for column in columns], schema=LINEAGE)
-
-
-def check_lease(job: TrainJob) -> None:
-    """Raises RuntimeError where the lease file is gone or no longer carries the job's token."""
-    if job.lease_uri is None or job.lease_token is None:
-        return
-    try:
-        held = job.lease_token.encode() in storage.read_bytes(job.lease_uri)
-    except FileNotFoundError:
-        held = False
-    if not held:
-        raise RuntimeError(
-            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run; this one stops "
-            "without committing its checkpoint"
-        )
-
-
-def _check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
-    saved, ours = checkpoint.state["identity"], job.identity()
-    differing = sorted(_differences(saved, ours))
-    if differing:
-        raise ValueError(
-            f"{checkpoint.uri} belongs to another run: {'; '.join(differing)}; "
-            "give this run another checkpoints directory, or the config and inputs of that one"
-        )
-
-
-def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        for name in saved.keys() | ours.keys():
-            yield from _differences(saved.get(name), ours.get(name), f"{path}.{name}" if path else name)
-    elif saved != ours:
-        yield f"{path} was {saved!r} and is {ours!r}"
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        self.saver.submit(write)
 
 
 def _use_threads(threads: int | None) -> None:

@@ -49,15 +49,21 @@ That function may be called once, and only before `log_q_PV` is used for somethi
 
 
 def next_token_loss(
-    model: Gemma2, batch: Batch, *, chunk_positions: int = CHUNK_POSITIONS, run_head: "RunHead | None" = None
+    model: Gemma2,
+    batch: Batch,
+    *,
+    chunk_positions: int = CHUNK_POSITIONS,
+    run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the next token, summed over targets, and the number of targets; both float32 scalars.
 
-    `run_head`, here and below: how the backend walks the slices; None is `loop_head`.
+    `run_head`, here and below: how the backend walks the slices; None is `loop_head`. `z_loss`: weight of log(Z)^2 at
+    each target in the gradient (arXiv 2204.02311, section 5); the sum is without it.
     """
     next_BT1 = _next_ids(batch)
     weights_BT1 = torch.ones_like(next_BT1, dtype=torch.float32)
-    head = Head(model.config.final_softcap, 1.0, _to_weighted_ids, chunk_positions)
+    head = Head(model.config.final_softcap, 1.0, _to_weighted_ids, chunk_positions, z_loss=z_loss)
     return _masked_sum(model, batch, head, [next_BT1, weights_BT1], run_head)
 
 
@@ -70,12 +76,13 @@ def distill_loss(
     alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to counts / N of the teacher's N `draws`, summed over targets, and their number.
 
     Its gradient has full distillation's as its expectation (arXiv 2503.16870).
     """
-    head = Head(model.config.final_softcap, temperature, _to_weighted_ids, chunk_positions, alpha)
+    head = Head(model.config.final_softcap, temperature, _to_weighted_ids, chunk_positions, alpha, z_loss)
     weights_BTK = batch["target_counts"].float() * (head.target_mass / draws)
     return _masked_sum(model, batch, head, [batch["target_ids"].long(), weights_BTK], run_head)
 
@@ -89,6 +96,7 @@ def distill_topk_loss(
     alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to what the teacher's K best ids say, summed over targets, and their number.
 
@@ -105,7 +113,7 @@ def distill_topk_loss(
     # Padding repeats the first id, so that it takes nothing out of the tail.
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
     objective = _to_top_and_tail if tail == "bucket" else _to_weighted_ids
-    head = Head(model.config.final_softcap, temperature, objective, chunk_positions, alpha)
+    head = Head(model.config.final_softcap, temperature, objective, chunk_positions, alpha, z_loss)
     probs_BTK = log_probs_BTK.exp() * head.target_mass
     tail_BT1 = batch["target_tail"].float()[..., None] * head.target_mass
     match tail:
@@ -129,9 +137,10 @@ def distill_full_loss(
     alpha: float = 0.0,
     chunk_positions: int = CHUNK_POSITIONS,
     run_head: "RunHead | None" = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats to the teacher's whole distribution: what the others estimate, for tests of them."""
-    head = Head(model.config.final_softcap, temperature, _to_distribution, chunk_positions, alpha)
+    head = Head(model.config.final_softcap, temperature, _to_distribution, chunk_positions, alpha, z_loss)
     probs_BTV = batch["target_probs"].float()
     targets = [probs_BTV if head.target_mass == 1.0 else probs_BTV * head.target_mass]
     return _masked_sum(model, batch, head, targets, run_head)
@@ -226,6 +235,7 @@ class Head:
     objective: Objective
     chunk_positions: int
     alpha: float = 0.0
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < math.inf:
@@ -257,12 +267,16 @@ class Head:
         of their shape.
         """
         logits_PV = products_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        losses_P, gradient = self._of_logits(logits_PV, torch.log_softmax(logits_PV, dim=-1, out=out), targets)
+        log_q_PV = torch.log_softmax(logits_PV, dim=-1, out=out)
+        log_z_P1 = logits_PV[..., :1] - log_q_PV[..., :1] if self.z_loss else None
+        losses_P, gradient = self._of_logits(logits_PV, log_q_PV, targets)
 
         def by_products() -> Tensor:
             # Through the division by T and the cap: d (cap / T) tanh(x / cap) / dx = (1 - tanh^2) / T
             slope = -((self.temperature / self.softcap) ** 2)
             by_logits_PV = gradient()
+            if log_z_P1 is not None:  # d z log(Z)^2 / d logits = 2 z log(Z) q
+                by_logits_PV = by_logits_PV.addcmul_((logits_PV - log_z_P1).exp_(), log_z_P1, value=2.0 * self.z_loss)
             return by_logits_PV.addcmul_(by_logits_PV, logits_PV.square_(), value=slope)
 
         return losses_P, by_products

@@ -8,6 +8,7 @@ AdamW: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 171
 """
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from training.config import OptimizerConfig
 
+SPIKE_AFTER = 50  # steps before a loss can be a spike: at first it falls fast
+SPIKE_SHARE = 0.05  # of a new loss in the running mean and variance: they follow some 20 steps
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that the two agree to the last bits
 
 
@@ -27,21 +30,31 @@ class OptimizerState:
     """running mean of the gradients"""
     second: dict[str, Tensor]
     """running mean of the squared gradients"""
+    average: dict[str, Tensor] | None = None
+    """running mean of the weights, where one is kept"""
+    loss_statistics: Tensor | None = None
+    """float32 [3]: steps, running mean and variance of the loss, where spikes are looked for"""
 
 
-def init_state(parameters: Mapping[str, Tensor]) -> OptimizerState:
-    """Zero moments beside each parameter, in float32 whatever the parameter's type."""
+def init_state(parameters: Mapping[str, Tensor], average: bool = False, statistics: bool = False) -> OptimizerState:
+    """Zero moments beside each parameter, in float32 whatever the parameter's type; more where it is asked for."""
 
     def zeros() -> dict[str, Tensor]:
         return {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
 
-    return OptimizerState(first=zeros(), second=zeros())
+    return OptimizerState(
+        first=zeros(),
+        second=zeros(),
+        average={name: p.detach().float().clone() for name, p in parameters.items()} if average else None,
+        loss_statistics=torch.zeros(3, device=next(iter(parameters.values())).device) if statistics else None,
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Of step `step` (from 0) of `steps`: a linear rise that ends at the highest rate, then the decay.
 
-    The first step after the warm-up has the highest rate, the last one the final rate.
+    The first step after the warm-up has the highest rate, the last one the final rate. `wsd` stays at the highest until
+    the last `cooldown_steps`.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
@@ -54,6 +67,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
             left = 1.0 - progress
         case "cosine":
             left = 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "wsd":
+            cooled = max(0.0, (step + 1 - (steps - config.cooldown_steps)) / config.cooldown_steps)
+            left = 1.0 - (math.sqrt(cooled) if config.cooldown_shape == "sqrt" else cooled)
     final = config.final_learning_rate_fraction
     return config.learning_rate * (final + (1.0 - final) * left) if config.decay != "constant" else config.learning_rate
 
@@ -77,9 +93,9 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
-def decays(name: str) -> bool:
-    """Whether the parameter is a matrix; by name, since a stack of norm scales has two dimensions too."""
-    return not name.endswith("norm.weight")
+def decays(name: str, config: OptimizerConfig) -> bool:
+    """Whether the parameter decays; by name, since a stack of norm scales has two dimensions as a matrix has."""
+    return not any(fnmatch.fnmatchcase(name, pattern) for pattern in config.no_decay)
 
 
 @torch.no_grad()
@@ -90,26 +106,35 @@ def adamw_(
     scalars: Tensor,
     gradient_scale: Tensor,
     config: OptimizerConfig,
+    norm: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """One step of AdamW in place. Returns the norm of the mean gradient before clipping.
 
     `gradients` are SUMS over targets, in the order of `parameters`; `gradient_scale` is 1 / number of targets, so the
-    division happens once. `scalars` is `step_scalars(...)` on the device. Matrices decay, norm scales do not.
-    Float32 gradients are used up: their memory holds the update, so that no other is needed.
+    division happens once. `scalars` is `step_scalars(...)` on the device. `norm` is that norm where the caller has it.
+    `keep`, a bool on the device: where it is false nothing changes, whatever the gradients are. Float32 gradients are
+    used up: their memory holds the update, so that no other is needed.
     """
     names = list(parameters)
-    norm = global_norm(gradients) * gradient_scale
+    if norm is None:
+        norm = global_norm(gradients) * gradient_scale
+    if keep is None:
+        keep = torch.ones((), dtype=torch.bool, device=norm.device)
+    kept = keep.float()
     scale = gradient_scale
     if config.grad_clip:
         scale = scale * torch.clamp(config.grad_clip / (norm + CLIP_EPS), max=1.0)
     mean = [gradient.float() for gradient in gradients]
     torch._foreach_mul_(mean, scale)
+    _clear_unless(keep, mean)
     first = [state.first[name] for name in names]
     second = [state.second[name] for name in names]
     decay, rate, correction = scalars.unbind()
 
-    torch._foreach_lerp_(first, mean, 1.0 - config.beta1)
-    torch._foreach_mul_(second, config.beta2)
+    torch._foreach_mul_(first, 1.0 - kept * (1.0 - config.beta1))
+    torch._foreach_add_(first, mean, alpha=1.0 - config.beta1)
+    torch._foreach_mul_(second, 1.0 - kept * (1.0 - config.beta2))
     torch._foreach_addcmul_(second, mean, mean, 1.0 - config.beta2)
     update = mean
     torch._foreach_copy_(update, second)
@@ -118,9 +143,42 @@ def adamw_(
     torch._foreach_add_(update, config.eps)
     torch._foreach_reciprocal_(update)
     torch._foreach_mul_(update, first)
-    torch._foreach_mul_(update, rate)
-    if config.weight_decay:
-        matrices = [parameter for name, parameter in parameters.items() if decays(name)]
-        torch._foreach_mul_(matrices, 1.0 - decay)
+    torch._foreach_mul_(update, rate * kept)
+    decaying = [parameter for name, parameter in parameters.items() if decays(name, config)]
+    if config.weight_decay and decaying:
+        torch._foreach_mul_(decaying, 1.0 - decay * kept)
     torch._foreach_sub_(list(parameters.values()), update)
+    if state.average is not None:
+        weights = [parameter.float() for parameter in parameters.values()]
+        torch._foreach_lerp_([state.average[name] for name in names], weights, 1.0 - config.average_decay)
     return norm
+
+
+def _clear_unless(keep: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Zeros where `keep` is false. A product with zero would not do: what is not finite stays so."""
+    if keep.device.type == "cpu":  # the value is at hand, and a masked fill costs as much as the rest of the update
+        if not keep:
+            torch._foreach_zero_(list(tensors))
+        return
+    for tensor in tensors:
+        tensor.masked_fill_(~keep, 0.0)
+
+
+def loss_is_spike(statistics: Tensor, loss: Tensor, sigmas: float) -> Tensor:
+    """Whether the loss lies `sigmas` standard deviations above its running mean (never in the first SPIKE_AFTER steps).
+
+    `statistics` is `OptimizerState.loss_statistics`.
+    """
+    steps, mean, variance = statistics.unbind()
+    return (steps >= SPIKE_AFTER) & (loss > mean + sigmas * variance.sqrt())
+
+
+def update_statistics_(statistics: Tensor, loss: Tensor, keep: Tensor) -> None:
+    """Takes the loss into the running mean and variance (plain ones at first) unless `keep` is false."""
+    steps, mean, variance = statistics.unbind()
+    share = torch.clamp(1.0 / (steps + 1.0), min=SPIKE_SHARE)
+    difference = loss - mean
+    grown = torch.stack(
+        [steps + 1.0, mean + share * difference, (1.0 - share) * (variance + share * difference * difference)]
+    )
+    statistics.copy_(torch.where(keep, grown, statistics))

@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     from training.config import TrainJob
     from training.loop import Feed, HostBatch, StepReport, TrainSummary
 
+logger = logging.getLogger(__name__)
+
 PROGRESS_SECONDS = 1.0
+NOTICE_SECONDS = 1.0  # between questions whether the machine is about to go: a question costs some milliseconds
 STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
 
 # Read by Ray Train in the driver or handed on by it; what the caller has set stays as it is.
@@ -49,9 +54,10 @@ FIT_ENVIRONMENT = {
 # Services that only work with, or only feed, a dashboard: without one they are processes and threads for nothing.
 WITHOUT_DASHBOARD_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
+# On one node there is nowhere to go to when it is taken away.
+ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @dataclasses.dataclass
@@ -99,13 +105,15 @@ def fit(
     cpus_per_worker: float = 1.0,
     resources_per_worker: Mapping[str, float] | None = None,
     max_failures: int = 0,
+    max_preemptions: int = -1,
     on_progress: Callable[[StepReport], None] | None = None,
     ray_storage_uri: str | None = None,
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
     `resources_per_worker` adds to the CPUs (for example {"TPU": 4}). `max_failures` is how often Ray starts the
-    workers again after one died. `on_progress` hears about once a second of the newest step, in a thread.
+    workers again after one died, `max_preemptions` after a machine was taken away (-1: always). `on_progress` hears
+    about once a second of the newest step, in a thread.
     `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
     that all of them see).
 
@@ -122,7 +130,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        stack.enter_context(_environment(FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)))
+        environment = FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)
+        stack.enter_context(_environment(environment | ({} if len(ray.nodes()) > 1 else ONE_NODE_ENVIRONMENT)))
         trainer = _Trainer(
             _train_on_worker,
             train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
@@ -133,7 +142,9 @@ def fit(
             run_config=ray.train.RunConfig(
                 name="train",
                 storage_path=ray_storage_uri,
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=max_failures, max_preemption_failures=max_preemptions
+                ),
             ),
         )
         if on_progress is not None:
@@ -165,17 +176,27 @@ class _Trainer(DataParallelTrainer):
 
 def _train_on_worker(config: dict[str, Any]) -> bytes:
     """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    from model.flops import train_flops_per_token
     from training.backend import make_backend
+    from training.faults import BadStep, Drained
     from training.feed import direct_feed
     from training.loop import run_training
+    from training.metrics import StepMeter
 
     job: TrainJob = pickle.loads(config["job"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
+    meter = StepMeter(
+        tokens_per_step=job.config.global_batch * job.sequence_length,
+        flops_per_token=train_flops_per_token(job.config.model, job.sequence_length),
+    )
+    told = _Gauges(job) if rank == 0 else None
+
     def report(step: StepReport) -> None:
-        if rank == 0:
+        if told is not None:
             internal_kv._internal_kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)))
+            told.tell(step, meter.report(step.step))
 
     try:
         if job.cpu_threads is None:
@@ -184,11 +205,63 @@ def _train_on_worker(config: dict[str, Any]) -> bytes:
             job = dataclasses.replace(job, cpu_threads=max(1, share))
         backend = make_backend(job.device, rank, world_size, job.remat)
         feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
-        return pickle.dumps(run_training(job, backend, feed, report))
+        timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
+        while True:
+            try:
+                return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(world_size)))
+            except Drained as drained:
+                logger.warning("%s", drained)
+                _wait_for_the_end()
+    except BadStep as error:
+        return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
     except ValueError as error:
         if world_size > 1:
             raise  # the others may be waiting for this worker; Ray stops them
         return pickle.dumps(error)  # not a failure that starting again would mend
+
+
+class _Gauges:
+    """The run's gauges, as training/metrics.py names them, on this node's metrics port."""
+
+    def __init__(self, job: TrainJob) -> None:
+        from ray.util.metrics import Gauge
+
+        from training.metrics import METRICS
+
+        self.run = "/".join(job.checkpoints_uri.split("/")[-3:-1])  # stage/fingerprint
+        mine = [one for one in METRICS.values() if one.kind == "gauge"]
+        self.gauges = {one.name: Gauge(one.name, description=one.help, tag_keys=one.labels) for one in mine}
+        self._set("gemma2_train_steps_wanted", job.config.steps)
+
+    def tell(self, step: StepReport, measured: Mapping[str, float]) -> None:
+        known = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
+        for name, value in {**measured, **{f"gemma2_train_{key}": one for key, one in known.items()}}.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        self.gauges[name].set(value, tags={"run": self.run})
+
+
+class _Notice:
+    """Asks Ray whether a machine of ours is about to be taken away; the question is a meeting of all workers.
+
+    One worker asks every NOTICE_SECONDS, several after every step: each has to ask as often as the others.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._alone, self._asked = world_size == 1, time.monotonic()
+
+    def __call__(self) -> bool:
+        if self._alone and time.monotonic() - self._asked < NOTICE_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return ray.train.get_preemption_info() is not None
+
+
+def _wait_for_the_end() -> None:
+    """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost. Returns after a false alarm."""
+    while ray.train.get_preemption_info() is not None:
+        time.sleep(NOTICE_SECONDS)
 
 
 def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:

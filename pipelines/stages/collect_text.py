@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-from data import sources
+from data import schema, sources
 from pipelines.inputs import ExternalFile
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
@@ -84,7 +84,7 @@ class _Collect:
                 parts={"text": Part(table=batch.text), "rejects": Part(table=batch.rejects)},
                 dropped={count["values"]: count["counts"] for count in counts},
                 facts={
-                    "text_bytes": sum(len(value.encode()) for value in batch.text["text"].to_pylist()),
+                    "text_bytes": schema.text_bytes(batch.text["text"]),
                     "fixed": batch.fixed,
                     "passed_over": batch.passed_over,
                 },

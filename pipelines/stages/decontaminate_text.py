@@ -84,7 +84,7 @@ class _Search:
         return ShardOutput(
             parts={"text": Part(table=kept), "hits": Part(table=hits)},
             dropped={"contaminated": dropped} if dropped else {},
-            facts={"text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist())},
+            facts={"text_bytes": schema.text_bytes(kept["text"])},
         )
 
 

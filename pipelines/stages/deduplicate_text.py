@@ -149,7 +149,7 @@ class _Drop:
         return ShardOutput(
             parts={"text": Part(table=kept), "clusters": Part(table=clusters)},
             dropped={count["values"]: count["counts"] for count in counts},
-            facts={"text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist())},
+            facts={"text_bytes": schema.text_bytes(kept["text"])},
         )
 
 

@@ -110,7 +110,7 @@ class _Filter:
             parts={"text": Part(table=kept), "rejects": Part(table=rejects)},
             dropped={count["values"]: count["counts"] for count in counts},
             facts={
-                "text_bytes": sum(len(text.encode()) for text in kept["text"].to_pylist()),
+                "text_bytes": schema.text_bytes(kept["text"]),
                 "rewritten": dict(rewritten),
             },
         )

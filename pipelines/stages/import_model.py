@@ -22,7 +22,8 @@ from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, committed_files
 from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import checkpoint_uri, read_commit, save_checkpoint
+from training.checkpoint import save_checkpoint
+from training.records import checkpoint_uri, read_commit
 
 CONFIG_FILE = "config.json"
 HF_ENDINGS = (".safetensors", ".safetensors.index.json")

@@ -18,7 +18,7 @@ from data.tokenizer import BOS, Tokenizer
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 2
+VERSION = 3
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(
@@ -71,7 +71,7 @@ class _Tokenize:
         return ShardOutput(
             parts={"tokens": Part(table=tokens, tokens=_length(tokens["tokens"]))},
             facts={
-                "text_bytes": sum(tokens["text_bytes"].to_pylist()),
+                "text_bytes": pc.sum(tokens["text_bytes"]).as_py() or 0,
                 "checked_documents": sum(checked for _, checked in batches),
                 "sources": tokens["source"].unique().to_pylist(),
             },

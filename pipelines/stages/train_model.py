@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data import storage
 from data.logits import CodecSpec
@@ -17,8 +17,12 @@ from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
 from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import STATE_NAME, check_same_model, list_checkpoints
+from training.checkpoint import check_same_model
 from training.config import TrainingConfig, TrainJob
+from training.records import STATE_NAME, list_checkpoints
+
+if TYPE_CHECKING:
+    from training.summary import StepReport
 
 VERSION = 2
 READS = {
@@ -31,7 +35,14 @@ READS = {
         dataset="checkpoints",
         optional=True,
     ),
+    "from": Read(
+        help="checkpoint to carry on from (REF@step): its weights, moments, step and place in the order",
+        dataset="checkpoints",
+        optional=True,
+    ),
 }
+LOGS = "logs"
+"""folder of what has clock times, beside the manifest and not in it"""
 WRITES = ("checkpoints", "metrics", "lineage")
 
 
@@ -41,7 +52,7 @@ class Config(TrainingConfig):
 
     mixture: tuple[str, ...] = ()
     """weights of the sources from a step on, as "STEP:source=weight,source=weight"; empty: in proportion to their
-    rows"""
+    rows, or as in the run that is carried on, whose phases before its step stay in any case"""
     order_seed: int = 0
     """of the order of row groups in epochs after the first"""
 
@@ -69,12 +80,17 @@ def run(context: Context, config: Config) -> Outcome:
     with context.progress(config.steps, "step") as advance:
         done = 0
 
-        def on_step(step: int) -> None:
+        def on_progress(report: "StepReport") -> None:
             nonlocal done
-            advance(step - done)
-            done = step
+            advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
+            done = report.step
 
-        summary = worker.fit(job, on_progress=lambda report: on_step(report.step))
+        summary = worker.fit(
+            job,
+            max_failures=context.resources.max_failures,
+            max_preemptions=context.resources.max_preemptions,
+            on_progress=on_progress,
+        )
     datasets, steps = committed_files(context.directory)
     return Outcome(
         datasets={
@@ -94,6 +110,7 @@ def run(context: Context, config: Config) -> Outcome:
             "loop_seconds": summary.loop_seconds,
             "compiles": summary.compiles,
             "row_tokens_per_second": summary.steps_per_second * config.global_batch * job.sequence_length,
+            "metrics": dict(summary.metrics),
         },
     )
 
@@ -127,8 +144,12 @@ def make_job(context: Context, config: Config) -> TrainJob:
     if len({spec for spec, _ in checked}) > 1:
         values = ", ".join(f"{one.reference} is {spec}" for one, (spec, _) in zip(logits, checked, strict=True))
         raise ValueError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
-    initial = context.inputs.get("initial", [])
-    for one in initial:
+    initial, carried = context.inputs.get("initial", []), context.inputs.get("from", [])
+    if initial and carried:
+        raise ValueError(
+            "--initial starts a run from weights, --from carries one on with its moments; give one of the two"
+        )
+    for one in [*initial, *carried]:
         check_same_tokenizer(one, sequences[0])
         check_same_model(checkpoint_of(one), config.model)
     datasets = tuple(_dataset(one) for one in sequences)
@@ -137,20 +158,24 @@ def make_job(context: Context, config: Config) -> TrainJob:
         config=TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__}),
         checkpoints_uri=storage.join(context.directory, CHECKPOINTS),
         sequences=tuple((dataset, tuple(one.uris())) for dataset, one in zip(datasets, sequences, strict=True)),
-        phases=_phases(config, datasets),
+        phases=_phases(config, datasets, checkpoint_of(carried[0]) if carried else None),
         order_seed=config.order_seed,
         sequence_length=facts[0]["sequence_length"],
         vocab_size=facts[0]["vocab_size"],
         logits=tuple(tuple(one.uris()) for one in logits) if logits else None,
         codec=checked[0][0] if checked else None,
         max_unique=max(unique for _, unique in checked) if checked else None,
-        input_fingerprints={one.reference: one.content() for one in [*sequences, *logits, *initial]},
+        input_fingerprints={one.reference: one.content() for one in [*sequences, *logits, *initial, *carried]},
         initial_uri=checkpoint_of(initial[0]) if initial else None,
+        carried_uri=checkpoint_of(carried[0]) if carried else None,
         device=context.resources.device,
         workers=context.resources.workers,
         microbatch_rows=context.resources.microbatch_rows,
         remat=context.resources.remat,
         feed=context.resources.feed,
+        on_bad_step=context.resources.on_bad_step,
+        logs_uri=storage.join(context.directory, LOGS),
+        tensorboard=context.resources.tensorboard,
         lease_uri=lease.uri if lease else None,
         lease_token=lease.token if lease else None,
     )
@@ -162,7 +187,10 @@ def plan_notes(config: Config, inputs: Mapping[str, Sequence[Input]]) -> Iterato
     if any(read_manifest(one.directory) is None for one in sequences):
         return
     datasets = tuple(_dataset(one) for one in sequences)
-    phases = _phases(config, datasets)
+    carried = inputs.get("from", ())
+    if any(read_manifest(one.directory) is None for one in carried):
+        return
+    phases = _phases(config, datasets, checkpoint_of(carried[0]) if carried else None)
     order = Order(datasets, phases, config.global_batch, config.order_seed)
     starts = [phase.start_step for phase in phases if phase.start_step < config.steps]
     for start, end in zip(starts, [*starts[1:], config.steps], strict=True):
@@ -206,12 +234,35 @@ def check_logits(sequences: Input, logits: Input) -> tuple[CodecSpec, int]:
     return spec, facts["max_unique"]
 
 
-def _phases(config: Config, datasets: tuple[SequenceDataset, ...]) -> tuple[MixturePhase, ...]:
+def _phases(
+    config: Config, datasets: tuple[SequenceDataset, ...], carried_uri: str | None = None
+) -> tuple[MixturePhase, ...]:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise ValueError(
             f"two sequences of one source ({', '.join(names)}); collect them with different --source names"
         )
-    if config.mixture:
-        return tuple(parse_phase(text) for text in config.mixture)
+    given = tuple(parse_phase(text) for text in config.mixture)
+    if carried_uri is not None:
+        return _carried_phases(carried_uri, given)
+    if given:
+        return given
     return (MixturePhase(start_step=0, weights=tuple((one.name, float(sum(one.shard_rows))) for one in datasets)),)
+
+
+def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixturePhase, ...]:
+    """The phases of the run that is carried on, up to its step, and the given ones."""
+    state = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))
+    step = state["step"]
+    before = tuple(
+        MixturePhase(start_step=phase["start_step"], weights=tuple((name, weight) for name, weight in phase["weights"]))
+        for phase in state["identity"]["phases"]
+    )
+    if not given:
+        return before
+    if early := [phase.start_step for phase in given if phase.start_step < step]:
+        raise ValueError(
+            f"mixture phases start at {early} and the run carried on has done {step} steps; steps count from the start "
+            f"of that run: start new phases at {step} or later"
+        )
+    return (*(phase for phase in before if phase.start_step < step), *given)

@@ -1,7 +1,10 @@
-"""python -m tests.benchmarks [step gpu model data logits audit distill]: speeds, against a rival of the same run.
+"""python -m tests.benchmarks [PART ...]: speeds as ratios against a rival measured in the same run.
 
-Each pair is timed in turns (ours, rival, ours, ...), and the medians are compared. About ten minutes on two cores.
-Words choose parts. The train step on a GPU is tests/benchmarks/train_step.py.
+    step gpu model data                             training, decoding, feeds: timed in turns, medians compared
+    tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
+    logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
+
+Without words, all parts: about half an hour on two cores. The train step on a GPU is tests/benchmarks/train_step.py.
 """
 
 import os
@@ -20,11 +23,17 @@ from rich.table import Table
 
 from tests.benchmarks import (
     audit_table,
+    corpus,
+    cost,
     data_speed,
+    dedup_speed,
     distill_speed,
     logits_cost,
+    manifest_size,
+    memory,
     model_speed,
     step_speed,
+    tokenize_speed,
     train_step,
 )
 
@@ -76,6 +85,14 @@ def timed(benchmarks: Iterable[model_speed.Benchmark]) -> Iterator[step_speed.Ro
         )
 
 
+def with_corpus(part: Callable[[], Iterator[step_speed.Row]]) -> Iterator[step_speed.Row]:
+    """The part's rows, or one that says what is missing for the corpus."""
+    try:
+        yield from part()
+    except corpus.MissingError as missing:
+        yield step_speed.Row(what="on a corpus of 1 GB", ours="not run", rival=str(missing), ratio="")
+
+
 def on_a_gpu() -> Iterator[step_speed.Row]:
     if not torch.cuda.is_available():
         yield step_speed.Row(what="train step, 2B, 8192 tokens, a GPU", ours="not run", rival="no GPU here", ratio="")
@@ -88,6 +105,12 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "gpu": on_a_gpu,
     "model": lambda: timed(model_speed.benchmarks()),
     "data": lambda: timed(data_speed.benchmarks()),
+    "tokenize": lambda: with_corpus(tokenize_speed.rows),
+    "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
+    "filter": lambda: with_corpus(dedup_speed.filter_rows),
+    "memory": lambda: with_corpus(memory.rows),
+    "manifests": manifest_size.rows,
+    "cost": cost.rows,
     "logits": logits_cost.rows,
     "audit": audit_table.rows,
     "distill": lambda: timed(distill_speed.benchmarks()),

@@ -91,7 +91,7 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
     }
 
     def step() -> float:
-        loss_sum, targets, _ = train_step(model, next_token_loss, state, [batch], scalars, optimizer, backend).tolist()
+        loss_sum, targets, *_ = train_step(model, next_token_loss, state, [batch], scalars, optimizer, backend).tolist()
         return float(loss_sum / targets)
 
     return step

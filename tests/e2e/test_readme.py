@@ -43,7 +43,9 @@ def test_the_submitted_line_is_the_one_that_the_smoke_test_submits() -> None:
     assert words[words.index("--") + 1 :][:5] == ["python", "-m", "pipelines", "run", "smoke"]
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan)", one)])
+@pytest.mark.parametrize(
+    "command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan|status)", one)]
+)
 def test_commands_that_only_tell_do(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +62,16 @@ def test_the_question_of_fit_is_a_cell_of_the_table() -> None:
     (line,) = [one for one in COMMANDS if one.startswith("python -m pipelines fit ")]
     asked = request_of(tyro.cli(Command, args=shlex.split(line)[4:]))
     assert asked in fit_table.requests().values()
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (trace|replay)", one)])
+def test_questions_about_a_run_are_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/e2e/test_trace.py has a run to ask; here it is missing, which is all that is wrong."""
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[3:]) == 2
+    assert "no run 'train_model/0123456789abcdef" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from pipelines import recipes
+from pipelines.__main__ import main
 from tests.e2e.cluster import RayCluster
 from tests.e2e.conftest import SmokeRun, pipelines
 
@@ -58,6 +59,16 @@ def test_distilled_and_scratch_saw_the_same_rows_in_the_same_order(smoke: SmokeR
             lineages[manifest["config"]["objective"]] = [read_table(str(run / shard["name"])) for shard in shards]
     assert lineages["distill"] == lineages["next_token"]
     assert sum(table.num_rows for table in lineages["distill"]) == 20 * 8
+
+
+def test_its_status_and_its_account_follow_from_its_files(smoke: SmokeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--root", str(smoke.root)]) == 0
+    assert capsys.readouterr().out.startswith("smoke: 14 of 14 steps done\n")
+    assert main(["account", "smoke", "--root", str(smoke.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "(14 of 14 steps finished)" in lines[0]
+    (teacher,) = [line.split() for line in lines if line.startswith("teacher ")]
+    assert teacher[1] == "10,240", "20 steps of 8 rows of 64 tokens"
 
 
 def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import config as configs
+from pipelines.arguments import parse_stage
 from pipelines.stage import load_stage, stage_names
 
 
@@ -115,3 +116,10 @@ def test_a_stage_is_declared_whole(name: str) -> None:
 def test_a_stage_that_is_none_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no stage 'filter_texts'; did you mean 'filter_text'\?"):
         load_stage("filter_texts")
+
+
+def test_an_input_may_be_named_like_a_word_of_python() -> None:
+    words = ["--model", "gemma2_2b", "--steps", "5", "--global-batch", "2", "--from", "train_model/0123456789abcdef@4"]
+    assert parse_stage(load_stage("train_model"), words).inputs["from"] == ("train_model/0123456789abcdef@4",)
+    with pytest.raises(ValueError, match="no field 'form'; did you mean 'from'"):
+        parse_stage(load_stage("train_model"), ["--form", "x"])

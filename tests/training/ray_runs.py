@@ -36,9 +36,9 @@ def main(directory: Path) -> dict[str, Any]:
 
 
 def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
-    steps = overrides.pop("steps", 12)
+    config = {name: overrides.pop(name) for name in ("steps", "checkpoint_every_steps") if name in overrides}
     (directory / name).mkdir()
-    job = example_job(directory / name / "checkpoints", config={"steps": steps}, **overrides)
+    job = example_job(directory / name / "checkpoints", config=config, **overrides)
     return write_sequences(directory / name, job)
 
 
@@ -50,11 +50,11 @@ def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
 
 def killed(directory: Path) -> dict[str, Any]:
     """Kills the worker with SIGKILL once; Ray starts it again and it continues from a checkpoint."""
-    job = job_named(directory, "killed", steps=600)
+    job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20)
     kills: list[int] = []
 
     def kill_once(report: StepReport) -> None:
-        if report.step >= 10 and not kills:
+        if report.step >= 50 and not kills:  # behind a checkpoint, which a thread writes
             kills.append(train_worker())
             os.kill(kills[0], signal.SIGKILL)
 

@@ -10,8 +10,11 @@ import torch
 
 from data import storage
 from training import checkpoint as module
-from training.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, read_rows, save_checkpoint
+from training.async_checkpoint import BackgroundSaver
+from training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from training.optim import OptimizerState
+from training.records import latest_checkpoint, list_checkpoints, read_commit, read_rows
+from training.retention import apply_retention, retire
 
 
 def save(root: Path, step: int, **overrides: Any) -> str:
@@ -122,3 +125,91 @@ def test_commit_lists_every_other_file(tmp_path: Path) -> None:
     uri = save(tmp_path, 6)
     files = json.loads((Path(uri) / "COMMIT").read_text())["files"]
     assert sorted([*files, "COMMIT"]) == [name for name, _ in storage.list_files(uri)]
+
+
+def test_a_damaged_checkpoint_is_passed_over_in_a_line_and_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(tmp_path, 5), save(tmp_path, 6)
+    path = Path(newer) / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = load_newest(str(tmp_path))
+    assert found is not None
+    assert found.uri == older
+    (line,) = caplog.messages
+    assert "step-00000006/optimizer.safetensors is damaged" in line
+    assert "continuing from the newest whole checkpoint before it" in line
+    assert load_checkpoint(save(tmp_path, 6)).step == 6
+
+
+def test_retention_keeps_the_last_and_every_nth_and_all_rows(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        save(tmp_path, step)
+        apply_retention(str(tmp_path), keep_last=2, keep_every_steps=3)
+    assert [int(uri[-1]) for uri in list_checkpoints(str(tmp_path))] == [3, 6, 7, 8]
+    rows = read_rows(str(tmp_path), "metrics")
+    assert rows is not None
+    assert rows["step"].to_pylist() == list(range(1, 9))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2 * 4
+    assert load_checkpoint(save(tmp_path, 5)).step == 5  # a run that went back writes a retired step anew
+
+
+def test_an_interrupted_retirement_is_finished(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    first = str(tmp_path / "step-00000001")
+    retire(first, read_commit(first) or {})  # TABLES is there, COMMIT is gone, the tensors are still there
+    assert (tmp_path / "step-00000001" / "model.safetensors").exists()
+    apply_retention(str(tmp_path), keep_last=1, keep_every_steps=0)
+    assert not (tmp_path / "step-00000001" / "model.safetensors").exists()
+    rows = read_rows(str(tmp_path), "metrics")
+    assert rows is not None
+    assert rows["step"].to_pylist() == [1, 2]
+
+
+def test_an_interim_checkpoint_goes_when_a_regular_one_is_there(tmp_path: Path) -> None:
+    save(tmp_path, 4, interim=True)
+    assert load_checkpoint(str(tmp_path / "step-00000004")).interim
+    apply_retention(str(tmp_path), keep_last=None, keep_every_steps=0)
+    assert latest_checkpoint(str(tmp_path)) is not None
+    save(tmp_path, 5)
+    rows = read_rows(str(tmp_path), "metrics")
+    assert rows is not None
+    assert rows["step"].to_pylist() == [5]  # of a real run it holds the rows of step 4 too
+    apply_retention(str(tmp_path), keep_last=None, keep_every_steps=0)
+    assert not (tmp_path / "step-00000004").exists()
+
+
+def test_a_save_that_fails_is_raised_where_the_training_is() -> None:
+    saver = BackgroundSaver()
+
+    def fail() -> None:
+        raise RuntimeError("disk full")
+
+    saver.submit(fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        saver.wait()
+    saver.check()
+
+
+@pytest.mark.slow
+def test_checkpoints_live_on_an_object_store_too(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    root = "gs://checkpoints/run"
+    fs, _ = storage.filesystem(root)
+    assert isinstance(fs, fsspec.AbstractFileSystem)
+    fs.mkdir("checkpoints")
+    for step in (1, 2, 3):
+        save(root, step)  # type: ignore[arg-type]
+        apply_retention(root, keep_last=1, keep_every_steps=0)
+    assert [uri[-1] for uri in list_checkpoints(root)] == ["3"]
+    newest = load_newest(root)
+    assert newest is not None
+    assert newest.weights["b"].tolist() == [[3, 4, 5], [6, 7, 8]]
+    rows = read_rows(root, "metrics")
+    assert rows is not None
+    assert rows["step"].to_pylist() == [1, 2, 3]

@@ -53,7 +53,7 @@ def test_a_job_that_cannot_run_is_refused(tmp_path: Path, change: dict[str, Any]
     [
         ({"objective": "destill"}, "allowed are 'next_token', 'distill'"),
         ({"steps": 0}, "the least allowed is 1"),
-        ({"optimizer": OptimizerConfig(warmup_steps=11)}, "warm up for fewer"),
+        ({"optimizer": OptimizerConfig(warmup_steps=11)}, "warm up and cool down for fewer"),
         ({"distill": DistillConfig(alpha=0.5)}, "set --objective distill, or leave it"),
     ],
 )

@@ -5,34 +5,40 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data.order import MixturePhase
 from data.schema import LINEAGE, METRICS
 from tests.training.examples import example_job, made_up_feed
 from training.backend import TorchBackend
-from training.checkpoint import latest_checkpoint, load_checkpoint, read_rows
-from training.config import TrainJob
+from training.checkpoint import load_checkpoint
+from training.config import OptimizerConfig, TrainJob
 from training.loop import StepReport, TrainSummary, run_training
+from training.records import latest_checkpoint, read_rows
 
 CPU = TorchBackend("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
 KILLED_RUN = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from tests.training.examples import example_job, made_up_feed
 from training import loop
 from training.backend import make_backend
+from training.records import latest_checkpoint
 
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loop.FETCH_STEPS = 1
 
 def on_step(report):
     if report.step == kill_at:
+        while kill_at > 5 and latest_checkpoint(str(directory)) is None:  # a thread writes it
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 job = example_job(directory, device=device)
@@ -155,6 +161,8 @@ def test_a_lost_lease_stops_the_run_before_the_commit(tmp_path: Path) -> None:
 
     def taken_over(report: StepReport) -> None:
         if report.step == 8:
+            while latest_checkpoint(job.checkpoints_uri) is None:  # that of step 5, which a thread writes
+                time.sleep(0.01)
             lease.write_text('{"token": "theirs"}')
 
     with pytest.raises(RuntimeError, match="another driver has taken over"):
@@ -182,3 +190,40 @@ def test_the_checkpoint_says_what_it_was_made_from(tmp_path: Path) -> None:
         "remat": "none",
     }
     assert all(tensor.dtype == torch.float32 for tensor in checkpoint.weights.values())
+
+
+def test_a_finished_run_is_carried_on_with_its_moments_and_its_place(tmp_path: Path) -> None:
+    """As far as both go, a run of 20 steps is one of 12 carried on: constant rate, so that the schedules agree."""
+    constant = OptimizerConfig(learning_rate=0.01, decay="constant")
+    jobs = [
+        example_job(tmp_path / name, config={"steps": steps, "optimizer": constant})
+        for name, steps in (("whole", 20), ("first", 12), ("second", 20))
+    ]
+    train(jobs[0])
+    carried = dataclasses.replace(jobs[2], carried_uri=train(jobs[1]).checkpoint_uri)
+    summary = train(carried)
+    assert (summary.first_step, summary.steps) == (12, 20)
+    weights = [load_checkpoint(str(tmp_path / name / "step-00000020")).weights for name in ("whole", "second")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    rows = [read_rows(str(tmp_path / name), "lineage") for name in ("whole", "second")]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    assert rows[1].equals(rows[0].slice(12 * 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": {"steps": 12}}, "has done 12 steps and this run is to end after 12"),
+        ({"config": {"steps": 20, "global_batch": 8}}, "global_batch was 4 and is 8"),
+        ({"config": {"steps": 20}, "order_seed": 1}, "order_seed was 0 and is 1"),
+        (
+            {"config": {"steps": 20}, "phases": (MixturePhase(start_step=0, weights=(("prose", 1.0),)),)},
+            "the mixture before step 12 was",
+        ),
+    ],
+)
+def test_what_cannot_be_carried_on_is_refused(tmp_path: Path, change: dict, named: str) -> None:
+    uri = train(example_job(tmp_path / "first")).checkpoint_uri
+    with pytest.raises(ValueError, match=named):
+        train(example_job(tmp_path / "second", **change, carried_uri=uri))

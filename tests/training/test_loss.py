@@ -256,3 +256,17 @@ def next_token_loss_at(model: Gemma2, batch: Batch, temperature: float) -> None:
 def test_an_empty_slice_is_refused(model: Gemma2, batch: Batch) -> None:
     with pytest.raises(ValueError, match="chunk_positions is 0, but must be at least 1"):
         next_token_loss(model, batch, chunk_positions=0)
+
+
+def test_z_loss_acts_on_the_gradient_and_not_on_the_reported_loss(model: Gemma2, batch: Batch) -> None:
+    weight = 0.01
+    exact = Gemma2(CONFIG).double()
+    exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
+    hidden = exact.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+    logits = torch.tanh(hidden @ exact.model.embed_tokens.weight.T / CONFIG.final_softcap) * CONFIG.final_softcap
+    following = batch["tokens"].roll(-1, 1).long()[..., None]
+    cross_entropy = -logits.log_softmax(-1).gather(-1, following)[..., 0]
+    with_z = cross_entropy + weight * logits.logsumexp(-1).square()
+    gradients = list(torch.autograd.grad((with_z * batch["loss_mask"]).sum(), list(exact.parameters())))
+    reported = (cross_entropy * batch["loss_mask"]).sum()
+    assert_equal(model, batch, next_token_loss(model, batch, z_loss=weight), (reported, gradients))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.checkpoint import latest_checkpoint, read_rows
 from training.loop import run_training
+from training.records import latest_checkpoint, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +130,19 @@ def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
     moments = load_checkpoint(uri).optimizer
     assert moments is not None
     assert not any(torch.any(moment) for moment in [*moments.first.values(), *moments.second.values()])
+
+
+def test_bfloat16_computes_from_float32_weights_and_moves_them(tmp_path: Path) -> None:
+    from tests.training.examples import example_job, made_up_feed
+    from training.backend import TorchBackend
+    from training.checkpoint import load_checkpoint
+
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        job = example_job(tmp_path / dtype, config={"compute_dtype": dtype, "steps": 4})
+        summary = run_training(job, TorchBackend("cpu"), made_up_feed(job))
+        losses[dtype] = summary.loss
+        weights = load_checkpoint(summary.checkpoint_uri).weights
+        assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
+    assert losses["bfloat16"] != losses["float32"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.checkpoint import read_rows
+from training.records import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +24,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(directory: Path) -> dict[str, Any]:
+    return in_process("ray_runs", directory)
+
+
+def in_process(module: str, directory: Path) -> dict[str, Any]:
+    """What a module of this folder found, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "PYTHONPATH": str(ROOT),
@@ -31,7 +36,7 @@ def runs(directory: Path) -> dict[str, Any]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.ray_runs", str(directory)],
+        [sys.executable, "-m", f"tests.training.{module}", str(directory)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -82,3 +87,13 @@ def test_a_killed_worker_is_started_again_and_no_step_is_lost(directory: Path, r
 
 def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any]) -> None:
     assert "belongs to another run: order_seed was 0 and is 5" in runs["refused"]
+
+
+@pytest.mark.chaos
+def test_a_drained_node_costs_no_step(tmp_path: Path) -> None:
+    """With no failure allowed: the loss of the node is one of the preemptions, counted apart."""
+    found = in_process("drain_run", tmp_path)
+    assert found["accepted"]
+    assert found["interim"] == [f"{found['first_step']:08d}"]
+    assert found["last_step"] - found["first_step"] <= 1
+    assert found["each_once"]

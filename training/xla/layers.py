@@ -74,8 +74,9 @@ def stacked_specs(names: Iterable[str]) -> dict[str, Spec]:
 def stack_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Tensors by the names of single blocks as those of `PairedLayers`, whose parameters' `names` are given."""
     stacked = {}
-    for name in names:
-        members = _members(name, tensors)
+    names = set(names)
+    for name in sorted(names):
+        members = _members(name, tensors, names)
         stacked[name] = tensors[name] if members is None else torch.stack([tensors[member] for member in members])
     return stacked
 
@@ -99,12 +100,13 @@ def _split(name: str) -> tuple[str, int | None, str]:
     return (head + PREFIX, STACKED.index(kind), tail) if found and kind in STACKED else (name, None, "")
 
 
-def _members(name: str, tensors: Mapping[str, Tensor]) -> list[str] | None:
+def _members(name: str, tensors: Mapping[str, Tensor], names: set[str]) -> list[str] | None:
     head, offset, tail = _split(name)
     if offset is None:
         return None
     members: list[str] = []
-    while (member := f"{head}{offset + 2 * len(members)}.{tail}") in tensors:
+    # The last of an odd number of blocks is in no pair and has its own name.
+    while (member := f"{head}{offset + 2 * len(members)}.{tail}") in tensors and member not in names:
         members.append(member)
     return members
 

@@ -11,6 +11,8 @@ from model import Gemma2
 from model.sharding import MeshShape
 from tests.training.xla.examples import example_batch, example_config, largest_difference, loss_and_gradients
 from training.backend import TorchBackend
+from training.optim import OptimizerState, init_state
+from training.state import restore_state, snapshot_state
 from training.xla.backend import XlaBackend
 
 MESHES = {
@@ -45,15 +47,27 @@ def parts(backend: XlaBackend) -> list[list[int]]:
 
 
 def saved(backend: XlaBackend) -> list[str]:
-    """Names of the model's tensors that a snapshot from this mesh lacks, has too many, or holds otherwise."""
+    """Names of weights and moments that a snapshot from this mesh lacks, has too many, or holds otherwise.
+
+    They come from the host, by the names of one model, and go back there: so whatever one mesh saved, another restores.
+    """
     model = Gemma2(CONFIG, seed=3)
-    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    placed = backend.place_model(model, training=True)
-    found = backend.snapshot({name: parameter.detach() for name, parameter in placed.named_parameters()})
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    moments = OptimizerState(
+        first={name: torch.randn_like(weight) for name, weight in weights.items()},
+        second={name: torch.rand_like(weight) for name, weight in weights.items()},
+    )
+    placed = {name: one.detach() for name, one in backend.place_model(model, training=True).named_parameters()}
+    state = init_state(placed)
+    restore_state(backend, moments, state)
+    found_weights, found = snapshot_state(backend, placed, state)
+    pairs = {"weights": (weights, found_weights), "first": (moments.first, found.first)}
+    pairs["second"] = (moments.second, found.second)
     return sorted(
-        name
-        for name in expected.keys() | found.keys()
-        if name not in found or name not in expected or not torch.equal(found[name], expected[name])
+        f"{kind} {name}"
+        for kind, (expected, got) in pairs.items()
+        for name in expected.keys() | got.keys()
+        if name not in got or name not in expected or not torch.equal(got[name], expected[name])
     )
 
 

@@ -1,0 +1,206 @@
+"""KubeRay's RayJob and RayCluster (ray.io/v1) as dataclasses: the fields that we write, and no others.
+
+Names, types and rules are those of the public CRD reference (ray-project/kuberay, ray-operator/apis/ray/v1/
+raycluster_types.go and rayjob_types.go, v1.6.0, the first with `authOptions.secretName`). Pod templates are plain
+Kubernetes objects, checked against its own schemas by the tests.
+
+    RayJob(...).to_manifest() -> dict for YAML          read_manifest(dict) -> RayJob | RayCluster, or ValueError
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+API_VERSION = "ray.io/v1"
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
+"""a label of DNS, short enough for what the operator appends to it (47 characters, KubeRay's own limit for a RayJob)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthOptions:
+    """Who may talk to the cluster."""
+
+    mode: Literal["token"] = "token"
+    """KubeRay also knows `disabled`, an open cluster, which we do not start"""
+    secret_name: str
+    """a Secret with the token as `auth_token`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoscalerOptions:
+    """How the CPU groups grow and shrink."""
+
+    idle_timeout_seconds: int = 60
+    upscaling_mode: Literal["Default", "Aggressive", "Conservative"] = "Default"
+    version: Literal["v1", "v2"] = "v2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadGroupSpec:
+    """The head: it schedules, and computes nothing."""
+
+    ray_start_params: Mapping[str, str]
+    template: Mapping[str, Any]
+    service_type: Literal["ClusterIP"] = "ClusterIP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerGroupSpec:
+    """Replicas of `num_of_hosts` pods each: for TPUs a replica is a slice."""
+
+    group_name: str
+    replicas: int
+    min_replicas: int
+    max_replicas: int
+    num_of_hosts: int = 1
+    ray_start_params: Mapping[str, str]
+    template: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.replicas <= self.max_replicas:
+            raise ValueError(
+                f"group {self.group_name}: replicas {self.replicas} must lie between minReplicas {self.min_replicas} "
+                f"and maxReplicas {self.max_replicas}"
+            )
+        if self.num_of_hosts < 1:
+            raise ValueError(f"group {self.group_name}: numOfHosts is {self.num_of_hosts}, but must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayClusterSpec:
+    """A cluster."""
+
+    ray_version: str
+    auth_options: AuthOptions
+    enable_in_tree_autoscaling: bool = False
+    autoscaler_options: AutoscalerOptions | None = None
+    head_group_spec: HeadGroupSpec
+    worker_group_specs: tuple[WorkerGroupSpec, ...]
+
+    def __post_init__(self) -> None:
+        if self.autoscaler_options is not None and not self.enable_in_tree_autoscaling:
+            raise ValueError("autoscalerOptions without enableInTreeAutoscaling does nothing; set both or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayJobSpec:
+    """A cluster, one command on it, and its end."""
+
+    entrypoint: str
+    submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = "K8sJobMode"
+    shutdown_after_job_finishes: bool = True
+    ttl_seconds_after_finished: int
+    active_deadline_seconds: int
+    backoff_limit: int = 0
+    """new clusters that may follow a failed one"""
+    submitter_pod_template: Mapping[str, Any]
+    ray_cluster_spec: RayClusterSpec
+
+    def __post_init__(self) -> None:
+        if self.ttl_seconds_after_finished and not self.shutdown_after_job_finishes:
+            raise ValueError("ttlSecondsAfterFinished works only with shutdownAfterJobFinishes")
+        if self.active_deadline_seconds < 1:
+            raise ValueError(f"activeDeadlineSeconds is {self.active_deadline_seconds}, but must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resource:
+    name: str
+    namespace: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r} is none for a {type(self).__name__}: at most 47 of a-z, 0-9, -, a letter first"
+            )
+
+    def to_manifest(self) -> dict[str, Any]:
+        """As Kubernetes takes it."""
+        return {
+            "apiVersion": API_VERSION,
+            "kind": type(self).__name__,
+            "metadata": {"name": self.name, "namespace": self.namespace, "labels": dict(self.labels)},
+            "spec": _written(getattr(self, "spec")),  # noqa: B009 - each kind has its own
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayJob(_Resource):
+    """A short-lived cluster for one stage."""
+
+    spec: RayJobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster(_Resource):
+    """A cluster that jobs are submitted to."""
+
+    spec: RayClusterSpec
+
+
+def read_manifest(document: Mapping[str, Any]) -> RayJob | RayCluster:
+    """The typed object of a manifest. Raises ValueError for another kind, and for a field that the model has not, that
+    is missing or of another type."""
+    kinds = {"RayJob": (RayJob, RayJobSpec), "RayCluster": (RayCluster, RayClusterSpec)}
+    if document.get("apiVersion") != API_VERSION or document.get("kind") not in kinds:
+        raise ValueError(
+            f"{document.get('apiVersion')} {document.get('kind')} is no {' or '.join(kinds)} of {API_VERSION}"
+        )
+    kind, spec = kinds[document["kind"]]
+    metadata = document["metadata"]
+    return kind(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        labels=metadata.get("labels", {}),
+        spec=_read(spec, document["spec"], "spec"),
+    )
+
+
+def _written(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {_camel(one.name): getattr(value, one.name) for one in dataclasses.fields(value)}
+        return {name: _written(one) for name, one in fields.items() if one is not None}
+    if isinstance(value, tuple):
+        return [_written(one) for one in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {_camel(one.name): one for one in dataclasses.fields(kind)}
+        if unknown := sorted(set(value) - set(names)):
+            raise ValueError(f"{where}.{unknown[0]}: {kind.__name__} has no such field; it has {', '.join(names)}")
+        needed = [
+            key
+            for key, one in names.items()
+            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        ]
+        if missing := [key for key in needed if key not in value]:
+            raise ValueError(f"{where}.{missing[0]} is missing")
+        read = {names[key].name: _read(hints[names[key].name], one, f"{where}.{key}") for key, one in value.items()}
+        return kind(**read)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        fits = value in arguments
+    elif origin is tuple:
+        return tuple(_read(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value))
+    elif origin is Mapping or kind is Mapping or origin is not None:
+        fits = isinstance(value, Mapping)
+    else:
+        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{where} is {value!r}; allowed: {arguments or kind}")
+    return value
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)

@@ -1,0 +1,314 @@
+"""Kubernetes objects for one stage on Google Kubernetes Engine: from the slice table to YAML.
+
+    Request -> ServiceAccount, NetworkPolicy, RayJob (or RayCluster)
+
+One short-lived cluster a job: a head that computes nothing, a CPU group that grows and shrinks with the data stages,
+and for stages with a model a TPU group in which a replica is a slice of hosts x 4 chips. Pods run as user 1000 without
+capabilities; who they are to Google Cloud is workload identity (no key anywhere); who may talk to them is a token
+from a Secret and a NetworkPolicy. Nothing here has run on a cluster: the tests check every object against
+Kubernetes' schemas and `infra/kuberay.py`.
+
+Sources: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (accelerator names, topologies, machines),
+/docs/concepts/workload-identity (metadata server), /docs/concepts/spot-vms; docs.ray.io, Ray on GKE with TPUs: the Ray
+add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which `training/worker.py` reads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from infra.kuberay import (
+    NAME,
+    AuthOptions,
+    AutoscalerOptions,
+    HeadGroupSpec,
+    RayCluster,
+    RayClusterSpec,
+    RayJob,
+    RayJobSpec,
+    WorkerGroupSpec,
+)
+from infra.slices import CHIPS, Topology, parse_topology
+
+ACCELERATORS = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
+"""chip -> value of the node label cloud.google.com/gke-tpu-accelerator"""
+HOSTS = {"v4": (240, 407), "v5e": (112, 192), "v5p": (208, 448), "v6e": (180, 720)}
+"""chip -> vCPUs and GB of a host with 4 chips: ct4p-hightpu-4t, ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t"""
+HOST_SHARE = 0.85
+"""of a host that a pod asks for; the rest is the system's"""
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""topologies of v5e and v6e with 4 chips a host"""
+SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+"""topologies of v4 and v5p below 4x4x4; above, sides are multiples of 4 in rising order"""
+LARGE_CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "8x16x32")
+USER = 1000
+PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+AGENT_PORT = 52365
+SCRAPING_NAMESPACES = ("gmp-system", "monitoring")
+"""where Prometheus runs: Google's managed one, and the usual place of one's own"""
+PART_OF = "gemma2-on-ray"
+GRACE_SECONDS = 25
+"""a spot machine is gone 30 s after the notice"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to make manifests of."""
+
+    name: str
+    """of the job, its ServiceAccount and its NetworkPolicy"""
+    namespace: str
+    entrypoint: str
+    image: str
+    ray_version: str
+    kind: Literal["RayJob", "RayCluster"] = "RayJob"
+    topology: Topology | None = None
+    """slices for the stage; None: CPUs only"""
+    cpu_workers: tuple[int, int] = (0, 16)
+    """fewest and most CPU pods"""
+    cpus: int = 16
+    """of a CPU pod, with 4 GB each"""
+    head_gigabytes: int = 16
+    """memory of the head, where the driver runs"""
+    spot: bool = False
+    """workers on spot machines: preempted ones come back, the job goes on from its newest checkpoint or receipt"""
+    google_service_account: str = ""
+    """whom the pods act as in Google Cloud; empty: the node's, which GKE warns against"""
+    token_secret: str = "ray-token"
+    deadline_hours: int = 24 * 14
+    keep_seconds: int = 600
+    """between the end of the job and that of its cluster: to read logs"""
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        for label, name in (("name", self.name), ("namespace", self.namespace), ("token secret", self.token_secret)):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{label} {name!r} is no name: at most 47 of a-z, 0-9 and -, a letter first")
+        fewest, most = self.cpu_workers
+        if not 0 <= fewest <= most or most < 1:
+            raise ValueError(f"cpu workers {fewest}:{most}: give the fewest and the most, as in 0:16, and 1 at least")
+
+
+def offered(chip: str) -> tuple[str, ...]:
+    """The topologies of a chip that we list, each of `chips_per_host` chips a host."""
+    if CHIPS[chip].dimensions == 2:
+        return FLAT
+    larger = ("8x24x32",) if chip == "v5p" else ()
+    return (*SMALL_CUBES, *LARGE_CUBES, *larger)
+
+
+def rented_slice(text: str, slices: int = 1) -> Topology:
+    """`v5e:16x16` -> Topology. Raises ValueError for a slice that Kubernetes Engine has not."""
+    place = parse_topology(text, slices)
+    shape = text.partition(":")[2]
+    if place.chip.dimensions == 2:
+        known = shape in FLAT
+    else:
+        cube = all(side % 4 == 0 for side in place.shape) and list(place.shape) == sorted(place.shape)
+        known = shape in SMALL_CUBES or cube
+    if not known:
+        more = "" if place.chip.dimensions == 2 else ", and others of rising multiples of 4"
+        raise ValueError(
+            f"no {place.chip.name} slice has topology {shape}; there are {', '.join(offered(place.chip.name))}{more}"
+        )
+    return place
+
+
+def manifests(request: Request) -> list[dict[str, Any]]:
+    """The objects, in the order to create them in."""
+    cluster = _cluster(request)
+    labels = _labels(request)
+    if request.kind == "RayCluster":
+        made: RayCluster | RayJob = RayCluster(
+            name=request.name, namespace=request.namespace, labels=labels, spec=cluster
+        )
+    else:
+        made = RayJob(
+            name=request.name,
+            namespace=request.namespace,
+            labels=labels,
+            spec=RayJobSpec(
+                entrypoint=request.entrypoint,
+                ttl_seconds_after_finished=request.keep_seconds,
+                active_deadline_seconds=request.deadline_hours * 3600,
+                backoff_limit=request.retries,
+                submitter_pod_template=_pod(
+                    request, "submitter", {"cpu": "1", "memory": "2Gi"}, spot=False, restart="Never"
+                ),
+                ray_cluster_spec=cluster,
+            ),
+        )
+    return [_service_account(request), _network_policy(request), made.to_manifest()]
+
+
+def _cluster(request: Request) -> RayClusterSpec:
+    fewest, most = request.cpu_workers
+    groups = [
+        WorkerGroupSpec(
+            group_name="cpu",
+            replicas=fewest,
+            min_replicas=fewest,
+            max_replicas=most,
+            ray_start_params={"num-cpus": str(request.cpus)},
+            template=_pod(
+                request, "worker", {"cpu": str(request.cpus), "memory": f"{4 * request.cpus}Gi"}, spot=request.spot
+            ),
+        )
+    ]
+    if request.topology is not None:
+        place = request.topology
+        groups.append(
+            WorkerGroupSpec(
+                group_name="tpu",
+                replicas=place.slices,
+                min_replicas=place.slices,
+                max_replicas=place.slices,  # a slice is whole or useless: nothing to scale
+                num_of_hosts=place.hosts // place.slices,
+                ray_start_params={},
+                template=_tpu_pod(request, place),
+            )
+        )
+    return RayClusterSpec(
+        ray_version=request.ray_version,
+        auth_options=AuthOptions(secret_name=request.token_secret),
+        enable_in_tree_autoscaling=True,
+        autoscaler_options=AutoscalerOptions(),
+        head_group_spec=HeadGroupSpec(
+            ray_start_params={"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # within the pod; see the NetworkPolicy
+            template=_pod(request, "head", {"cpu": "4", "memory": f"{request.head_gigabytes}Gi"}, spot=False),
+        ),
+        worker_group_specs=tuple(groups),
+    )
+
+
+def _tpu_pod(request: Request, place: Topology) -> dict[str, Any]:
+    cpus, gigabytes = (int(HOST_SHARE * amount) for amount in HOSTS[place.chip.name])
+    chips = min(place.chip.chips_per_host, place.chips_per_slice)
+    resources = {"cpu": str(cpus), "memory": f"{gigabytes}G", "google.com/tpu": str(chips)}
+    pod = _pod(request, "worker", resources, spot=request.spot)
+    pod["spec"]["nodeSelector"] |= {
+        "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[place.chip.name],
+        "cloud.google.com/gke-tpu-topology": "x".join(map(str, place.shape)),
+    }
+    pod["spec"]["tolerations"].append({"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"})
+    pod["spec"]["containers"][0]["env"].append({"name": "PJRT_DEVICE", "value": "TPU"})
+    return pod
+
+
+def _pod(
+    request: Request, role: str, resources: Mapping[str, str], *, spot: bool, restart: str = "Always"
+) -> dict[str, Any]:
+    """A pod template: no root, no capabilities, no key; room for Ray's sockets and objects."""
+    container: dict[str, Any] = {
+        "name": f"ray-{role}",
+        "image": request.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [
+            {"name": "RAY_AUTH_MODE", "value": "token"},
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+            {"name": "CI", "value": "true"},  # logs instead of bars
+        ],
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "objects", "mountPath": "/dev/shm"}],
+    }
+    if role != "submitter":
+        container["lifecycle"] = {"preStop": {"exec": {"command": ["ray", "stop"]}}}
+        container |= _probes(role)
+    if role == "head":
+        container["ports"] = [{"name": name, "containerPort": port} for name, port in PORTS.items()]
+    return {
+        "metadata": {"labels": _labels(request)},
+        "spec": {
+            "serviceAccountName": request.name,
+            "automountServiceAccountToken": role == "head",  # its autoscaler asks Kubernetes for pods
+            "restartPolicy": restart,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "nodeSelector": {"cloud.google.com/gke-spot": "true"} if spot else {},
+            "tolerations": [
+                {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+            ]
+            if spot
+            else [],
+            "containers": [container],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "objects", "emptyDir": {"medium": "Memory"}},
+            ],
+        },
+    }
+
+
+def _probes(role: str) -> dict[str, Any]:
+    """Ray's own health pages, which ask for no token: the raylet's on every node, the head's store of state too."""
+    raylet = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT_PORT}}
+    state = {"httpGet": {"path": "/api/gcs_healthz", "port": PORTS["dashboard"]}}
+    alive = {**(state if role == "head" else raylet), "periodSeconds": 10, "timeoutSeconds": 5}
+    return {
+        "startupProbe": {**raylet, "periodSeconds": 5, "failureThreshold": 60},
+        "readinessProbe": {**alive, "failureThreshold": 3},
+        "livenessProbe": {**alive, "failureThreshold": 12},
+    }
+
+
+def _labels(request: Request) -> dict[str, str]:
+    return {"app.kubernetes.io/part-of": PART_OF, "app.kubernetes.io/instance": request.name}
+
+
+def _service_account(request: Request) -> dict[str, Any]:
+    whom = request.google_service_account
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {
+            "name": request.name,
+            "namespace": request.namespace,
+            "labels": _labels(request),
+            "annotations": {"iam.gke.io/gcp-service-account": whom} if whom else {},
+        },
+    }
+
+
+def _network_policy(request: Request) -> dict[str, Any]:
+    """In: the job's own pods, the operator to the dashboard, Prometheus to the metrics. Out: the same pods, names of
+    hosts, who we are, HTTPS."""
+    own = {"podSelector": {"matchLabels": _labels(request)}}
+    operator = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    scrapers = {
+        "namespaceSelector": {
+            "matchExpressions": [
+                {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(SCRAPING_NAMESPACES)}
+            ]
+        }
+    }
+    metadata = [{"ipBlock": {"cidr": f"169.254.169.{last}/32"}} for last in (252, 254)]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": request.name, "namespace": request.namespace, "labels": _labels(request)},
+        "spec": {
+            "podSelector": {"matchLabels": _labels(request)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": [own]},
+                {"from": [operator], "ports": [{"port": PORTS["dashboard"], "protocol": "TCP"}]},
+                {"from": [scrapers], "ports": [{"port": PORTS["metrics"], "protocol": "TCP"}]},
+            ],
+            "egress": [
+                {"to": [own]},
+                {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
+                {"to": metadata, "ports": [{"port": port, "protocol": "TCP"} for port in (80, 987, 988, 8080)]},
+                {"ports": [{"port": 443, "protocol": "TCP"}]},
+            ],
+        },
+    }

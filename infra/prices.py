@@ -1,0 +1,182 @@
+"""What things cost: money, energy and carbon of chip-hours, core-hours and stored bytes, by constants with a source.
+
+    plan or account -> amounts -> `Prices` -> dollars, kWh, kgCO2e
+
+    energy = (chip-hours x (chip W + its share of the host's vCPUs x W) + core-hours x W) x PUE
+    carbon = energy x grid factor of the chip's region
+
+Every constant has a unit, a source and a date, and a file replaces any of them (`read_prices`). Prices are list prices,
+on demand; what a contract, a spot market or another region asks is such a file. Storage and network draw no energy
+here: no public figure says how much.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+OURS = "ours"
+PRICING = "Google Cloud's list prices on demand"
+CLOUD_REGIONS = "GoogleCloudPlatform/region-carbon-info, data/yearly/2024.csv, hourly grid mix"
+V4_PAPER = "arXiv 2304.01433, Table 4: most that production jobs drew, ASIC and HBM (mean 170, idle 90)"
+LIKE_V4 = f"{OURS}: none is published; as many operations a joule as v4 at its most, 275e12 / 192"
+MACHINES = "machine type of a host with 4 chips, vCPUs / 4"
+MEASURED = f"{OURS}: 137 MB of Python source on 2 cores of x86_64, other work beside it (docs/costs.md)"
+HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A number that a plan rests on."""
+
+    value: float
+    unit: str
+    source: str
+    date: str
+    """when the source said so"""
+
+
+def _constant(value: float, unit: str, source: str, date: str) -> Constant:
+    return Constant(value=value, unit=unit, source=source, date=date)
+
+
+CONSTANTS: Mapping[str, Constant] = {
+    "v4.usd_per_chip_hour": _constant(3.22, "USD", f"{PRICING}, us-central2", "2025"),
+    "v5e.usd_per_chip_hour": _constant(1.20, "USD", f"{PRICING}; kubernetes/autoscaler has 4.80 a host", "2025"),
+    "v5p.usd_per_chip_hour": _constant(4.20, "USD", f"{PRICING}; kubernetes/autoscaler has 16.80 a host", "2025"),
+    "v6e.usd_per_chip_hour": _constant(2.70, "USD", f"{PRICING}; kubernetes/autoscaler has 10.80 a host", "2025"),
+    "v4.watts_per_chip": _constant(192, "W", V4_PAPER, "2023-04"),
+    "v5e.watts_per_chip": _constant(138, "W", LIKE_V4, "2026-11"),
+    "v5p.watts_per_chip": _constant(320, "W", LIKE_V4, "2026-11"),
+    "v6e.watts_per_chip": _constant(
+        385, "W", f"{OURS}: from v5e's; Google says 67 % more operations a joule than v5e", "2024-07"
+    ),
+    "v4.vcpus_per_chip": _constant(60, "vCPU", f"{MACHINES}: ct4p-hightpu-4t, 240", "2025"),
+    "v5e.vcpus_per_chip": _constant(28, "vCPU", f"{MACHINES}: ct5lp-hightpu-4t, 112", "2025"),
+    "v5p.vcpus_per_chip": _constant(52, "vCPU", f"{MACHINES}: ct5p-hightpu-4t, 208", "2025"),
+    "v6e.vcpus_per_chip": _constant(45, "vCPU", f"{MACHINES}: ct6e-standard-4t, 180", "2025"),
+    "v4.grid_kg_per_kwh": _constant(0.37223, "kgCO2e", f"us-central2; {CLOUD_REGIONS}", "2024"),
+    "v5e.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "v5p.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
+    "v6e.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
+    "cpu.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "cpu.usd_per_core_hour": _constant(0.0486, "USD", f"{PRICING}: n2, a vCPU with 4 GB, us-central1", "2025"),
+    "cpu.watts_per_core": _constant(
+        2.5, "W", "Cloud Carbon Footprint's method for Google Cloud: 0.71 idle to 4.26 busy, half way", "2023"
+    ),
+    "cpu.flops_per_core": _constant(98.5e9, "FLOP/s", "docs/benchmarks.md: float32, 197e9 on 2 cores", "2026-11"),
+    "pue": _constant(1.10, "", "Google's 2024 Environmental Report: mean of its data centres in 2023", "2024-07"),
+    "mfu": _constant(
+        0.40, "", f"{OURS}: between the bounds of docs/tpu-fit.md, 28 to 74 % on the report's slices; not measured",
+        "2026-11",
+    ),
+    "storage.usd_per_gb_month": _constant(0.020, "USD", f"{PRICING}: Standard class, one US region", "2025"),
+    "storage.months": _constant(3, "months", f"{OURS}: how long everything is kept", "2026-11"),
+    "egress.usd_per_gb": _constant(
+        0.08, "USD", f"{PRICING}: to the internet beyond 10 TB a month; inside the region 0", "2025"
+    ),
+    "text.bytes_per_token": _constant(
+        4.0, "B", f"{OURS}: Gemma's tokenizer gives 3.86 on technical Markdown; running English has more", "2026-11"
+    ),
+    "text.kept_fraction": _constant(0.5, "", f"{OURS}: a placeholder until your corpus was filtered once", "2026-11"),
+    "text.stored_fraction": _constant(0.27, "", f"{HIGHER}: bytes of Parquet a byte of text", "2026-11"),
+    "tokens.bytes_per_token": _constant(1.3, "B", f"{HIGHER}: int32 ids, zstd", "2026-11"),
+    "sequences.bytes_per_token": _constant(2.4, "B", f"{HIGHER}: ids, segments, positions, mask, zstd", "2026-11"),
+    "logits.ids_per_target": _constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
+    "logits.bytes_per_id": _constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
+    "checkpoint.bytes_per_parameter": _constant(12, "B", "training/checkpoint.py: float32, two moments", "2026-11"),
+    "speed.collect_text": _constant(1.9, "MB/s a core", MEASURED, "2026-11"),
+    "speed.filter_text": _constant(1.2, "MB/s a core", MEASURED, "2026-11"),
+    "speed.deduplicate_text": _constant(1.2, "MB/s a core", MEASURED, "2026-11"),
+    "speed.decontaminate_text": _constant(1.2, "MB/s a core", f"{OURS}: taken like deduplication", "2026-11"),
+    "speed.tokenize_text": _constant(1.05, "MB/s a core", MEASURED, "2026-11"),
+    "speed.pack_sequences": _constant(0.93, "MB/s a core", MEASURED, "2026-11"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of some work or storage."""
+
+    usd: float = 0.0
+    kwh: float = 0.0
+    kg_co2e: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(usd=self.usd + other.usd, kwh=self.kwh + other.kwh, kg_co2e=self.kg_co2e + other.kg_co2e)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """The constants in force."""
+
+    constants: Mapping[str, Constant]
+
+    def __getitem__(self, name: str) -> float:
+        return self.constants[name].value
+
+    def work(self, *, chip: str = "", chip_hours: float = 0.0, core_hours: float = 0.0) -> Cost:
+        """Of chips (`chip` names them; their hosts come with them) and of cores of plain machines."""
+        cores_kwh = core_hours * self["cpu.watts_per_core"] / 1000 * self["pue"]
+        cost = Cost(
+            usd=core_hours * self["cpu.usd_per_core_hour"],
+            kwh=cores_kwh,
+            kg_co2e=cores_kwh * self["cpu.grid_kg_per_kwh"],
+        )
+        if not chip_hours:
+            return cost
+        watts = self[f"{chip}.watts_per_chip"] + self[f"{chip}.vcpus_per_chip"] * self["cpu.watts_per_core"]
+        kwh = chip_hours * watts / 1000 * self["pue"]
+        return cost + Cost(
+            usd=chip_hours * self[f"{chip}.usd_per_chip_hour"], kwh=kwh, kg_co2e=kwh * self[f"{chip}.grid_kg_per_kwh"]
+        )
+
+    def storage_usd_per_month(self, stored_bytes: float) -> float:
+        return stored_bytes / 1e9 * self["storage.usd_per_gb_month"]
+
+    def storage(self, stored_bytes: float) -> Cost:
+        """Of keeping bytes for `storage.months`."""
+        return Cost(usd=self.storage_usd_per_month(stored_bytes) * self["storage.months"])
+
+    def egress(self, sent_bytes: float) -> Cost:
+        """Of sending bytes out of the cloud."""
+        return Cost(usd=sent_bytes / 1e9 * self["egress.usd_per_gb"])
+
+
+def read_prices(path: str | None) -> Prices:
+    """The built-in constants, with those of a JSON file in their place: {"v5p.usd_per_chip_hour": 2.9, ...}.
+
+    A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises ValueError for a file
+    that cannot be read, a name that there is not, or a value that is no number of at least 0.
+    """
+    if path is None:
+        return Prices(constants=CONSTANTS)
+    try:
+        given = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
+    if not isinstance(given, dict):
+        raise ValueError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
+    return Prices(constants={**CONSTANTS, **{name: _given(name, value, path) for name, value in given.items()}})
+
+
+def _given(name: str, value: object, path: str) -> Constant:
+    if name not in CONSTANTS:
+        close = difflib.get_close_matches(name, CONSTANTS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(CONSTANTS)}"
+        raise ValueError(f"{path}: no constant {name!r}; {hint}")
+    fields = value if isinstance(value, dict) else {"value": value}
+    number = fields.get("value")
+    if set(fields) - {"value", "source", "date"} or not isinstance(number, int | float) or not 0 <= number < 1e30:
+        raise ValueError(
+            f"{path}: {name} is {value!r}; allowed is a number of at least 0, or an object of value, source and date"
+        )
+    return replace(
+        CONSTANTS[name],
+        value=float(number),
+        source=str(fields.get("source", path)),
+        date=str(fields.get("date", "as given")),
+    )

@@ -1,0 +1,146 @@
+"""What 2T, 8T and 13T tokens cost, from docs/data-costs.json, which `python -m tests.benchmarks memory` and
+`... manifests` wrote: python -m tests.benchmarks.cost [> docs/data-costs.md]
+
+Three kinds of figures, kept apart. Measured: core seconds, bytes and memory of runs on this corpus. Assumed: what is
+said in ASSUMED. Extrapolated: the product of both, as if costs grew with the tokens, which "flat" says they do up to
+1 GB and nothing says beyond.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.step_speed import Row
+
+FIGURES = Path(__file__).resolve().parents[2] / "docs" / "data-costs.json"
+TRILLIONS = (2, 8, 13)
+SHARD_BYTES = {"64 MiB": 64 << 20, "1 GiB": 1 << 30}
+STAGES = ("filter_text", "deduplicate_text", "tokenize_text", "pack_sequences")
+ASSUMED = (
+    "every document passes every stage; what a filter drops costs the later ones nothing, so this is an upper bound;",
+    "a byte of text costs what a byte of this corpus does: source code and manuals, {bytes_per_token:.2f} bytes a "
+    "token with Gemma's tokenizer (English prose has more, and so costs more bytes a token);",
+    "other machines' cores are as fast as these two, and storage keeps up with them;",
+    "shards hold {shards} of text (`collect_text --shard-bytes`, at most 1 GiB);",
+    "nothing for collecting, for training the tokenizer, or for moving data between regions.",
+)
+
+
+def save(name: str, value: Any) -> None:
+    """Keeps measured figures under `name` in docs/data-costs.json."""
+    figures = load() if FIGURES.exists() else {}
+    FIGURES.write_text(json.dumps({**figures, name: value}, indent=1, sort_keys=True) + "\n")
+
+
+def load() -> dict[str, Any]:
+    if not FIGURES.exists():
+        raise ValueError(f"{FIGURES} is not there: run `python -m tests.benchmarks memory manifests` first")
+    found: dict[str, Any] = json.loads(FIGURES.read_text())
+    return found
+
+
+def largest(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The largest measured run of each stage."""
+    runs: dict[str, dict[str, Any]] = {}
+    for run in sorted(figures["runs"], key=lambda run: run["shards"]):
+        runs[run["stage"]] = run
+    return runs
+
+
+def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    runs = largest(figures)
+    size, shards = (runs["tokenize_text"][name] for name in ("text_bytes", "shards"))
+    yield f"On {figures['machine']}; {figures['corpus']}. {size / 1e9:.2f} GB of it in {shards} shards:"
+    yield ""
+    yield "| stage | core seconds a GB of text | output bytes a byte of text | driver MB | a worker's peak MB |"
+    yield "|---|--:|--:|--:|--:|"
+    for name in STAGES:
+        run = runs[name]
+        yield (
+            f"| `{name}` | {run['cpu_seconds'] / run['text_bytes'] * 1e9:,.1f} "
+            f"| {run['output_bytes'] / run['text_bytes']:.3f} | {run['driver_bytes'] / 1e6:,.0f} "
+            f"| {run['worker_bytes'] / 1e6:,.0f} |"
+        )
+    yield ""
+    yield "| shards in a manifest | file MB | written in s | memory to write MB | read in s | memory to read MB |"
+    yield "|--:|--:|--:|--:|--:|--:|"
+    for one in figures["manifests"]:
+        yield (
+            f"| {one['shards']:,} | {one['file_bytes'] / 1e6:,.1f} | {one['write_seconds']:.1f} "
+            f"| {one['write_bytes'] / 1e6:,.0f} | {one['read_seconds']:.1f} | {one['read_bytes'] / 1e6:,.0f} |"
+        )
+    tasks = figures["tasks"]
+    yield ""
+    yield (
+        f"{tasks['tasks']:,} tasks that do nothing: {tasks['seconds_a_task'] * 1e3:.1f} ms each on two cores, "
+        f"{tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory each."
+    )
+
+
+def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    runs = largest(figures)
+    bytes_per_token = runs["tokenize_text"]["text_bytes"] / runs["tokenize_text"]["tokens"]
+    entry = figures["manifests"][-1]
+    yield "| | " + " | ".join(f"{trillions}T tokens" for trillions in TRILLIONS) + " |"
+    yield "|---" + "|--:" * len(TRILLIONS) + "|"
+    text = [trillions * 1e12 * bytes_per_token for trillions in TRILLIONS]
+    stored = runs["filter_text"]["output_bytes"] / runs["filter_text"]["text_bytes"]
+    table: dict[str, list[str]] = {"text, TB": [f"{size / 1e12:,.1f}" for size in text]}
+    table["text as Parquet, TB"] = [f"{size * stored / 1e12:,.1f}" for size in text]
+    for name, told in (("tokenize_text", "tokens as Parquet, TB"), ("pack_sequences", "sequences as Parquet, TB")):
+        share = runs[name]["output_bytes"] / runs[name]["text_bytes"]
+        table[told] = [f"{size * share / 1e12:,.1f}" for size in text]
+    total = [0.0] * len(text)
+    for name in STAGES:
+        hours = [size * runs[name]["cpu_seconds"] / runs[name]["text_bytes"] / 3600 for size in text]
+        total = [before + more for before, more in zip(total, hours, strict=True)]
+        table[f"`{name}`, core hours"] = [f"{hour:,.0f}" for hour in hours]
+    table["all four, core hours"] = [f"{hour:,.0f}" for hour in total]
+    table["all four on 1,000 cores, hours"] = [f"{hour / 1000:,.1f}" for hour in total]
+    for told, size in SHARD_BYTES.items():
+        shards = [math.ceil(one / size) for one in text]
+        table[f"shards of {told}"] = [f"{count:,}" for count in shards]
+        for what, key in (("a manifest, MB", "file_bytes"), ("driver memory to write it, MB", "write_bytes")):
+            each = entry[key] / entry["shards"]
+            table[f"{what}, {told}"] = [f"{count * each / 1e6:,.0f}" for count in shards]
+        each = figures["tasks"]["driver_bytes_a_task"]
+        table[f"driver memory of Ray Data for its tasks, MB, {told}"] = [f"{n * each / 1e6:,.0f}" for n in shards]
+        each = figures["tasks"]["seconds_a_task"]
+        table[f"Ray's part of a phase at two cores, hours, {told}"] = [f"{n * each / 3600:,.2f}" for n in shards]
+    for name, values in table.items():
+        yield f"| {name} | " + " | ".join(values) + " |"
+
+
+def lines() -> Iterator[str]:
+    figures = load()
+    run = largest(figures)["tokenize_text"]
+    yield "# What a corpus costs"
+    yield ""
+    yield "Printed by `python -m tests.benchmarks.cost` from [data-costs.json](data-costs.json)."
+    yield ""
+    yield "## Measured"
+    yield ""
+    yield from measured_lines(figures)
+    yield ""
+    yield "## Assumed"
+    yield ""
+    for one in ASSUMED:
+        told = one.format(bytes_per_token=run["text_bytes"] / run["tokens"], shards=" or ".join(SHARD_BYTES))
+        yield f"- {told}"
+    yield ""
+    yield "## Extrapolated"
+    yield ""
+    yield from extrapolated_lines(figures)
+
+
+def rows() -> Iterator[Row]:
+    for line in extrapolated_lines(load()):
+        name, *values = [cell.strip() for cell in line.strip("|").split("|")]
+        if name and not name.startswith("-"):
+            yield Row(what=name, ours=values[0], rival=values[1], ratio=values[2])
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

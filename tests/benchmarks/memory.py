@@ -1,0 +1,136 @@
+"""Peak memory and core seconds of the data stages at 1, 4 and 16 shards of 64 MB of text: flat, or not.
+
+Each stage runs in a cluster of its own, on fresh workers, after 2 MB that load what is loaded once. Only the number of
+shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences: 2M tokens
+a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds are CPU
+seconds of driver, workers and Ray's own processes. filter_text has the Gopher and FineWeb rules on.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.inputs import Input, external_input
+from tests.benchmarks import corpus, cost
+from tests.benchmarks.stage_runs import bench_folder, run_stage, warm_session
+from tests.benchmarks.step_speed import Row
+from tests.benchmarks.tokenize_speed import gemma_tokenizer
+
+SIZES = (1, 4, 16)
+CORES = 2
+FLAT = 0.2
+STAGES: dict[str, dict[str, Any]] = {
+    "filter_text": {"gopher_quality": True, "gopher_repetition": True, "fineweb": True},
+    "deduplicate_text": {"part_rows": 100_000},
+    "tokenize_text": {},
+    "pack_sequences": {"shard_tokens": 2_000_000, "sequence_length": 1024, "require_heldout": False},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One stage at one size."""
+
+    stage: str
+    shards: int
+    text_bytes: int
+    tokens: int
+    """of tokenize_text, for this text"""
+    seconds: float
+    cpu_seconds: float
+    driver_bytes: int
+    worker_bytes: int
+    output_bytes: int
+    manifest_bytes: int
+    output_shards: int
+
+
+def rows() -> Iterator[Row]:
+    """A row for each stage and size, then whether it was flat. Keeps the figures (docs/data-costs.json)."""
+    model = gemma_tokenizer()
+    if model is None:
+        yield Row(what="memory", ours="not run", rival="no Gemma tokenizer here: make tokenizer", ratio="")
+        return
+    whole = corpus.corpus()
+    with bench_folder() as folder:
+        measured: list[Measured] = []
+        yield from _rows(Place(whole, model, folder), measured)
+    cost.save("runs", [asdict(one) for one in measured])
+    cost.save("corpus", str(whole))
+    cost.save("machine", f"{platform.machine()}, {os.cpu_count()} cores, no accelerator")
+
+
+def _rows(place: "Place", measured: list[Measured]) -> Iterator[Row]:
+    for stage in STAGES:
+        found: list[Measured] = []
+        for size in SIZES:
+            one = measure(stage, size, place)
+            found.append(one)
+            yield Row(
+                what=f"{stage}, {size} x 64 MB",
+                ours=f"driver {one.driver_bytes / 1e6:,.0f} MB, a worker {one.worker_bytes / 1e6:,.0f} MB",
+                rival=f"{one.cpu_seconds / one.text_bytes * 1e9:,.1f} core s/GB, {one.seconds:,.1f} s",
+                ratio="",
+            )
+        measured += found
+        parts = []
+        for name in ("driver_bytes", "worker_bytes"):
+            values = [getattr(one, name) for one in found]
+            parts.append(f"{name.split('_')[0]} {max(values) / values[0] - 1:+.0%}")
+        rates = [one.cpu_seconds / one.text_bytes for one in found]
+        parts.append(f"core s/GB {rates[-1] / rates[0] - 1:+.0%}")
+        yield Row(what=f"  {stage}, 16 against 1", ours=", ".join(parts), rival="flat is within 20%", ratio="")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the measurements share."""
+
+    whole: corpus.Corpus
+    model: Path
+    folder: Path
+
+    def text(self, size: int) -> Path:
+        """A run of `size` shards; 0: of 2 MB, to warm up with."""
+        made = self.folder / f"text-{size}"
+        if made.exists():
+            return made
+        if size:
+            return corpus.subset(self.whole, size, made)
+        return corpus.cut_run(self.whole, 1_000_000, CORES, made)
+
+    def tokens(self, size: int) -> Path:
+        """What tokenize_text made of `text(size)`."""
+        return Path((self.folder / f"tokens-{size}").read_text())
+
+    def inputs(self, stage: str, size: int) -> dict[str, Input]:
+        if stage == "pack_sequences":
+            return {"tokens": corpus.input_of(self.tokens(size), "tokens")}
+        inputs = {"text": corpus.input_of(self.text(size), "text")}
+        return inputs | ({"tokenizer": external_input([str(self.model)], None)} if stage == "tokenize_text" else {})
+
+
+def measure(stage: str, size: int, place: Place) -> Measured:
+    """The stage over `size` shards, on a cluster of its own. pack_sequences takes what tokenize_text left."""
+    with warm_session() as (session, _):
+        for shards in (0, size):
+            ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder)
+            if stage == "tokenize_text":
+                (place.folder / f"tokens-{shards}").write_text(str(ran.directory))
+    outputs = ran.manifest.datasets.values()
+    return Measured(
+        stage=stage,
+        shards=size,
+        text_bytes=corpus.size_of(place.text(size)),
+        tokens=sum(one.tokens for one in outputs),
+        seconds=ran.seconds,
+        cpu_seconds=ran.cpu_seconds,
+        driver_bytes=ran.driver_bytes,
+        worker_bytes=ran.worker_bytes,
+        output_bytes=sum(one.bytes for one in outputs),
+        manifest_bytes=(ran.directory / "_MANIFEST.json").stat().st_size,
+        output_shards=sum(len(one.shards) for one in outputs),
+    )

@@ -1,0 +1,239 @@
+"""tokenize_text end to end against gigatoken alone, with Gemma's own tokenizer, and datatrove's DocumentTokenizer.
+
+    16 shards of 64 MB -> tokenize_text (Parquet in, Parquet out, Ray Data, warm) : seconds
+    the same texts, in memory -> gigatoken, a process for each core              : seconds
+    4 MB a process, Parquet in -> datatrove, two processes                       : seconds, start-up taken off
+
+Each side sees each text once, since both keep the words they have met. Where the time of the stage goes is measured
+in its workers, by a clock around each part; Ray is what is left of the cores' time.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data import hf_tokenizer, shards
+from data.manifest import read_manifest
+from data.tokenizer import Tokenizer
+from pipelines.inputs import external_input
+from pipelines.stages import tokenize_text
+from tests.benchmarks import corpus
+from tests.benchmarks.stage_runs import run_stage, warm_session
+from tests.benchmarks.step_speed import Row
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RIVAL = REPOSITORY / ".venv-rival" / "bin" / "python"
+SHARDS, CORES = 16, 2
+RIVAL_BYTES = 4_000_000
+"""of text that a process of the rival is given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How long so much text took."""
+
+    text_bytes: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.text_bytes / self.seconds
+
+    @property
+    def core_rate(self) -> float:
+        """Bytes a CPU second."""
+        return self.text_bytes / self.cpu_seconds
+
+
+def gemma_tokenizer() -> Path | None:
+    """Gemma's own model, where it is: GEMMA_TOKENIZER, or what `make tokenizer` left."""
+    path = Path(os.environ.get("GEMMA_TOKENIZER", REPOSITORY / ".cache" / "gemma_tokenizer.model"))
+    return path if path.exists() else None
+
+
+def rows() -> Iterator[Row]:
+    model = gemma_tokenizer()
+    if model is None:
+        yield Row(what="tokenize_text", ours="not run", rival="no Gemma tokenizer here: make tokenizer", ratio="")
+        return
+    whole = corpus.corpus()
+    with warm_session() as (session, folder):
+        text = corpus.subset(whole, SHARDS, folder / "text")
+        size = corpus.size_of(text)
+        inputs = {"text": corpus.input_of(text, "text"), "tokenizer": external_input([str(model)], None)}
+        small = corpus.cut_run(whole, 1_000_000, CORES, folder / "small")
+        first = run_stage(session, "tokenize_text", {}, {**inputs, "text": corpus.input_of(small, "text")}, folder)
+        yield Row(
+            what="tokenize_text: start of two workers on 2 MB, tokenizer proven",
+            ours=f"{first.seconds:.1f} s after Ray's {session.started_seconds or 0:.1f} s",
+            rival="",
+            ratio="",
+        )
+        ran = run_stage(session, "tokenize_text", {}, inputs, folder)
+        ours = Speed(text_bytes=size, seconds=ran.seconds, cpu_seconds=ran.cpu_seconds)
+        tokens = ran.manifest.datasets["tokens"].tokens / 1e6
+        what = f"tokenize_text, {size / 1e6:,.0f} MB, {tokens:,.0f}M tokens"
+        yield from compared(what, ours, "gigatoken alone", raw_gigatoken(model, text))
+        rival_text = corpus.cut_run(whole, RIVAL_BYTES, CORES, folder / "rival")
+        files = dict(hf_tokenizer.tokenizer_files(model.read_bytes()))
+        (folder / "tokenizer.json").write_bytes(files["tokenizer.json"])
+        theirs = datatrove("tokenize", rival_text, folder, str(folder / "tokenizer.json"))
+        what = f"tokenize_text; the rival on {theirs.text_bytes / 1e6:.0f} MB"
+        yield from compared(what, ours, "datatrove DocumentTokenizer", theirs)
+    yield from _parts(model, whole)
+
+
+def raw_gigatoken(model: Path, text: Path) -> Speed:
+    """CORES processes that encode the texts, which are in memory before the clock starts; the slowest one's seconds."""
+    uris = uris_of(text)
+    context = multiprocessing.get_context("spawn")
+    barrier, told = context.Barrier(CORES), context.Queue()
+    processes = [
+        context.Process(target=_encode, args=(str(model), uris[k::CORES], barrier, told)) for k in range(CORES)
+    ]
+    for process in processes:
+        process.start()
+    found = [told.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return Speed(
+        text_bytes=corpus.size_of(text),
+        seconds=max(seconds for seconds, _ in found),
+        cpu_seconds=sum(cpu for _, cpu in found),
+    )
+
+
+def _encode(model: str, uris: list[str], barrier: Any, told: Any) -> None:
+    tokenizer = Tokenizer.load(model)
+    assert not tokenizer.fast_encoder
+    backend = tokenizer._fast._backend  # type: ignore[union-attr]
+    batches, batch, held = [], [], 0
+    for uri in uris:
+        for one in shards.read_table(uri, ["text"])["text"].cast(pa.binary()).to_pylist():
+            batch.append(one)
+            held += len(one)
+            if held > tokenize_text.BATCH_BYTES:
+                batches.append(batch)
+                batch, held = [], 0
+    batches.append(batch)
+    barrier.wait()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    for batch in batches:
+        backend.encode_batch(batch, parallel=False)
+    told.put((time.perf_counter() - began, time.process_time() - cpu_began))
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """The work of tokenize_text, with the seconds of its parts in the worker as facts."""
+
+    work: Any
+
+    def __call__(self, number: int, uri: str) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        places = [
+            ("read", shards, "read_table"),
+            ("encode", Tokenizer, "encode_documents"),
+            ("check", tokenize_text._Tokenize, "_check"),
+        ]
+        before = [(owner, name, getattr(owner, name)) for _, owner, name in places]
+        began = time.perf_counter()
+        try:
+            for part, owner, name in places:
+                setattr(owner, name, _clocked(getattr(owner, name), part, seconds))
+            table = self.work(uri).parts["tokens"].table
+        finally:
+            for owner, name, plain in before:
+                setattr(owner, name, plain)
+        made = time.perf_counter()
+        data = shards.parquet_bytes(table)
+        written = time.perf_counter()
+        target = Path(self.work.tokenizer_uri).parent / f"written-{number}"
+        shards.write_file(str(target), "tokens.parquet", data)
+        ended = time.perf_counter()
+        seconds |= {"parquet and zstd": written - made, "write and sha256": ended - written}
+        seconds["rest of the work"] = made - began - sum(seconds[part] for part, _, _ in places)
+        return {"seconds": json.dumps(seconds), "error": "", "is_input": False}
+
+
+def _clocked(plain: Callable[..., Any], part: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    def clocked(*arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return plain(*arguments, **named)
+        finally:
+            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
+
+    return clocked
+
+
+def _parts(model: Path, whole: corpus.Corpus) -> Iterator[Row]:
+    """In new workers, which have met none of the texts."""
+    with warm_session() as (session, folder):
+        local = folder / "tokenizer.model"
+        local.write_bytes(model.read_bytes())
+        work = Clocked(tokenize_text._Tokenize(tokenize_text.Config(), str(local), Tokenizer.load(str(local)).sha256))
+        small = corpus.cut_run(whole, 1_000_000, CORES, folder / "small")
+        list(session.map(dict(enumerate(uris_of(small))), work))
+        tasks = dict(enumerate(uris_of(corpus.subset(whole, SHARDS, folder / "text"))))
+        began = time.perf_counter()
+        total: dict[str, float] = {}
+        for row in session.map(tasks, work):
+            for part, seconds in json.loads(row["seconds"]).items():
+                total[part] = total.get(part, 0.0) + seconds
+        cores = CORES * (time.perf_counter() - began)
+    total["Ray, and cores without work"] = cores - sum(total.values())
+    for part, seconds in sorted(total.items(), key=lambda one: -one[1]):
+        yield Row(what=f"  of which {part}", ours=f"{seconds / cores:.1%}", rival="", ratio="")
+
+
+def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
+    """Of datatrove's pipeline over the run's text, its start taken off."""
+    if not RIVAL.exists():
+        raise corpus.MissingError("datatrove is not here: make rival-env")
+    words = [str(RIVAL), "-m", "tests.benchmarks.datatrove_pipelines", work, str(text / "text")]
+    done = subprocess.run(
+        [*words, str(folder / f"datatrove-{work}"), *more], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"datatrove {work} ended with {done.returncode}: {done.stderr[-500:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Speed(text_bytes=corpus.size_of(text), seconds=found["seconds"], cpu_seconds=found["cpu_seconds"])
+
+
+def compared(what: str, ours: Speed, name: str, theirs: Speed) -> Iterator[Row]:
+    """Two rows: by the clock, and by CPU seconds, which other work on the machine disturbs less."""
+    for unit, left, right in (
+        ("MB/s", ours.rate, theirs.rate),
+        ("MB/core s", ours.core_rate, theirs.core_rate),
+    ):
+        yield Row(
+            what=what if unit == "MB/s" else "  by CPU seconds, driver and Ray included",
+            ours=f"{left / 1e6:,.1f} {unit}",
+            rival=f"{name}: {right / 1e6:,.2f} {unit}",
+            ratio=f"{left / right:,.2f}x",
+        )
+
+
+def uris_of(run: Path) -> list[str]:
+    """Files of the text of a run directory."""
+    manifest = read_manifest(str(run))
+    assert manifest is not None
+    return [str(run / shard.name) for shard in manifest.datasets["text"].shards]
+
+
+if __name__ == "__main__":
+    for row in rows():
+        print("  ".join(part for part in (row.what, row.ours, row.rival, row.ratio) if part), flush=True)
+    sys.exit(0)

@@ -1,0 +1,94 @@
+"""The dashboard draws what the code emits, and all of it; what is emitted arrives under the names that it asks for."""
+
+import json
+import re
+import time
+import urllib.request
+import warnings
+
+import pytest
+import yaml
+
+from data.manifest import Shard
+from infra.ray_session import RaySession
+from infra.slices import CHIPS
+from tests.e2e.cluster import REPOSITORY
+from training.metrics import METRICS
+
+FOLDER = REPOSITORY / "infra" / "dashboards"
+DASHBOARD = json.loads((FOLDER / "gemma2.json").read_text())
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+DRAWN = {name for text in EXPRESSIONS for name in re.findall(r"\bray_(\w+)", text)}
+
+
+def test_every_name_in_it_is_one_that_the_code_emits_and_the_other_way_round() -> None:
+    assert set(METRICS) == DRAWN
+    assert all(one.name == name and one.name.startswith("gemma2_") for name, one in METRICS.items())
+    counters = {name for name, one in METRICS.items() if one.kind == "counter"}
+    assert counters == {name for name in METRICS if name.endswith("_total")}, "what Ray calls a counter"
+
+
+def test_labels_in_it_are_those_of_the_metric() -> None:
+    for text in EXPRESSIONS:
+        for name, selector in re.findall(r"\bray_(\w+)\{([^}]*)\}", text):
+            assert set(re.findall(r"(\w+)=", selector)) <= set(METRICS[name].labels), text
+        for labels in re.findall(r"sum by \(([^)]*)\)", text):
+            (name,) = set(re.findall(r"\bray_(\w+)", text))
+            assert {label.strip() for label in labels.split(",")} <= set(METRICS[name].labels)
+
+
+def test_it_has_a_panel_for_what_people_ask() -> None:
+    titles = [panel["title"] for panel in DASHBOARD["panels"]]
+    wanted = {"Tokens a second", "MFU", "Goodput", "Waiting for data", "Rejects an hour", "Cache of logits"}
+    assert wanted <= set(titles)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(titles)
+    (chip,) = [one for one in DASHBOARD["templating"]["list"] if one["name"] == "peak_flops"]
+    assert {one["text"]: float(one["value"]) for one in chip["options"]} == {
+        one.name: one.peak_flops for one in CHIPS.values()
+    }
+
+
+def test_what_provisions_it_finds_it() -> None:
+    (provider,) = yaml.safe_load((FOLDER / "provisioning/dashboards/gemma2.yml").read_text())["providers"]
+    assert (REPOSITORY / provider["options"]["path"] / "gemma2.json").exists()
+    (source,) = yaml.safe_load((FOLDER / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://127.0.0.1:9090"
+    (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
+
+
+@pytest.mark.slow
+def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
+    """Through Ray's agent on this node, read as Prometheus does."""
+    ray_session.start()
+    import ray
+
+    from pipelines.stage_metrics import count_shard
+    from tests.training.examples import example_job
+    from training.loop import StepReport
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray Train's imports
+        from training.worker import _Gauges
+
+    shard = Shard(name="logits/00000.parquet", rows=1, bytes=70, sha256="0" * 64)
+    count_shard("cache_logits", {"logits": (shard, shard)}, {"too_long": 3, "empty": 0})
+    gauges = _Gauges(example_job(REPOSITORY / "train_model" / "0123456789abcdef" / "checkpoints"))
+    step = StepReport(step=7, loss_sum=20.0, targets=10, learning_rate=0.1, grad_norm=1.5, tokens_seen=70)
+    speeds = {name: 0.5 for name, one in METRICS.items() if one.kind == "gauge"}
+    gauges.tell(step, speeds)
+
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline = time.monotonic() + 40
+    while True:
+        told = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        found = {name: line for name in METRICS for line in told.splitlines() if line.startswith(f"ray_{name}{{")}
+        if set(found) == set(METRICS) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert set(found) == set(METRICS)
+    assert found["gemma2_stage_dropped_rows_total"].endswith(" 3.0")
+    assert 'reason="too_long"' in found["gemma2_stage_dropped_rows_total"]
+    assert found["gemma2_stage_written_bytes_total"].endswith(" 140.0")
+    assert found["gemma2_train_loss"].endswith(" 2.0")
+    assert 'run="train_model/0123456789abcdef"' in found["gemma2_train_loss"]

@@ -1,0 +1,98 @@
+"""Nobody from outside is let in: sockets, tokens, open clusters, and the audit of dependencies."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from infra.audit import NOT_RUN, judge
+from infra.ray_session import RaySession, protect_token_file, refuse_open_cluster
+
+
+def descendants() -> set[int]:
+    """This process and all below it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids: set[int]) -> dict[str, str]:
+    """Local address (hex, as the kernel has it) of every TCP socket that one of the processes listens on -> who."""
+    owners = {}
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                if match := re.match(r"socket:\[(\d+)\]", os.readlink(descriptor)):
+                    owners[match[1]] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80]
+            except OSError:
+                continue
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in owners:
+                found[words[1]] = owners[words[9]]
+    return found
+
+
+LOOPBACK = re.compile(r"(0100007F|0000000000000000FFFF00000100007F|00000000000000000000000001000000):")
+
+
+@pytest.mark.slow
+def test_the_embedded_ray_listens_on_loopback_only(ray_session: RaySession) -> None:
+    ray_session.start()
+    sockets = listening(descendants())
+    assert len(sockets) >= 4, "raylet, store of state, agent, driver"
+    assert {address: who for address, who in sockets.items() if not LOOPBACK.match(address)} == {}
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_cluster_that_others_reach_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"10\.0\.0\.3:6379 is reached over the network and no token is in use"):
+        refuse_open_cluster({"RAY_ADDRESS": "10.0.0.3:6379"})
+    with pytest.raises(ValueError, match="RAY_AUTH_MODE"):
+        refuse_open_cluster({"RAY_ADDRESS": "ray://head.example:10001", "RAY_AUTH_MODE": "disabled"})
+    refuse_open_cluster({"RAY_ADDRESS": "10.0.0.3:6379", "RAY_AUTH_MODE": "token"})
+    for here in ("127.0.0.1:6379", "auto", "localhost:6379", "[::1]:6379", ""):
+        refuse_open_cluster({"RAY_ADDRESS": here})
+
+
+def test_the_session_refuses_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.255.255.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ValueError, match="anyone there could run code as you"):
+        RaySession().start()
+
+
+def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0" * 64)
+    token.chmod(0o644)  # what Ray leaves
+    protect_token_file({"HOME": str(tmp_path)})
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.chmod(0o640)
+    protect_token_file({"HOME": "/nowhere", "RAY_AUTH_TOKEN_PATH": str(token)})
+    assert token.stat().st_mode & 0o777 == 0o600
+    protect_token_file({"HOME": str(tmp_path / "none")})
+
+
+def test_an_audit_says_what_it_found_or_that_it_did_not_run() -> None:
+    clean = {"name": "a", "version": "1", "vulns": []}
+    bad = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
+    assert judge(json.dumps({"dependencies": [clean]}), "") == (0, "nothing known of 1 packages")
+    code, told = judge(json.dumps({"dependencies": [clean, bad]}), "")
+    assert (code, told) == (1, "1 known in 2 packages\n  b 2: CVE-1, fixed in 3")
+    assert judge("", "requests.exceptions.ConnectionError: ...") == (0, NOT_RUN)
+    code, told = judge("", "requirements.txt: no hash")
+    assert code == 1, "a failure that is no missing network is one"

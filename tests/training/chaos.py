@@ -1,0 +1,354 @@
+"""python -m tests.training.chaos [PART ...]: kills, flipped bits and false alarms in training, counted. No Ray.
+
+    same_bits   200 steps straight against 200 steps with 5 kill -9, on cpu and xla: lost, doubled, ulp
+    saves       30 kill -9 during saves, at seeded moments: can the run always go on?
+    flips       20 planted bit flips, in weights, moments and gradients: how many does the watch or a replay find?
+    alarms      1,000 steps without any: how many alarms?
+    save_cost   mean step over 500 steps with a save every 50, against without
+    worlds      1, 2, 4 and 4 -> 2 -> 4 workers in the middle of an epoch: the rows of each step
+
+`make chaos` runs all of them but those that passed before on this code; each ends with a line of figures. Exit code 1
+where a target is missed.
+"""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.chaos_log import record_folder
+from tests.training.examples import example_job, made_up_feed
+from training.backend import TorchBackend
+from training.checkpoint import load_checkpoint
+from training.config import TrainJob
+from training.loop import run_training
+from training.records import latest_checkpoint, list_checkpoints, read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def killed_job(directory: Path, steps: int, device: str, every: int) -> TrainJob:
+    return example_job(
+        directory,
+        config={"steps": steps, "checkpoint_every_steps": every, "keep_last": 3, "keep_every_steps": 5 * every},
+        device=device,
+    )
+
+
+def train_and_die(directory: Path, steps: int, device: str, every: int, kill_at: int, moment: float) -> None:
+    """In a process of its own: trains, and at step `kill_at` kills itself, or in a save after it at `moment` (0 to 1).
+
+    A negative moment kills in the step itself.
+    """
+    from data import storage
+    from training import loop
+    from training.backend import make_backend
+
+    loop.FETCH_STEPS = 1
+    job = killed_job(directory, steps, device, every)
+    torch.set_num_threads(1)
+    armed, writes = False, 0
+    whole = storage.write_bytes, storage.create_exclusive, storage.remove
+
+    def dying(number: int) -> Callable[..., None]:
+        def write(uri: str, *data: bytes) -> None:
+            nonlocal writes
+            if armed:
+                writes += 1
+                if writes > int(moment * 9):  # 9: the writes and removals of a save that also retires one
+                    if data and number == 0:  # half of the file, as a kill in the middle of a write leaves it
+                        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+                        Path(f"{uri}.dead.tmp").write_bytes(data[0][: len(data[0]) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+            whole[number](uri, *data)
+
+        return write
+
+    storage.write_bytes, storage.create_exclusive, storage.remove = dying(0), dying(1), dying(2)
+
+    def on_step(report: Any) -> None:
+        nonlocal armed
+        if kill_at and report.step >= kill_at:
+            if moment < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            armed = True
+
+    run_training(job, make_backend(job.device), made_up_feed(job), on_step)
+
+
+def in_process(directory: Path, steps: int, device: str, every: int, kill_at: int = 0, moment: float = -1.0) -> int:
+    """The exit code of `train_and_die` in a fresh process."""
+    words = [str(directory), str(steps), device, str(every), str(kill_at), str(moment)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.chaos", "_die", *words],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"HOME": str(directory)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=500,
+    )
+    if done.returncode not in (0, -signal.SIGKILL):
+        sys.stderr.write(done.stderr.decode()[-3000:])
+    return done.returncode
+
+
+def ulps(left: np.ndarray, right: np.ndarray) -> int:
+    """The largest distance in representable float32 numbers."""
+    keys = []
+    for array in (left, right):
+        bits = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.int32).astype(np.int64)
+        keys.append(np.where(bits < 0, -(bits & 0x7FFFFFFF), bits))
+    return int(np.abs(keys[0] - keys[1]).max(initial=0))
+
+
+def compared(directory: Path, reference: Path, steps: int) -> dict[str, int]:
+    """Steps lost and doubled in a run's own record, and the distance of losses and weights from the reference's."""
+    runs = [{name: read_rows(str(one), name) for name in ("metrics", "lineage")} for one in (directory, reference)]
+    done = runs[0]["metrics"]["step"].to_numpy()
+    newest = [latest_checkpoint(str(one)) or "" for one in (directory, reference)]
+    weights = [load_checkpoint(uri).weights for uri in newest]
+    same_rows = runs[0]["lineage"].equals(runs[1]["lineage"])
+    return {
+        "lost": len(set(range(1, steps + 1)) - set(done.tolist())) + (0 if same_rows else 1),
+        "doubled": len(done) - len(set(done.tolist())),
+        "ulp": max(
+            ulps(*(run["metrics"]["loss_sum"].to_numpy() for run in runs)),
+            *(ulps(tensor.numpy(), weights[1][name].numpy()) for name, tensor in weights[0].items()),
+        ),
+    }
+
+
+def same_bits(devices: tuple[str, ...] = ("cpu", "xla"), steps: int = 200, kills: int = 5, seed: int = 0) -> bool:
+    good = True
+    for device in devices:
+        rng = random.Random(seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            straight, killed = Path(temporary) / "straight", Path(temporary) / "killed"
+            assert in_process(straight, steps, device, 20) == 0
+            died = 0
+            for place in range(kills):
+                low = steps * place // kills
+                at = rng.randrange(low + 2, low + steps // kills)
+                died += in_process(killed, steps, device, 20, kill_at=at) == -signal.SIGKILL
+            assert in_process(killed, steps, device, 20) == 0
+            found = compared(killed, straight, steps)
+        tell(f"same_bits {device}: steps {steps}, runs {kills + 2}, kills {died}, {_figures(found)}")
+        good = good and died == kills and not any(found.values())
+    return good
+
+
+def saves(kills: int = 30, seed: int = 0) -> bool:
+    """Every process goes on where the last one was killed, and dies during one of its first saves."""
+    rng = random.Random(seed)
+    steps, every, died, stuck = 10 * (kills + 8), 5, 0, 0
+    with tempfile.TemporaryDirectory() as temporary:
+        straight, killed = Path(temporary) / "straight", Path(temporary) / "killed"
+        done = 0
+        for _ in range(kills):
+            code = in_process(killed, steps, "cpu", every, kill_at=done + rng.choice((1, 6)), moment=rng.random())
+            died += code == -signal.SIGKILL
+            stuck += code not in (0, -signal.SIGKILL)
+            newest = latest_checkpoint(str(killed))
+            if newest is not None:
+                done = load_checkpoint(newest).step  # raises where what is committed is not whole
+        stuck += in_process(killed, steps, "cpu", every) != 0
+        assert in_process(straight, steps, "cpu", every) == 0
+        found = compared(killed, straight, steps)
+        kept = [[uri.rpartition("/")[2] for uri in list_checkpoints(str(one))] for one in (killed, straight)]
+    tell(f"saves: runs {kills + 2}, kills {died}, not resumable {stuck}, {_figures(found)}")
+    return died == kills and not stuck and not any(found.values()) and kept[0] == kept[1]
+
+
+class FlippingBackend(TorchBackend):
+    """Plain PyTorch that flips one bit at one step: of a weight or moment between two steps, or of a gradient."""
+
+    def __init__(self, what: str, step: int, rng: random.Random) -> None:
+        super().__init__("cpu")
+        self.what, self.at, self.rng, self.steps, self.calls = what, step, rng, 0, 0
+        self.targets: list[torch.Tensor] = []
+
+    def flip(self, tensors: list[torch.Tensor]) -> None:
+        tensor = self.rng.choice([one for one in tensors if one.numel()])
+        bits = tensor.detach().view(torch.int32).view(-1)
+        place = self.rng.randrange(len(bits))
+        bits[place] = bits[place] ^ (1 << self.rng.randrange(31))
+
+    def all_reduce_(self, tensors: Any) -> None:
+        if self.what == "gradient" and self.steps == self.at:
+            self.flip(list(tensors[:-1]))
+
+    def step_boundary(self) -> None:
+        self.steps += 1
+        if self.steps == self.at and self.what in ("weight", "moment"):
+            self.flip(self.targets)
+
+
+def flips(count: int = 20, seed: int = 0) -> bool:
+    """Plants a flip a run; a run that the watch did not stop is replayed at its last step."""
+    from tests.training.examples import write_sequences
+    from training import loop
+    from training.faults import BadStep, Corrupted
+    from training.replay import replay
+
+    rng = random.Random(seed)
+    found = {"watch": 0, "bad step": 0, "replay": 0}
+    planted = {"weight": 0, "moment": 0, "gradient": 0}
+    make_state = loop.init_state
+    for number in range(count):
+        what = ("weight", "moment", "gradient")[number % 3]
+        planted[what] += 1
+        with tempfile.TemporaryDirectory() as temporary:
+            job = example_job(Path(temporary) / "checkpoints", config={"steps": 20, "checkpoint_every_steps": 10})
+            job = write_sequences(Path(temporary), job)
+            backend = FlippingBackend(what, rng.randrange(3, 19), rng)
+
+            def remember(parameters: Any, *rest: Any, backend: FlippingBackend = backend) -> Any:
+                state = make_state(parameters, *rest)
+                moments = [*state.first.values(), *state.second.values()]
+                backend.targets = list(parameters.values()) if backend.what == "weight" else moments
+                return state
+
+            loop.init_state = remember  # type: ignore[assignment]
+            try:
+                run_training(job, backend, made_up_feed_from(job))
+            except Corrupted:
+                found["watch"] += 1
+                continue
+            except BadStep:
+                found["bad step"] += 1
+                continue
+            finally:
+                loop.init_state = make_state
+            steps = (10, 20)  # the ends of the two stretches between checkpoints
+            found["replay"] += any(replay(job, step).differences for step in steps)
+    total = sum(found.values())
+    tell(f"flips: planted {count} {planted}, found {total} ({_figures(found)})")
+    return total == count
+
+
+def made_up_feed_from(job: TrainJob) -> Any:
+    from training.feed import direct_feed
+
+    return direct_feed(job)
+
+
+def alarms(steps: int = 1000) -> bool:
+    """A run with nothing planted, watched, and replayed at the end of each stretch between checkpoints."""
+    from tests.training.examples import write_sequences
+    from training.faults import Corrupted
+    from training.replay import replay
+
+    raised = replayed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        config = {"steps": steps, "checkpoint_every_steps": 100, "spike_sigmas": 8.0}
+        job = write_sequences(Path(temporary), example_job(Path(temporary) / "checkpoints", config=config))
+        try:
+            run_training(job, TorchBackend("cpu"), made_up_feed_from(job))
+            for step in range(100, steps + 1, 100):
+                result = replay(job, step)
+                replayed += result.steps
+                raised += bool(result.differences)
+        except Corrupted:
+            raised += 1
+    tell(f"alarms: steps {steps}, replayed {replayed}, false alarms {raised}")
+    return raised == 0 and replayed == steps
+
+
+def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
+    """Both in turns, on one thread, so that the other core may write; the model's step is of 50 ms or so."""
+    from model import gemma2_tiny
+
+    def mean_step(every: int, directory: Path) -> float:
+        model = gemma2_tiny(vocab_size=2048, d_model=128, ffw_dim=512, heads=4, kv_heads=2, head_dim=32, query_scale=32)
+        job = example_job(
+            directory, config={"model": model, "steps": steps, "checkpoint_every_steps": every, "keep_last": 2}
+        )
+        job = dataclasses.replace(job, cpu_threads=1, vocab_size=64)
+        began = time.perf_counter()
+        run_training(job, TorchBackend("cpu"), made_up_feed(job))
+        return (time.perf_counter() - began) / steps
+
+    means: dict[int, list[float]] = {every: [], steps: []}
+    for _ in range(rounds):
+        for one in (steps, every):
+            with tempfile.TemporaryDirectory() as temporary:
+                means[one].append(mean_step(one, Path(temporary)))
+    saving, plain = min(means[every]), min(means[steps])
+    tell(
+        f"save_cost: {steps} steps, a save every {every}: {saving * 1e3:.2f} ms a step, {plain * 1e3:.2f} ms without, "
+        f"ratio {saving / plain:.3f} (best of {rounds})"
+    )
+    return saving / plain <= 1.05
+
+
+def worlds() -> bool:
+    from tests.training.worlds import rows_by_world
+
+    with tempfile.TemporaryDirectory() as temporary:
+        found = rows_by_world(Path(temporary))
+    tell(f"worlds: {found}")
+    return bool(found["same_rows"]) and found["steps"] > 0
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in found.items())
+
+
+def tell(line: str) -> None:
+    TOLD.append(line)
+    print(line, flush=True)
+
+
+TOLD: list[str] = []
+PARTS: dict[str, Callable[[], bool]] = {
+    "same_bits": same_bits,
+    "saves": saves,
+    "flips": flips,
+    "alarms": alarms,
+    "save_cost": save_cost,
+    "worlds": worlds,
+}
+
+
+def main(words: list[str]) -> int:
+    if words[:1] == ["_die"]:
+        directory, steps, device, every, kill_at, moment = words[1:]
+        train_and_die(Path(directory), int(steps), device, int(every), int(kill_at), float(moment))
+        return 0
+    if unknown := sorted(set(words) - PARTS.keys()):
+        raise ValueError(f"no parts {unknown}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    missed = [part for part in words or PARTS if not passed(part, again=bool(words))]
+    print(f"missed: {', '.join(missed) or 'none'}")
+    return 1 if missed else 0
+
+
+def passed(part: str, again: bool) -> bool:
+    """Runs the part, unless it passed before on this code and nobody asks for it by name: then its figures are told."""
+    folder = record_folder()
+    record = folder.with_name(f"{folder.name}-training") / f"{part}.txt"
+    if record.exists() and not again:
+        print(record.read_text(), end="", flush=True)
+        return True
+    TOLD.clear()
+    if not PARTS[part]():
+        return False
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text("".join(f"{line}\n" for line in TOLD))
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

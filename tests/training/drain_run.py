@@ -1,0 +1,81 @@
+"""Run by test_worker.py in a process of its own: the node of a training worker is drained, then taken away."""
+
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.training.examples import example_job, write_sequences
+from training.records import list_checkpoints, read_rows
+from training.summary import StepReport
+from training.worker import fit
+
+STEPS = 600
+NOTICE_SECONDS = 20
+
+
+def main(directory: Path) -> dict[str, Any]:
+    temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": temporary, "include_dashboard": False}
+    )
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
+    ray.init(address=cluster.address, log_to_driver=False)
+    (directory / "drained").mkdir()
+    config = {"steps": STEPS, "checkpoint_every_steps": 300}
+    job = example_job(directory / "drained" / "checkpoints", config=config)
+    job = write_sequences(directory / "drained", job)
+    seen: list[StepReport] = []
+    drained: dict[str, Any] = {}
+
+    def take_away() -> None:
+        """Drains the node with the worker, and kills it when the time of the notice is over."""
+        actors = ray._private.state.actors().values()
+        (worker,) = (one for one in actors if "RayTrainWorker" in one["ActorClassName"] and one["State"] == "ALIVE")
+        node_id = worker["Address"]["NodeID"]
+        deadline = time.time() + NOTICE_SECONDS
+        accepted, _ = ray._private.worker.global_worker.gcs_client.drain_node(
+            node_id,
+            2,
+            "taken away",
+            int(deadline * 1000),  # 2: DRAIN_NODE_REASON_PREEMPTION
+        )
+        drained["accepted"] = accepted
+        while time.time() < deadline:
+            time.sleep(0.5)
+            drained["last_step"] = seen[-1].step
+            drained["interim"] = [uri[-8:] for uri in list_checkpoints(job.checkpoints_uri)]
+        cluster.remove_node(nodes[node_id], allow_graceful=False)
+
+    thread = threading.Thread(target=take_away)
+
+    def on_progress(report: StepReport) -> None:
+        seen.append(report)
+        if report.step >= 20 and not drained:
+            drained["began"] = report.step
+            thread.start()
+
+    summary = fit(job, max_failures=0, max_preemptions=1, on_progress=on_progress)
+    thread.join()
+    metrics = read_rows(job.checkpoints_uri, "metrics")
+    assert metrics is not None
+    found = {
+        **drained,
+        "first_step": summary.first_step,
+        "each_once": metrics["step"].to_pylist() == list(range(1, STEPS + 1)),
+    }
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(temporary, ignore_errors=True)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

@@ -1,0 +1,105 @@
+"""What can go wrong in a step, and what the host does about it: bad steps, silent corruption, a machine that goes away.
+
+The step itself (`training/step.py`) leaves weights alone where loss or gradient are not finite or the loss is a spike,
+and sums the bits of its weights and gradients. The host reads that a few steps later, here.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from model import Gemma2
+from training.backend import Backend
+from training.integrity import from_halves
+from training.loss import LossFunction
+from training.step import VALUES
+
+NAMED_ROWS = 8
+"""rows that a message names; the log names all"""
+
+
+class BadStep(RuntimeError):
+    """A step whose loss or gradient is not finite, or whose loss is a spike, where the run is to stop at one."""
+
+
+class Corrupted(RuntimeError):
+    """Weights that changed without a step, or that differ between workers."""
+
+
+class Drained(RuntimeError):
+    """The run was asked to stop, and did so behind a checkpoint."""
+
+
+class WeightsWatch:
+    """Compares each step's weights with what the step before left, and the workers with each other."""
+
+    def __init__(self, backend: Backend, expected: int | None) -> None:
+        self._backend, self._expected = backend, expected
+
+    def check(self, steps: Sequence[int], values: Sequence[Sequence[float]]) -> None:
+        """Of steps in order, each with its VALUES. Raises Corrupted."""
+        if not steps:
+            return
+        sums = [checksums(one) for one in values]
+        for step, one in zip(steps, sums, strict=True):
+            if self._expected is not None and one["weights_before"] != self._expected:
+                raise Corrupted(
+                    f"step {step} found weights with the checksum {one['weights_before']:08x} where step {step - 1} "
+                    f"left {self._expected:08x}: memory of worker {self._backend.rank} changed between them; nothing "
+                    "was saved since, so run again, on another machine if it happens twice"
+                )
+            self._expected = one["weights_after"]
+        names = ("gradients", "weights_after")
+        mine = np.array([[[one[name] for name in names] for one in sums]], np.int64)
+        everyone = self._backend.gather(mine)
+        differing = np.argwhere(everyone != everyone[0])
+        if len(differing):
+            worker, place, name = differing[np.argsort(differing[:, 1], kind="stable")][0].tolist()
+            raise Corrupted(
+                f"step {steps[place]}: worker {worker} has other {names[name]} than worker 0 after the same sums over "
+                "workers; one of the two machines computes wrongly; run again without it"
+            )
+
+
+def checksums(values: Sequence[float]) -> dict[str, int]:
+    """The checksums in a step's VALUES by name."""
+    named = dict(zip(VALUES, values, strict=True))
+    return {
+        name: from_halves(named[f"{name}_low"], named[f"{name}_high"])
+        for name in ("weights_before", "gradients", "weights_after")
+    }
+
+
+def bad_step_message(step: int, loss: float, grad_norm: float, rows: Sequence[tuple[str, float, float]]) -> str:
+    """What a person needs to know of a bad step; `rows` as `worst_rows` gives them."""
+    what = "not finite" if not (math.isfinite(loss) and math.isfinite(grad_norm)) else "a spike"
+    named = "; ".join(f"{row} (loss {mean:.4g}, gradient {norm:.4g})" for row, mean, norm in rows[:NAMED_ROWS])
+    return (
+        f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: {what}; its weights were left as they were. "
+        f"Rows of the step, worst first: {named}{' and others' if len(rows) > NAMED_ROWS else ''}. Look at them with "
+        "`python -m pipelines trace`, or run again with --on-bad-step skip to go on without this update"
+    )
+
+
+def worst_rows(
+    model: Gemma2, loss_function: LossFunction, batch: dict[str, np.ndarray], rows: Sequence[str], backend: Backend
+) -> list[tuple[str, float, float]]:
+    """(row, mean loss, gradient norm) of each row alone, what is not finite first, then by loss. All workers take part.
+
+    Under the weights of now: those of the bad step, or a few updates later.
+    """
+    parameters = list(model.parameters())
+    mine = []
+    for number in range(len(batch["tokens"])):
+        one = backend.to_device({name: column[number : number + 1] for name, column in batch.items()})
+        loss_sum, targets = loss_function(model, one)
+        norms = torch.stack([part.float().norm() for part in torch.autograd.grad(loss_sum, parameters)])
+        values = torch.stack([loss_sum.detach(), targets, norms.norm()])
+        backend.step_boundary()
+        ((of_row, count, norm),) = backend.fetch([values])
+        mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
+    everyone = backend.gather(np.array(mine, np.float64))
+    found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
+    return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))
