@@ -81,6 +81,7 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
         "python": platform.python_version(),
         "threads": threads,
         "seconds": time.monotonic() - began,
+        "load": os.getloadavg()[1],
     }
     storage.write_bytes(storage.join(directory, "run.json"), json.dumps(told).encode())
 

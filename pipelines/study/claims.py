@@ -23,7 +23,7 @@ def claims(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
         lines.append(_less(f"{theirs} (renormalized{sizes}) is worse than {ours}", found[ours], found[theirs]))
     for name in found:
         if name.startswith("topk12 "):
-            what = f"{found[name].learns_from} (no claim of theirs) is better than renormalized"
+            what = f"{found[name].learns_from} is better than renormalized"
             lines.append(_less(what, found[name], found["topk12"]))
     return "\n".join(lines) + "\n"
 

@@ -100,7 +100,9 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         "# Does the cached teacher teach?\n",
         f"Written by `python -m pipelines.study report` from the metrics of `{command}`; no figure is typed by hand.\n",
         f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads; the last run of the command took "
-        f"{run['seconds'] / 60:.0f} minutes (what is finished is not run again).\n"
+        f"{run['seconds'] / 60:.0f} minutes (what is finished is not run again){_load(run)}. The students' steps took "
+        f"{sum(final['step_cpu_seconds'] for arm in found.values() for final in arm.finals) / 60:.0f} minutes of a "
+        "core.\n"
         if run
         else "The run has not ended yet.\n",
         "## What was run\n",
@@ -204,6 +206,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
     lines = [list(head), ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _load(run: dict[str, float]) -> str:
+    return f", beside other programs: a load of {run['load']:.0f} in the end" if run.get("load", 0.0) >= 3.0 else ""
 
 
 def _json(uri: str) -> dict[str, float]:
