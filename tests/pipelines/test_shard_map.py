@@ -49,8 +49,11 @@ def doubled(journal: Path) -> Callable[[int], ShardOutput]:
 
 
 def files(directory: Path) -> dict[str, bytes]:
+    """What is there, but for what an attempt notes of itself (`_phases`, for `status`)."""
     return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and PHASES not in path.parts
     }
 
 
