@@ -13,6 +13,7 @@ import pytest
 from data import shards
 from pipelines.progress import advance
 from pipelines.shard_map import (
+    PHASES,
     Part,
     Receipt,
     ShardOutput,
