@@ -9,7 +9,9 @@ import tyro
 
 from pipelines import fit_table
 from pipelines.__main__ import main
+from pipelines.arguments import take
 from pipelines.fit import Command, request_of
+from pipelines.submit import check_line
 from tests.e2e.cluster import REPOSITORY
 from tests.e2e.conftest import pipelines
 
@@ -55,6 +57,15 @@ def test_commands_that_only_tell_do(
     words = shlex.split(command.replace("~", str(tmp_path)))
     assert main(words[3:]) == 0
     assert capsys.readouterr().out or "--runs" in words
+
+
+def test_the_line_that_submits_is_one_that_a_cluster_would_get() -> None:
+    """tests/e2e/test_jobs.py submits to a real one."""
+    (line,) = [one for one in COMMANDS if one.startswith("python -m pipelines submit ")]
+    words = shlex.split(line)[4:]
+    rest, address = take(words, "--address")
+    assert address is not None
+    check_line(rest)
 
 
 def test_the_question_of_fit_is_a_cell_of_the_table() -> None:
