@@ -51,10 +51,10 @@ def test_a_decompression_bomb_is_an_error_soon_and_in_little_memory(tmp_path: Pa
     data = bytes(size) if content == "zeros" else line * (size // len(line))
     path = tmp_path / f"bomb.jsonl{suffix}"
     path.write_bytes(gzip.compress(data, 9) if suffix == ".gz" else zstandard.compress(data))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match=r"bomb.jsonl.* expands more than 200 times .*--exclude"):
         read(path)
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
     assert peak_bytes(path) < 600 << 20
 
 
@@ -83,10 +83,10 @@ def test_a_line_of_a_gigabyte_is_skipped_in_little_memory(tmp_path: Path) -> Non
 def test_a_million_empty_documents_take_little_time_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_bytes(b'{"text": ""}\n' * 1_000_000)
-    began = time.monotonic()
+    began = time.process_time()
     texts, _ = read(path)
     assert len(texts) == 1_000_000
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
 
 
 def test_nul_and_lone_surrogates(tmp_path: Path) -> None:
