@@ -2,7 +2,7 @@
 python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
 python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
 
-Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
+Each takes [--size short|standard|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
 and the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
 """
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "gradients", "report"))
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--size", choices=tuple(SIZES), default="standard")
+    parser.add_argument("--size", choices=tuple(SIZES), default="short")
     parser.add_argument("--root", default="runs")
     parser.add_argument("--docs", help="where the report goes; docs, but for `tiny`")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> int:
     if given.command != "report":
         measure_gradients(sizes, given.root, print)
     docs = given.docs or (sizes.directory(given.root) if given.size == "tiny" else "docs")
-    command = "make study" if given.size == "standard" else f"python -m pipelines.study run --size {given.size}"
+    command = "make study" if given.size == "short" else f"python -m pipelines.study run --size {given.size}"
     print("written:", *write_report(sizes, given.root, docs, command))
     return 0
 

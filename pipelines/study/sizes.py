@@ -88,13 +88,13 @@ def shape(
 
 
 def standard() -> Sizes:
-    """What `make study` runs."""
+    """Over three times the steps of `short`, for a quiet machine and an hour more."""
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=32)
     return dataclasses.replace(short(), student_steps=640, student_optimizer=optimizer, eval_every_steps=80)
 
 
 def short() -> Sizes:
-    """The same teacher and fewer steps of the students: for a machine that others use too."""
+    """What `make study` runs: a teacher trained well past its students, for two cores."""
     return Sizes(
         teacher=shape(4096, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
         teacher_steps=900,
