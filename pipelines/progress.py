@@ -1,7 +1,8 @@
 """How far the shards of a stage are: one bar in the driver, which also hears from inside the shards.
 
-Work that runs in a Ray worker calls `advance`; about once a second the worker puts its count into the cluster's
-key-value store, where the driver looks as often. Where no bar is shown nothing is told.
+On a terminal it is a bar, in a log a line now and then. Work that runs in a Ray worker calls `advance`; about once a
+second the worker puts its count into the cluster's key-value store, where the driver looks as often. Outside of a
+terminal and of a submitted job nothing is told.
 """
 
 import secrets
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 TELL_SECONDS = 1.0
+LINE_SECONDS = 15.0
+"""between two lines in a log, where no bar can be drawn"""
 
 _current: "_Shard | None" = None
 
@@ -105,6 +108,29 @@ class Bar:
 
         for key in internal_kv._internal_kv_list(self.prefix.encode()):
             internal_kv._internal_kv_del(key)
+
+
+class Lines:
+    """Progress for a log: a line now and then, none where the work is done sooner."""
+
+    def __init__(self, total: int, unit: str, title: str, say: Callable[[str], None]) -> None:
+        self.total, self.unit, self.title, self.say = total, unit, title, say
+        self.done = 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """So many more units are done; `note` stands at the end of a line."""
+        self.done += units
+        now = time.monotonic()
+        if now - self.said < LINE_SECONDS or not self.done:
+            return
+        self.said = now
+        rate = self.done / (now - self.began)
+        left = (self.total - self.done) / rate
+        self.say(
+            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}s, {rate:.3g} a second, {left:,.0f} s left"
+            + (f", {note}" if note else "")
+        )
 
 
 def _key(prefix: str, index: int) -> bytes:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from data import shards, storage
 from data.manifest import Dataset, Shard
+from infra.ray_session import in_submitted_job
 from pipelines.config import digest
 from pipelines.progress import Bar
 from pipelines.progress import shard as shard_progress
@@ -108,7 +109,7 @@ def map_shards(
         if waiting:
             _say_phase(context, phase, len(tasks), len(receipts))
             context.session.start()
-            heard = None if context.quiet else bar.prefix
+            heard = bar.prefix if not context.quiet or in_submitted_job() else None
             sink = Sink(context.directory, context.attempt, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
                 for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.manifest import Dataset
 from pipelines.config import no_such
+from pipelines.progress import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,15 +150,16 @@ class Context:
 
     @contextmanager
     def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[..., Any]]":
-        """A bar with rate and ETA on a terminal; nothing where there is none, or with CI=true.
+        """A bar with rate and ETA on a terminal; where there is none, or with CI=true, a line now and then.
 
         Yields `advance(n, note="")`; the note stands behind the rate.
         """
+        if self.quiet:
+            yield Lines(total, unit, title or self.stage, lambda text: print(text, file=sys.stderr, flush=True)).advance
+            return
         from tqdm import tqdm
 
-        with tqdm(
-            total=total, unit=unit, desc=title or self.stage, disable=self.quiet, file=sys.stderr, leave=False
-        ) as bar:
+        with tqdm(total=total, unit=unit, desc=title or self.stage, file=sys.stderr, leave=False) as bar:
 
             def advance(units: int, note: str = "") -> None:
                 if note:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import REPOSITORY, RayCluster, ray_cluster
+from tests.e2e.mini_cluster import MiniCluster, mini_cluster
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ def cluster() -> Iterator[RayCluster]:
     with (
         tempfile.TemporaryDirectory(prefix="g2r-e2e-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         ray_cluster(Path(folder)) as one,
+    ):
+        yield one
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[MiniCluster]:
+    """Three nodes of one CPU each, for the whole session; who loses one adds another."""
+    with (
+        tempfile.TemporaryDirectory(prefix="g2r-mini-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        mini_cluster(Path(folder)) as one,
     ):
         yield one
 

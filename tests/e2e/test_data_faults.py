@@ -9,17 +9,15 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.ray_session import RaySession
 from tests.chaos_log import REPOSITORY, chaos_run
-from tests.e2e.mini_cluster import MiniCluster, mini_cluster
+from tests.e2e.mini_cluster import MiniCluster
 from tests.pipelines.in_process import CHAIN, run_chain
 from tests.pipelines.undisturbed import Reference, compare
 
@@ -31,15 +29,6 @@ LONGEST_SECONDS = 300.0
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("reference"), documents=400)
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[MiniCluster]:
-    with (
-        tempfile.TemporaryDirectory(prefix="g2r-mini-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        mini_cluster(Path(folder)) as one,
-    ):
-        yield one
 
 
 @pytest.mark.slow

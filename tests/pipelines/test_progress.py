@@ -1,5 +1,9 @@
+import time
+
+import pytest
+
 from pipelines import progress
-from pipelines.progress import Bar
+from pipelines.progress import Bar, Lines
 
 
 def test_finished_shards_count_in_full() -> None:
@@ -18,3 +22,16 @@ def test_without_a_listener_nothing_is_told() -> None:
     with progress.shard(None, 0):
         progress.advance(1 << 30)
     progress.advance(1)
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    lines = Lines(100, "shard", "tokenize", said.append)
+    for _ in range(40):
+        clock[0] += 0.5
+        lines.advance(1)
+    assert said == ["tokenize: 30 of 100 shards, 2 a second, 35 s left"]
+    clock[0] += 15
+    lines.advance(5, note="loss 3.2")
+    assert said[1:] == ["tokenize: 45 of 100 shards, 1.29 a second, 43 s left, loss 3.2"]

@@ -1,0 +1,89 @@
+"""The smoke recipe on three nodes, one of which is lost in each stage: the bytes of the run on one machine."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import recipes
+from pipelines.recipe import tasks_of
+from tests.chaos_log import REPOSITORY, chaos_run
+from tests.e2e.conftest import SmokeRun
+from tests.e2e.mini_cluster import MiniCluster
+
+STEPS = [step.name for step in recipes.load("smoke").steps]
+LONGEST_SECONDS = 400.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stage_that_loses_a_node_makes_the_same_bytes(smoke: SmokeRun, nodes: MiniCluster, tmp_path: Path) -> None:
+    lose_a_node(smoke, nodes, tmp_path, "pack")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_node_lost_in_any_step_changes_no_byte(
+    request: pytest.FixtureRequest, nodes: MiniCluster, tmp_path: Path, step: str
+) -> None:
+    with chaos_run("a node lost in a step of smoke", step) as counts:
+        lose_a_node(request.getfixturevalue("smoke"), nodes, tmp_path, step)
+        counts.kills = counts.compared = 1  # the manifest, which has the sha256 of all else
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_the_whole_recipe_on_three_nodes_makes_the_same_bytes(
+    request: pytest.FixtureRequest, nodes: MiniCluster, tmp_path: Path
+) -> None:
+    with chaos_run("smoke on three nodes", "smoke") as counts:
+        smoke: SmokeRun = request.getfixturevalue("smoke")
+        done = start(nodes, tmp_path / "runs", tmp_path / "log").wait(LONGEST_SECONDS * 2)
+        assert done == 0, (tmp_path / "log").read_text()[-4000:]
+        for path in smoke.root.glob("*/*/_MANIFEST.json"):
+            counts.compared += 1
+            counts.lost += (tmp_path / "runs" / path.relative_to(smoke.root)).read_bytes() != path.read_bytes()
+        assert counts.lost == 0
+
+
+def lose_a_node(smoke: SmokeRun, nodes: MiniCluster, folder: Path, step: str) -> None:
+    """Runs one step of a copy of the smoke run on three nodes, loses one of them on the way, compares the manifest."""
+    assert smoke.returncode == 0, smoke.output[-4000:]
+    root, log = folder / "runs", folder / "log"
+    shutil.copytree(smoke.root, root)
+    directory = Path(tasks_of(recipes.load("smoke"), str(root))[step].directory)
+    shutil.rmtree(directory)
+    driver = start(nodes, root, log)
+    try:
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while not (directory / "_CONFIG.json").exists():
+            assert driver.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.01)
+        time.sleep(random.Random(step).uniform(0.0, 4.0))
+        assert driver.poll() is None, "the node would be lost too late to test anything"
+        nodes.lose()
+        nodes.grow()
+        assert driver.wait(LONGEST_SECONDS) == 0, log.read_text()[-4000:]
+    finally:
+        driver.kill()
+        driver.wait()
+    reference = Path(str(directory).replace(str(root), str(smoke.root)))
+    assert (directory / "_MANIFEST.json").read_bytes() == (reference / "_MANIFEST.json").read_bytes()
+
+
+def start(nodes: MiniCluster, root: Path, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines", "run", "smoke", "--root", str(root)],
+            cwd=REPOSITORY,
+            env={**os.environ, **nodes.environment},
+            stdout=output,
+            stderr=output,
+        )
