@@ -182,19 +182,29 @@ class SequenceReader:
         return group
 
 
+MADE_AS = b"made_as"
+"""key of a LOGITS file's metadata: digest of the teacher, the estimator and the codec that made it"""
+
+
 class LogitsReader:
     """Random access to the cached teacher distributions of one dataset, row for row those of its sequences.
 
     `max_unique` is K, the ids kept for a target; it may be left out for `sample`: as many as can be drawn.
     """
 
-    def __init__(self, shard_uris: Sequence[str], spec: CodecSpec, max_unique: int | None = None) -> None:
+    def __init__(
+        self, shard_uris: Sequence[str], spec: CodecSpec, max_unique: int | None = None, made_as: str | None = None
+    ) -> None:
+        """`made_as`: digest of teacher, estimator and codec that the manifest names; a file with another is refused."""
         self.uris = tuple(shard_uris)
         self.spec = spec
+        self.made_as = made_as
         if max_unique is None and spec.draws is None:
             raise ValueError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
         self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
-        self._groups = _RowGroups(self.uris, ("sequence_hash", *PLANES), lambda table, _: table)
+        self._groups = _RowGroups(
+            self.uris, ("sequence_hash", *PLANES), lambda table, _: table, check=self._check_made_as
+        )
         self._rankings = _RowGroups(self.uris, ("ranking",), self._ranking)
 
     def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, Ragged]]:
@@ -236,6 +246,14 @@ class LogitsReader:
             columns["target_counts"] = columns["target_counts"] * np.exp(columns.pop("target_log_weights"))
         return columns
 
+    def _check_made_as(self, file: pq.ParquetFile, uri: str) -> None:
+        found = (file.schema_arrow.metadata or {}).get(MADE_AS, b"nothing").decode()
+        if self.made_as is not None and found != self.made_as:
+            raise ValueError(
+                f"{uri} was made as {found} (a digest of teacher, estimator and codec), and its manifest is of "
+                f"{self.made_as}: it is a shard of another run; run cache_logits again"
+            )
+
     def _ranking(self, table: pa.Table, uri: str) -> Ranking:
         first = table["ranking"][0]
         if not first.is_valid:
@@ -252,8 +270,10 @@ class _RowGroups(Generic[T]):
         columns: tuple[str, ...],
         decode: Callable[[pa.Table, str], T],
         row_group_rows: int | None = None,
+        check: Callable[[pq.ParquetFile, str], None] | None = None,
     ) -> None:
         self._uris, self._columns, self._decode, self._row_group_rows = uris, columns, decode, row_group_rows
+        self._check = check
         self._files: OrderedDict[int, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], T] = OrderedDict()
 
@@ -290,6 +310,8 @@ class _RowGroups(Generic[T]):
                 raise ValueError(
                     f"{uri} has no columns {missing}; it has {file.schema_arrow.names}: name another dataset"
                 )
+            if self._check is not None:
+                self._check(file, uri)
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if self._row_group_rows is not None and any(count != self._row_group_rows for count in rows[:-1]):
                 raise ValueError(

@@ -25,6 +25,8 @@ FULL_COUNT = 8
 """counts from here on are in the bit stream"""
 LOG_UNIT = 2.0**-10
 """nats; a stored logarithm is off by at most half of it"""
+LAST_UNIT = 2**16 - 1
+"""of a tail: no mass at all"""
 LOG_WEIGHT_SPAN = 32.0
 """nats that a logarithm of an importance weight may lie above or below 0"""
 PLANES = ("unique", "symbols", "bits", "high", "low")
@@ -249,7 +251,8 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     logs = _from_units(np.concatenate([np.zeros(0, np.int64), *values]), spec)
     if spec.estimator == "sample":
         return Ragged(all_unique, found.ids, found.counts, logs.astype(np.float32), None)
-    tail = np.exp(_from_units(np.concatenate([np.zeros(0, np.int64), *tails]), spec))
+    tail_units = np.concatenate([np.zeros(0, np.int64), *tails])
+    tail = np.where(tail_units == LAST_UNIT, 0.0, np.exp(_from_units(tail_units, spec)))
     # Rounding leaves the sum off by up to LOG_UNIT / 2: shared by all, it is a distribution again.
     sums = np.add.reduceat(np.exp(logs), starts) + tail if len(starts) else tail
     if len(sums) and np.abs(sums - 1).max() > 1e-2:
@@ -273,7 +276,7 @@ def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
     """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight."""
     distances = -logs.astype(np.float64) if spec.estimator != "sample" else logs.astype(np.float64) + LOG_WEIGHT_SPAN
     # float32 leaves a certain id at log p = 1e-7; a tail of nothing is at -inf
-    return np.clip(np.rint(distances / LOG_UNIT), 0, 2**16 - 1).astype(np.int64)
+    return np.clip(np.rint(distances / LOG_UNIT), 0, LAST_UNIT).astype(np.int64)
 
 
 def _from_units(units: np.ndarray, spec: CodecSpec) -> np.ndarray:

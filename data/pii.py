@@ -8,6 +8,7 @@ the public internet (versions such as 1.2.3.4 look like addresses: those after "
 Email addresses at example.com and the like stay. Cost: some 40 MB/s a core where nothing is found.
 """
 
+import bisect
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ _EXAMPLE_HOSTS = (b"example.com", b"example.org", b"example.net", b"localhost.lo
 
 
 def _email(found: bytes, text: bytes, start: int, end: int) -> bool:
-    return not found.lower().endswith(_EXAMPLE_HOSTS)
+    host = found.lower().partition(b"@")[2]
+    return not any(host == example or host.endswith(b"." + example) for example in _EXAMPLE_HOSTS)
 
 
 def _phone(found: bytes, text: bytes, start: int, end: int) -> bool:
@@ -109,12 +111,12 @@ def find(text: str, classes: Sequence[str]) -> list[tuple[str, int, int]]:
     for name in (one for one in CLASSES if one in classes):
         check = _PATTERNS[name][1]
         for start, end in _alone(data, name):
-            overlaps = any(start < other_end and other_start < end for other_start, other_end, _ in taken)
+            place = bisect.bisect(taken, (start, end))
+            overlaps = (place and taken[place - 1][1] > start) or (place < len(taken) and taken[place][0] < end)
             if not overlaps and check(data[start:end], data, start, end):
-                taken.append((start, end, name))
+                taken.insert(place, (start, end, name))
     if not taken:
         return []
-    taken.sort()
     # bytes to characters in one pass
     found, characters, place = [], 0, 0
     for start, end, name in taken:

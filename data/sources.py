@@ -8,7 +8,7 @@ because then nothing in it can be trusted.
 import codecs
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ftfy
@@ -19,6 +19,8 @@ from data import compressed, schema, shards, storage, web
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KEPT_BYTES = 4096
 """of a rejected record that is no text, so many are kept"""
+ROW_BYTES = 400
+"""of ids, hashes and the like that a row takes beside its text, about"""
 PARQUET_ROWS = 64
 """read at a time: a column of one huge repeated value stays small in the file and not in memory"""
 MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
@@ -88,8 +90,7 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
             if record is None:
                 rows.passed_over += 1
             elif isinstance(record, Reject):
-                rows.reject(name, record)
-                size += len(record.content)
+                size += rows.reject(name, record)
             else:
                 size += rows.document(name, record, options.fix_encoding)
             if size >= batch_bytes:
@@ -129,7 +130,7 @@ class _Rows:
         self.fixed = self.passed_over = 0
 
     def document(self, name: str, record: Record, fix_encoding: bool) -> int:
-        """Adds a document; returns its size in characters."""
+        """Adds a document; returns about what it takes in memory, in bytes."""
         text = record.text
         if fix_encoding:
             text = ftfy.fix_text(text)
@@ -144,13 +145,15 @@ class _Rows:
         )
         for column, value in zip(self.texts.values(), values, strict=True):
             column.append(value)
-        return len(text)
+        return len(text.encode()) + len(values[4]) + ROW_BYTES
 
-    def reject(self, name: str, reject: Reject) -> None:
+    def reject(self, name: str, reject: Reject) -> int:
+        """Adds a reject; returns about what it takes in memory, in bytes."""
         id = schema.document_id(self.source, name, reject.offset)
         values = (id, self.source, name, reject.reason, reject.detail, reject.content[:KEPT_BYTES])
         for column, value in zip(self.rejects.values(), values, strict=True):
             column.append(value)
+        return len(values[5]) + len(reject.detail) + ROW_BYTES
 
     def batch(self) -> Batch:
         return Batch(
@@ -199,7 +202,8 @@ def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reje
             continue
         outcome = _parse_line(line, offset, options)
         if isinstance(outcome, Reject) and outcome.reason == "invalid_json" and not objects:
-            bad.append(outcome)  # held back until a line is JSON: a file with none is no JSONL
+            # held back until a line is JSON: a file with none is no JSONL
+            bad.append(replace(outcome, content=outcome.content[:KEPT_BYTES]))
             if len(bad) == 1000:
                 break
             continue

@@ -9,6 +9,7 @@ datasets whose names begin with "_"; no manifest lists them.
 """
 
 import json
+import secrets
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,7 +171,8 @@ class Sink:
 
     def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
         name = f"{dataset}/{part.name or f'{number}.parquet'}"
-        staged = f"{STAGING}/{self.attempt}/{name}"
+        # of this execution alone: Ray may run a task again while a first copy of it still lives
+        staged = f"{STAGING}/{self.attempt}/{secrets.token_hex(4)}/{name}"
         if part.table is not None:
             shard = shards.write_table(
                 self.directory,

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,9 +45,8 @@ def submit(words: Sequence[str]) -> int:
         raise ValueError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
     shipped = check_size(REPOSITORY)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    client = _client(address)
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
+    client, job = _submitted(address, entrypoint)
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
     _say(f"  follow  ray job logs {job} --address {address} --follow")
     _say(f"  stop    ray job stop {job} --address {address}")
@@ -54,7 +54,8 @@ def submit(words: Sequence[str]) -> int:
         print(job)
         return 0
     asyncio.run(_follow(client, job))
-    status = client.get_job_status(job)
+    while not (status := client.get_job_status(job)).is_terminal():  # its log may end before it does
+        time.sleep(1.0)
     _say(f"job {job}: {status.value}")
     return 0 if status.value == "SUCCEEDED" else 1
 
@@ -104,23 +105,24 @@ def pack(repository: Path, folder: Path) -> Path:
     return target
 
 
-def _client(address: str) -> Any:
+def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
+    """(client, id of the job)."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(address)
+        client = JobSubmissionClient(address)
+        return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
     except ConnectionError as error:
         raise ValueError(
             f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
             "dashboard's --address"
         ) from error
-    except RuntimeError as error:
-        if "401" in str(error) or "403" in str(error) or "uthenticat" in str(error):
-            raise ValueError(
-                f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-                "RAY_AUTH_TOKEN_PATH) to its token"
-            ) from error
-        raise
+    except AuthenticationError as error:
+        raise ValueError(
+            f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH) to its token"
+        ) from error
 
 
 async def _follow(client: Any, job: str) -> None:

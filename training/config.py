@@ -186,6 +186,8 @@ class TrainJob:
     """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
     codec: CodecSpec | None = None
     """for `distill`: what the logits are, and how to read them"""
+    logits_made_as: tuple[str, ...] | None = None
+    """for `distill`: for each dataset the digest that its LOGITS files carry (default: any)"""
     max_unique: int | None = None
     """for `distill`: most distinct ids at one target, the width the targets are padded to (default: the draws)"""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -240,6 +242,12 @@ class TrainJob:
                     "objective 'distill' needs the teacher's cached logits and what they are, and got "
                     f"logits={'given' if self.logits is not None else None}, codec={self.codec}; "
                     "run cache_logits on these sequences and name its output, or use objective 'next_token'"
+                )
+            if self.codec.vocab_size != self.config.model.vocab_size:
+                raise ValueError(
+                    f"the logits are of {self.codec.vocab_size} ids and the student's vocabulary has "
+                    f"{self.config.model.vocab_size}: the rest would be taken for ids of probability 0; set the "
+                    f"model's vocab_size to {self.codec.vocab_size}"
                 )
             if self.codec.temperature != self.config.distill.temperature:
                 raise ValueError(

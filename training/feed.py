@@ -22,7 +22,11 @@ def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader
     if job.config.objective == "distill":
         assert job.logits is not None
         assert job.codec is not None
-        logits_readers = [LogitsReader(shards, job.codec, job.max_unique) for shards in job.logits]
+        made_as = job.logits_made_as or (None,) * len(job.logits)
+        logits_readers = [
+            LogitsReader(shards, job.codec, job.max_unique, made)
+            for shards, made in zip(job.logits, made_as, strict=True)
+        ]
     return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)
 
 

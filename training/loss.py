@@ -114,16 +114,18 @@ def distill_topk_loss(
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
     objective = _to_top_and_tail if tail == "bucket" else _to_weighted_ids
     head = Head(model.config.final_softcap, temperature, objective, chunk_positions, alpha, z_loss)
-    probs_BTK = log_probs_BTK.exp() * head.target_mass
+    probs_BTK = log_probs_BTK.exp()
     tail_BT1 = batch["target_tail"].float()[..., None] * head.target_mass
     match tail:
         case "bucket":
-            targets = [ids_BTK, probs_BTK, tail_BT1]
+            targets = [ids_BTK, probs_BTK * head.target_mass, tail_BT1]
         case "renormalize":
-            targets = [ids_BTK, log_probs_BTK.softmax(-1) * head.target_mass]
+            kept_BT1 = probs_BTK.sum(-1, keepdim=True)  # 0 where there is no target
+            tiny = torch.finfo(torch.float32).tiny
+            targets = [ids_BTK, probs_BTK * (head.target_mass / kept_BT1.clamp_min(tiny))]
         case "ground_truth":
             ids_BTK = torch.cat([ids_BTK, _next_ids(batch)], dim=-1)
-            targets = [ids_BTK, torch.cat([probs_BTK, tail_BT1], dim=-1)]
+            targets = [ids_BTK, torch.cat([probs_BTK * head.target_mass, tail_BT1], dim=-1)]
         case _:
             raise ValueError(f"tail is {tail!r}; allowed are {', '.join(map(repr, get_args(Tail)))}")
     return _masked_sum(model, batch, head, targets, run_head)

@@ -83,6 +83,7 @@ class _Audit:
     teacher_hash: str
     """by the cache's manifest: the draws were keyed by it"""
     coin_seed: int
+    made_as: str
 
     def __call__(self, task: _Task) -> ShardOutput:
         teacher = open_model(self.checkpoint, self.device)
@@ -105,7 +106,7 @@ class _Audit:
             "differing": 0,
         }
         total = Tally()
-        reader = LogitsReader([task.logits], self.spec, self.max_unique)
+        reader = LogitsReader([task.logits], self.spec, self.max_unique, self.made_as)
         fresh = cache_logits.captured(teacher, chosen, self.cached, self.teacher_hash)
         for number, (count, _), (batch, drawn) in zip(task.passes, chosen, fresh, strict=True):
             first = number * self.cached.forward_rows
@@ -147,7 +148,14 @@ def run(context: Context, config: Config) -> Outcome:
         )
     tasks = _sample(logits, sequences, cached, config)
     work = _Audit(
-        cached, checkpoint_of(teacher), device, spec, facts["max_unique"], facts["teacher_sha256"], config.seed
+        cached,
+        checkpoint_of(teacher),
+        device,
+        spec,
+        facts["max_unique"],
+        facts["teacher_sha256"],
+        config.seed,
+        facts["made_as"],
     )
     receipts = map_shards(
         context,
@@ -187,7 +195,8 @@ def _sample(logits: Input, sequences: Input, cached: cache_logits.Config, config
     everything = [(shard, number) for shard, count in enumerate(passes) for number in range(count)]
     targets = logits.data.facts["targets"]
     wanted = max(config.min_positions, math.ceil(config.fraction * targets))
-    enough = math.ceil(wanted / max(1.0, targets / max(1, len(everything))))
+    # half as many again: passes at the end of a shard are shorter than the mean, and rows have more or fewer targets
+    enough = math.ceil(1.5 * wanted / max(1.0, targets / max(1, len(everything))))
     order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(everything))
     chosen: dict[int, list[int]] = {}
     for place in order.tolist():

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema
+from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, encode
+from pipelines.config import digest, to_dict
 from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model
 from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
@@ -22,7 +24,7 @@ from training.backend import resolve_device
 from training.config import Device
 from training.teacher import Estimator, Targets, capture
 
-VERSION = 2
+VERSION = 3
 READS = {
     "sequences": Read(help="packed rows", dataset="sequences"),
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
@@ -118,7 +120,9 @@ class _Cache:
             advance(len(kept))
         if rows:
             rows[0]["ranking"] = ranking.to_bytes()
+        made_as = digest([teacher.weights_sha256, to_dict(self.config), asdict(self.spec)])
         table = pa.Table.from_pylist(rows, schema.LOGITS)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), MADE_AS: made_as})
         part = Part(table=table, row_group_rows=ROW_GROUP_ROWS, opaque_columns=(*PLANES, "ranking"))
         return ShardOutput(
             parts={"logits": part},
@@ -127,6 +131,7 @@ class _Cache:
                 "targets": targets,
                 "max_unique": widest,
                 "teacher_sha256": teacher.weights_sha256,
+                "made_as": made_as,
                 "final_softcap": teacher.model.config.final_softcap,
             },
         )
@@ -186,6 +191,7 @@ def run(context: Context, config: Config) -> Outcome:
         max_unique=int(np.max([receipt.facts["max_unique"] for receipt in receipts])),
         teacher_reference=teacher.reference,
         teacher_sha256=receipts[0].facts["teacher_sha256"],
+        made_as=receipts[0].facts["made_as"],
         final_softcap=receipts[0].facts["final_softcap"],
         sequences_reference=sequences.reference,
         sequences_content=sequences.content(),

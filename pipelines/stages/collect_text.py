@@ -14,7 +14,7 @@ from pipelines.inputs import ExternalFile
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 2
+VERSION = 3
 WRITES = ("text", "rejects")
 
 

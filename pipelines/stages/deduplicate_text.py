@@ -13,7 +13,7 @@ from data import components, dedup, exchange, schema, shards
 from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 2
+VERSION = 3
 READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
 PART_ROWS = 4_000_000
@@ -88,6 +88,8 @@ class _Round:
     """One operation on one part of the links: `stars` of all, `large` or `small`."""
 
     operation: str
+    number: int
+    """of the round: each writes files of its own, which a driver in another round neither reads nor replaces"""
     uris: tuple[str, ...]
     parts: int
 
@@ -95,15 +97,16 @@ class _Round:
         table = exchange.gather(self.uris, part, dedup.LINKS)
         links = np.stack([table["node"].to_numpy(), table["other"].to_numpy()], axis=1)
         if self.operation == "stars":
-            return _linked("_stars", components.stars(links), 1, both=False)
+            return _linked(f"_stars{self.number:02d}", components.stars(links), 1, both=False)
         if self.operation == "small":
-            return _linked("_small", components.small_star(links), self.parts, both=True)
+            return _linked(f"_small{self.number:02d}", components.small_star(links), self.parts, both=True)
         mine = components.unique_edges(links[links[:, 0] > links[:, 1]])
-        output = _linked("_large", components.large_star(links), self.parts, both=False)
+        output = _linked(f"_large{self.number:02d}", components.large_star(links), self.parts, both=False)
         # what the round began with, for the check whether it changed anything and as the result where it did not
         began = Part(data=exchange.exchange_bytes([_table(mine)]))
         return ShardOutput(
-            parts={**output.parts, "_stars": began}, facts={"checksum": components.checksum(mine), "links": len(mine)}
+            parts={**output.parts, f"_stars{self.number:02d}": began},
+            facts={"checksum": components.checksum(mine), "links": len(mine)},
         )
 
 
@@ -161,9 +164,7 @@ def run(context: Context, config: Config) -> Outcome:
     # every bucket gives fewer links than it has keys
     links = map_shards(context, "links", range(buckets), _Links(tuple(uris_of(context, keys, "_keys")), buckets))
     groups = min(max(len(tasks), 1), SHARD_GROUPS)
-    kept = map_shards(
-        context, "regroup", uris_of(context, _components(context, links, buckets), "_stars"), _Regroup(groups)
-    )
+    kept = map_shards(context, "regroup", _components(context, links, buckets), _Regroup(groups))
     drops = map_shards(context, "name", tasks, _Name(tuple(uris_of(context, kept, "_kept")), groups))
     receipts = map_shards(context, "drop", tasks, _Drop(tuple(uris_of(context, drops, "_drops")), groups))
     text_bytes = sum(receipt.facts["text_bytes"] for receipt in receipts)
@@ -176,20 +177,20 @@ def run(context: Context, config: Config) -> Outcome:
     )
 
 
-def _components(context: Context, links: list[Receipt], parts: int) -> list[Receipt]:
-    """Receipts of `_stars`, (node, first of its component): at once where all links are one part, else in rounds."""
+def _components(context: Context, links: list[Receipt], parts: int) -> list[str]:
+    """Files of (node, first of its component): made at once where all links are one part, else in rounds."""
     uris = tuple(uris_of(context, links, "_links"))
     if parts == 1:
-        return map_shards(context, "stars", [0], _Round("stars", uris, 1))
+        return uris_of(context, map_shards(context, "stars", [0], _Round("stars", 0, uris, 1)), "_stars00")
     before = -1
     for number in range(MOST_ROUNDS):
-        large = map_shards(context, f"large{number:02d}", range(parts), _Round("large", uris, parts))
+        large = map_shards(context, f"large{number:02d}", range(parts), _Round("large", number, uris, parts))
         now = sum(receipt.facts["checksum"] for receipt in large) % (1 << 63)
         if now == before:
-            return large
-        before, uris = now, tuple(uris_of(context, large, "_large"))
-        small = map_shards(context, f"small{number:02d}", range(parts), _Round("small", uris, parts))
-        uris = tuple(uris_of(context, small, "_small"))
+            return uris_of(context, large, f"_stars{number:02d}")
+        before, uris = now, tuple(uris_of(context, large, f"_large{number:02d}"))
+        small = map_shards(context, f"small{number:02d}", range(parts), _Round("small", number, uris, parts))
+        uris = tuple(uris_of(context, small, f"_small{number:02d}"))
     raise AssertionError(f"components not found in {MOST_ROUNDS} rounds; a round changes nothing only at the end")
 
 

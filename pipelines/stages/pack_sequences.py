@@ -17,7 +17,7 @@ from data.packing import pack_documents, read_documents
 from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 3
+VERSION = 4
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
 TRAINING, HELDOUT = "sequences", "heldout"
@@ -70,7 +70,8 @@ class _Spread:
         )
 
     def bucket(self, id: str) -> int:
-        place = xxhash.xxh3_64_intdigest(id.encode(), seed=self.seed)
+        # not the hash that `is_heldout` takes, or held-out documents would share a few buckets
+        place = xxhash.xxh3_64_intdigest(f"bucket {id}".encode(), seed=self.seed)
         if schema.is_heldout(id):
             return self.training_buckets + place % self.heldout_buckets
         return int(place % self.training_buckets)

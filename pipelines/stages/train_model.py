@@ -164,6 +164,7 @@ def make_job(context: Context, config: Config) -> TrainJob:
         vocab_size=facts[0]["vocab_size"],
         logits=tuple(tuple(one.uris()) for one in logits) if logits else None,
         codec=checked[0][0] if checked else None,
+        logits_made_as=tuple(one.data.facts["made_as"] for one in logits) if logits else None,
         max_unique=max(unique for _, unique in checked) if checked else None,
         input_fingerprints={one.reference: one.content() for one in [*sequences, *logits, *initial, *carried]},
         initial_uri=checkpoint_of(initial[0]) if initial else None,

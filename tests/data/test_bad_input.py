@@ -190,3 +190,12 @@ def test_batches_are_the_whole_in_any_size(tmp_path: Path) -> None:
         batches = list(sources.collect("s", [("a.jsonl", str(path))], sources.Options(), size))
         assert [text for one in batches for text in one.text["text"].to_pylist()] == whole[0]
         assert sum(one.rejects.num_rows for one in batches) == len(whole[1])
+
+
+def test_what_a_batch_holds_is_counted_with_its_metadata_and_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "notes": "n" * 10_000}) + "\n" for _ in range(300)))
+    batches = list(sources.collect("s", [("a.jsonl", str(path))], sources.Options(), 100_000))
+    assert len(batches) > 20
+    path.write_text('{"text": ""}\n' * 3000)
+    assert len(list(sources.collect("s", [("a.jsonl", str(path))], sources.Options(), 100_000))) > 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data import sources
+from data import sources, web
 
 HTML = (
     "<html><head><title>T</title><script>x()</script></head><body><nav><a>Menu</a></nav>"
@@ -105,3 +105,11 @@ def test_a_broken_archive_is_an_error_that_names_it(tmp_path: Path, damage: str)
     path.write_bytes(bad[damage])
     with pytest.raises(ValueError, match=r"bad\.warc\.gz"):
         list(sources.collect("web", [(path.name, str(path))], sources.Options(), 1 << 30))
+
+
+def test_tags_that_never_close_are_read_in_linear_time() -> None:
+    began = time.process_time()
+    assert web._depth(b"<a " * 500_000) == 0
+    assert web._depth(b"<" + b"a" * 500_000) == 0
+    assert web._depth(b"<a><b x=1>" * 500 + b"<br>" * 900) == 1000
+    assert time.process_time() - began < 10

@@ -62,11 +62,14 @@ def with_counts(batch: Batch, teacher: Tensor, draws: int) -> tuple[Batch, Tenso
 
 
 def with_topk(batch: Batch, teacher: Tensor, padding: int = 2) -> Batch:
+    """As the loader gives them: where there is no target, no id has a probability."""
     probs, ids = teacher.topk(K, dim=-1)
+    mask = batch["loss_mask"]
+    log_probs = F.pad(probs.log(), (0, padding), value=-torch.inf).float()
     return batch | {
-        "target_ids": F.pad(ids, (0, padding), value=5).int(),
-        "target_log_probs": F.pad(probs.log(), (0, padding), value=-torch.inf).float(),
-        "target_tail": (1.0 - probs.sum(-1)).float(),
+        "target_ids": torch.where(mask[..., None], F.pad(ids, (0, padding), value=5), 0).int(),
+        "target_log_probs": torch.where(mask[..., None], log_probs, -torch.inf),
+        "target_tail": torch.where(mask, 1.0 - probs.sum(-1), 1.0).float(),
     }
 
 
@@ -161,7 +164,7 @@ def test_each_tail_of_topk_is_its_formula(
             case "bucket":
                 return -(probs * log_top).sum(-1) - rest * torch.log1p(-log_top.exp().sum(-1))
             case "renormalize":
-                return -(probs * log_top).sum(-1) / probs.sum(-1)
+                return -(probs * log_top).sum(-1) / probs.sum(-1).clamp_min(1e-300)
             case "ground_truth":
                 return -(probs * log_top).sum(-1) - rest * log_q.gather(-1, following)[..., 0]
 
