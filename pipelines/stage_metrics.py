@@ -1,10 +1,11 @@
 """Counters of data stages for Prometheus: what each finished shard dropped and wrote, told by the driver.
 
 The names are those of `training/metrics.py`. Shards that an earlier run finished are not counted again: a counter says
-what was done since the process began. Needs Ray.
+what was done since the process began.
 """
 
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,10 @@ from training.metrics import METRICS
 
 
 def count_shard(stage: str, shards: Mapping[str, tuple[Shard, ...]], dropped: Mapping[str, int]) -> None:
-    """Adds one shard's receipt to the counters."""
+    """Adds one shard's receipt to the counters; where no Ray runs nobody reads them, and ray is not imported."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
     _counter("gemma2_stage_shards_total").inc(1, tags={"stage": stage})
     for reason, rows in dropped.items():
         if rows:  # a counter takes no 0
