@@ -31,7 +31,7 @@ from tests.pipelines.cached_runs import (
 )
 from tests.pipelines.in_process import InProcess
 from training.backend import TorchBackend
-from training.config import OptimizerConfig, TrainJob
+from training.config import DistillConfig, OptimizerConfig, TrainJob
 from training.feed import direct_feed, make_loader
 from training.loop import run_training
 
@@ -143,12 +143,16 @@ def job_of(runs: Runs, make_context: Callable[..., Context], logits: list[str], 
     return make_job(make_context(inputs=inputs, resources=Resources(device="cpu")), config)
 
 
-@pytest.mark.parametrize("kind", EVERY_KIND, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "tail"),
+    [*((kind, "bucket") for kind in EVERY_KIND), *((EVERY_KIND[1], tail) for tail in ("renormalize", "ground_truth"))],
+    ids=str,
+)
 def test_a_student_learns_from_every_kind_of_cache(
-    runs: Runs, make_context: Callable[..., Context], tmp_path: Path, kind: dict[str, Any]
+    runs: Runs, make_context: Callable[..., Context], tmp_path: Path, kind: dict[str, Any], tail: Any
 ) -> None:
     job = replace(
-        job_of(runs, make_context, [runs.cache(**kind)]),
+        job_of(runs, make_context, [runs.cache(**kind)], distill=DistillConfig(tail=tail)),
         checkpoints_uri=str(tmp_path),
         cpu_threads=1,
         sequence_length=64,
@@ -227,6 +231,23 @@ def test_a_row_of_another_hash_and_a_shard_of_another_run_are_refused_while_read
         message = r"row \d+ of .*logits/0000.*, and row \d+ of .*sequences/0000.*run cache_logits"
         with pytest.raises(ValueError, match=message):
             list(map(loader.load, range(18)))  # every row
+
+
+def test_a_shard_of_another_run_over_the_same_rows_is_refused(
+    runs: Runs, make_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    cache = runs.cache()
+    where = storage.join(runs.cache(seed=9), "logits/00001.parquet")
+    mixed = forge(cache, tmp_path / "mixed", lambda number, table: read_table(where) if number == 1 else table)
+    loader = make_loader(job_of(runs, make_context, [mixed]))
+    with pytest.raises(ValueError, match=r"00001.parquet was made as .*, and its manifest is of .*a shard of another"):
+        list(map(loader.load, range(18)))  # every row
+
+
+def test_a_student_of_another_vocabulary_is_refused(runs: Runs, make_context: Callable[..., Context]) -> None:
+    larger = replace(teacher_config(), vocab_size=1152)
+    with pytest.raises(ValueError, match="the logits are of 1024 ids and the student's vocabulary has 1152"):
+        job_of(runs, make_context, [runs.cache()], model=larger)
 
 
 def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(runs: Runs, tmp_path: Path) -> None:
