@@ -117,7 +117,7 @@ def measure(stage: str, size: int, place: Place) -> Measured:
     """The stage over `size` shards, on a cluster of its own. pack_sequences takes what tokenize_text left."""
     with warm_session() as (session, _):
         for shards in (0, size):
-            ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder)
+            ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder, watched=True)
             if stage == "tokenize_text":
                 (place.folder / f"tokens-{shards}").write_text(str(ran.directory))
     outputs = ran.manifest.datasets.values()
