@@ -1,13 +1,16 @@
 """Peak memory and core seconds of the data stages at 1, 4 and 16 shards of 64 MB of text: flat, or not.
 
-Each stage runs in a cluster of its own, on fresh workers, after 2 MB that load what is loaded once. Only the number of
+Each run is a process and a cluster of its own, with fresh workers, after 2 MB that load what is loaded once. Only the number of
 shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences: 2M tokens
 a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds are CPU
 seconds of driver, workers and Ray's own processes. filter_text has the Gopher and FineWeb rules on.
 """
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +70,7 @@ def _rows(place: "Place", measured: list[Measured]) -> Iterator[Row]:
     for stage in STAGES:
         found: list[Measured] = []
         for size in SIZES:
-            one = measure(stage, size, place)
+            one = in_a_process(stage, size, place)
             found.append(one)
             yield Row(
                 what=f"{stage}, {size} x 64 MB",
@@ -113,6 +116,14 @@ class Place:
         return inputs | ({"tokenizer": external_input([str(self.model)], None)} if stage == "tokenize_text" else {})
 
 
+def in_a_process(stage: str, size: int, place: Place) -> Measured:
+    words = [sys.executable, "-m", "tests.benchmarks.memory", stage, str(size), str(place.model), str(place.folder)]
+    done = subprocess.run(words, cwd=corpus.REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-500:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
 def measure(stage: str, size: int, place: Place) -> Measured:
     """The stage over `size` shards, on a cluster of its own. pack_sequences takes what tokenize_text left."""
     with warm_session() as (session, _):
@@ -134,3 +145,11 @@ def measure(stage: str, size: int, place: Place) -> Measured:
         manifest_bytes=(ran.directory / "_MANIFEST.json").stat().st_size,
         output_shards=sum(len(one.shards) for one in outputs),
     )
+
+
+def main(stage: str, size: str, model: str, folder: str) -> None:
+    print(json.dumps(asdict(measure(stage, int(size), Place(corpus.corpus(), Path(model), Path(folder))))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
