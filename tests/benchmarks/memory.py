@@ -1,9 +1,9 @@
 """Peak memory and core seconds of the data stages at 1, 4 and 16 shards of 64 MB of text: flat, or not.
 
-Each run is a process and a cluster of its own, with fresh workers, after 2 MB that load what is loaded once. Only the number of
-shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences: 2M tokens
-a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds are CPU
-seconds of driver, workers and Ray's own processes. filter_text has the Gopher and FineWeb rules on.
+Each run is a process and a cluster of its own, with fresh workers, after 2 MB that load what is loaded once. Only the
+number of shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences:
+2M tokens a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds
+are CPU seconds of driver, workers and Ray's own processes. filter_text has FineWeb's rules and Gopher's on quality.
 """
 
 import json
@@ -26,7 +26,7 @@ SIZES = (1, 4, 16)
 CORES = 2
 FLAT = 0.2
 STAGES: dict[str, dict[str, Any]] = {
-    "filter_text": {"gopher_quality": True, "gopher_repetition": True, "fineweb": True},
+    "filter_text": {"gopher_quality": True, "fineweb": True},
     "deduplicate_text": {"part_rows": 100_000},
     "tokenize_text": {},
     "pack_sequences": {"shard_tokens": 2_000_000, "sequence_length": 1024, "require_heldout": False},
