@@ -1,7 +1,7 @@
 """Where the time of tokenize_text goes: python -m tests.benchmarks.tokenize_parts MODEL
 
 A clock around each part of the work, in workers that have met none of the texts; Ray is what is left of the cores'
-time. A process of its own, since Ray takes one session's token a process. Prints {part: share of the cores' time}.
+time. A process of its own, with a Ray of its own. Prints {part: share of the cores' time}.
 """
 
 import json
