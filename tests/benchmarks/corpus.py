@@ -145,6 +145,13 @@ def size_of(run: Path) -> int:
     return sum(sizes)
 
 
+def uris_of(run: Path) -> list[str]:
+    """Files of the text of a run directory."""
+    manifest = read_manifest(str(run))
+    assert manifest is not None
+    return [str(run / shard.name) for shard in manifest.datasets["text"].shards]
+
+
 def input_of(directory: Path, dataset: str) -> Input:
     """The dataset of a run directory, as a stage takes it."""
     return Input(

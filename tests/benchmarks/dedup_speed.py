@@ -35,7 +35,8 @@ def _rows(name: str, fields: dict[str, object], work: str, told: str) -> Iterato
             corpus.cut_run(whole, 1_000_000, CORES, folder / "small"),
             corpus.cut_run(whole, RIVAL_BYTES, CORES, folder / "rival"),
         )
-        first = run_stage(session, name, fields, {"text": corpus.input_of(small, "text")}, folder)
+        # without rules, which would leave none of so few documents
+        first = run_stage(session, name, {}, {"text": corpus.input_of(small, "text")}, folder)
         yield Row(
             what=f"{name}: 2 MB in a cluster that was just started",
             ours=f"{first.seconds:.1f} s after Ray's {session.started_seconds or 0:.1f} s",

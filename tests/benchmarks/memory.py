@@ -1,13 +1,17 @@
 """Peak memory and core seconds of the data stages at 1, 4 and 16 shards of 64 MB of text: flat, or not.
 
-Each stage runs in a cluster of its own, on fresh workers, after 2 MB that load what is loaded once. Only the number of
-shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences: 2M tokens
-a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds are CPU
-seconds of driver, workers and Ray's own processes. filter_text has the Gopher and FineWeb rules on.
+Each run is a process and a cluster of its own, with fresh workers, after 2 MB that load what is loaded once. Only the
+number of shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences:
+2M tokens a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds
+are CPU seconds of driver, workers and Ray's own processes. filter_text redacts emails and addresses; its other rules
+would leave nothing of some shards.
 """
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +27,7 @@ SIZES = (1, 4, 16)
 CORES = 2
 FLAT = 0.2
 STAGES: dict[str, dict[str, Any]] = {
-    "filter_text": {"gopher_quality": True, "gopher_repetition": True, "fineweb": True},
+    "filter_text": {"pii_email": "redact", "pii_ip": "redact"},
     "deduplicate_text": {"part_rows": 100_000},
     "tokenize_text": {},
     "pack_sequences": {"shard_tokens": 2_000_000, "sequence_length": 1024, "require_heldout": False},
@@ -55,27 +59,28 @@ def rows() -> Iterator[Row]:
         yield Row(what="memory", ours="not run", rival="no Gemma tokenizer here: make tokenizer", ratio="")
         return
     whole = corpus.corpus()
-    with bench_folder() as folder:
-        measured: list[Measured] = []
-        yield from _rows(Place(whole, model, folder), measured)
-    cost.save("runs", [asdict(one) for one in measured])
     cost.save("corpus", str(whole))
     cost.save("machine", f"{platform.machine()}, {os.cpu_count()} cores, no accelerator")
+    with bench_folder() as folder:
+        yield from _rows(Place(whole, model, folder))
 
 
-def _rows(place: "Place", measured: list[Measured]) -> Iterator[Row]:
+def _rows(place: "Place") -> Iterator[Row]:
+    measured: list[Measured] = []
+    place.text(0)  # here, not in the process whose memory is measured
     for stage in STAGES:
         found: list[Measured] = []
         for size in SIZES:
-            one = measure(stage, size, place)
+            one = in_a_process(stage, size, place)
             found.append(one)
+            measured.append(one)
+            cost.save("runs", [asdict(each) for each in measured])
             yield Row(
                 what=f"{stage}, {size} x 64 MB",
                 ours=f"driver {one.driver_bytes / 1e6:,.0f} MB, a worker {one.worker_bytes / 1e6:,.0f} MB",
                 rival=f"{one.cpu_seconds / one.text_bytes * 1e9:,.1f} core s/GB, {one.seconds:,.1f} s",
                 ratio="",
             )
-        measured += found
         parts = []
         for name in ("driver_bytes", "worker_bytes"):
             values = [getattr(one, name) for one in found]
@@ -113,11 +118,19 @@ class Place:
         return inputs | ({"tokenizer": external_input([str(self.model)], None)} if stage == "tokenize_text" else {})
 
 
+def in_a_process(stage: str, size: int, place: Place) -> Measured:
+    words = [sys.executable, "-m", "tests.benchmarks.memory", stage, str(size), str(place.model), str(place.folder)]
+    done = subprocess.run(words, cwd=corpus.REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-500:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
 def measure(stage: str, size: int, place: Place) -> Measured:
     """The stage over `size` shards, on a cluster of its own. pack_sequences takes what tokenize_text left."""
     with warm_session() as (session, _):
         for shards in (0, size):
-            ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder)
+            ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder, watched=True)
             if stage == "tokenize_text":
                 (place.folder / f"tokens-{shards}").write_text(str(ran.directory))
     outputs = ran.manifest.datasets.values()
@@ -134,3 +147,11 @@ def measure(stage: str, size: int, place: Place) -> Measured:
         manifest_bytes=(ran.directory / "_MANIFEST.json").stat().st_size,
         output_shards=sum(len(one.shards) for one in outputs),
     )
+
+
+def main(stage: str, size: str, model: str, folder: str) -> None:
+    print(json.dumps(asdict(measure(stage, int(size), Place(corpus.corpus(), Path(model), Path(folder))))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -4,17 +4,16 @@
     the same texts, in memory -> gigatoken, a process for each core              : seconds
     4 MB a process, Parquet in -> datatrove, two processes                       : seconds, start-up taken off
 
-Each side sees each text once, since both keep the words they have met. Where the time of the stage goes is measured
-in its workers, by a clock around each part; Ray is what is left of the cores' time.
+Each side sees each text once, since both keep the words they have met. Where the time of the stage goes is the matter
+of tokenize_parts.py.
 """
 
 import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from data import hf_tokenizer, shards
-from data.manifest import read_manifest
 from data.tokenizer import Tokenizer
 from pipelines.inputs import external_input
 from pipelines.stages import tokenize_text
-from tests.benchmarks import corpus
+from tests.benchmarks import corpus, tokenize_parts
 from tests.benchmarks.stage_runs import run_stage, warm_session
 from tests.benchmarks.step_speed import Row
 
@@ -91,12 +89,12 @@ def rows() -> Iterator[Row]:
         theirs = datatrove("tokenize", rival_text, folder, str(folder / "tokenizer.json"))
         what = f"tokenize_text; the rival on {theirs.text_bytes / 1e6:.0f} MB"
         yield from compared(what, ours, "datatrove DocumentTokenizer", theirs)
-    yield from _parts(model, whole)
+    yield from tokenize_parts.rows(model)
 
 
 def raw_gigatoken(model: Path, text: Path) -> Speed:
     """CORES processes that encode the texts, which are in memory before the clock starts; the slowest one's seconds."""
-    uris = uris_of(text)
+    uris = corpus.uris_of(text)
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(CORES), context.Queue()
     processes = [
@@ -134,70 +132,6 @@ def _encode(model: str, uris: list[str], barrier: Any, told: Any) -> None:
     told.put((time.perf_counter() - began, time.process_time() - cpu_began))
 
 
-@dataclass(frozen=True)
-class Clocked:
-    """The work of tokenize_text, with the seconds of its parts in the worker as facts."""
-
-    work: Any
-
-    def __call__(self, number: int, uri: str) -> dict[str, Any]:
-        seconds: dict[str, float] = {}
-        places = [
-            ("read", shards, "read_table"),
-            ("encode", Tokenizer, "encode_documents"),
-            ("check", tokenize_text._Tokenize, "_check"),
-        ]
-        before = [(owner, name, getattr(owner, name)) for _, owner, name in places]
-        began = time.perf_counter()
-        try:
-            for part, owner, name in places:
-                setattr(owner, name, _clocked(getattr(owner, name), part, seconds))
-            table = self.work(uri).parts["tokens"].table
-        finally:
-            for owner, name, plain in before:
-                setattr(owner, name, plain)
-        made = time.perf_counter()
-        data = shards.parquet_bytes(table)
-        written = time.perf_counter()
-        target = Path(self.work.tokenizer_uri).parent / f"written-{number}"
-        shards.write_file(str(target), "tokens.parquet", data)
-        ended = time.perf_counter()
-        seconds |= {"parquet and zstd": written - made, "write and sha256": ended - written}
-        seconds["rest of the work"] = made - began - sum(seconds[part] for part, _, _ in places)
-        return {"seconds": json.dumps(seconds), "error": "", "is_input": False}
-
-
-def _clocked(plain: Callable[..., Any], part: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    def clocked(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return plain(*arguments, **named)
-        finally:
-            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
-
-    return clocked
-
-
-def _parts(model: Path, whole: corpus.Corpus) -> Iterator[Row]:
-    """In new workers, which have met none of the texts."""
-    with warm_session() as (session, folder):
-        local = folder / "tokenizer.model"
-        local.write_bytes(model.read_bytes())
-        work = Clocked(tokenize_text._Tokenize(tokenize_text.Config(), str(local), Tokenizer.load(str(local)).sha256))
-        small = corpus.cut_run(whole, 1_000_000, CORES, folder / "small")
-        list(session.map(dict(enumerate(uris_of(small))), work))
-        tasks = dict(enumerate(uris_of(corpus.subset(whole, SHARDS, folder / "text"))))
-        began = time.perf_counter()
-        total: dict[str, float] = {}
-        for row in session.map(tasks, work):
-            for part, seconds in json.loads(row["seconds"]).items():
-                total[part] = total.get(part, 0.0) + seconds
-        cores = CORES * (time.perf_counter() - began)
-    total["Ray, and cores without work"] = cores - sum(total.values())
-    for part, seconds in sorted(total.items(), key=lambda one: -one[1]):
-        yield Row(what=f"  of which {part}", ours=f"{seconds / cores:.1%}", rival="", ratio="")
-
-
 def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
     """Of datatrove's pipeline over the run's text, its start taken off."""
     if not RIVAL.exists():
@@ -224,16 +158,3 @@ def compared(what: str, ours: Speed, name: str, theirs: Speed) -> Iterator[Row]:
             rival=f"{name}: {right / 1e6:,.2f} {unit}",
             ratio=f"{left / right:,.2f}x",
         )
-
-
-def uris_of(run: Path) -> list[str]:
-    """Files of the text of a run directory."""
-    manifest = read_manifest(str(run))
-    assert manifest is not None
-    return [str(run / shard.name) for shard in manifest.datasets["text"].shards]
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print("  ".join(part for part in (row.what, row.ours, row.rival, row.ratio) if part), flush=True)
-    sys.exit(0)
