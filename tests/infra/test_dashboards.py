@@ -72,7 +72,7 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
         from training.worker import _Gauges
 
     shard = Shard(name="logits/00000.parquet", rows=1, bytes=70, sha256="0" * 64)
-    count_shard("cache_logits", {"logits": (shard, shard)}, {"too_long": 3, "empty": 0})
+    count_shard("emitting_stage", {"logits": (shard, shard)}, {"too_long": 3, "empty": 0})
     gauges = _Gauges(example_job(REPOSITORY / "train_model" / "0123456789abcdef" / "checkpoints"))
     step = StepReport(step=7, loss_sum=20.0, targets=10, learning_rate=0.1, grad_norm=1.5, tokens_seen=70)
     speeds = {name: 0.5 for name, one in METRICS.items() if one.kind == "gauge"}
@@ -84,7 +84,7 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
     while True:
         told = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         # other tests of this session count too, under other labels
-        lines = [line for line in told.splitlines() if 'stage="cache_logits"' in line or f'run="{run}"' in line]
+        lines = [line for line in told.splitlines() if 'stage="emitting_stage"' in line or f'run="{run}"' in line]
         found = {name: line for name in METRICS for line in lines if line.startswith(f"ray_{name}{{")}
         if set(found) == set(METRICS) or time.monotonic() > deadline:
             break
