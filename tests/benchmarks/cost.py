@@ -44,8 +44,10 @@ def load() -> dict[str, Any]:
 def largest(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The largest measured run of each stage."""
     runs: dict[str, dict[str, Any]] = {}
-    for run in sorted(figures["runs"], key=lambda run: run["shards"]):
+    for run in sorted(figures.get("runs", ()), key=lambda run: run["shards"]):
         runs[run["stage"]] = run
+    if missing := [name for name in (*STAGES, "manifests", "tasks") if name not in {*runs, *figures}]:
+        raise ValueError(f"{FIGURES} lacks {', '.join(missing)}: run `python -m tests.benchmarks memory manifests`")
     return runs
 
 
