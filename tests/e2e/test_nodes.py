@@ -20,12 +20,6 @@ STEPS = [step.name for step in recipes.load("smoke").steps]
 LONGEST_SECONDS = 400.0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_stage_that_loses_a_node_makes_the_same_bytes(smoke: SmokeRun, nodes: MiniCluster, tmp_path: Path) -> None:
-    lose_a_node(smoke, nodes, tmp_path, "pack")
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("step", STEPS)
