@@ -1,7 +1,6 @@
 """The whole path, end to end, on a real cluster; then what a user does next."""
 
 import json
-import time
 
 import pytest
 
@@ -15,18 +14,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_a_submitted_job_runs_the_whole_path(smoke: SmokeRun) -> None:
     assert smoke.returncode == 0, smoke.output[-4000:]
-    assert smoke.seconds < 240
     for step in recipes.load("smoke").steps:
         folders = list((smoke.root / step.stage).iterdir())
         assert any((folder / "_MANIFEST.json").exists() for folder in folders), step.name
 
 
 def test_the_same_line_run_directly_has_nothing_to_do_and_starts_no_ray(smoke: SmokeRun) -> None:
-    began = time.monotonic()
     done = pipelines("run", "smoke", "--root", str(smoke.root), RAY_ADDRESS="127.0.0.1:1")  # a Ray would not come up
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr
-    assert time.monotonic() - began < 15
 
 
 def test_a_changed_field_reruns_only_what_follows_and_plan_says_why(smoke: SmokeRun) -> None:
