@@ -27,7 +27,7 @@ class Slow:
 
     def __call__(self, uri: str) -> ShardOutput:
         Path(f"{self.gate}.worker-{os.getpid()}").touch()
-        gate = Path(self.gate + "." + Path(uri).stem.partition("-")[0])
+        gate = Path(self.gate + "." + Path(uri).stem.rpartition("-")[2])
         for _ in range(PATIENCE_SECONDS * 50):
             if gate.exists():
                 return FILTER(self.config)(uri)

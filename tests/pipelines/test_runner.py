@@ -167,7 +167,7 @@ def test_a_result_made_from_other_bytes_of_its_input_is_refused(corpus: Path, tm
 @pytest.fixture
 def collected(corpus: Path, tmp_path: Path, ray_session: RaySession) -> str:
     """Reference of a finished collect_text of SHARDS shards, in tmp_path/runs."""
-    task = task_of("collect_text", collect_text.Config(shard_bytes=600), tmp_path / "runs", input=str(corpus))
+    task = task_of("collect_text", collect_text.Config(shard_bytes=24000), tmp_path / "runs", input=str(corpus))
     manifest = run_task(task, Resources(), ray_session, lambda _: None)
     assert len(manifest.datasets["text"].shards) == SHARDS
     return f"collect_text/{task.fingerprint}"

@@ -29,6 +29,8 @@ if workers > 1:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=workers)
 job = example_job(directory, device=device, workers=workers, config={"steps": 20, "global_batch": 8})
 summary = run_training(job, make_backend(device, rank, workers), made_up_feed(job, rank, workers))
+if workers > 1:
+    torch.distributed.destroy_process_group()  # without it, threads of gloo may outlive the interpreter and abort it
 print(json.dumps({"compiles": summary.compiles}))
 """
 

@@ -9,7 +9,7 @@ import torch
 
 from data.order import MixturePhase
 from tests.training.examples import example_job, write_sequences
-from tests.training.test_feed import DRAWS, write_logits
+from tests.training.test_feed import DRAWS, SPEC, write_logits
 from training.backend import TorchBackend
 from training.config import TrainJob
 from training.faults import Drained
@@ -38,7 +38,7 @@ def world_job(directory: Path) -> TrainJob:
     job = write_sequences(directory, job)
     config = dataclasses.replace(job.config, objective="distill")
     return dataclasses.replace(
-        job, config=config, logits=write_logits(directory, job, peak=3.0), draws=DRAWS, max_unique=DRAWS
+        job, config=config, logits=write_logits(directory, job, peak=3.0), codec=SPEC, max_unique=DRAWS
     )
 
 
