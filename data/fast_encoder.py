@@ -149,14 +149,14 @@ def pieces_of(text: bytes, size: int) -> Iterator[bytes]:
     """
     start = 0
     while len(text) - start > size:
-        end = _cut_after(text, start + size)
+        end = cut_after(text, start + size)
         yield text[start:end]
         start = end
     if start < len(text) or not text:
         yield text[start:]
 
 
-def _cut_after(text: bytes, place: int) -> int:
+def cut_after(text: bytes, place: int) -> int:
     """The first safe cut at or after `place`; the end of the text where there is none."""
     for step in itertools.count():
         window = text[place : place + (1 << 12 + min(step, 8))]

@@ -17,7 +17,7 @@ from pipelines.inputs import ExternalFile
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 1
+VERSION = 2
 READS = {
     "text": Read(help="documents", dataset="text"),
     "evaluation": Read(help="evaluation sets, a JSONL file each; the file's name is the set's", many=True),

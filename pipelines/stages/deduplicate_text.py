@@ -13,7 +13,7 @@ from data import components, dedup, exchange, schema, shards
 from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 3
+VERSION = 4
 READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
 PART_ROWS = 4_000_000

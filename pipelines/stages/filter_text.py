@@ -13,7 +13,7 @@ from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepe
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 3
+VERSION = 4
 READS = {
     "text": Read(help="documents", dataset="text"),
     "words": Read(help="a word list of yours, a word or phrase a line: documents that hold one go", optional=True),

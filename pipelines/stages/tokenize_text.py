@@ -5,6 +5,7 @@ ids are SentencePiece's: a seeded sample of every shard is encoded by SentencePi
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,13 @@ import pyarrow.compute as pc
 import xxhash
 
 from data import schema, shards
+from data.fast_encoder import SPACE, cut_after
 from data.masking import masked_tokens
-from data.tokenizer import BOS, Tokenizer
+from data.tokenizer import BOS, EOS, PART_BYTES, Tokenizer
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 4
+VERSION = 5
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(
@@ -29,7 +31,8 @@ WRITES = ("tokens",)
 BATCH_BYTES = 8 << 20
 """of text encoded at a time"""
 SAMPLE_BYTES = 1 << 16
-"""most text of a sampled document that is compared with SentencePiece, from its beginning"""
+"""a sampled document of more than this is compared in windows of about so much: its beginning, its end, and the place
+of its first cut into parts"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +113,51 @@ class _Tokenize:
         offsets: np.ndarray,
         uri: str,
     ) -> int:
-        """Compares the sample; returns how many. Raises RuntimeError at the first difference: the shard is not made."""
+        """Compares the sample with SentencePiece; returns how many documents of it could be.
+
+        Raises RuntimeError at the first difference: the shard is not made.
+        """
         # not the hash that `is_heldout` takes, or nearly all of the sample would be held-out documents
         places = [xxhash.xxh3_64_intdigest(f"check {id}".encode(), seed=self.config.seed) for id in ids]
         lowest = min(range(len(ids)), key=places.__getitem__, default=0)
         sample = [row for row in range(len(ids)) if row == lowest or places[row] % self.config.check_one_in == 0]
+        checked = 0
         for row in sample:
-            text = texts[row]
-            if len(text) > SAMPLE_BYTES:  # from its beginning to the end of a line, where a cut changes no id
-                end = text.find(b"\n", SAMPLE_BYTES) + 1
-                while end and text[end : end + 1] == b"\n":
-                    end += 1
-                text = text[:end] if 0 < end < 4 * SAMPLE_BYTES else b""
-            expected = np.array([BOS, *tokenizer.encode(text.decode())], np.int32)
-            found = values[offsets[row] : offsets[row] + len(expected)]
-            if not np.array_equal(found, expected):
-                place = int(np.argmax(found != expected)) if len(found) == len(expected) else len(found)
-                start = int(tokenizer.token_bytes()[expected[:place]].sum())
-                raise RuntimeError(
-                    f"{uri}: document {ids[row]} has other ids than SentencePiece gives from token {place}, byte "
-                    f"{start} on ({found[place : place + 4].tolist()} for {expected[place : place + 4].tolist()}); "
-                    "nothing was written: report this text and the tokenizer's sha256"
+            document = values[offsets[row] : offsets[row + 1]]
+            text = texts[row].replace(SPACE.encode(), b" ")  # one and the same to SentencePiece
+            ends = np.cumsum(tokenizer.token_bytes()[document])
+            windows = list(_windows(text, cuttable=not tokenizer.fast_encoder))
+            for start, end in windows:
+                first = int(np.searchsorted(ends, start, side="right")) if start else 0
+                found = document[first:] if end == len(text) else document[first : np.searchsorted(ends, end) + 1]
+                expected = np.array(
+                    [BOS] * (start == 0) + tokenizer.encode(text[start:end].decode()) + [EOS] * (end == len(text))
                 )
-        return len(sample)
+                if not np.array_equal(found, expected):
+                    most = min(len(found), len(expected))
+                    place = int(np.argmax(np.append(found[:most] != expected[:most], True)))
+                    byte = start + int(tokenizer.token_bytes()[expected[:place]].sum())
+                    raise RuntimeError(
+                        f"{uri}: document {ids[row]} has other ids than SentencePiece gives from token {first + place},"
+                        f" byte {byte} on ({found[place : place + 4].tolist()} for "
+                        f"{expected[place : place + 4].tolist()}); "
+                        "nothing was written: report this text and the tokenizer's sha256"
+                    )
+            checked += bool(windows)
+        return checked
+
+
+def _windows(text: bytes, *, cuttable: bool) -> Iterator[tuple[int, int]]:
+    """[start, end) of what is compared of a document; nothing of a long one that has no place to cut it at."""
+    if len(text) <= SAMPLE_BYTES:
+        yield 0, len(text)
+    elif cuttable:
+        for place in sorted({0, PART_BYTES - SAMPLE_BYTES // 2, len(text) - SAMPLE_BYTES}):
+            if place + SAMPLE_BYTES <= len(text):
+                start = cut_after(text, place) if place else 0
+                end = cut_after(text, start + SAMPLE_BYTES)
+                if start < end <= start + 4 * SAMPLE_BYTES:
+                    yield start, end
 
 
 def run(context: Context, config: Config) -> Outcome:

@@ -27,6 +27,17 @@ def test_an_item_is_found_behind_other_case_punctuation_and_line_breaks() -> Non
     assert disguised[hit["start"] : hit["end"]] == ITEM.upper().replace(" ", ",\n- ")
 
 
+def test_typographic_punctuation_hides_nothing() -> None:
+    plain = "it's - as they say - the \"best\" of all the many possible worlds... or isn't it"
+    typeset = (
+        "it\u2019s\u2009\u2014\u00a0as they say \u2013 the \u201cbest\u201d of all the many possible "
+        "worlds\u2026 or isn\u2019t it"
+    )
+    text = f"\u00ab{typeset}\u00bb\u3002"
+    (hit,) = hits([text], [plain])
+    assert text[hit["start"] : hit["end"]] == typeset
+
+
 def test_twelve_words_in_common_are_no_overlap_of_thirteen() -> None:
     assert not hits([" ".join([*WORDS[:12], "other", *WORDS[13:25]])], [ITEM])
     assert hits([" ".join(WORDS[:13])], [ITEM])
@@ -47,7 +58,9 @@ def test_every_item_that_shares_the_words_is_named() -> None:
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(
-        st.sampled_from(["a", "B", "\u0130c", "d1", "\u65e5\u3042", "\U0001f600", " ", ", ", "\n", "\u00e9x"]),
+        st.sampled_from(
+            ["a", "B", "\u0130c", "d1", "\u65e5\u3042", "\U0001f600", "\u2019", "\u3002", " ", ", ", "\n", "\u00e9x"]
+        ),
         max_size=40,
     ),
     st.integers(2, 4),

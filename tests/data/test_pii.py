@@ -43,6 +43,24 @@ def test_what_only_looks_like_it_is_let_be(text: str) -> None:
     assert pii.find(f"see {text} there", pii.CLASSES) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "text", "after"),
+    [
+        ("card", "order 12 ", "4111 1111 1111 1111", ""),
+        ("card", "12345 ", "4111111111111111", " 20"),
+        ("card", "", "4111 1111 1111 1111", " 2027 123"),
+        ("card", "no 7 ", "3782 822463 10005", " 12"),
+        ("card", "4111 ", "4111 1111 1111 1111", " 1112"),
+        ("iban", "", "AT61 1904 3002 3457 3201", " COBA DEFF"),
+        ("iban", "AB12 ", "DE89 3704 0044 0532 0130 00", ""),
+        ("iban", "", "FR14 2004 1010 0505 0001 3M02 606", " XX"),
+    ],
+)
+def test_a_number_beside_other_numbers_is_found(name: str, before: str, text: str, after: str) -> None:
+    found = pii.find(before + text + after, [name])
+    assert (name, len(before), len(before) + len(text)) in found
+
+
 def test_only_the_classes_asked_for_are_looked_for() -> None:
     assert pii.find("a@firma.de 8.8.8.8", ["ip"]) == [("ip", 11, 18)]
     assert pii.find("a@firma.de", []) == []

@@ -1,11 +1,15 @@
 """A small mixed corpus of real text, with what is wrong in real corpora: duplicates, near ones, bad records."""
 
 import gzip
+import html
+import importlib.metadata
 import json
 import random
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zstandard
 
 
@@ -45,3 +49,47 @@ def mixed_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:
         (folder / "tree" / str(number % 7) / f"{number}.txt").write_text(text)
     (folder / "tree" / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
     return folder.parent
+
+
+def web_corpus(folder: Path) -> Path:
+    """What the installed packages say of themselves, as `web.warc.gz`, `table.parquet` and `lines.jsonl` below
+    `documents`; 40 words of every tenth are an item of `evaluation/described.jsonl`.
+
+    Most texts are in two of the files; a third of them are there with a person's address and phone number too.
+    """
+    documents = folder / "documents"
+    documents.mkdir()
+    (folder / "evaluation").mkdir()
+    told = {(one.read_text("METADATA") or "").partition("\n\n")[2] for one in importlib.metadata.distributions()}
+    prose = [
+        part
+        for text in sorted(told)
+        for part in text.split("\n\n")
+        if part.endswith((".", "!")) and len(part.split()) > 15 and part[0].isalnum() and "/" not in part
+    ]
+    # as they are, and as pages of sentences: of the former the rules keep nothing, of the latter much
+    texts = [text for text in sorted(told) if len(text) > 3000][::4]
+    texts += ["\n\n".join(prose[start : start + 8]) for start in range(0, len(prose), 8)]
+    web = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n"]
+    for number, text in enumerate(texts):
+        page = "".join(f"<p>{html.escape(part)}</p>" for part in text.split("\n\n"))
+        status = "200 OK" if number % 9 else "404 Not Found"
+        kind = "text/html; charset=utf-8" if number % 7 else "image/png"
+        body = (
+            f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n<html><body><main>{page}</main></body></html>".encode()
+        )
+        head = (
+            f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/{number}\r\n"
+            f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        web.append(head.encode() + body + b"\r\n\r\n")
+    (documents / "web.warc.gz").write_bytes(b"".join(gzip.compress(record, mtime=0) for record in web))
+    personal = [f"{text}\n\nWrite to jane.doe@mail.firma.de or call +49 30 1234567." for text in texts[::3]]
+    column = pa.array([*texts, None, "  ", *personal], pa.string())
+    pq.write_table(pa.table({"text": column}), documents / "table.parquet")
+    (documents / "lines.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts[::2]) + "{half\n"
+    )
+    items = [{"q": " ".join(text.split()[20:60])} for text in texts[::10]]
+    (folder / "evaluation" / "described.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return folder

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from data.manifest import Manifest
@@ -55,12 +56,12 @@ class InProcess(RaySession):
         pass
 
 
-def chain(root: str, corpus: str) -> dict[str, Task]:
-    """The tasks of all data stages, by stage."""
+def chain(root: str, corpus: str, changed: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> dict[str, Task]:
+    """The tasks of all data stages, by stage; `changed`: stage -> fields of its config that are others."""
     tasks: dict[str, Task] = {}
     for name, fields, sources in CHAIN:
         stage = load_stage(name)
-        config = stage.config(**fields)
+        config = stage.config(**{**fields, **changed.get(name, {})})
         inputs = {
             key: (future_input(tasks[source], dataset),)
             if source

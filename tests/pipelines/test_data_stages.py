@@ -1,9 +1,11 @@
 """The data stages one after another on a mixed corpus: counts, bytes, and what a kill -9 at any commit leaves."""
 
+import gzip
 import itertools
 import json
 import os
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from model import gemma2_tiny
 from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.stage import Resources, load_stage
 from tests.chaos_log import chaos_run
+from tests.pipelines.corpora import web_corpus
 from tests.pipelines.in_process import CHAIN, InProcess, chain, run_chain
 from tests.pipelines.undisturbed import Reference, compare, drive, finished, listed
 
@@ -49,6 +52,45 @@ def test_documents_in_are_documents_out_and_rejects_by_reason(reference: Referen
     tokens = made["tokenize_text"].datasets["tokens"].tokens
     packed = made["pack_sequences"].datasets
     assert packed["sequences"].tokens + packed["heldout"].tokens == tokens
+
+
+@pytest.mark.slow
+def test_counts_add_up_from_web_archives_and_parquet_with_every_rule_on(tmp_path: Path) -> None:
+    corpus = web_corpus(tmp_path)
+    rules = dict.fromkeys(("gopher_quality", "gopher_repetition", "c4", "fineweb"), True)
+    changed = {
+        "filter_text": {**rules, "languages": ("en",), "pii_email": "redact", "pii_phone": "drop"},
+        "decontaminate_text": {"action": "drop"},
+    }
+    tasks = chain(str(tmp_path / "runs"), str(corpus), changed)
+    made = {name: run_task(task, Resources(), InProcess(), say=lambda _: None) for name, task in tasks.items()}
+    collected = made["collect_text"]
+    given = pq.read_metadata(corpus / "documents" / "table.parquet").num_rows
+    given += len((corpus / "documents" / "lines.jsonl").read_text().splitlines())
+    given += gzip.decompress((corpus / "documents" / "web.warc.gz").read_bytes()).count(b"\r\n\r\nWARC/1.0\r\n") + 1
+    text = collected.datasets["text"]
+    assert given == text.rows + collected.datasets["rejects"].rows + text.facts["passed_over"]
+    assert {"http_status", "not_text", "invalid_json", "no_text"} <= set(collected.dropped)
+    before = text.rows
+    for name in ("filter_text", "deduplicate_text", "decontaminate_text"):
+        after = made[name].datasets["text"].rows
+        assert before == after + sum(made[name].dropped.values()), name
+        assert 0 < after < before, name
+        before = after
+    for name in ("collect_text", "filter_text"):
+        rejects = made[name].datasets["rejects"].shards
+        reasons = Counter(
+            reason for shard in rejects for reason in read_column(tasks[name].directory, shard.name, "reason")
+        )
+        assert reasons == made[name].dropped, name
+    assert len(made["filter_text"].dropped) >= 8
+    assert made["decontaminate_text"].dropped.keys() == {"contaminated"}
+    assert made["tokenize_text"].datasets["tokens"].rows == before
+
+
+def read_column(directory: str, name: str, column: str) -> list[str]:
+    found: list[str] = pq.read_table(f"{directory}/{name}", columns=[column])[column].to_pylist()
+    return found
 
 
 @pytest.mark.slow
