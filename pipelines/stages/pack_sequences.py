@@ -17,7 +17,7 @@ from data.packing import pack_documents, read_documents
 from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 4
+VERSION = 5
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
 TRAINING, HELDOUT = "sequences", "heldout"

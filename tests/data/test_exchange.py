@@ -33,13 +33,14 @@ def test_splitting_nothing_gives_empty_parts() -> None:
     assert [part.num_rows for part in parts] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "header", "other", "empty"])
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     good = exchange.exchange_bytes([table(list(range(1000)))])
     middle = len(good) // 2
     bad = {
         "cut": good[:middle],
         "flip": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+        "header": good[:20],
         "other": b"PAR1" * 10,
         "empty": b"",
     }
