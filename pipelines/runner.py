@@ -136,6 +136,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     """
     where = f"{task.stage.name}/{task.fingerprint}"
     if (done := task.manifest()) is not None:
+        clean_up(task.directory)  # of a driver that was killed after its manifest
         say(f"{where}: done before, nothing to do")
         return _accepted(done)
     for many in task.inputs.values():

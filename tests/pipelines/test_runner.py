@@ -98,8 +98,11 @@ def test_a_finished_run_is_not_run_again_and_starts_nothing(corpus: Path, tmp_pa
     def never(context: Context, config: Any) -> Outcome:
         raise AssertionError
 
+    left = storage.join(task.directory, "_receipts/filter/00000.json")
+    storage.write_bytes(left, b"of a driver that was killed after its manifest")
     assert run_task(with_run(task, never), Resources(workers=3), no_ray(), said.append) == first
     assert said[-1] == f"collect_text/{task.fingerprint}: done before, nothing to do"
+    assert not storage.exists(left)
 
 
 def test_an_error_leaves_no_manifest_and_comes_out(corpus: Path, tmp_path: Path) -> None:
