@@ -9,7 +9,6 @@ component the first document, in the order of the shards, stays. Texts never mov
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from data import minhash, schema
@@ -61,20 +60,19 @@ def links_in(keys: pa.Table) -> np.ndarray:
     return np.unique(np.stack([node[~new], first[~new]], axis=1), axis=0).reshape(-1, 2)
 
 
-def name_kept(table: pa.Table, shard: int, links: pa.Table) -> pa.Table:
-    """DROPS for the (node, kept) of `links` whose kept document is in this shard."""
-    mine = links.filter(pc.equal(pc.shift_right(links["other"], pa.scalar(32, pa.int64())), shard))
-    rows = mine["other"].to_numpy() & 0xFFFFFFFF
+def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:
+    """DROPS for the (node, kept) of `links`, whose kept documents are all in this TEXT shard."""
+    rows = links["other"].to_numpy() & 0xFFFFFFFF
     distinct, number = np.unique(rows, return_inverse=True)
     kept = table.take(pa.array(distinct))
     texts = pa.array([normalized_hash(text) for text in kept["text"].to_pylist()], pa.string())
     number = pa.array(number)
-    return pa.table([mine["node"], kept["id"].take(number), texts.take(number)], schema=DROPS)
+    return pa.table([links["node"], kept["id"].take(number), texts.take(number)], schema=DROPS)
 
 
-def drop_rows(table: pa.Table, shard: int, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(kept TEXT, CLUSTERS of what was dropped) of one shard; DROPS of other shards are passed over."""
-    mine = drops.filter(pc.equal(pc.shift_right(drops["node"], pa.scalar(32, pa.int64())), shard)).sort_by("node")
+def drop_rows(table: pa.Table, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(kept TEXT, CLUSTERS of what was dropped) of one shard, which all of the DROPS are for."""
+    mine = drops.sort_by("node")
     rows = mine["node"].to_numpy() & 0xFFFFFFFF
     keep = np.ones(table.num_rows, dtype=bool)
     keep[rows] = False

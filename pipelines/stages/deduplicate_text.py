@@ -5,12 +5,14 @@ names of what is kept, drops in each shard. Only keys and links are shuffled, in
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from data import components, dedup, exchange, schema, shards
-from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.stage import Context, Outcome, Read
 
 VERSION = 4
@@ -18,9 +20,9 @@ READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
 PART_ROWS = 4_000_000
 """keys or links that one task takes, about: some 300 MB"""
-SHARD_GROUPS = 256
-"""most parts that what is said to single shards is written in"""
 MOST_ROUNDS = 64
+OPERATIONS: tuple[Literal["large", "small"], ...] = ("large", "small")
+"""of a round"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,24 @@ class Config:
 
 
 @dataclass(frozen=True)
+class _ByColumn:
+    """Part of a row: of its key, of its node's neighbourhood, or the shard that its node or other lies in."""
+
+    kind: Literal["key", "neighbourhood", "shard_of_node", "shard_of_other"]
+    parts: int
+
+    def __call__(self, table: pa.Table) -> np.ndarray:
+        if self.kind == "key":
+            return (table["high"].to_numpy() % np.uint64(self.parts)).astype(np.int64)
+        if self.kind == "neighbourhood":
+            return components.part_of(table["node"].to_numpy(), self.parts)
+        return table["node" if self.kind == "shard_of_node" else "other"].to_numpy() >> 32
+
+
+@dataclass(frozen=True)
 class _Keys:
     config: Config
-    buckets: int
+    split: Split
 
     def __call__(self, task: tuple[int, str]) -> ShardOutput:
         shard, uri = task
@@ -67,87 +84,78 @@ class _Keys:
             shingle_words=config.shingle_words,
             seed=config.seed,
         )
-        bucket = (keys["high"].to_numpy() % np.uint64(self.buckets)).astype(np.int64)
-        return ShardOutput(
-            parts={"_keys": Part(data=exchange.exchange_bytes(exchange.split(keys, bucket, self.buckets)))}
-        )
+        return ShardOutput(parts={"_keys": self.split.part(keys)})
 
 
 @dataclass(frozen=True)
 class _Links:
-    uris: tuple[str, ...]
-    parts: int
+    keys: Shuffled
+    split: Split
 
     def __call__(self, bucket: int) -> ShardOutput:
-        links = dedup.links_in(exchange.gather(self.uris, bucket, dedup.KEYS))
-        return _linked("_links", links, self.parts, both=True)
+        links = dedup.links_in(self.keys.gather(bucket, dedup.KEYS))
+        return ShardOutput(parts={"_links": _linked(self.split, links, both=True)})
 
 
 @dataclass(frozen=True)
 class _Round:
     """One operation on one part of the links: `stars` of all, `large` or `small`."""
 
-    operation: str
-    number: int
-    """of the round: each writes files of its own, which a driver in another round neither reads nor replaces"""
-    uris: tuple[str, ...]
-    parts: int
+    operation: Literal["stars", "large", "small"]
+    dataset: str
+    """of this round alone: a driver in another round neither reads nor replaces it"""
+    links: Shuffled
+    split: Split
 
     def __call__(self, part: int) -> ShardOutput:
-        table = exchange.gather(self.uris, part, dedup.LINKS)
+        table = self.links.gather(part, dedup.LINKS)
         links = np.stack([table["node"].to_numpy(), table["other"].to_numpy()], axis=1)
         if self.operation == "stars":
-            return _linked(f"_stars{self.number:02d}", components.stars(links), 1, both=False)
+            return ShardOutput(parts={self.dataset: _whole(components.stars(links))})
         if self.operation == "small":
-            return _linked(f"_small{self.number:02d}", components.small_star(links), self.parts, both=True)
+            return ShardOutput(parts={self.dataset: _linked(self.split, components.small_star(links), both=True)})
         mine = components.unique_edges(links[links[:, 0] > links[:, 1]])
-        output = _linked(f"_large{self.number:02d}", components.large_star(links), self.parts, both=False)
-        # what the round began with, for the check whether it changed anything and as the result where it did not
-        began = Part(data=exchange.exchange_bytes([_table(mine)]))
+        # `_began`: for the check whether the round changed anything, and the result where it did not
         return ShardOutput(
-            parts={**output.parts, f"_stars{self.number:02d}": began},
+            parts={
+                self.dataset: _linked(self.split, components.large_star(links), both=False),
+                f"{self.dataset}_began": _whole(mine),
+            },
             facts={"checksum": components.checksum(mine), "links": len(mine)},
         )
 
 
 @dataclass(frozen=True)
 class _Regroup:
-    """Links to the groups of the shards that hold their kept document."""
+    """Links to the shards that hold their kept document."""
 
-    groups: int
+    split: Split
 
     def __call__(self, uri: str) -> ShardOutput:
-        links = exchange.gather([uri], 0, dedup.LINKS)
-        group = (links["other"].to_numpy() >> 32) % self.groups
-        return ShardOutput(
-            parts={"_kept": Part(data=exchange.exchange_bytes(exchange.split(links, group, self.groups)))}
-        )
+        return ShardOutput(parts={"_kept": self.split.part(exchange.gather([uri], 0, dedup.LINKS))})
 
 
 @dataclass(frozen=True)
 class _Name:
-    uris: tuple[str, ...]
-    groups: int
+    kept: Shuffled
+    split: Split
 
     def __call__(self, task: tuple[int, str]) -> ShardOutput:
         shard, uri = task
-        links = exchange.gather(self.uris, shard % self.groups, dedup.LINKS)
-        drops = dedup.name_kept(shards.read_table(uri, ["id", "text"]), shard, links)
-        group = (drops["node"].to_numpy() >> 32) % self.groups
+        links = self.kept.gather(shard, dedup.LINKS)
         return ShardOutput(
-            parts={"_drops": Part(data=exchange.exchange_bytes(exchange.split(drops, group, self.groups)))}
+            parts={"_drops": self.split.part(dedup.name_kept(shards.read_table(uri, ["id", "text"]), links))}
         )
 
 
 @dataclass(frozen=True)
 class _Drop:
-    uris: tuple[str, ...]
-    groups: int
+    drops: Shuffled
 
     def __call__(self, task: tuple[int, str]) -> ShardOutput:
         shard, uri = task
-        drops = exchange.gather(self.uris, shard % self.groups, dedup.DROPS)
-        kept, clusters = dedup.drop_rows(shards.read_table(uri, schema.TEXT.names), shard, drops)
+        drops = self.drops.gather(shard, dedup.DROPS)
+        kept, clusters = dedup.drop_rows(shards.read_table(uri, schema.TEXT.names), drops)
         counts = clusters["reason"].value_counts().to_pylist()
         return ShardOutput(
             parts={"text": Part(table=kept), "clusters": Part(table=clusters)},
@@ -159,14 +167,19 @@ class _Drop:
 def run(context: Context, config: Config) -> Outcome:
     given = context.input("text")
     tasks = list(enumerate(given.uris()))
+    count = len(tasks)
     buckets = max(1, -(-given.data.rows * config.keys_a_document // config.part_rows))
-    keys = map_shards(context, "keys", tasks, _Keys(config, buckets))
-    # every bucket gives fewer links than it has keys
-    links = map_shards(context, "links", range(buckets), _Links(tuple(uris_of(context, keys, "_keys")), buckets))
-    groups = min(max(len(tasks), 1), SHARD_GROUPS)
-    kept = map_shards(context, "regroup", _components(context, links, buckets), _Regroup(groups))
-    drops = map_shards(context, "name", tasks, _Name(tuple(uris_of(context, kept, "_kept")), groups))
-    receipts = map_shards(context, "drop", tasks, _Drop(tuple(uris_of(context, drops, "_drops")), groups))
+    by_key = plan_split(count, buckets, _ByColumn("key", buckets))
+    made = map_shards(context, "keys", tasks, _Keys(config, by_key))
+    keys = finish_shuffle(context, "keys", by_key, made, "_keys", dedup.KEYS)
+    stars = _components(context, keys, buckets)
+    by_kept = plan_split(len(stars), max(count, 1), _ByColumn("shard_of_other", count))
+    made = map_shards(context, "regroup", stars, _Regroup(by_kept))
+    kept = finish_shuffle(context, "regroup", by_kept, made, "_kept", dedup.LINKS)
+    by_dropped = plan_split(count, max(count, 1), _ByColumn("shard_of_node", count))
+    made = map_shards(context, "name", tasks, _Name(kept, by_dropped))
+    drops = finish_shuffle(context, "name", by_dropped, made, "_drops", dedup.DROPS)
+    receipts = map_shards(context, "drop", tasks, _Drop(drops))
     text_bytes = sum(receipt.facts["text_bytes"] for receipt in receipts)
     return Outcome(
         datasets={
@@ -177,30 +190,36 @@ def run(context: Context, config: Config) -> Outcome:
     )
 
 
-def _components(context: Context, links: list[Receipt], parts: int) -> list[str]:
+def _components(context: Context, keys: Shuffled, parts: int) -> list[str]:
     """Files of (node, first of its component): made at once where all links are one part, else in rounds."""
-    uris = tuple(uris_of(context, links, "_links"))
+    split = plan_split(parts, parts, _ByColumn("neighbourhood", parts))
+    # every bucket gives fewer links than it has keys
+    made = map_shards(context, "links", range(parts), _Links(keys, split))
+    links = finish_shuffle(context, "links", split, made, "_links", dedup.LINKS)
     if parts == 1:
-        return uris_of(context, map_shards(context, "stars", [0], _Round("stars", 0, uris, 1)), "_stars00")
+        return uris_of(context, map_shards(context, "stars", [0], _Round("stars", "_stars", links, split)), "_stars")
     before = -1
     for number in range(MOST_ROUNDS):
-        large = map_shards(context, f"large{number:02d}", range(parts), _Round("large", number, uris, parts))
-        now = sum(receipt.facts["checksum"] for receipt in large) % (1 << 63)
-        if now == before:
-            return uris_of(context, large, f"_stars{number:02d}")
-        before, uris = now, tuple(uris_of(context, large, f"_large{number:02d}"))
-        small = map_shards(context, f"small{number:02d}", range(parts), _Round("small", number, uris, parts))
-        uris = tuple(uris_of(context, small, f"_small{number:02d}"))
+        for operation in OPERATIONS:
+            phase = f"{operation}{number:02d}"
+            made = map_shards(context, phase, range(parts), _Round(operation, f"_{phase}", links, split))
+            if operation == "large":
+                now = sum(receipt.facts["checksum"] for receipt in made) % (1 << 63)
+                if now == before:
+                    return uris_of(context, made, f"_{phase}_began")
+                before = now
+            links = finish_shuffle(context, phase, split, made, f"_{phase}", dedup.LINKS)
     raise AssertionError(f"components not found in {MOST_ROUNDS} rounds; a round changes nothing only at the end")
+
+
+def _whole(links_E2: np.ndarray) -> Part:
+    return Part(data=exchange.exchange_bytes([_table(links_E2)]))
 
 
 def _table(links_E2: np.ndarray) -> pa.Table:
     return pa.table([links_E2[:, 0], links_E2[:, 1]], schema=dedup.LINKS)
 
 
-def _linked(name: str, links_E2: np.ndarray, parts: int, *, both: bool) -> ShardOutput:
+def _linked(split: Split, links_E2: np.ndarray, *, both: bool) -> Part:
     """Links in the parts of the node they are looked at from: the larger one, or each of the `both`."""
-    if both:
-        links_E2 = np.concatenate([links_E2, links_E2[:, ::-1]])
-    pieces = exchange.split(_table(links_E2), components.part_of(links_E2[:, 0], parts), parts)
-    return ShardOutput(parts={name: Part(data=exchange.exchange_bytes(pieces))})
+    return split.part(_table(np.concatenate([links_E2, links_E2[:, ::-1]]) if both else links_E2))

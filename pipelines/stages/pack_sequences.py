@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
-from data import exchange, schema, shards
+from data import schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
-from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
+from pipelines.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.stage import Context, Outcome, Read
 
 VERSION = 5
@@ -54,20 +56,15 @@ class Config:
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """Sends each document to the bucket of its hash: training buckets first, then held-out ones."""
+class _ByDocument:
+    """Bucket of each document, by the hash of its id: training buckets first, then held-out ones."""
 
     seed: int
     training_buckets: int
     heldout_buckets: int
 
-    def __call__(self, uri: str) -> ShardOutput:
-        table = shards.read_table(uri, schema.TOKENS.names)
-        buckets = np.array([self.bucket(id) for id in table["id"].to_pylist()], dtype=np.int64)
-        count = self.training_buckets + self.heldout_buckets
-        return ShardOutput(
-            parts={"_buckets": Part(data=exchange.exchange_bytes(exchange.split(table, buckets, count)))}
-        )
+    def __call__(self, table: pa.Table) -> np.ndarray:
+        return np.array([self.bucket(id) for id in table["id"].to_pylist()], dtype=np.int64)
 
     def bucket(self, id: str) -> int:
         # not the hash that `is_heldout` takes, or held-out documents would share a few buckets
@@ -75,6 +72,14 @@ class _Spread:
         if schema.is_heldout(id):
             return self.training_buckets + place % self.heldout_buckets
         return int(place % self.training_buckets)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    split: Split
+
+    def __call__(self, uri: str) -> ShardOutput:
+        return ShardOutput(parts={"_buckets": self.split.part(shards.read_table(uri, schema.TOKENS.names))})
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ class _Pack:
     """Orders, packs and shuffles one bucket."""
 
     config: Config
-    uris: tuple[str, ...]
+    spread: Shuffled
 
     def __call__(self, bucket: _Bucket) -> ShardOutput:
-        table = exchange.gather(self.uris, bucket.part, schema.TOKENS)
+        table = self.spread.gather(bucket.part, schema.TOKENS)
         ids = table["id"].to_pylist()
         order = sorted(
             range(len(ids)), key=lambda k: (xxhash.xxh3_64_intdigest(ids[k].encode(), seed=self.config.seed), ids[k])
@@ -136,7 +141,10 @@ def run(context: Context, config: Config) -> Outcome:
         )
     training = max(1, -(-given.data.tokens // config.shard_tokens))
     heldout = -(-training // schema.HELDOUT_ONE_IN)
-    spread = map_shards(context, "spread", given.uris(), _Spread(config.seed, training, heldout))
+    by_document = _ByDocument(config.seed, training, heldout)
+    split = plan_split(len(given.uris()), training + heldout, by_document)
+    files = map_shards(context, "spread", given.uris(), _Spread(split))
+    spread = finish_shuffle(context, "spread", split, files, "_buckets", schema.TOKENS)
     limits = {TRAINING: _shares(config.max_rows, training), HELDOUT: _shares(config.max_heldout_rows, heldout)}
     buckets = [
         _Bucket(
@@ -148,7 +156,7 @@ def run(context: Context, config: Config) -> Outcome:
         for number in range(training + heldout)
         for dataset in [TRAINING if number < training else HELDOUT]
     ]
-    receipts = map_shards(context, "pack", buckets, _Pack(config, tuple(uris_of(context, spread, "_buckets"))))
+    receipts = map_shards(context, "pack", buckets, _Pack(config, spread))
     datasets = {}
     for dataset in WRITES:
         made = [receipt for receipt in receipts if dataset in receipt.shards]

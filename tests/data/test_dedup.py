@@ -40,12 +40,19 @@ def deduplicated(shards: list[list[str]], bands: int = 0) -> tuple[list[str], li
     keys = pa.concat_tables([dedup.keys_of(table, number, **settings_) for number, table in enumerate(tables)])
     stars = components.stars(dedup.links_in(keys))
     links = pa.table([stars[:, 0], stars[:, 1]], schema=dedup.LINKS)
-    drops = pa.concat_tables([dedup.name_kept(table, number, links) for number, table in enumerate(tables)])
-    outcomes = [dedup.drop_rows(table, number, drops) for number, table in enumerate(tables)]
+    drops = pa.concat_tables(
+        [dedup.name_kept(table, of_shard(links, "other", number)) for number, table in enumerate(tables)]
+    )
+    outcomes = [dedup.drop_rows(table, of_shard(drops, "node", number)) for number, table in enumerate(tables)]
     return (
         [text for kept, _ in outcomes for text in kept["text"].to_pylist()],
         [row for _, clusters in outcomes for row in clusters.to_pylist()],
     )
+
+
+def of_shard(table: pa.Table, column: str, shard: int) -> pa.Table:
+    """The rows whose node in `column` lies in the shard."""
+    return table.filter(pa.array(table[column].to_numpy() >> 32 == shard))
 
 
 @settings(deadline=None, max_examples=50)

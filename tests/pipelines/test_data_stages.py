@@ -14,6 +14,7 @@ import pytest
 
 from data.manifest import Manifest
 from model import gemma2_tiny
+from pipelines import shuffle
 from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.stage import Resources, load_stage
 from tests.chaos_log import chaos_run
@@ -107,6 +108,17 @@ def test_clusters_are_the_same_in_one_part_as_in_many(reference: Reference, tmp_
     assert [shard.sha256 for shard in other.datasets["clusters"].shards] == [
         shard.sha256 for shard in ours.datasets["clusters"].shards
     ]
+
+
+@pytest.mark.slow
+def test_a_shuffle_in_two_hops_changes_no_byte(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shuffle, "MOST_READS", 0)
+    tasks = chain(str(reference.root), str(reference.corpus))
+    for name in ("deduplicate_text", "pack_sequences"):
+        other = run_task(replace(tasks[name], root=str(tmp_path)), Resources(), InProcess(), say=lambda _: None)
+        assert other.to_json() == reference.manifests[name].to_json()
 
 
 @pytest.mark.slow
