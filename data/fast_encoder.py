@@ -50,7 +50,7 @@ class FastEncoder:
             return np.zeros(0, np.int32), np.zeros(1, np.int64)
         layout = self._backend.encode_batch(plain, parallel=False).layout
         offsets = np.asarray(layout.offsets, np.int64)
-        return np.asarray(layout.content.data)[: offsets[-1]].astype(np.int32), offsets
+        return np.asarray(layout.content.data)[: offsets[-1]].view(np.int32), offsets  # unsigned ones: no copy
 
 
 def broken_conditions(proto: sentencepiece_model_pb2.ModelProto) -> list[str]:

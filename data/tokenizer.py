@@ -17,6 +17,7 @@ held in memory.
 import functools
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -311,13 +312,13 @@ def _is_textual(piece: str) -> bool:
 
 def _framed(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents that end at `ends` of `ids`, each between <bos> and <eos>."""
-    documents = np.arange(len(ends))
-    framed = np.empty(len(ids) + 2 * (len(ends) - 1), np.int32)
-    offsets = ends + 2 * documents
-    marks = np.zeros(len(framed), bool)
-    marks[offsets[:-1]] = marks[offsets[1:] - 1] = True
-    framed[~marks] = ids
+    offsets = ends + 2 * np.arange(len(ends))
+    framed = np.empty(offsets[-1], np.int32)
     framed[offsets[:-1]], framed[offsets[1:] - 1] = BOS, EOS
+    shift = 1
+    for start, end in itertools.pairwise(ends.tolist()):  # a copy a document: a third of the time of a mask
+        framed[start + shift : end + shift] = ids[start:end]
+        shift += 2
     return framed, offsets
 
 

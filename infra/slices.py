@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 GIB = 2**30
-MESH_AXES = ("replica", "data", "model")
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -136,22 +135,6 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise ValueError(f"slices is {slices}, but must be at least 1")
     return Topology(chip=chip, shape=shape, slices=slices)
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """`data=16,model=4` -> {"replica": 1, "data": 16, "model": 4}. Raises ValueError for another axis or a size < 1."""
-    sizes = dict.fromkeys(MESH_AXES, 1)
-    seen = set()
-    for part in text.split(","):
-        axis, _, size = (word.strip() for word in part.partition("="))
-        if axis not in MESH_AXES or axis in seen or not size.isdecimal() or int(size) < 1:
-            raise ValueError(
-                f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(MESH_AXES)}, once each, with a size of at "
-                "least 1, as in data=16,model=4"
-            )
-        seen.add(axis)
-        sizes[axis] = int(size)
-    return sizes
 
 
 def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_heads: int, batch: int) -> None:

@@ -37,6 +37,8 @@ TABLE: dict[str, Spec] = {
     "model.norm.weight": (None,),
 }
 
+AXES = ("replica", "data", "model")
+"""of the mesh, outermost first"""
 ROWS: Axes = ("replica", "data")
 """what divides the rows of a batch"""
 
@@ -56,6 +58,25 @@ class MeshShape:
         for axis, size in self.sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"mesh axis {axis} is {size!r}; it has to be a whole number of at least 1")
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshShape":
+        """`data=16,model=4`; an axis that is not named has one place. Raises ValueError for anything else."""
+        sizes: dict[str, int] = {}
+        for part in text.split(","):
+            axis, _, size = (word.strip() for word in part.partition("="))
+            if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+                raise ValueError(
+                    f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(AXES)}, once each, with a size of at "
+                    "least 1, as in data=16,model=4"
+                )
+            sizes[axis] = int(size)
+        return cls(**sizes)
+
+    @property
+    def text(self) -> str:
+        """As `parse` takes it, axes of one place left out."""
+        return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "data=1"
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from infra.slices import divisors, parse_mesh, parse_topology
+from infra.slices import divisors, parse_topology
 from model import Gemma2Config
 from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
@@ -103,13 +103,13 @@ def request_of(command: Command) -> FitRequest:
     """Raises ValueError for an unknown model or chip, and for a mesh or batch that does not divide."""
     config = _model(command.model)
     place = parse_topology(command.topology, command.slices)
-    mesh = parse_mesh(command.mesh) if command.mesh else {"replica": place.slices, "data": place.chips_per_slice}
+    whole = MeshShape(replica=place.slices, data=place.chips_per_slice)
     return FitRequest(
         name=Path(command.model).parent.name or command.model if "/" in command.model else command.model,
         model=config,
         topology=command.topology,
         slices=command.slices,
-        mesh=MeshShape(**mesh),
+        mesh=MeshShape.parse(command.mesh) if command.mesh else whole,
         seq=command.seq,
         batch=command.batch,
         remat=command.remat,

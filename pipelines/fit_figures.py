@@ -19,7 +19,6 @@ from typing import Any
 
 from infra.slices import GIB, Roofline, model_flops_utilization, roofline
 from model import forward_flops_per_token, parameter_count, train_flops_per_token
-from model.sharding import MeshShape
 from pipelines.fit_cells import Cell, FitRequest
 
 BACKWARD_KERNELS = 2
@@ -137,13 +136,8 @@ def headline(request: FitRequest) -> str:
     of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
     return (
         f"{request.name}, {request.objective}, {request.batch} rows x {request.seq} tokens a step on {of} "
-        f"({place.chips} chips), mesh {mesh_text(request.mesh)}, remat {request.remat}, {request.parameter_dtype}"
+        f"({place.chips} chips), mesh {request.mesh.text}, remat {request.remat}, {request.parameter_dtype}"
     )
-
-
-def mesh_text(mesh: MeshShape) -> str:
-    """As --mesh takes it, axes of one place left out."""
-    return ",".join(f"{axis}={size}" for axis, size in mesh.sizes.items() if size > 1) or "data=1"
 
 
 def describe(cell: Cell) -> list[str]:

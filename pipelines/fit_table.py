@@ -17,7 +17,7 @@ from infra.slices import GIB
 from model.sharding import MeshShape
 from pipelines.arguments import MODEL_PRESETS
 from pipelines.fit_cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
-from pipelines.fit_figures import figures, gib, headline, mesh_text
+from pipelines.fit_figures import figures, gib, headline
 from training.config import Objective
 
 CELLS = REPOSITORY / "docs" / "tpu-fit"
@@ -108,7 +108,7 @@ def table() -> str:
     for name, request in requests().items():
         cell = _read(CELLS / f"{name}.json")
         of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
-        start = [request.name, request.objective, of, mesh_text(request.mesh)]
+        start = [request.name, request.objective, of, request.mesh.text]
         lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
         if cell is not None and cell.problem:
             notes.append(f"- {request.name}, {request.objective}, {of}: {cell.problem}")

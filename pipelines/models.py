@@ -64,8 +64,8 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 
 
 @functools.lru_cache(maxsize=1)
-def open_model(uri: str, device: Device) -> LoadedModel:
-    """Loads a checkpoint onto a device; kept by the process for its next shard.
+def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
+    """Loads a checkpoint onto a device, or divides it over a `mesh` of chips; kept by the process for its next shard.
 
     Raises ValueError where it is damaged.
     """
@@ -75,7 +75,7 @@ def open_model(uri: str, device: Device) -> LoadedModel:
     model = Gemma2(Gemma2Config(**checkpoint.state["identity"]["config"]["model"]))
     model.load_state_dict(checkpoint.weights)
     model.requires_grad_(False)
-    backend = make_backend(device)
+    backend = make_backend(device, mesh=mesh)
     backend.place_model(model)
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step

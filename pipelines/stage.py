@@ -63,6 +63,8 @@ class Resources:
     """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
     workers: int = 1
     """Ray Train workers"""
+    mesh: str = ""
+    """how one process divides a model over its chips on xla, as in data=2,model=2; empty: one chip"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None
@@ -85,6 +87,10 @@ class Resources:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.mesh:
+            from model.sharding import MeshShape  # imports torch
+
+            MeshShape.parse(self.mesh)
         for name in ("max_failures", "max_preemptions"):
             if getattr(self, name) < -1:
                 raise ValueError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")

@@ -60,7 +60,9 @@ class TrainedRun:
             directory=self.directory,
             fingerprint=self.name.rpartition("/")[2],
             inputs={name: list(many) for name, many in self.inputs.items()},
-            resources=Resources(**{name: setup[name] for name in ("device", "workers", "microbatch_rows")}),
+            resources=Resources(
+                **{name: setup[name] for name in ("device", "workers", "mesh", "microbatch_rows") if name in setup}
+            ),
             attempt="",
             session=RaySession(None),  # not started
             quiet=True,

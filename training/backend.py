@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
+from model.sharding import MeshShape
 from training.config import Device, Remat
 from training.integrity import checksum
 from training.loss import RunHead, loop_head
@@ -159,10 +160,12 @@ def check_workers(device: Device, workers: int) -> None:
     )
 
 
-def make_backend(device: Device, rank: int = 0, world_size: int = 1, remat: Remat | None = None) -> Backend:
-    """The backend of a device.
+def make_backend(
+    device: Device, rank: int = 0, world_size: int = 1, remat: Remat | None = None, mesh: str = ""
+) -> Backend:
+    """The backend of a device; `mesh` (as in data=2,model=2): over several chips of this process.
 
-    Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat`.
+    Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
     """
     resolved = resolve_device(device)
     check_workers(resolved, world_size)
@@ -172,6 +175,10 @@ def make_backend(device: Device, rank: int = 0, world_size: int = 1, remat: Rema
                 f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
                 "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
             )
+        if mesh:
+            raise ValueError(
+                f"mesh {mesh} on device {resolved!r}: a model is divided on device 'xla' only; leave --mesh out"
+            )
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
         raise ValueError(
@@ -179,4 +186,4 @@ def make_backend(device: Device, rank: int = 0, world_size: int = 1, remat: Rema
         )
     from training.xla.backend import XlaBackend
 
-    return XlaBackend(rank, world_size, remat)
+    return XlaBackend(rank, world_size, remat, MeshShape.parse(mesh) if mesh else None)

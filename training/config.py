@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model import Gemma2Config
+from model.sharding import MeshShape
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
 CooldownShape = Literal["sqrt", "linear"]
@@ -200,6 +201,8 @@ class TrainJob:
     """`auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU where torch_xla is installed, else cpu"""
     workers: int = 1
     """processes that share a step's rows"""
+    mesh: str = ""
+    """how each worker divides the model over its chips, on xla, as in data=2,model=2; empty: one chip"""
     microbatch_rows: int | None = None
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
     remat: Remat | None = None
@@ -227,6 +230,8 @@ class TrainJob:
         if self.remat is not None:
             _one_of("remat", self.remat, get_args(Remat))
         _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
+        if self.mesh:
+            MeshShape.parse(self.mesh)
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:

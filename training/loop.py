@@ -325,6 +325,7 @@ class _Run:
             "setup": {
                 "device": self.backend.name,
                 "workers": self.backend.world_size,
+                "mesh": job.mesh,
                 "microbatch_rows": job.microbatch_rows,
                 "cpu_threads": job.cpu_threads,
                 "remat": self.backend.remat,

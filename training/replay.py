@@ -53,7 +53,9 @@ def replay(job: TrainJob, step: int) -> Replayed:
             job, checkpoints_uri=directory, carried_uri=carried, lease_uri=None, logs_uri=None, tensorboard=False
         )
         if job.workers == 1:
-            reports = computed(make_backend(job.device, remat=job.remat), again, step, direct_feed(again))
+            reports = computed(
+                make_backend(job.device, remat=job.remat, mesh=job.mesh), again, step, direct_feed(again)
+            )
         else:
             reports = run_workers(job.workers, _in_worker, again, step)
         saved = _saved_differences(job.checkpoints_uri, directory, step)

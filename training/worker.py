@@ -204,7 +204,7 @@ def _train_on_worker(config: dict[str, Any]) -> bytes:
             # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
             share = (os.cpu_count() or 1) // context.get_local_world_size()
             job = dataclasses.replace(job, cpu_threads=max(1, share))
-        backend = make_backend(job.device, rank, world_size, job.remat)
+        backend = make_backend(job.device, rank, world_size, job.remat, job.mesh)
         feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
         timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
         while True:

@@ -78,6 +78,7 @@ class _Audit:
     """of the run that made the cache"""
     checkpoint: str
     device: Device
+    mesh: str
     spec: CodecSpec
     max_unique: int
     teacher_hash: str
@@ -86,7 +87,7 @@ class _Audit:
     made_as: str
 
     def __call__(self, task: _Task) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device)
+        teacher = open_model(self.checkpoint, self.device, self.mesh)
         cache_logits.check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(task.sequences, self.cached.forward_rows)
         tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
@@ -140,7 +141,7 @@ def run(context: Context, config: Config) -> Outcome:
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
     spec, facts = codec_of(logits), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
-    device = resolve_device(context.resources.device)
+    setup = cache_logits.setup_of(context)
     if len(logits.uris()) != len(sequences.uris()):
         raise ValueError(
             f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "
@@ -150,7 +151,8 @@ def run(context: Context, config: Config) -> Outcome:
     work = _Audit(
         cached,
         checkpoint_of(teacher),
-        device,
+        resolve_device(context.resources.device),
+        context.resources.mesh,
         spec,
         facts["max_unique"],
         facts["teacher_sha256"],
@@ -163,13 +165,13 @@ def run(context: Context, config: Config) -> Outcome:
         tasks,
         work,
         whole_node=True,
-        setup={"device": device},
+        setup=setup,
         unit="forward pass",
         sizes=[len(task.passes) for task in tasks],
     )
     checks = [
         *_identities(logits, sequences, teacher, receipts, cached, spec),
-        _redraw(receipts, logits.manifest.setup or {}, device),
+        _redraw(receipts, logits.manifest.setup or {}, setup),
         *_honesty(receipts, config, cached),
     ]
     failed = [f"{check['check']}: {check['detail']}" for check in checks if check["passed"] is False]
@@ -184,7 +186,7 @@ def run(context: Context, config: Config) -> Outcome:
             )
         },
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup={"device": device},
+        setup=setup,
         log={"positions": positions},
     )
 
@@ -270,17 +272,17 @@ def _identities(
     ]
 
 
-def _redraw(receipts: Sequence[Receipt], setup: Mapping[str, Any], device: Device) -> dict[str, Any]:
+def _redraw(receipts: Sequence[Receipt], made_on: Mapping[str, Any], setup: Mapping[str, Any]) -> dict[str, Any]:
     """(b) Whether the same comes out again, on the device that the cache was made on."""
     redrawn, differing = (sum(receipt.facts[name] for receipt in receipts) for name in ("redrawn", "differing"))
-    if setup.get("device") != device:
+    if made_on != setup:
+        theirs, ours = (" ".join(map(str, one.values())) for one in (made_on, setup))
         return _check(
             "made again",
             None,
             differing,
             0,
-            f"made on {setup.get('device')}, audited on {device}, which rounds otherwise: {differing} of {redrawn} "
-            "targets differ",
+            f"made on {theirs}, audited on {ours}, which rounds otherwise: {differing} of {redrawn} targets differ",
         )
     return _check("made again", differing == 0, differing, 0, f"{differing} of {redrawn} targets differ")
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from data import schema
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, encode
+from model.sharding import MeshShape
 from pipelines.config import digest, to_dict
 from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model
 from pipelines.progress import advance
@@ -98,10 +99,11 @@ class _Cache:
     config: Config
     checkpoint: str
     device: Device
+    mesh: str
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device)
+        teacher = open_model(self.checkpoint, self.device, self.mesh)
         check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
@@ -153,6 +155,12 @@ def captured(
         yield batch, rows[:count]
 
 
+def setup_of(context: Context) -> dict[str, str]:
+    """What the bytes depend on besides config and inputs: where the sums of the teacher's products are taken."""
+    mesh = {"mesh": MeshShape.parse(context.resources.mesh).text} if context.resources.mesh else {}
+    return {"device": resolve_device(context.resources.device), **mesh}
+
+
 def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
     """Raises ValueError where the teacher's vocabulary is not that of the sequences."""
     if teacher.model.config.vocab_size != vocab_size:
@@ -169,14 +177,15 @@ def run(context: Context, config: Config) -> Outcome:
     check_same_tokenizer(sequences, teacher)
     device = resolve_device(context.resources.device)
     spec = codec_spec(config, sequences.data.facts["vocab_size"])
-    work = _Cache(config, checkpoint_of(teacher), device, spec)
+    setup = setup_of(context)
+    work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
     receipts = map_shards(
         context,
         "cache",
         sequences.uris(),
         work,
         whole_node=True,
-        setup={"device": device},
+        setup=setup,
         unit="row",
         sizes=[shard.rows for shard in sequences.data.shards],
     )
@@ -199,6 +208,6 @@ def run(context: Context, config: Config) -> Outcome:
     return Outcome(
         datasets={"logits": logits},
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup={"device": device},
+        setup=setup,
         log={"row_tokens": sequences.data.rows * sequences.data.facts["sequence_length"]},
     )

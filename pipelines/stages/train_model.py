@@ -171,6 +171,7 @@ def make_job(context: Context, config: Config) -> TrainJob:
         carried_uri=checkpoint_of(carried[0]) if carried else None,
         device=context.resources.device,
         workers=context.resources.workers,
+        mesh=context.resources.mesh,
         microbatch_rows=context.resources.microbatch_rows,
         remat=context.resources.remat,
         feed=context.resources.feed,

@@ -5,6 +5,7 @@ time. A process of its own, with a Ray of its own. Prints {part: share of the co
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ SHARDS, CORES = 16, 2
 
 def rows(model: Path) -> Iterator[Row]:
     words = [sys.executable, "-m", "tests.benchmarks.tokenize_parts", str(model)]
-    done = subprocess.run(words, cwd=corpus.REPOSITORY, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # not our Ray
+    done = subprocess.run(words, cwd=corpus.REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-500:]}")
     for part, share in json.loads(done.stdout.splitlines()[-1]).items():

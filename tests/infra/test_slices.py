@@ -6,11 +6,11 @@ from infra.slices import (
     CHIPS,
     check_mesh,
     model_flops_utilization,
-    parse_mesh,
     parse_topology,
     roofline,
     sent_bytes,
 )
+from model.sharding import MeshShape
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,14 @@ def test_a_slice_that_nobody_rents_is_refused(text: str, slices: int, message: s
 
 
 def test_a_mesh_is_read_with_its_axes_in_any_order() -> None:
-    assert parse_mesh("model=4, data=16") == {"replica": 1, "data": 16, "model": 4}
+    assert MeshShape.parse("model=4, data=16") == MeshShape(data=16, model=4)
+    assert MeshShape.parse("model=4, data=16").text == "data=16,model=4"
 
 
 @pytest.mark.parametrize("text", ["data=0", "data", "rows=4", "data=2,data=2", "data=-1", "data=1.5", ""])
 def test_a_mesh_of_other_axes_or_sizes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not one of replica, data, model"):
-        parse_mesh(text)
+        MeshShape.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_mesh_of_other_axes_or_sizes_is_refused(text: str) -> None:
 )
 def test_a_mesh_that_does_not_divide_is_refused(mesh: str, batch: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_mesh(parse_mesh(mesh), parse_topology("v5e:4x4"), heads=8, kv_heads=4, batch=batch)
+        check_mesh(MeshShape.parse(mesh).sizes, parse_topology("v5e:4x4"), heads=8, kv_heads=4, batch=batch)
 
 
 def test_bytes_on_the_wire_are_those_of_rings() -> None:

@@ -9,8 +9,9 @@ import pytest
 from data import storage
 from data.manifest import RUN_NAME
 from infra.prices import CONSTANTS, Constant, Prices
-from infra.slices import check_mesh, parse_mesh, parse_topology
+from infra.slices import check_mesh, parse_topology
 from model.flops import forward_flops_per_token, train_flops_per_token
+from model.sharding import MeshShape
 from pipelines import recipes
 from pipelines.__main__ import main
 from pipelines.account import caches, estimate, measured
@@ -45,7 +46,9 @@ def test_its_mesh_covers_its_slices(name: str) -> None:
         if step.stage == "train_model":
             place = parse_topology(step.place.topology, step.place.slices)
             model, rows = step.config.model, step.config.global_batch
-            check_mesh(parse_mesh(step.place.mesh), place, heads=model.heads, kv_heads=model.kv_heads, batch=rows)
+            check_mesh(
+                MeshShape.parse(step.place.mesh).sizes, place, heads=model.heads, kv_heads=model.kv_heads, batch=rows
+            )
 
 
 def test_a_cache_holds_three_bytes_an_id_and_pays_from_the_second_student_on() -> None:
