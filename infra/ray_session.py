@@ -5,6 +5,7 @@ temporary directory of its own, and dies with the driver (Ray ties its processes
 Starting takes 5-8 s, so it starts with the first stage that has work.
 """
 
+import functools
 import logging
 import os
 import secrets
@@ -82,7 +83,7 @@ class RaySession:
         os.environ.update(
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # makes Ray choose 127.0.0.1 for every server
             RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=secrets.token_hex(32),
+            RAY_AUTH_TOKEN=_own_token(),
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
             PYTHONPATH=os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -131,6 +132,12 @@ class RaySession:
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+@functools.cache
+def _own_token() -> str:
+    """One for the life of this process: Ray keeps the first it has read, and a second Ray here would refuse another."""
+    return secrets.token_hex(32)
 
 
 class _Call:
