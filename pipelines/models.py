@@ -12,8 +12,10 @@ from data import schema, shards, storage
 from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
+from model.sharding import MeshShape
 from pipelines.inputs import Input
-from training.backend import Backend, make_backend
+from pipelines.stage import Context
+from training.backend import Backend, make_backend, resolve_device
 from training.checkpoint import load_checkpoint
 from training.config import Device
 from training.records import COMMIT_NAME, checkpoint_uri, list_checkpoints, read_commit
@@ -80,6 +82,12 @@ def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )
+
+
+def setup_of(context: Context) -> dict[str, str]:
+    """What the bytes depend on besides config and inputs: where sums of products are taken."""
+    mesh = {"mesh": MeshShape.parse(context.resources.mesh).text} if context.resources.mesh else {}
+    return {"device": resolve_device(context.resources.device), **mesh}
 
 
 def check_same_tokenizer(one: Input, other: Input) -> None:

@@ -20,7 +20,7 @@ from data.manifest import Dataset
 from data.schema import sequence_hashes
 from pipelines import config as configs
 from pipelines.inputs import Input
-from pipelines.models import batches_of, checkpoint_of, codec_of, open_model
+from pipelines.models import batches_of, checkpoint_of, codec_of, open_model, setup_of
 from pipelines.progress import advance
 from pipelines.shard_map import Receipt, ShardOutput, map_shards
 from pipelines.stage import FAILURE, Context, Outcome, Read
@@ -141,7 +141,7 @@ def run(context: Context, config: Config) -> Outcome:
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
     spec, facts = codec_of(logits), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
-    setup = cache_logits.setup_of(context)
+    setup = setup_of(context)
     if len(logits.uris()) != len(sequences.uris()):
         raise ValueError(
             f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "

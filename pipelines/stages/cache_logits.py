@@ -15,9 +15,8 @@ import pyarrow as pa
 from data import schema
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, encode
-from model.sharding import MeshShape
 from pipelines.config import digest, to_dict
-from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model
+from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
 from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
@@ -153,12 +152,6 @@ def captured(
     )
     for (count, batch), rows in zip(batches, kept, strict=True):
         yield batch, rows[:count]
-
-
-def setup_of(context: Context) -> dict[str, str]:
-    """What the bytes depend on besides config and inputs: where the sums of the teacher's products are taken."""
-    mesh = {"mesh": MeshShape.parse(context.resources.mesh).text} if context.resources.mesh else {}
-    return {"device": resolve_device(context.resources.device), **mesh}
 
 
 def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model
+from pipelines.models import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
 from pipelines.progress import advance
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
@@ -44,11 +44,12 @@ class _Evaluate:
     config: Config
     checkpoint: str
     device: Device
+    mesh: str
     sequences: tuple[str, ...]
     vocab_size: int
 
     def __call__(self, uris: list[str]) -> ShardOutput:
-        loaded = open_model(self.checkpoint, self.device)
+        loaded = open_model(self.checkpoint, self.device, self.mesh)
         if loaded.model.config.vocab_size < self.vocab_size:
             raise ValueError(
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
@@ -82,11 +83,12 @@ def run(context: Context, config: Config) -> Outcome:
     sequences = context.inputs.get("sequences", [])
     for one in sequences:
         check_same_tokenizer(one, heldout)
-    device = resolve_device(context.resources.device)
+    setup = setup_of(context)
     work = _Evaluate(
         config,
         checkpoint_of(checkpoint),
-        device,
+        resolve_device(context.resources.device),
+        context.resources.mesh,
         tuple(uri for one in sequences for uri in one.uris()),
         heldout.data.facts["vocab_size"],
     )
@@ -96,14 +98,14 @@ def run(context: Context, config: Config) -> Outcome:
         [heldout.uris()],
         work,
         whole_node=True,
-        setup={"device": device},
+        setup=setup,
         unit="row",
         sizes=[heldout.data.rows],
     )
     return Outcome(
         datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,
-        setup={"device": device},
+        setup=setup,
         log={"row_tokens": heldout.data.rows * heldout.data.facts["sequence_length"]},
     )
 

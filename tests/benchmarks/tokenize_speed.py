@@ -2,7 +2,7 @@
 
     16 shards of 64 MB -> tokenize_text (Parquet in, Parquet out, Ray Data, warm) : seconds
     the same texts, in memory -> gigatoken, a process for each core              : seconds
-    4 MB a process, Parquet in -> datatrove, two processes                       : seconds, start-up taken off
+    16 MB a process, Parquet in -> datatrove, two processes                       : seconds, start-up taken off
 
 Each side sees each text once, since both keep the words they have met. Where the time of the stage goes is the matter
 of tokenize_parts.py.
@@ -31,7 +31,7 @@ from tests.benchmarks.step_speed import Row
 REPOSITORY = Path(__file__).resolve().parents[2]
 RIVAL = REPOSITORY / ".venv-rival" / "bin" / "python"
 SHARDS, CORES = 16, 2
-RIVAL_BYTES = 4_000_000
+RIVAL_BYTES = 16_000_000
 """of text that a process of the rival is given"""
 
 
