@@ -29,6 +29,8 @@ DRIVER_STAGES = ("import_model", "export_model")
 DRIVER_GIGABYTES = 160
 """twice the 27B in bfloat16, and room"""
 MODEL_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
+MESH_STAGES = ("train_model", "cache_logits", "evaluate_model")
+"""that divide a model over the chips of one host"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:
         words += ["--device", "xla", "--workers", str(place.hosts)]
+        if place.hosts == 1 and step.stage in MESH_STAGES and "--mesh" not in further:
+            words += ["--mesh", f"data={place.chips}"]
     name = command.name or f"{recipe.name}-{step.name}".replace("_", "-")
     request = Request(
         name=name,

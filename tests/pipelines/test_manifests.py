@@ -30,6 +30,23 @@ def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
     assert (group.replicas, group.num_of_hosts) == (2, 64)
 
 
+@pytest.mark.parametrize(
+    ("stage", "further", "mesh"),
+    [
+        ("teacher", (), " --workers 1 --mesh data=4"),
+        ("teacher", ("--", "--mesh", "model=4"), " --workers 1 --mesh model=4"),
+        ("generate", (), " --workers 1"),
+    ],
+)
+def test_a_slice_of_one_host_is_one_mesh(
+    stage: str, further: tuple[str, ...], mesh: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["manifests", stage, "--recipe", "demo", "--topology", "v5e:2x2", *WORDS, *further]
+    assert main(words) == 0
+    *_, job = yaml.safe_load_all(capsys.readouterr().out)
+    assert job["spec"]["entrypoint"].endswith(mesh)
+
+
 @pytest.mark.parametrize("recipe", ["gemma2_2b_distill", "smoke"])
 def test_every_step_of_a_recipe_has_manifests(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     for step in recipes.load(recipe).steps:
