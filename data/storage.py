@@ -8,8 +8,10 @@ A full disk is a FullError.
 
 import datetime
 import errno
+import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,30 @@ class FullError(OSError):
     """There is no room to write in, or no writing at all; trying again at once would not help."""
 
 
+def what_failed(error: BaseException) -> str | None:
+    """A sentence for an error of the object store or of the way to it, with what to do; None for any other error."""
+    if "gcsfs" not in sys.modules:
+        return None
+    import aiohttp
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import GoogleAuthError
+
+    told = (str(error).strip() or repr(error)).splitlines()[0]
+    forbidden = isinstance(error, OSError) and told.startswith("Forbidden")
+    if forbidden or (isinstance(error, HttpError) and error.code in (401, 403)):
+        return (
+            f"{told}: whom this runs as may not do that; grant roles/storage.objectUser on the bucket, and run it again"
+        )
+    if isinstance(error, GoogleAuthError):
+        return f"no credentials for gs:// ({told}); use workload identity, or `gcloud auth application-default login`"
+    if isinstance(error, aiohttp.ClientError | HttpError | TimeoutError):
+        return (
+            f"the bucket cannot be reached ({told}); check the network, and STORAGE_EMULATOR_HOST where it is set, "
+            "and run the same line again: it goes on where it was"
+        )
+    return None
+
+
 def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
@@ -40,6 +66,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise ValueError(f"no storage for {uri!r}: allowed are local paths and gs://bucket/path")
     # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
     options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide what another driver wrote
     if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
         options |= {"endpoint_url": endpoint, "token": "anon"}

@@ -49,6 +49,13 @@ def main(words: Sequence[str]) -> int:
     except ConnectionError as error:
         print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
         return 1
+    except Exception as error:
+        from data import storage
+
+        if (told := storage.what_failed(error)) is None or os.environ.get("PIPELINES_TRACEBACK") == "1":
+            raise
+        print(f"failed: {told}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
