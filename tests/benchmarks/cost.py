@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.shuffle import MOST_READS
 from tests.benchmarks.step_speed import Row
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "data-costs.json"
@@ -77,7 +78,7 @@ def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{tasks['tasks']:,} tasks that do nothing: {tasks['seconds_a_task'] * 1e3:.1f} ms each on two cores, "
-        f"{tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory each."
+        f"{tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory each, above what 200 of them take."
     )
 
 
@@ -108,11 +109,22 @@ def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
             each = entry[key] / entry["shards"]
             table[f"{what}, {told}"] = [f"{count * each / 1e6:,.0f}" for count in shards]
         each = figures["tasks"]["driver_bytes_a_task"]
-        table[f"driver memory of Ray Data for its tasks, MB, {told}"] = [f"{n * each / 1e6:,.0f}" for n in shards]
+        memory = [f"{n * each / 1e6:,.0f}" if each else "not seen to grow" for n in shards]
+        table[f"driver memory of Ray Data for its tasks, MB, {told}"] = memory
         each = figures["tasks"]["seconds_a_task"]
+        table[f"reads of one shuffle of all shards to as many parts, {told}"] = [f"{_reads(n):,}" for n in shards]
         table[f"Ray's part of a phase at two cores, hours, {told}"] = [f"{n * each / 3600:,.2f}" for n in shards]
     for name, values in table.items():
         yield f"| {name} | " + " | ".join(values) + " |"
+
+
+def _reads(shards: int) -> int:
+    """Of pipelines/shuffle.py, from as many files as parts."""
+    if shards * shards <= MOST_READS:
+        return shards * shards
+    width = math.isqrt(shards)
+    bands = -(-shards // width)
+    return shards * bands + shards * -(-shards // bands)
 
 
 def lines() -> Iterator[str]:
