@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ RECEIPTS = "_receipts"
 PHASES = "_phases"
 """how many tasks each phase has: for `status`"""
 STAGING = "_staging"
+PACKAGES = ("data", "infra", "model", "pipelines", "tests", "training")
 READ_THREADS = 16
 """requests at a time for the receipts of an interrupted run"""
 
@@ -96,7 +98,7 @@ def map_shards(
     Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
     so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
     computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. A
-    ValueError of `work` and a full disk come out with their own words, any other as a RuntimeError with its traceback.
+    ValueError of ours and a full disk come out with their own words, any other as a RuntimeError with its traceback.
     """
     made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
@@ -142,9 +144,9 @@ class Sink:
             return {"receipt": "", "error": f"cannot read an input: {error}", "kind": "input"}
         except OSError:
             raise
-        except ValueError as error:  # what it got, what to do: exit code 2
-            return {"receipt": "", "error": str(error) or repr(error), "kind": "input"}
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ValueError) and _is_ours(error):  # what it got, what to do: exit code 2
+                return {"receipt": "", "error": str(error) or repr(error), "kind": "input"}
             return {"receipt": "", "error": f"a worker failed:\n{traceback.format_exc()}", "kind": "bug"}
 
     def publish(self, index: int, task: Any) -> str:
@@ -187,6 +189,13 @@ class Sink:
             shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
         storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
         return {**asdict(shard), "name": name}
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it was raised by this project, which words its errors, and not by a library that was used wrongly."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    root = Path(__file__).resolve().parents[1]
+    return any(Path(frame.f_code.co_filename).is_relative_to(root / package) for package in PACKAGES)
 
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:

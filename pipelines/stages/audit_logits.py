@@ -5,6 +5,7 @@ any device that what is kept is an honest estimate of the teacher (training/audi
 passes, at least one a shard, so what is drawn again is drawn as it was.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import schema, shards
+from data import schema, shards, storage
 from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
 from data.manifest import Dataset
@@ -29,7 +30,7 @@ from training.audit import FUNCTIONS, Tally, tally, z_limit
 from training.backend import resolve_device
 from training.config import Device
 
-VERSION = 1
+VERSION = 2
 READS = {
     "logits": Read(help="cached logits", dataset="logits"),
     "sequences": Read(help="the packed rows they are of", dataset="sequences"),
@@ -68,6 +69,8 @@ class _Task:
     """A shard of logits, that of its sequences, and which forward passes are run again."""
 
     logits: str
+    sha256: str
+    """of the file of logits, by the manifest"""
     sequences: str
     passes: tuple[int, ...]
 
@@ -102,6 +105,7 @@ class _Audit:
             "teacher_sha256": teacher.weights_sha256,
             "final_softcap": teacher.model.config.final_softcap,
             "wrong_rows": wrong_rows,
+            "wrong_files": int(hashlib.sha256(storage.read_bytes(task.logits)).hexdigest() != task.sha256),
             "unreadable": "",
             "redrawn": 0,
             "differing": 0,
@@ -208,9 +212,14 @@ def _sample(logits: Input, sequences: Input, cached: cache_logits.Config, config
     rest = [everything[place] for place in order.tolist() if everything[place][1] not in first[everything[place][0]]]
     for shard, number in rest[: max(0, enough - len(first))]:
         first[shard].append(number)
-    uris = list(zip(logits.uris(), sequences.uris(), strict=True))
+    files = list(zip(logits.uris(), logits.data.shards, sequences.uris(), strict=True))
     return [
-        _Task(logits=uris[shard][0], sequences=uris[shard][1], passes=tuple(sorted(numbers)))
+        _Task(
+            logits=files[shard][0],
+            sha256=files[shard][1].sha256,
+            sequences=files[shard][2],
+            passes=tuple(sorted(numbers)),
+        )
         for shard, numbers in sorted(first.items())
     ]
 
@@ -253,7 +262,7 @@ def _identities(
     def equal(name: str, theirs: Any, ours: Any, of: str) -> dict[str, Any]:
         return _check(name, theirs == ours, float(theirs != ours), 0, f"the cache says {theirs}, {of} has {ours}")
 
-    wrong = sum(receipt.facts["wrong_rows"] for receipt in receipts)
+    wrong, other = (sum(receipt.facts[name] for receipt in receipts) for name in ("wrong_rows", "wrong_files"))
     unreadable = next((receipt.facts["unreadable"] for receipt in receipts if receipt.facts["unreadable"]), "")
     return [
         equal("weights", facts["teacher_sha256"], receipts[0].facts["teacher_sha256"], teacher.reference),
@@ -267,6 +276,7 @@ def _identities(
         equal("sequences", facts["sequences_content"], sequences.content(), sequences.reference),
         equal("soft cap", facts["final_softcap"], receipts[0].facts["final_softcap"], teacher.reference),
         equal("numbers", spec, cache_logits.codec_spec(cached, spec.vocab_size), "its own config"),
+        _check("files", other == 0, other, 0, f"{other} of {len(receipts)} files are not the bytes of the manifest"),
         _check("rows", wrong == 0, wrong, 0, f"{wrong} rows are not those that their hashes say"),
         _check("readable", not unreadable, float(bool(unreadable)), 0, unreadable or "all rows that were read"),
     ]

@@ -36,7 +36,17 @@ FAULTS = (
     "swapped tokenizer",
 )
 
-HASHES = ("weights", "tokenizer", "tokenizer of the teacher", "sequences", "soft cap", "numbers", "rows", "readable")
+HASHES = (
+    "weights",
+    "tokenizer",
+    "tokenizer of the teacher",
+    "sequences",
+    "soft cap",
+    "numbers",
+    "files",
+    "rows",
+    "readable",
+)
 """checks of what the cache says of itself; of the others one draws again, the rest are statistics"""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from data.manifest import read_manifest
 from data.schema import VERDICT
-from data.shards import read_table
+from data.shards import read_table, write_table
 from pipelines.__main__ import main
 from tests.pipelines.cached_runs import EARLIER, Runs, forge, make_runs
 from tests.pipelines.forgeries import FAULTS, checks, forged, kinds_that_fail
@@ -44,6 +44,17 @@ def test_a_forged_cache_fails_by_what_comes_out_again_and_by_its_statistics(
     assert "again" in failed or "hashes" in failed
     if fault != TOO_LITTLE:
         assert failed & {"numbers", "hashes"}
+
+
+def test_a_file_that_is_not_the_one_of_the_manifest_is_told(runs: Runs, tmp_path: Path) -> None:
+    cache = forge(runs.cache(), tmp_path / "cache")
+    manifest = read_manifest(cache)
+    assert manifest is not None
+    name = manifest.datasets["logits"].shards[0].name
+    table = read_table(f"{cache}/{name}")
+    write_table(cache, name, table, row_group_rows=32)  # the same rows in other row groups
+    found = checks(runs, cache)
+    assert {check for check, passed in found.items() if passed is False} == {"files"}
 
 
 def test_on_another_device_the_statistics_decide(runs: Runs, tmp_path: Path) -> None:

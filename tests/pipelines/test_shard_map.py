@@ -147,6 +147,14 @@ def test_the_sentence_comes_out_and_not_the_error_that_led_to_it(make_context: M
     assert type(caught.value) is ValueError
 
 
+def test_an_error_of_a_library_is_no_wrong_input(make_context: MakeContext) -> None:
+    def misuse(number: int) -> ShardOutput:
+        return ShardOutput(parts={"rows": Part(table=pa.table({"n": pa.array(["x"]).cast(pa.int64())}))})
+
+    with pytest.raises(RuntimeError, match=r"(?s)a worker failed:.*ArrowInvalid"):
+        map_shards(make_context(), "misuse", [4], misuse)
+
+
 def test_an_error_leaves_the_finished_shards_finished(make_context: MakeContext, tmp_path: Path) -> None:
     context, journal, flag = make_context(), tmp_path / "journal", tmp_path / "flag"
     work = doubled(journal)
