@@ -20,6 +20,7 @@ TRILLIONS = (2, 8, 13)
 SHARD_BYTES = {"64 MiB": 64 << 20, "1 GiB": 1 << 30}
 STAGES = ("filter_text", "deduplicate_text", "tokenize_text", "pack_sequences")
 ASSUMED = (
+    "`filter_text` redacts emails and addresses; with all heuristics on it takes 141 core s a GB (benchmarks.md);",
     "every document passes every stage; what a filter drops costs the later ones nothing, so this is an upper bound;",
     "a byte of text costs what a byte of this corpus does: source code and manuals, {bytes_per_token:.2f} bytes a "
     "token with Gemma's tokenizer (English prose has more, and so costs more bytes a token);",
