@@ -22,7 +22,7 @@ CLOUD_REGIONS = "GoogleCloudPlatform/region-carbon-info, data/yearly/2024.csv, h
 V4_PAPER = "arXiv 2304.01433, Table 4: most that production jobs drew, ASIC and HBM (mean 170, idle 90)"
 LIKE_V4 = f"{OURS}: none is published; as many operations a joule as v4 at its most, 275e12 / 192"
 MACHINES = "machine type of a host with 4 chips, vCPUs / 4"
-MEASURED = f"{OURS}: 137 MB of Python source on 2 cores of x86_64, other work beside it (docs/costs.md)"
+MEASURED = f"{OURS}: 1.0 GB of packaged text on 2 cores of x86_64, start of Ray not included (docs/costs.md)"
 HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
 
 
@@ -86,12 +86,12 @@ CONSTANTS: Mapping[str, Constant] = {
     "logits.ids_per_target": _constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
     "logits.bytes_per_id": _constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
     "checkpoint.bytes_per_parameter": _constant(12, "B", "training/checkpoint.py: float32, two moments", "2026-11"),
-    "speed.collect_text": _constant(1.9, "MB/s a core", MEASURED, "2026-11"),
-    "speed.filter_text": _constant(1.2, "MB/s a core", MEASURED, "2026-11"),
-    "speed.deduplicate_text": _constant(1.2, "MB/s a core", MEASURED, "2026-11"),
-    "speed.decontaminate_text": _constant(1.2, "MB/s a core", f"{OURS}: taken like deduplication", "2026-11"),
-    "speed.tokenize_text": _constant(1.05, "MB/s a core", MEASURED, "2026-11"),
-    "speed.pack_sequences": _constant(0.93, "MB/s a core", MEASURED, "2026-11"),
+    "speed.collect_text": _constant(21, "MB/s a core", MEASURED, "2026-11"),
+    "speed.filter_text": _constant(6.5, "MB/s a core", MEASURED, "2026-11"),
+    "speed.deduplicate_text": _constant(16, "MB/s a core", MEASURED, "2026-11"),
+    "speed.decontaminate_text": _constant(16, "MB/s a core", f"{OURS}: taken like deduplication", "2026-11"),
+    "speed.tokenize_text": _constant(19, "MB/s a core", MEASURED, "2026-11"),
+    "speed.pack_sequences": _constant(8.8, "MB/s a core", MEASURED, "2026-11"),
 }  # fmt: skip
 
 
