@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model import Gemma2
 from model.sharding import MeshShape
-from training.config import Device, Remat
+from training.config import Device, Remat, check_mesh_device
 from training.integrity import checksum
 from training.loss import RunHead, loop_head
 
@@ -175,10 +175,7 @@ def make_backend(
                 f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
                 "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
             )
-        if mesh:
-            raise ValueError(
-                f"mesh {mesh} on device {resolved!r}: a model is divided on device 'xla' only; leave --mesh out"
-            )
+        check_mesh_device(mesh, resolved)
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
         raise ValueError(

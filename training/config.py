@@ -232,6 +232,7 @@ class TrainJob:
         _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
         if self.mesh:
             MeshShape.parse(self.mesh)
+            check_mesh_device(self.mesh, self.device)
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
@@ -299,6 +300,12 @@ class TrainJob:
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity))
         return plain
+
+
+def check_mesh_device(mesh: str, device: Device) -> None:
+    """Raises ValueError where a model is to be divided on another device than xla."""
+    if mesh and device in ("cpu", "cuda"):
+        raise ValueError(f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only; leave --mesh out")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
