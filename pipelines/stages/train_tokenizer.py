@@ -1,6 +1,7 @@
 """Trains a SentencePiece BPE model with Gemma's settings and Gemma's id layout; held-out documents are not seen.
 
-One task: SentencePiece's trainer wants the text in one memory. Cost here: seconds for a few MB.
+One task: SentencePiece's trainer wants the text in one memory. Cost here: seconds for a few MB; half a minute and 2 GB
+for 256,000 pieces from 150 MB (tests/data/test_tokenizer.py).
 """
 
 from collections.abc import Iterator

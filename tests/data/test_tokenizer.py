@@ -3,6 +3,8 @@ import os
 import pickle
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +257,21 @@ def test_another_layout_is_refused(texts: list[str]) -> None:
     )
     with pytest.raises(ValueError, match="not Gemma's id layout: id 0 is '<unk>'"):
         Tokenizer.from_bytes(file.getvalue())
+
+
+@pytest.mark.chaos
+def test_a_vocabulary_of_gemmas_size_is_trained_to_the_same_bytes_and_encoded_fast() -> None:
+    def texts() -> Iterator[str]:
+        held = 0
+        for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            held += len(text)
+            if held > 150_000_000:
+                return
+            yield text
+
+    models = [train_tokenizer(texts(), 256_000) for _ in range(2)]
+    assert models[0] == models[1]
+    tokenizer = Tokenizer.from_bytes(models[0])
+    assert tokenizer.vocab_size == 256_000
+    assert tokenizer.fast_encoder == ""
