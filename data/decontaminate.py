@@ -83,16 +83,22 @@ def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words
     rows = []
     for _, text, id in _suspects(table, hashes_of_index, ngram_words):
         hashes, places = minhash.shingle_places(text, ngram_words)
-        begin = np.searchsorted(hashes_of_index, hashes, side="left")
-        count = np.searchsorted(hashes_of_index, hashes, side="right") - begin
-        # one line for each n-gram of the text and each entry of the index with its hash
-        ngram = np.repeat(np.arange(len(hashes)), count)
+        distinct, number_of, times = np.unique(hashes, return_inverse=True, return_counts=True)
+        first, last = np.full(len(distinct), len(hashes)), np.zeros(len(distinct), np.int64)
+        np.minimum.at(first, number_of, np.arange(len(hashes)))
+        np.maximum.at(last, number_of, np.arange(len(hashes)))
+        begin = np.searchsorted(hashes_of_index, distinct, side="left")
+        count = np.searchsorted(hashes_of_index, distinct, side="right") - begin
+        # one line for each n-gram of the text, however often it is there, and each entry of the index with its hash
+        ngram = np.repeat(np.arange(len(distinct)), count)
         entry = np.arange(len(ngram)) - np.repeat(np.cumsum(count) - count, count) + begin[ngram]
-        order = np.lexsort((ngram, item_of_index[entry], set_of_index[entry]))
+        order = np.lexsort((item_of_index[entry], set_of_index[entry]))
         number, item, ngram = set_of_index[entry][order], item_of_index[entry][order], ngram[order]
         new = np.flatnonzero(np.append(True, (number[1:] != number[:-1]) | (item[1:] != item[:-1])))
-        last = np.append(new[1:], len(ngram)) - 1
-        columns = (number[new], item[new], last - new + 1, places[ngram[new], 0], places[ngram[last], 1])
+        ngrams = np.add.reduceat(times[ngram], new)
+        start = places[np.minimum.reduceat(first[ngram], new), 0]
+        end = places[np.maximum.reduceat(last[ngram], new), 1]
+        columns = (number[new], item[new], ngrams, start, end)
         rows += [
             {"id": id, "set": sets[of], "item": one, "ngrams": ngrams, "start": start, "end": end}
             for of, one, ngrams, start, end in zip(*(column.tolist() for column in columns), strict=True)

@@ -30,12 +30,27 @@ class FullError(OSError):
 
 
 def what_failed(error: BaseException) -> str | None:
-    """A sentence for an error of the object store or of the way to it, with what to do; None for any other error."""
+    """A sentence for an error of the object store or of the way to it, with what to do; None for any other error.
+
+    Of an error that was raised for another (as Ray does with a worker's), the first in the chain that is one counts.
+    """
     if "gcsfs" not in sys.modules:
         return None
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if told := _what_failed(current):
+            return told
+        current = getattr(current, "cause", None) or current.__cause__
+    return None
+
+
+def _what_failed(error: BaseException) -> str | None:
     import aiohttp
     from gcsfs.retry import HttpError
     from google.auth.exceptions import GoogleAuthError
+    from requests.exceptions import ProxyError
 
     told = (str(error).strip() or repr(error)).splitlines()[0]
     forbidden = isinstance(error, OSError) and told.startswith("Forbidden")
@@ -45,7 +60,10 @@ def what_failed(error: BaseException) -> str | None:
         )
     if isinstance(error, GoogleAuthError):
         return f"no credentials for gs:// ({told}); use workload identity, or `gcloud auth application-default login`"
-    if isinstance(error, aiohttp.ClientError | HttpError | TimeoutError):
+    code = error.code if isinstance(error, HttpError) else None
+    if code is not None and 400 <= code < 500 and code not in (408, 429):
+        return None  # a request that is wrong, not a store that is down
+    if isinstance(error, aiohttp.ClientError | HttpError | TimeoutError | ProxyError):  # gcsfs's name for a 502
         return (
             f"the bucket cannot be reached ({told}); check the network, and STORAGE_EMULATOR_HOST where it is set, "
             "and run the same line again: it goes on where it was"

@@ -173,7 +173,7 @@ class Tokenizer:
         for number, text in enumerate(texts):
             before = len(parts)
             for part in self._parts(text):
-                parts.extend(pieces_of(part, PART_BYTES) if self._cuttable else [part])
+                parts.extend(pieces_of(part.replace(b"\xe2\x96\x81", b" "), PART_BYTES) if self._cuttable else [part])
             counts[number + 1] = len(parts) - before
         ids, offsets = self._encode_parts(parts)
         ends = offsets[np.cumsum(counts)]

@@ -101,7 +101,8 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:
         words += ["--device", "xla", "--workers", str(place.hosts)]
-        if place.hosts == 1 and step.stage in MESH_STAGES and "--mesh" not in further:
+        given = any(word.partition("=")[0] == "--mesh" for word in further)
+        if place.hosts == 1 and step.stage in MESH_STAGES and not given:
             words += ["--mesh", f"data={place.chips}"]
     name = command.name or f"{recipe.name}-{step.name}".replace("_", "-")
     request = Request(

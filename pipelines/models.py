@@ -17,7 +17,7 @@ from pipelines.inputs import Input
 from pipelines.stage import Context
 from training.backend import Backend, make_backend, resolve_device
 from training.checkpoint import load_checkpoint
-from training.config import Device
+from training.config import Device, check_mesh_device
 from training.records import COMMIT_NAME, checkpoint_uri, list_checkpoints, read_commit
 from training.teacher import weights_hash
 
@@ -86,8 +86,10 @@ def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
 
 def setup_of(context: Context) -> dict[str, str]:
     """What the bytes depend on besides config and inputs: where sums of products are taken."""
-    mesh = {"mesh": MeshShape.parse(context.resources.mesh).text} if context.resources.mesh else {}
-    return {"device": resolve_device(context.resources.device), **mesh}
+    device, mesh = resolve_device(context.resources.device), context.resources.mesh
+    check_mesh_device(mesh, device)
+    divided = bool(mesh) and MeshShape.parse(mesh).chips > 1
+    return {"device": device, **({"mesh": MeshShape.parse(mesh).text} if divided else {})}
 
 
 def check_same_tokenizer(one: Input, other: Input) -> None:

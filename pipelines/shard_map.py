@@ -145,6 +145,8 @@ class Sink:
         except OSError:
             raise
         except Exception as error:
+            if storage.what_failed(error):  # of the object store: tried again too
+                raise
             if isinstance(error, ValueError) and _is_ours(error):  # what it got, what to do: exit code 2
                 return {"receipt": "", "error": str(error) or repr(error), "kind": "input"}
             return {"receipt": "", "error": f"a worker failed:\n{traceback.format_exc()}", "kind": "bug"}
@@ -192,10 +194,14 @@ class Sink:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether it was raised by this project, which words its errors, and not by a library that was used wrongly."""
+    """Whether it was raised by this project, which words its errors, and not by a library that was used wrongly.
+
+    What a library raises in C has our frame last and looks like ours.
+    """
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     root = Path(__file__).resolve().parents[1]
-    return any(Path(frame.f_code.co_filename).is_relative_to(root / package) for package in PACKAGES)
+    raised_in = Path(frame.f_code.co_filename).resolve()
+    return any(raised_in.is_relative_to(root / package) for package in PACKAGES)
 
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
@@ -218,12 +224,15 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
 
 def clean_up(directory: str) -> None:
     """After the manifest: removes the staging folders of all attempts, the receipts and what phases left for others."""
-    for folder in storage.list_folders(directory):
-        if not folder.startswith("_"):
-            continue
-        # Another driver may still write here; it fails, finds the manifest and uses it. What stays is listed nowhere.
-        with suppress(OSError):
-            storage.remove_tree(storage.join(directory, folder))
+    try:
+        for folder in storage.list_folders(directory):
+            if folder.startswith("_"):
+                # Another driver may still write here; it fails, finds the manifest and uses it.
+                with suppress(OSError):
+                    storage.remove_tree(storage.join(directory, folder))
+    except Exception as error:  # what stays is listed nowhere
+        if not (isinstance(error, OSError) or storage.what_failed(error)):
+            raise
 
 
 def _say_phase(context: Context, phase: str, tasks: int, done_before: int) -> None:

@@ -4,8 +4,8 @@
     two:  file -> sqrt(P) bands; block of files, band -> its parts; part = that of N / sqrt(P) files
 
 Two hops take (N + P) x N / sqrt(P) reads or fewer at N = P, and write all rows once more; a task in between holds about
-as much as one file. The rows of a part come in the same order either way, so the bytes that are made of them do not
-depend on it.
+as much as one file, where rows go to all parts alike. The rows of a part come in the same order either way, so the
+bytes that are made of them do not depend on it.
 """
 
 import math
@@ -21,6 +21,8 @@ from pipelines.stage import Context
 
 MOST_READS = 1 << 16
 """reads of one hop, at most: as many small Parquet files are written too"""
+FEW_PARTS = 16
+"""below that a second hop reads as often as it saves"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Shuffled:
 
 def plan_split(files: int, parts: int, part_of: Callable[[pa.Table], np.ndarray]) -> Split:
     """How `files` tasks part their rows to `parts`."""
-    return Split(part_of, parts, 1 if files * parts <= MOST_READS else math.isqrt(parts))
+    return Split(part_of, parts, 1 if files * parts <= MOST_READS or parts < FEW_PARTS else math.isqrt(parts))
 
 
 def finish_shuffle(

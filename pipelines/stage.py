@@ -64,7 +64,8 @@ class Resources:
     workers: int = 1
     """Ray Train workers"""
     mesh: str = ""
-    """how one process divides a model over its chips on xla, as in data=2,model=2; empty: one chip"""
+    """how one process divides a model over its chips on xla, as in data=2,model=2; empty: one chip
+    (generate_text always takes one)"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None

@@ -25,6 +25,7 @@ from data.logits import CodecSpec
 from data.schema import METRICS
 from data.shards import read_table
 from model import Gemma2
+from model.sharding import MeshShape
 from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
 from training.checkpoint import Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
@@ -325,7 +326,7 @@ class _Run:
             "setup": {
                 "device": self.backend.name,
                 "workers": self.backend.world_size,
-                "mesh": job.mesh,
+                **({"mesh": MeshShape.parse(job.mesh).text} if job.mesh else {}),
                 "microbatch_rows": job.microbatch_rows,
                 "cpu_threads": job.cpu_threads,
                 "remat": self.backend.remat,

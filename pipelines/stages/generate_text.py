@@ -121,8 +121,6 @@ def run(context: Context, config: Config) -> Outcome:
                 raise ValueError(f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one a line") from error
     if not prompts:
         raise ValueError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
-    if context.resources.mesh:
-        raise ValueError(f"mesh {context.resources.mesh}: generate_text decodes on one chip; leave --mesh out")
     device = resolve_device(context.resources.device)
     if device == "xla" and not has_tpu():
         device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU

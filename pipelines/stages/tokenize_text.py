@@ -20,7 +20,7 @@ from data.tokenizer import BOS, EOS, PART_BYTES, Tokenizer
 from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.stage import Context, Outcome, Read
 
-VERSION = 5
+VERSION = 6
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(

@@ -109,3 +109,10 @@ def test_a_line_that_is_no_item_is_refused_by_name(tmp_path: Path, line: str, to
     file.write_text('{"q": "fine"}\n' + line)
     with pytest.raises(ValueError, match=f"gsm.jsonl, line 2 {told}"):
         list(decontaminate.read_items(str(file), file.name, []))
+
+
+def test_words_that_repeat_take_little_memory() -> None:
+    found = hits(["0 " * 100_000], [" ".join(["0"] * 13)] * 300)
+    assert len(found) == 300
+    assert {hit["ngrams"] for hit in found} == {100_000 - 12}
+    assert {(hit["start"], hit["end"]) for hit in found} == {(0, 199_999)}

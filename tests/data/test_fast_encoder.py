@@ -55,6 +55,11 @@ def test_documents_get_the_ids_that_sentencepiece_gives(own: bytes) -> None:
     check_equal(own, [*ADVERSARIAL, *library()[:15], *probes(proto_of(own), 1000, seed=11)])
 
 
+def test_a_lower_block_beside_a_space_is_not_cut_from_it(own: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.tokenizer.PART_BYTES", 64)
+    check_equal(own, ["a" * (64 - shift) + "\u2581 b c " * 30 for shift in range(8)])
+
+
 @pytest.mark.slow
 def test_gemmas_own_model_too() -> None:
     found = next((path for path in GEMMA if path.exists()), None)

@@ -42,6 +42,7 @@ def test_two_hops_give_what_one_gives(
     found = []
     for most, hops in ((1 << 16, "one"), (0, "two")):
         monkeypatch.setattr(shuffle, "MOST_READS", most)
+        monkeypatch.setattr(shuffle, "FEW_PARTS", 0)
         context = make_context(session=InProcess())
         split = shuffle.plan_split(files, parts, ByRemainder(parts))
         made = map_shards(context, f"spread-{hops}", range(files), Spread(split))
