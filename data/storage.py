@@ -63,7 +63,8 @@ def _what_failed(error: BaseException) -> str | None:
     code = error.code if isinstance(error, HttpError) else None
     if code is not None and 400 <= code < 500 and code not in (408, 429):
         return None  # a request that is wrong, not a store that is down
-    if isinstance(error, aiohttp.ClientError | HttpError | TimeoutError | ProxyError):  # gcsfs's name for a 502
+    # ProxyError: gcsfs's name for a 502. Ray's timeouts are TimeoutErrors too, by other names.
+    if isinstance(error, aiohttp.ClientError | HttpError | ProxyError) or type(error) is TimeoutError:
         return (
             f"the bucket cannot be reached ({told}); check the network, and STORAGE_EMULATOR_HOST where it is set, "
             "and run the same line again: it goes on where it was"
