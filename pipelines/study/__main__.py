@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 # Threads that wait for each other sleep instead of spinning: other programs may need the core. Before torch starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,7 +25,7 @@ from pipelines.study.ablations import run_ablations
 from pipelines.study.arms import arms, with_tails
 from pipelines.study.gradients import measure_gradients
 from pipelines.study.lockstep import run_trials, trials
-from pipelines.study.report import TEACHER_SCORES, write_report
+from pipelines.study.report import RUN, TEACHER_SCORES, write_report
 from pipelines.study.scores import final_scores
 from pipelines.study.sizes import Sizes
 from pipelines.study.storage_cost import measure_costs
@@ -56,14 +57,11 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
-    began = time.monotonic()
-
-    def tell(message: str) -> None:
-        print(f"{time.monotonic() - began:7.0f} s  {message}", flush=True)
-
+    directory = sizes.directory(root)
+    clock = Clock(storage.join(directory, RUN), threads)
+    tell = clock.tell
     text = load_text(sizes, root)
     teacher = load_teacher(sizes, text, root, tell, threads)
-    directory = sizes.directory(root)
     scores_uri = storage.join(directory, TEACHER_SCORES)
     if not storage.exists(scores_uri):
         with ThreadPoolExecutor(1) as pool:
@@ -74,16 +72,35 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
     tell("bytes a token: " + ", ".join(f"{name} {cost.bytes:.1f}" for name, cost in costs.items()))
     for chosen in (arms(sizes.alpha), with_tails()):
         run_trials(trials(sizes, chosen), sizes, text, teacher, directory, tell, threads)
+    tell("the arms are done")
     if full:
+        clock.part = "ablation_seconds"
         run_ablations(sizes, text, teacher, directory, tell, threads)
-    told = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no accelerator",
-        "python": platform.python_version(),
-        "threads": threads,
-        "seconds": time.monotonic() - began,
-        "load": os.getloadavg()[1],
-    }
-    storage.write_bytes(storage.join(directory, "run.json"), json.dumps(told).encode())
+        tell("the ablations are done")
+
+
+class Clock:
+    """Tells how a run goes, and keeps in a file how long all runs have taken together, those that were stopped too."""
+
+    def __init__(self, uri: str, threads: int) -> None:
+        self.uri, self.began = uri, time.monotonic()
+        self.told = self.began
+        self.part = "seconds"
+        """what time is counted as"""
+        self.run: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"load": 0.0}
+        self.run |= {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, no accelerator",
+            "python": platform.python_version(),
+            "threads": threads,
+        }
+
+    def tell(self, message: str) -> None:
+        now = time.monotonic()
+        print(f"{now - self.began:7.0f} s  {message}", flush=True)
+        self.run[self.part] = self.run.get(self.part, 0.0) + now - self.told
+        self.run["load"] = max(self.run["load"], os.getloadavg()[1])
+        self.told = now
+        storage.write_bytes(self.uri, json.dumps(self.run).encode())
 
 
 if __name__ == "__main__":

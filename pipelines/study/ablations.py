@@ -24,8 +24,11 @@ from pipelines.study.scores import final_scores
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
 
+LEARNERS = (Arm(name="scratch"), Arm(name="sample50", draws=50))
+"""who learns in every shape; the names are those of the study's own arms"""
 TEMPERATURES = (0.7, 1.5, 2.0)
 WINDOWS = "windows.json"
+"""window -> held-out loss of each seed's sample50"""
 
 
 def shapes(student: Gemma2Config) -> dict[str, Gemma2Config]:
@@ -42,12 +45,11 @@ def shapes(student: Gemma2Config) -> dict[str, Gemma2Config]:
 
 def ablation_trials(sizes: Sizes) -> list[Trial]:
     """All trials of `--full`."""
-    learners = (Arm(name="scratch"), Arm(name="sample50", draws=50))
     trials = [
         Trial(name=f"{arm.name} {name}-{seed}", arm=arm, seed=seed, student=student)
         for seed in sizes.seeds
         for name, student in shapes(sizes.student).items()
-        for arm in learners
+        for arm in LEARNERS
     ]
     return trials + [
         Trial(name=f"{arm.name}-{seed}", arm=arm, seed=seed, student=sizes.student)
@@ -62,10 +64,11 @@ def run_ablations(
     """Trains what is left of them and reads the finished students through shorter windows."""
     run_trials(ablation_trials(sizes), sizes, text, teacher, directory, tell, threads)
     windows = [sizes.student.window // part for part in (1, 2, 4, 8) if sizes.student.window >= part]
-    found = read_through(windows, f"sample50-{sizes.seeds[0]}", sizes, text, teacher, directory, threads)
-    for window, loss in found.items():
-        tell(f"window {window} at inference: held-out loss {loss:.4f}")
-    storage.write_bytes(storage.join(directory, WINDOWS), json.dumps(found).encode())
+    seen = [read_through(windows, f"sample50-{seed}", sizes, text, teacher, directory, threads) for seed in sizes.seeds]
+    losses = {window: [of_seed[window] for of_seed in seen] for window in windows}
+    for window, found in losses.items():
+        tell(f"window {window} at inference: held-out loss {sum(found) / len(found):.4f}")
+    storage.write_bytes(storage.join(directory, WINDOWS), json.dumps(losses).encode())
 
 
 def read_through(

@@ -11,7 +11,7 @@ CLOSE_NATS = 0.01
 def claims(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
     """A list in Markdown."""
     full = found["full"]
-    lines = [_less("distillation beats learning from the next token alone", full, found["scratch"])]
+    lines = [less("distillation beats learning from the next token alone", full, found["scratch"])]
     lines += [_close(found[name], full) for name in ("sample50", "sample12")]
     lines.append(_noise(found))
     for theirs, ours in (("topk12", "sample50"), ("topk12", "sample12"), ("topk50", "sample50")):
@@ -20,15 +20,15 @@ def claims(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
             if {ours, theirs} <= costs.keys()
             else ""
         )
-        lines.append(_less(f"{theirs} (renormalized{sizes}) is worse than {ours}", found[ours], found[theirs]))
+        lines.append(less(f"{theirs} (renormalized{sizes}) is worse than {ours}", found[ours], found[theirs]))
     for name in found:
         if name.startswith("topk12 "):
             what = f"{found[name].learns_from} is better than renormalized"
-            lines.append(_less(what, found[name], found["topk12"]))
+            lines.append(less(what, found[name], found["topk12"]))
     return "\n".join(lines) + "\n"
 
 
-def _less(what: str, ours: ArmFigures, theirs: ArmFigures) -> str:
+def less(what: str, ours: ArmFigures, theirs: ArmFigures) -> str:
     """Whether the loss of `ours` is the lower one, as both intervals see it."""
     seeds, documents = by_seeds(ours, theirs), by_documents(ours, theirs)
     if not (seeds.clear and documents.clear):

@@ -1,22 +1,26 @@
 """docs/distillation.md and its plots, from the files of a run: the same files give the same report."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from data import storage
 from pipelines.study import plots
+from pipelines.study.ablation_report import ablation_part
 from pipelines.study.arms import arms, with_tails
 from pipelines.study.claims import claims
 from pipelines.study.figures import ArmFigures, by_documents, by_seeds, read_arms
 from pipelines.study.gradients import read_gradients
-from pipelines.study.intervals import Difference
 from pipelines.study.lockstep import is_done
 from pipelines.study.sizes import Sizes
 from pipelines.study.storage_cost import Cost, read_costs
+from pipelines.study.tables import difference, table
 
 PLOTS = "distillation"
 TEACHER_SCORES = "teacher.json"
+RUN = "run.json"
+"""the machine, and seconds so far: of the arms, of the ablations"""
+GOAL_MINUTES = 90
+GOAL_COSINE = 0.99
 
 
 def write_report(sizes: Sizes, root: str, docs: str, command: str) -> list[str]:
@@ -87,7 +91,7 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
 
 def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -> str:
     directory = sizes.directory(root)
-    run = _json(storage.join(directory, "run.json"))
+    run = _json(storage.join(directory, RUN))
     costs = read_costs(directory)
     final = found["full"].finals[0]
     teacher_loss = _json(storage.join(directory, TEACHER_SCORES))["loss"]
@@ -99,12 +103,12 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
     parts = [
         "# Does the cached teacher teach?\n",
         f"Written by `python -m pipelines.study report` from the metrics of `{command}`; no figure is typed by hand.\n",
-        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads; the last run of the command took "
-        f"{run['seconds'] / 60:.0f} minutes (what is finished is not run again){_load(run)}. The students' steps took "
+        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads, in {run['seconds'] / 60:.0f} "
+        f"minutes{_load(run)} (the goal: at most {GOAL_MINUTES}). The students' steps took "
         f"{sum(final['step_cpu_seconds'] for arm in found.values() for final in arm.finals) / 60:.0f} minutes of a "
         "core.\n"
         if run
-        else "The run has not ended yet.\n",
+        else "How long it took was not kept.\n",
         "## What was run\n",
         f"- **Text**: Python's standard library, a vocabulary of {sizes.vocab_size:,}, rows of "
         f"{sizes.sequence_length} tokens. Held out: {documents} documents, {targets:,} targets. Teacher and students "
@@ -136,9 +140,10 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         "## What the papers say, and what was seen\n",
         claims(found, costs),
         *_gradient_part(directory),
+        *ablation_part(sizes, directory, found),
         "## Again\n",
-        "`make study` goes on where it was stopped; `python -m pipelines.study run --full` adds the ablations of the "
-        "Gemma 2 report (student size, key heads, depth, window at inference) and temperatures.\n",
+        "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 report "
+        "(student size, key heads, depth, window at inference) and temperatures.\n",
     ]
     return "\n".join(parts)
 
@@ -148,7 +153,7 @@ def _loss_table(found: dict[str, ArmFigures]) -> str:
     for name, arm in found.items():
         cells = [name, arm.learns_from, f"{arm.mean('loss'):.4f}"]
         for other in ("full", "scratch"):
-            cells.append("" if name == other else _both(arm, found[other]))
+            cells.append("" if name == other else difference(arm, found[other]))
         rows.append(cells)
     return table(("arm", "learns from", "loss", "minus full", "minus scratch"), rows)
 
@@ -188,28 +193,14 @@ def _gradient_part(directory: str) -> list[str]:
     return [
         "## The gradient against full distillation's\n",
         "The teacher in the step, one batch, the weights of the finished `scratch` arm: `python -m pipelines.study "
-        "gradients`. The mean over redraws estimates the expected gradient.\n",
+        "gradients`. The mean over redraws estimates the expected gradient; the goal for draws is a cosine of at least "
+        f"{GOAL_COSINE}.\n",
         table(("estimator", "gradients averaged", "cosine", "degrees", "length"), rows),
     ]
 
 
-def _both(arm: ArmFigures, other: ArmFigures) -> str:
-    seeds, documents = by_seeds(arm, other), by_documents(arm, other)
-    return f"{seeds.mean:+.4f} ± {_width(seeds)} [± {_width(documents)}]"
-
-
-def _width(one: Difference) -> str:
-    return f"{one.half_width:.4f}" if one.half_width < 1e3 else "?"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    lines = [list(head), ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _load(run: dict[str, float]) -> str:
-    return f", beside other programs: a load of {run['load']:.0f} in the end" if run.get("load", 0.0) >= 3.0 else ""
+    return f" beside other programs, a load of up to {run['load']:.0f}," if run["load"] >= 3.0 else ""
 
 
 def _json(uri: str) -> dict[str, float]:

@@ -15,9 +15,9 @@ from data import storage
 from data.shards import read_table
 from model import Gemma2, parameter_count
 from pipelines.study.__main__ import main
-from pipelines.study.ablations import ablation_trials, read_through, shapes
+from pipelines.study.ablations import shapes
 from pipelines.study.arms import Arm, arms, with_tails
-from pipelines.study.lockstep import is_done, read_trial, run_trials, trials
+from pipelines.study.lockstep import read_trial, run_trials, trials
 from pipelines.study.report import write_report
 from pipelines.study.sizes import standard, tiny
 from pipelines.study.storage_cost import read_costs
@@ -151,16 +151,28 @@ def test_a_sample_costs_what_its_ids_cost(root: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_ablation_runs(root: str, text: Text, teacher: Gemma2) -> None:
-    """The smallest of `--full`: a student of half the width, and the window at inference."""
-    directory = SIZES.directory(root)
-    chosen = [one for one in ablation_trials(SIZES) if one.name in ("sample50 half width-0", "full T=2-0")]
-    assert len(chosen) == 2
-    run_trials(chosen, SIZES, text, teacher, directory, ignored, 1)
-    assert all(is_done(directory, one.name) for one in chosen)
-    of_window = read_through([16, 1], "sample50-0", SIZES, text, teacher, directory, 1)
-    assert of_window[16] == pytest.approx(read_trial(directory, "sample50-0")[-1]["loss"], abs=1e-12)
-    assert of_window[1] != of_window[16]
+def test_the_ablations_are_in_the_report_when_they_are_done(root: str, tmp_path: Path) -> None:
+    """All of `--full` at its smallest, then the page; before, the page says nothing of them."""
+    full = str(tmp_path / "runs")
+    shutil.copytree(root, full)
+    write_report(SIZES, full, str(tmp_path / "before"), "a command")
+    assert "ablations, at this size" not in (tmp_path / "before" / "distillation.md").read_text()
+    assert main(["run", "--full", "--size", "tiny", "--root", full, "--threads", "2"]) == 0
+    page = (Path(SIZES.directory(full)) / "distillation.md").read_text()
+    part = page[page.index("## The report's ablations") :]
+    assert [line for line in part.splitlines() if line.startswith("### ")] == [
+        "### Students of other sizes (table 7)",
+        "### Grouped queries against a key head a query (table 8)",
+        "### Deep against wide (table 9)",
+        "### The window at inference (table 10)",
+        "### The temperature of full distillation",
+    ]
+    rows = [line for line in part.splitlines() if line.startswith("| ")]
+    assert len(rows) == (2 + 3) + (2 + 2) + (2 + 2) + (2 + 4) + (2 + 4)
+    of_window = json.loads(storage.read_bytes(storage.join(SIZES.directory(full), "windows.json")))
+    assert of_window["16"] == [
+        read_trial(SIZES.directory(full), f"sample50-{seed}")[-1]["loss"] for seed in SIZES.seeds
+    ]
 
 
 def test_deep_and_wide_have_equal_parameters() -> None:

@@ -1,0 +1,22 @@
+"""Tables and paired differences in Markdown, as all parts of the report have them."""
+
+from collections.abc import Sequence
+
+from pipelines.study.figures import ArmFigures, by_documents, by_seeds
+from pipelines.study.intervals import Difference
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def difference(ours: ArmFigures, theirs: ArmFigures) -> str:
+    """Held-out loss of `ours` minus that of `theirs`: mean ± over seeds [± over documents]."""
+    seeds, documents = by_seeds(ours, theirs), by_documents(ours, theirs)
+    return f"{seeds.mean:+.4f} ± {_width(seeds)} [± {_width(documents)}]"
+
+
+def _width(one: Difference) -> str:
+    return f"{one.half_width:.4f}" if one.half_width < 1e3 else "?"
