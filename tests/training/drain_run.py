@@ -1,6 +1,7 @@
 """Run by test_worker.py in a process of its own: the node of a training worker is drained, then taken away."""
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -22,10 +23,9 @@ NOTICE_SECONDS = 20
 
 
 def main(directory: Path) -> dict[str, Any]:
-    temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": temporary, "include_dashboard": False}
-    )
+    temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
+    (Path(temporary) / "ray").mkdir()  # where a Cluster notes its address
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
     ray.init(address=cluster.address, log_to_driver=False)
     (directory / "drained").mkdir()

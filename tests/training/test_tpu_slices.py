@@ -1,0 +1,81 @@
+"""Workers on TPU slices: which environment each gets, and that only whole slices are used (hosts are made up)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.test_worker import in_process
+from training.worker.slices import Place, TpuSlices, broken_slices, xla_environments
+
+V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
+
+
+def places(*named: tuple[str, int]) -> list[Place]:
+    return [Place(address=f"{name}{number}", slice_name=name, worker_id=str(number)) for name, number in named]
+
+
+def test_a_worker_is_where_its_host_is_and_not_where_its_rank_says() -> None:
+    found = xla_environments("TPU", places(("s", 2), ("s", 0), ("s", 1), ("s", 3)))
+    assert [one["TPU_WORKER_ID"] for one in found] == ["2", "0", "1", "3"]
+    assert {one["TPU_WORKER_HOSTNAMES"] for one in found} == {"s0,s1,s2,s3"}
+    assert all(one["PJRT_DEVICE"] == "TPU" and not any(key.startswith("MEGASCALE") for key in one) for one in found)
+
+
+def test_two_slices_are_told_of_each_other() -> None:
+    found = xla_environments("TPU", places(("t", 1), ("s", 0), ("t", 0), ("s", 1)), slices=2)
+    assert [one["MEGASCALE_SLICE_ID"] for one in found] == ["1", "0", "1", "0"]
+    assert [one["TPU_WORKER_HOSTNAMES"] for one in found] == ["t0,t1", "s0,s1", "t0,t1", "s0,s1"]
+    assert {(one["MEGASCALE_NUM_SLICES"], one["MEGASCALE_COORDINATOR_ADDRESS"]) for one in found} == {("2", "s0")}
+
+
+def test_a_cpu_and_a_single_host_need_no_more_than_the_device() -> None:
+    assert xla_environments("CPU", places(("", 0), ("", 0))) == [{"PJRT_DEVICE": "CPU"}] * 2
+    assert xla_environments("TPU", [Place(address="here")]) == [{"PJRT_DEVICE": "TPU"}]
+
+
+@pytest.mark.parametrize(
+    ("where", "slices", "message"),
+    [
+        ([("s", 0), ("s", 0)], 1, r"TPU_WORKER_IDs \['0', '0'\]; a slice of 2 hosts has each id from 0 to 1 once"),
+        ([("s", 0), ("t", 0)], 1, "are on the slices s, t, and the run is on 1"),
+        ([("s", 0), ("s", 1)], 2, "are on the slices s, and the run is on 2"),
+        ([("s", 0), ("s", 1), ("t", 0)], 2, "slices of unequal size: s has 2, t has 1 workers"),
+    ],
+)
+def test_anything_but_whole_equal_slices_is_refused(where: list[tuple[str, int]], slices: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        xla_environments("TPU", places(*where), slices)
+
+
+def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
+    def node(name: str, number: int, alive: bool = True, kind: str = "v5litepod-16") -> dict[str, Any]:
+        labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(number), "ray.io/tpu-pod-type": kind}
+        return {"Alive": alive, "Labels": labels}
+
+    whole = [node("whole", number) for number in range(4)]
+    lacks_two = [node("lacks 2", number, alive=number != 2) for number in range(4)]
+    headless = [node("headless", number) for number in range(1, 4)]  # nobody can choose it
+    other = [node("other", 0, kind="v5litepod-8")]
+    cpu = [{"Alive": True, "Labels": {}}]
+    assert broken_slices([*whole, *lacks_two, *headless, *other, *cpu], V5E) == {"lacks 2"}
+
+
+@pytest.mark.slow
+def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path)
+    first, second = found["one"]
+    assert found["lost"] == ["b"], "a lacks a host and c came later"
+    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{"b"}, {"c"}]
+    for attempt in (first, second, *found["two"]):
+        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
+        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
+        assert not any(one["torch_xla"] for one in attempt)
+    for attempt in (first, second):
+        assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
+        assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
+        assert all(one["megascale"] == {} for one in attempt), "left over from another run"
+    (both,) = found["two"]
+    seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in both}
+    assert seen == {("b", "0"), ("c", "1")}
+    assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in both} == {"2"}

@@ -1,0 +1,135 @@
+"""Run by test_tpu_slices.py in a process of its own: XlaConfig on a cluster of nodes that say they are TPU hosts.
+
+Three slices v4:2x2x2 of two hosts: `a` lacks host 1, `b` and `c` are whole. The workers write down what they are told
+and never import torch_xla. Prints JSON: a run on one slice that loses a host, then a run on two slices.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.cluster_utils import Cluster
+
+from training.worker import slices
+from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer
+from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, scaling_config
+
+ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4)
+TWO = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4, slices=2)
+SOON_NOTICED = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+STALE = {"MEGASCALE_NUM_SLICES": "9", "MEGASCALE_SLICE_ID": "7"}
+"""as an image or an earlier run left it on every host"""
+
+
+def host(cluster: Cluster, name: str, number: int) -> Any:
+    """A node with the resources, labels and environment of a TPU host."""
+    return cluster.add_node(
+        num_cpus=1,
+        object_store_memory=100 << 20,
+        resources={"TPU": 4, name: 1, "accelerator_type:TPU-V4": 1, **({} if number else {"TPU-v4-16-head": 1})},
+        labels={
+            slices.SLICE_NAME: name,
+            slices.WORKER_ID: str(number),
+            "ray.io/tpu-topology": "2x2x2",
+            slices.POD_TYPE: "v4-16",
+        },
+        env_vars={"TPU_NAME": name, "TPU_WORKER_ID": str(number), **STALE},
+    )
+
+
+def remember(config: dict[str, Any]) -> None:
+    """What each worker runs: notes its place and environment; where asked to, waits to be killed the first time."""
+    import torch.distributed
+
+    context = ray.train.get_context()
+    keys = ("PJRT_DEVICE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
+    found: list[Any] = [None] * context.get_world_size()
+    mine = {key: os.environ.get(key) for key in keys} | {
+        "rank": context.get_world_rank(),
+        "megascale": {key: value for key, value in os.environ.items() if key.startswith(slices.MEGASCALE)},
+        "torch_xla": "torch_xla" in sys.modules,
+    }
+    torch.distributed.all_gather_object(found, mine)  # over gloo
+    folder = Path(config["folder"])
+    attempt = len(list(folder.glob("attempt-*")))
+    torch.distributed.barrier()
+    if mine["rank"] == 0:
+        (folder / f"attempt-{attempt}").write_text(json.dumps(found))
+    if config["wait"] and attempt == 0:
+        time.sleep(600)
+
+
+def run(tpu: TpuSlices, folder: Path, wait: bool) -> list[list[dict[str, Any]]]:
+    """The workers of each attempt."""
+    folder.mkdir()
+    trainer = Trainer(
+        remember,
+        train_loop_config={"folder": str(folder), "wait": wait},
+        backend_config=XlaConfig(device="TPU", slices=tpu.slices),
+        scaling_config=scaling_config(tpu.workers, {"CPU": 1}, tpu),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=3, max_preemption_failures=3),
+        ),
+    )
+    with hold_broken_slices(tpu):
+        trainer.fit()
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("attempt-*"))]
+
+
+def main(directory: Path) -> dict[str, Any]:
+    temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
+    (Path(temporary) / "ray").mkdir()  # where a Cluster notes its address
+    os.environ.update(
+        FIT_ENVIRONMENT | WITHOUT_DASHBOARD_ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+    )
+    slices.LOOK_SECONDS = 0.5
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1, "include_dashboard": False, "_system_config": SOON_NOTICED,
+            "object_store_memory": 100 << 20,
+        },
+    )  # fmt: skip
+    ray.init(address=cluster.address, log_to_driver=False)
+    nodes = {(name, number): host(cluster, name, number) for name, number in [("a", 0), ("b", 0), ("b", 1)]}
+    lost: list[str] = []
+
+    def lose_a_host() -> None:
+        """Host 1 of the slice that the first attempt is on, when a spare slice has come."""
+        first = directory / "one" / "attempt-0"
+        while not first.exists():
+            time.sleep(0.1)
+        name = json.loads(first.read_text())[0]["TPU_NAME"]
+        nodes.update({("c", number): host(cluster, "c", number) for number in range(2)})
+        lost.append(name)
+        cluster.remove_node(nodes[name, 1], allow_graceful=False)
+
+    thread = threading.Thread(target=lose_a_host)
+    thread.start()
+    one = run(ONE, directory / "one", wait=True)
+    thread.join()
+    host(cluster, lost[0], 1)  # repaired
+    two = run(TWO, directory / "two", wait=False)
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(temporary, ignore_errors=True)
+    return {"one": one, "lost": lost, "two": two}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

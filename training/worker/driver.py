@@ -1,0 +1,207 @@
+"""The driver's side of a run under Ray Train.
+
+    fit(job) in the driver -> Ray Train's controller -> on each worker: backend + feed + run_training -> TrainSummary
+
+Ray Train places the workers, sets their environment before torch_xla is imported, and starts them again after a
+failure; which checkpoint to continue from is our own business (`run_training` looks for the newest committed one), so
+Ray stores nothing. Progress travels through Ray's key-value store: a report for each step would be logged at INFO,
+one line a step.
+
+Cost: a fit starts two processes, the controller and a worker. The controller unpickles what it is given, so
+everything that would make it import torch travels as bytes, and imports of ours are inside functions. Ray has to be
+initialised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray.experimental import internal_kv
+from ray.train.backend import BackendConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from training.worker.on_worker import train_on_worker
+from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, scaling_config
+
+if TYPE_CHECKING:
+    from training.config import TrainJob
+    from training.summary import StepReport, TrainSummary
+
+PROGRESS_SECONDS = 1.0
+
+# Read by Ray Train in the driver or handed on by it; what the caller has set stays as it is.
+FIT_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative URIs mean the same in the worker
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller sees the end of a run this late (default 2)
+}
+# Services that only work with, or only feed, a dashboard: without one they are processes and threads for nothing.
+WITHOUT_DASHBOARD_ENVIRONMENT = {
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+# On one node there is nowhere to go to when it is taken away.
+ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+def fit(
+    job: TrainJob,
+    *,
+    cpus_per_worker: float = 1.0,
+    resources_per_worker: Mapping[str, float] | None = None,
+    tpu: TpuSlices | None = None,
+    max_failures: int = 0,
+    max_preemptions: int = -1,
+    on_progress: Callable[[StepReport], None] | None = None,
+    ray_storage_uri: str | None = None,
+) -> TrainSummary:
+    """Runs the job under Ray Train and returns what it did.
+
+    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
+    `max_failures` is how often Ray starts the
+    workers again after one died, `max_preemptions` after a machine was taken away (-1: always). `on_progress` hears
+    about once a second of the newest step, in a thread.
+    `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
+    that all of them see).
+
+    Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
+    """
+    from training.backend import check_workers, resolve_device
+
+    job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
+    if tpu is None:
+        check_workers(job.device, job.workers)
+    if job.feed == "ray":
+        _check_room_for_feed(job.workers * cpus_per_worker)
+    resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
+    progress_key = f"training-progress/{os.getpid()}/{job.checkpoints_uri}".encode()
+    with contextlib.ExitStack() as stack:
+        if ray_storage_uri is None:
+            ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        environment = FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)
+        stack.enter_context(_environment(environment | ({} if len(ray.nodes()) > 1 else ONE_NODE_ENVIRONMENT)))
+        trainer = Trainer(
+            train_on_worker,
+            train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
+            backend_config=_backend_config(job, tpu),
+            scaling_config=scaling_config(job.workers, resources, tpu, use_gpu=job.device == "cuda"),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=ray_storage_uri,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=max_failures, max_preemption_failures=max_preemptions
+                ),
+            ),
+        )
+        stack.enter_context(hold_broken_slices(tpu))
+        if on_progress is not None:
+            stack.enter_context(_watching(progress_key, on_progress))
+        try:
+            outcome = pickle.loads(trainer.fit().return_value)
+        except TrainingFailedError as error:
+            raise _own_error(error) from error
+    if isinstance(outcome, BaseException):
+        raise outcome
+    summary: TrainSummary = outcome
+    return summary
+
+
+class Trainer(DataParallelTrainer):
+    """Ray's trainer, less a watchdog that cannot work without a dashboard.
+
+    The watchdog asks the dashboard's state API whether the controller is alive. Without a dashboard each question
+    times out after 10 s, it never learns anything, and the controller waits for the last question at the end of every
+    run.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if _has_dashboard():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def _backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
+    if job.device == "xla":
+        return XlaConfig(device="TPU", slices=tpu.slices) if tpu else XlaConfig()
+    if job.workers == 1:
+        return BackendConfig()  # nobody to talk to
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if job.device == "cuda" else "gloo")
+
+
+def _check_room_for_feed(cpus: float) -> None:
+    total = ray.cluster_resources().get("CPU", 0)
+    if total < cpus + 1:
+        raise ValueError(
+            f"feed 'ray' needs one CPU beside the workers' {cpus:g}, and the cluster has {total:g}; use feed 'direct'"
+        )
+
+
+def _has_dashboard() -> bool:
+    try:
+        return bool(ray._private.worker.get_dashboard_url())
+    except Exception:  # no public question; an answer we do not understand keeps Ray's own ways
+        return True
+
+
+def _own_error(error: TrainingFailedError) -> BaseException:
+    """The error that a worker raised, out of Ray's wrapping; Ray's own where no worker raised one."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return error
+    failure: BaseException = error.worker_failures[min(error.worker_failures)]
+    while True:
+        inner = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
+        if not isinstance(inner, BaseException):
+            return failure
+        failure = inner
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets what is not set, for a while."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
+    from training.summary import StepReport
+
+    stop = threading.Event()
+
+    def watch() -> None:
+        last, stopped = 0, False
+        while not stopped:
+            stopped = stop.wait(PROGRESS_SECONDS)  # one more look after the end
+            if (value := internal_kv._internal_kv_get(key)) is not None:
+                report = StepReport(**json.loads(value))
+                if report.step != last:
+                    on_progress(report)
+                    last = report.step
+
+    thread = threading.Thread(target=watch, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        internal_kv._internal_kv_del(key)

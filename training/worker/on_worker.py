@@ -1,0 +1,160 @@
+"""What each worker runs under Ray Train: backend, feed and loop, gauges, and the notice of a machine about to go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray.train
+from ray.experimental import internal_kv
+
+if TYPE_CHECKING:
+    from training.backend import Backend as TrainBackend
+    from training.config import TrainJob
+    from training.loop import Feed, HostBatch
+    from training.summary import StepReport
+
+logger = logging.getLogger(__name__)
+
+NOTICE_SECONDS = 1.0  # between questions whether the machine is about to go: a question costs some milliseconds
+STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
+
+
+def train_on_worker(config: dict[str, Any]) -> bytes:
+    """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    from model.flops import train_flops_per_token
+    from training.backend import make_backend
+    from training.faults import BadStep, Drained
+    from training.feed import direct_feed
+    from training.loop import run_training
+    from training.metrics import StepMeter
+
+    job: TrainJob = pickle.loads(config["job"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    meter = StepMeter(
+        tokens_per_step=job.config.global_batch * job.sequence_length,
+        flops_per_token=train_flops_per_token(job.config.model, job.sequence_length),
+    )
+    told = _Gauges(job) if rank == 0 else None
+
+    def report(step: StepReport) -> None:
+        if told is not None:
+            internal_kv._internal_kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)))
+            told.tell(step, meter.report(step.step))
+
+    try:
+        if job.cpu_threads is None:
+            # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
+            share = (os.cpu_count() or 1) // context.get_local_world_size()
+            job = dataclasses.replace(job, cpu_threads=max(1, share))
+        backend = make_backend(job.device, rank, world_size, job.remat, job.mesh)
+        feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
+        timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
+        while True:
+            try:
+                return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(backend)))
+            except Drained as drained:
+                logger.warning("%s", drained)
+                _wait_for_the_end()
+    except BadStep as error:
+        return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
+    except ValueError as error:
+        if world_size > 1:
+            raise  # the others may be waiting for this worker; Ray stops them
+        return pickle.dumps(error)  # not a failure that starting again would mend
+
+
+class _Gauges:
+    """The run's gauges, as training/metrics.py names them, on this node's metrics port."""
+
+    def __init__(self, job: TrainJob) -> None:
+        from ray.util.metrics import Gauge
+
+        from training.metrics import METRICS
+
+        self.run = "/".join(job.checkpoints_uri.split("/")[-3:-1])  # stage/fingerprint
+        mine = [one for one in METRICS.values() if one.kind == "gauge"]
+        self.gauges = {one.name: Gauge(one.name, description=one.help, tag_keys=one.labels) for one in mine}
+        self._set("gemma2_train_steps_wanted", job.config.steps)
+
+    def tell(self, step: StepReport, measured: Mapping[str, float]) -> None:
+        known = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
+        for name, value in {**measured, **{f"gemma2_train_{key}": one for key, one in known.items()}}.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        self.gauges[name].set(value, tags={"run": self.run})
+
+
+class _Notice:
+    """Asks Ray whether a machine of ours is about to be taken away.
+
+    The question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked when
+    the first worker's NOTICE_SECONDS are over, which a cheap exchange after every step tells the others.
+    """
+
+    def __init__(self, backend: TrainBackend) -> None:
+        self._backend, self._asked = backend, time.monotonic()
+
+    def __call__(self) -> bool:
+        due = time.monotonic() - self._asked >= NOTICE_SECONDS
+        if not self._backend.gather(np.array([due])).any():
+            return False
+        self._asked = time.monotonic()
+        return ray.train.get_preemption_info() is not None
+
+
+def _wait_for_the_end() -> None:
+    """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost. Returns after a false alarm."""
+    while ray.train.get_preemption_info() is not None:
+        time.sleep(NOTICE_SECONDS)
+
+
+def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
+    """A Ray Data pipeline over this worker's steps, mapped through the same loader as the direct feed, in order."""
+    import ray.data
+
+    def feed(start_step: int, stop_step: int) -> Iterator[tuple[int, HostBatch]]:
+        if start_step >= stop_step:
+            return
+        steps = stop_step - start_step
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+
+        def load(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            loader = _loader(job, rank, world_size)
+            loaded = [loader.load(start_step + int(index)) for index in batch["id"]]
+            return {"step": batch["id"] + start_step} | {
+                name: np.stack([one[name] for one in loaded]) for name in loaded[0]
+            }
+
+        blocks = -(-steps // STEPS_IN_BLOCK)
+        dataset = ray.data.range(steps, override_num_blocks=blocks).map_batches(load, batch_size=None)
+        for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=STEPS_IN_BLOCK):
+            yield int(batch.pop("step")[0]), {name: np.ascontiguousarray(column[0]) for name, column in batch.items()}
+
+    return feed
+
+
+_LOADERS: dict[tuple[str, int, int], Any] = {}
+
+
+def _loader(job: TrainJob, rank: int, world_size: int) -> Any:
+    """One loader in each reading process: opening the shards costs more than reading a block."""
+    key = (job.checkpoints_uri, rank, world_size)
+    if key not in _LOADERS:
+        from training.feed import make_loader
+
+        _LOADERS.clear()
+        _LOADERS[key] = make_loader(job, rank, world_size)
+    return _LOADERS[key]
