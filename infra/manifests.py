@@ -10,7 +10,7 @@ Kubernetes' schemas and `infra/kuberay.py`.
 
 Sources: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (accelerator names, topologies, machines),
 /docs/concepts/workload-identity (metadata server), /docs/concepts/spot-vms; docs.ray.io, Ray on GKE with TPUs: the Ray
-add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which `training/worker.py` reads.
+add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which `training/worker/` reads.
 """
 
 from collections.abc import Mapping

@@ -12,13 +12,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
+TPU_SLICE_NAME = "ray.io/tpu-slice-name"
+"""label of a node that is a host of a TPU slice"""
 TEMPORARY_PREFIX = "g2r-"
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
@@ -103,25 +106,19 @@ class RaySession:
             _temp_dir=self._temporary,
         )
 
-    def node_cpus(self) -> float:
-        """CPUs of the smallest node that has any: what a task asks for to have a node to itself."""
-        import ray
-
-        found = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-        return float(min(cpus for cpus in found if cpus))
-
     def map(
         self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
     ) -> Iterator[dict[str, Any]]:
         """`work(number, task)` of every task on a Ray worker, a Ray Data block each, as they finish.
 
-        `whole_node`: a task takes all CPUs of its node. Tasks travel with their blocks, `work` once.
+        `whole_node`: a task takes its node alone, as `node_share` says. Tasks travel with their blocks, `work` once.
         """
         import ray
 
         rows = [{"number": number, "task": ray.cloudpickle.dumps(task)} for number, task in tasks.items()]
         calls = ray.data.from_items(rows, override_num_blocks=len(rows))
-        yield from calls.map(_Call(work), num_cpus=self.node_cpus() if whole_node else 1).iter_rows()
+        share = node_share(ray.nodes()) if whole_node else {"num_cpus": 1}
+        yield from calls.map(_Call(work), **share).iter_rows()
 
     def close(self) -> None:
         if self.started_seconds is not None:
@@ -132,6 +129,25 @@ class RaySession:
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a task that computes with a model asks of Ray to have a node to itself (`nodes` as of ray.nodes()).
+
+    All chips of a TPU host where the cluster has one; otherwise all CPUs of the smallest node that has any, one where
+    no node is there yet. Raises ValueError for hosts of a slice of several: such a task is one process.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    hosts = [node for node in alive if node["Resources"].get("TPU")]
+    slices = Counter(node.get("Labels", {}).get(TPU_SLICE_NAME) for node in hosts)
+    if several := sorted(name for name, count in slices.items() if name is not None and count > 1):
+        raise ValueError(
+            f"the slice {several[0]} has {slices[several[0]]} hosts, and this stage computes in one process; use a "
+            "slice of one host, as v5e:2x2"
+        )
+    if hosts:
+        return {"num_cpus": 1, "resources": {"TPU": min(node["Resources"]["TPU"] for node in hosts)}}
+    return {"num_cpus": min((node["Resources"]["CPU"] for node in alive if node["Resources"].get("CPU")), default=1.0)}
 
 
 @functools.cache

@@ -33,6 +33,8 @@ class Backend(Protocol):
     """what the backward pass computes again"""
     run_head: RunHead
     """how the head's slices are walked"""
+    snapshot_by_all: bool
+    """whether a snapshot takes all workers: where each has a part of the tensors"""
 
     def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
         """Moves the parameters to the device, in place.
@@ -78,12 +80,13 @@ class TorchBackend:
         self.world_size = world_size
         self.remat: Remat = "none"
         self.run_head: RunHead = loop_head
+        self.snapshot_by_all = False
         if name == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
         self.device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
         if world_size > 1 and not torch.distributed.is_initialized():
             raise RuntimeError(
-                f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker.py"
+                f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker/"
             )
 
     def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
@@ -109,11 +112,7 @@ class TorchBackend:
         return checksum(tensors)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        if self.world_size == 1:
-            return rows
-        gathered: list[np.ndarray | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, rows)
-        return np.concatenate([part for part in gathered if part is not None])
+        return gather_rows(rows, self.world_size)
 
     def step_boundary(self) -> None:
         pass
@@ -126,6 +125,15 @@ class TorchBackend:
 
     def compiles(self) -> int:
         return 0
+
+
+def gather_rows(rows: np.ndarray, world_size: int) -> np.ndarray:
+    """Host rows of all processes, in rank order, through torch.distributed's default group."""
+    if world_size == 1:
+        return rows
+    gathered: list[np.ndarray | None] = [None] * world_size
+    torch.distributed.all_gather_object(gathered, rows)
+    return np.concatenate([part for part in gathered if part is not None])
 
 
 def resolve_device(device: Device) -> Device:
@@ -146,13 +154,17 @@ def has_tpu() -> bool:
     return any(Path("/dev").glob("accel*")) or ("TPU_WORKER_ID" in os.environ and any(Path("/dev").glob("vfio/*")))
 
 
-def check_workers(device: Device, workers: int) -> None:
-    """Raises ValueError where `device` (resolved) cannot share a step between so many processes."""
-    if device != "xla" or workers == 1:
+def check_workers(device: Device, workers: int, *, on_slices: bool = False) -> None:
+    """Raises ValueError where `device` (resolved) cannot share a step between so many processes.
+
+    `on_slices`: they are to be one on each host of TPU slices, wherever we are.
+    """
+    if device != "xla" or workers == 1 or on_slices:
         return
     if has_tpu():
         raise ValueError(
-            f"{workers} workers on device 'xla': training on several TPU hosts is not built yet; use workers=1"
+            f"{workers} workers on device 'xla' without a topology: say which slice they are the hosts of, as in "
+            "--topology v5e:4x4, which gives their number, or use workers=1"
         )
     raise ValueError(
         f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each "
@@ -168,7 +180,7 @@ def make_backend(
     Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
     """
     resolved = resolve_device(device)
-    check_workers(resolved, world_size)
+    check_workers(resolved, world_size, on_slices=bool(mesh) and has_tpu())
     if resolved != "xla":
         if remat not in (None, "none"):
             raise ValueError(

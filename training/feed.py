@@ -1,7 +1,7 @@
 """From a job to its batches: order, readers and logits of one worker, put together. No Ray in here.
 
 `direct_feed` reads in the worker, in a thread beside the step. The other feed, through Ray Data, maps the same loader
-(worker.py).
+(worker/).
 """
 
 from collections.abc import Iterator

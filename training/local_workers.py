@@ -1,7 +1,7 @@
 """Several workers on this machine without Ray: processes that share each step over gloo, as under Ray Train.
 
 For computing a step again (`training/replay.py`) and for tests; a run that has to survive the loss of a machine is
-`training/worker.py`'s. Cost: each process imports torch, about 3 s.
+`training/worker/`'s. Cost: each process imports torch, about 3 s.
 """
 
 import multiprocessing

@@ -305,7 +305,7 @@ class _Run:
                 "metrics": pa.Table.from_pylist(self.metrics, schema=METRICS),
                 "lineage": self.lineage.table(),
             }
-            if self.backend.rank == 0:
+            if self.backend.rank == 0 or self.backend.snapshot_by_all:
                 self._hand_over(tables, interim)
         if not interim:
             self.metrics = []
@@ -317,6 +317,8 @@ class _Run:
         job, config = self.job, self.job.config
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         host_weights, state = snapshot_state(self.backend, weights, self.optimizer)
+        if self.backend.rank != 0:
+            return
         step = self.step
         about = {
             "step": step,

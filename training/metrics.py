@@ -1,6 +1,6 @@
 """What a run tells Prometheus: every name in one table, and the arithmetic of a training run's gauges.
 
-    StepMeter (worker: feed and reports) -> gauges by training/worker.py
+    StepMeter (worker: feed and reports) -> gauges by training/worker/on_worker.py
     receipts of finished shards (driver) -> counters by pipelines/stage_metrics.py
 
 Ray exports a name as `ray_<name>` on each node's metrics port; infra/dashboards/ draws them, and a test holds both to

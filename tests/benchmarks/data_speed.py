@@ -52,7 +52,7 @@ def _tokenizer() -> Benchmark:
 
 
 def _feeds(folder: Path) -> Benchmark:
-    from training.worker import ray_feed
+    from training.worker.on_worker import ray_feed
 
     random = np.random.default_rng(0)
     documents = (

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "pipelines": {"model", "data", "training", "infra"},
 }
 HOMES = {
-    "ray": ("training/worker.py", "infra/", "pipelines/"),
+    "ray": ("training/worker/", "infra/", "pipelines/"),
     "torch_xla": ("training/xla/",),
     "jax": ("training/xla/", "infra/aot.py"),
     "torch": ("model/", "training/", "infra/", "pipelines/"),  # all but data/
@@ -104,7 +104,7 @@ def test_the_core_imports_where_ray_and_torch_xla_are_missing(names: list[str], 
     wanted = [
         relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         for path in modules(*names)
-        if relative(path) != "training/worker.py" and not relative(path).startswith("training/xla/")
+        if not relative(path).startswith(("training/worker/", "training/xla/"))
     ]
     script = f"import sys, importlib\nfor name in {blocked!r}: sys.modules[name] = None\n"
     script += f"for name in {wanted!r}: importlib.import_module(name)\n"

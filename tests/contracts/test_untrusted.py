@@ -12,7 +12,8 @@ from tests.contracts.test_layout import PACKAGES, git, modules, relative
 from tests.e2e.cluster import REPOSITORY
 
 PICKLE_MAY = {
-    "training/worker.py": "between our driver and our workers, within one cluster and its token",
+    "training/worker/driver.py": "between our driver and our workers, within one cluster and its token",
+    "training/worker/on_worker.py": "between our driver and our workers, within one cluster and its token",
     "infra/ray_session.py": "tasks to our own workers, within one cluster and its token",
     "training/local_workers.py": "answers of our own child processes, in a temporary directory that only we can read",
     "model/google_weights.py": "names an exception; torch.load there has weights_only=True",

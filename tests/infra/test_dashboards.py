@@ -69,7 +69,7 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray Train's imports
-        from training.worker import _Gauges
+        from training.worker.on_worker import _Gauges
 
     shard = Shard(name="logits/00000.parquet", rows=1, bytes=70, sha256="0" * 64)
     count_shard("emitting_stage", {"logits": (shard, shard)}, {"too_long": 3, "empty": 0})

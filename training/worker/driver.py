@@ -33,7 +33,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from training.worker.on_worker import train_on_worker
-from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, scaling_config
+from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, one_host, scaling_config
 
 if TYPE_CHECKING:
     from training.config import TrainJob
@@ -68,7 +68,8 @@ def fit(
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
-    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
+    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
+    a job on `auto` or `xla` takes a TPU host where the cluster has one.
     `max_failures` is how often Ray starts the
     workers again after one died, `max_preemptions` after a machine was taken away (-1: always). `on_progress` hears
     about once a second of the newest step, in a thread.
@@ -79,9 +80,10 @@ def fit(
     """
     from training.backend import check_workers, resolve_device
 
+    if tpu is None and job.device in ("auto", "xla"):
+        tpu = one_host(ray.nodes())
     job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
-    if tpu is None:
-        check_workers(job.device, job.workers)
+    check_workers(job.device, job.workers, on_slices=tpu is not None and tpu.workers > 1)
     if job.feed == "ray":
         _check_room_for_feed(job.workers * cpus_per_worker)
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}

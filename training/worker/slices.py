@@ -44,13 +44,13 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 class TpuSlices:
     """What a run wants of the cluster: equal slices, a worker on each of their hosts."""
 
-    topology: str
-    """chips along each side of one slice, as in 4x4"""
-    accelerator_type: str
-    """as Ray calls the chips: TPU-V4, TPU-V5LITEPOD, TPU-V5P, TPU-V6E"""
-    hosts: int
-    """of one slice"""
     chips_per_host: int
+    hosts: int = 1
+    """of one slice"""
+    topology: str = ""
+    """chips along each side of one slice, as in 4x4; of several hosts"""
+    accelerator_type: str = ""
+    """as Ray calls the chips: TPU-V4, TPU-V5LITEPOD, TPU-V5P, TPU-V6E; of several hosts"""
     slices: int = 1
     """data replicas, joined by the data-centre network"""
 
@@ -157,10 +157,16 @@ def scaling_config(
     return ray.train.ScalingConfig(
         num_workers=workers,
         use_tpu=True,
-        topology=tpu.topology,
-        accelerator_type=tpu.accelerator_type,
+        topology=tpu.topology or None,
+        accelerator_type=tpu.accelerator_type or None,
         resources_per_worker={**resources, "TPU": tpu.chips_per_host},
     )
+
+
+def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
+    """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none."""
+    chips = [node["Resources"]["TPU"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
+    return TpuSlices(chips_per_host=int(min(chips))) if chips else None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""PyTorch/XLA on one process: the product's path, on a TPU and, compiled by the same compiler, on a CPU.
+"""PyTorch/XLA: the product's path, on a TPU and, compiled by the same compiler, on a CPU.
 
 Operations on the device are recorded; `step_boundary` hands the recorded step to XLA, which compiles it when it sees
 it for the first time and runs it in the background. Parameters and moments are updated in place: XLA writes into
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
-from model.sharding import ROWS, MeshShape, check_mesh, check_rows
-from training.backend import check_workers, has_tpu
+from model.sharding import MeshShape, check_mesh, check_rows
+from training.backend import check_workers, gather_rows, has_tpu
 from training.config import Remat
 
 os.environ.setdefault("PJRT_DEVICE", "TPU" if has_tpu() else "CPU")
@@ -28,11 +28,14 @@ from torch_xla.debug import metrics
 from training.xla.checksum import checksum
 from training.xla.head import scan_head
 from training.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
-from training.xla.mesh import ChipMesh
+from training.xla.mesh import ChipMesh, chips_by_process
 
 
 class XlaBackend:
-    """One process on an XLA device, or on a mesh of the process' devices.
+    """One process on an XLA device, or on a mesh of devices: its own, or those of all processes of TPU slices.
+
+    With several processes each reads its rows, and the compiled step sums over all of them; what the hosts tell each
+    other goes over gloo. That was compiled for TPUs and has not run on any.
 
     Models for training scan their layers; on a TPU they attend by the splash kernel where it has their head size.
     `remat` is `full` on a TPU and `none` elsewhere where it is not given: memory is what a TPU runs out of.
@@ -41,19 +44,18 @@ class XlaBackend:
     def __init__(
         self, rank: int = 0, world_size: int = 1, remat: Remat | None = None, mesh: MeshShape | None = None
     ) -> None:
-        check_workers("xla", world_size)
         self.name = "xla"
         self.rank = rank
         self.world_size = world_size
+        self.snapshot_by_all = world_size > 1
         self.mesh: ChipMesh | None = None
+        if world_size > 1:
+            check_processes(world_size, mesh)
         if mesh is not None and mesh.chips > 1:
             xr.use_spmd()
-            if mesh.chips != xr.global_runtime_device_count():
-                raise ValueError(
-                    f"the mesh {mesh.sizes} has {mesh.chips} chips and the process has "
-                    f"{xr.global_runtime_device_count()}; their product has to be that"
-                )
-            self.mesh = ChipMesh(mesh)
+            mine = [int(name.rpartition(":")[2]) for name in torch_xla._XLAC._xla_get_runtime_devices()]
+            found = self.gather(np.array([mine])).tolist()
+            self.mesh = ChipMesh(mesh, chips_by_process(found, mesh))
         self.device: torch.device = torch_xla.device()
         self.hardware: str = xr.device_type()
         self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
@@ -83,24 +85,23 @@ class XlaBackend:
             into[name].copy_(tensor)
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        tensors = torch_xla._XLAC._xla_tensors_from_aten(
-            [torch.from_numpy(array) for array in arrays.values()], [str(self.device)] * len(arrays)
-        )
-        if self.mesh is not None:
-            for tensor in tensors:
-                if tensor.ndim >= 2:  # of rows; vectors are scalars of the step, which every chip needs
-                    check_rows(len(tensor), self.mesh.shape)
-                    self.mesh.divide(tensor, (ROWS, *[None] * (tensor.ndim - 1)))
-        return dict(zip(arrays, tensors, strict=True))
+        tensors = [torch.from_numpy(array) for array in arrays.values()]
+        if self.mesh is None:
+            placed = torch_xla._XLAC._xla_tensors_from_aten(tensors, [str(self.device)] * len(tensors))
+        else:
+            for rows in {len(tensor) for tensor in tensors if tensor.ndim >= 2}:
+                check_rows(rows * self.world_size, self.mesh.shape)
+            placed = self.mesh.place_rows(tensors, str(self.device), self.world_size)
+        return dict(zip(arrays, placed, strict=True))
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        pass  # one process: there is nobody to sum with
+        pass  # the compiled step sums over all chips
 
     def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
         return checksum(tensors)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+        return gather_rows(rows, self.world_size)
 
     def step_boundary(self) -> None:
         torch_xla.sync()
@@ -116,3 +117,11 @@ class XlaBackend:
     def compiles(self) -> int:
         data = metrics.metric_data("CompileTime")
         return int(data[0]) if data is not None else 0
+
+
+def check_processes(world_size: int, mesh: MeshShape | None) -> None:
+    """Raises ValueError where several processes could not share a step."""
+    if xr.device_type() != "TPU":
+        check_workers("xla", world_size)
+    if mesh is None or mesh.chips <= 1:
+        raise ValueError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")
