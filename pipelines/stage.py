@@ -63,9 +63,13 @@ class Resources:
     """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
     workers: int = 1
     """Ray Train workers"""
+    topology: str = ""
+    """slice that train_model runs on, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
+    slices: int = 1
+    """how many of them, as data replicas"""
     mesh: str = ""
-    """how one process divides a model over its chips on xla, as in data=2,model=2; empty: one chip
-    (generate_text always takes one)"""
+    """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
+    chips along data (generate_text always takes one chip)"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None
@@ -84,7 +88,7 @@ class Resources:
     """CPUs that the embedded Ray may use; None: all"""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "microbatch_rows", "cpus"):
+        for name in ("workers", "slices", "microbatch_rows", "cpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

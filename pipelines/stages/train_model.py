@@ -16,6 +16,7 @@ from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
+from pipelines.slices import mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.config import TrainingConfig, TrainJob
@@ -73,6 +74,7 @@ def parse_phase(text: str) -> MixturePhase:
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where inputs do not fit each other, the model or the config."""
+    place = tpu_slices(context.resources)
     job = make_job(context, config)
     context.session.start()
     from training import worker  # imports Ray Train: only where there is something to train
@@ -87,6 +89,7 @@ def run(context: Context, config: Config) -> Outcome:
 
         summary = worker.fit(
             job,
+            tpu=worker.TpuSlices(**place) if place else None,
             max_failures=context.resources.max_failures,
             max_preemptions=context.resources.max_preemptions,
             on_progress=on_progress,
@@ -170,8 +173,8 @@ def make_job(context: Context, config: Config) -> TrainJob:
         initial_uri=checkpoint_of(initial[0]) if initial else None,
         carried_uri=checkpoint_of(carried[0]) if carried else None,
         device=context.resources.device,
-        workers=context.resources.workers,
-        mesh=context.resources.mesh,
+        workers=workers_of(context.resources),
+        mesh=mesh_of(context.resources),
         microbatch_rows=context.resources.microbatch_rows,
         remat=context.resources.remat,
         feed=context.resources.feed,

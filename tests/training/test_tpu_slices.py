@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.training.test_worker import in_process
-from training.worker.slices import Place, TpuSlices, broken_slices, xla_environments
+from training.worker.slices import Place, TpuSlices, broken_slices, one_host, scaling_config, xla_environments
 
 V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
 
@@ -65,8 +65,9 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path) -> None:
     found = in_process("tpu_slices", tmp_path)
     first, second = found["one"]
-    assert found["lost"] == ["b"], "a lacks a host and c came later"
-    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{"b"}, {"c"}]
+    (lost,) = found["lost"]
+    (spare,) = {"b", "c"} - {lost}  # a lacks a host
+    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{lost}, {spare}]
     for attempt in (first, second, *found["two"]):
         assert [one["rank"] for one in attempt] == list(range(len(attempt)))
         assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
@@ -79,3 +80,16 @@ def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path
     seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in both}
     assert seen == {("b", "0"), ("c", "1")}
     assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in both} == {"2"}
+
+
+def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 4.0}},
+        {"Alive": False, "Resources": {"TPU": 1.0}},
+    ]
+    assert one_host(nodes) == TpuSlices(chips_per_host=4)
+    assert one_host(nodes[:1]) is None
+    scaling = scaling_config(1, {"CPU": 1}, TpuSlices(chips_per_host=4))
+    assert (scaling.use_tpu, scaling.num_workers, scaling.resources_per_worker) == (True, 1, {"CPU": 1, "TPU": 4})

@@ -24,6 +24,7 @@ from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, sca
 
 ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4)
 TWO = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4, slices=2)
+HOSTS = (("a", 0), ("b", 0), ("b", 1), ("c", 0), ("c", 1))
 SOON_NOTICED = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -106,20 +107,19 @@ def main(directory: Path) -> dict[str, Any]:
         },
     )  # fmt: skip
     ray.init(address=cluster.address, log_to_driver=False)
-    nodes = {(name, number): host(cluster, name, number) for name, number in [("a", 0), ("b", 0), ("b", 1)]}
+    nodes = {(name, number): host(cluster, name, number) for name, number in HOSTS}
     lost: list[str] = []
 
     def lose_a_host() -> None:
-        """Host 1 of the slice that the first attempt is on, when a spare slice has come."""
+        """Host 1 of the slice that the first attempt is on."""
         first = directory / "one" / "attempt-0"
         while not first.exists():
             time.sleep(0.1)
-        name = json.loads(first.read_text())[0]["TPU_NAME"]
-        nodes.update({("c", number): host(cluster, "c", number) for number in range(2)})
-        lost.append(name)
-        cluster.remove_node(nodes[name, 1], allow_graceful=False)
+        time.sleep(0.5)
+        lost.append(json.loads(first.read_text())[0]["TPU_NAME"])
+        cluster.remove_node(nodes[lost[0], 1], allow_graceful=False)
 
-    thread = threading.Thread(target=lose_a_host)
+    thread = threading.Thread(target=lose_a_host, daemon=True)
     thread.start()
     one = run(ONE, directory / "one", wait=True)
     thread.join()

@@ -1,0 +1,66 @@
+"""From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
+
+from typing import Any
+
+from infra.slices import Topology, parse_topology
+from model.sharding import MeshShape
+from pipelines.stage import Resources
+
+RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "TPU-V6E"}
+"""the chips of infra/slices.py as Ray calls them"""
+
+
+def place_of(resources: Resources) -> Topology | None:
+    """The slices that the resources name; None where they name none.
+
+    Raises ValueError for slices that do not exist, that Ray does not reserve as a whole, or beside other workers.
+    """
+    if not resources.topology:
+        if resources.slices > 1:
+            raise ValueError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
+        return None
+    place = parse_topology(resources.topology, resources.slices)
+    if resources.device not in ("auto", "xla"):
+        raise ValueError(f"--topology {place.name} on device {resources.device!r}; TPU slices take 'xla'")
+    if resources.workers not in (1, place.hosts):
+        raise ValueError(
+            f"--workers {resources.workers}, but {place.slices} x {place.name} has {place.hosts} hosts and a worker "
+            "runs on each; leave --workers out"
+        )
+    if place.hosts > place.slices and place.chips_per_slice == 8 and place.chip.dimensions == 2:
+        raise ValueError(
+            f"Ray takes {place.name} for one host of 8 chips and does not hold two hosts of 4 together; use "
+            f"{place.chip.name}:2x2 or {place.chip.name}:4x4"
+        )
+    return place
+
+
+def tpu_slices(resources: Resources) -> dict[str, Any] | None:
+    """The fields of `training.worker.TpuSlices`, which importing would bring Ray; None without a topology."""
+    place = place_of(resources)
+    if place is None:
+        return None
+    hosts = place.hosts // place.slices
+    fields = {"chips_per_host": place.chips_per_slice // hosts, "hosts": hosts, "slices": place.slices}
+    if place.hosts == 1:
+        return fields
+    return fields | {"topology": place.name.partition(":")[2], "accelerator_type": RAY_NAMES[place.chip.name]}
+
+
+def workers_of(resources: Resources) -> int:
+    """Ray Train workers: one on each host of the slices."""
+    place = place_of(resources)
+    return resources.workers if place is None else place.hosts
+
+
+def mesh_of(resources: Resources) -> str:
+    """The mesh: as given, otherwise all chips of a topology, its slices along replica."""
+    place = place_of(resources)
+    if place is None or resources.mesh:
+        if place is not None and MeshShape.parse(resources.mesh).chips != place.chips:
+            raise ValueError(
+                f"mesh {resources.mesh} has {MeshShape.parse(resources.mesh).chips} chips, and {place.slices} x "
+                f"{place.name} has {place.chips}; their product has to be that"
+            )
+        return resources.mesh
+    return MeshShape(replica=place.slices, data=place.chips_per_slice).text

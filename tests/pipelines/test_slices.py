@@ -1,0 +1,44 @@
+"""What `--topology` asks of Ray, and what it refuses."""
+
+from typing import Any
+
+import pytest
+
+from infra.slices import CHIPS
+from pipelines.slices import RAY_NAMES, mesh_of, tpu_slices, workers_of
+from pipelines.stage import Resources
+
+
+def test_a_topology_gives_workers_hosts_and_mesh() -> None:
+    one, two = Resources(topology="v5e:4x4"), Resources(topology="v4:2x2x4", slices=2)
+    assert (workers_of(one), mesh_of(one)) == (4, "data=16")
+    assert (workers_of(two), mesh_of(two)) == (8, "replica=2,data=16")
+    assert tpu_slices(two) == {
+        "chips_per_host": 4, "hosts": 4, "slices": 2, "topology": "2x2x4", "accelerator_type": "TPU-V4",
+    }  # fmt: skip
+    assert tpu_slices(Resources(topology="v5e:2x2")) == {"chips_per_host": 4, "hosts": 1, "slices": 1}
+    assert mesh_of(Resources(topology="v5e:4x4", mesh="replica=4,data=4")) == "replica=4,data=4"
+    assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"slices": 2}, "--slices 2 of what"),
+        ({"topology": "v5e:4x4", "device": "cpu"}, "on device 'cpu'; TPU slices take 'xla'"),
+        ({"topology": "v5e:4x4", "workers": 3}, "--workers 3, but 1 x v5e:4x4 has 4 hosts"),
+        ({"topology": "v5e:2x4"}, "does not hold two hosts of 4 together; use v5e:2x2 or v5e:4x4"),
+        ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
+        ({"topology": "v5e:4x4", "mesh": "data=8"}, "mesh data=8 has 8 chips, and 1 x v5e:4x4 has 16"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mesh_of(Resources(**given))
+
+
+def test_ray_knows_every_chip_by_that_name() -> None:
+    from ray.util.tpu import get_tpu_version_from_type
+
+    assert RAY_NAMES.keys() == CHIPS.keys()
+    assert {get_tpu_version_from_type(name) for name in RAY_NAMES.values()} == {"v4", "v5litepod", "v5p", "v6e"}
