@@ -273,7 +273,15 @@ def _check_counts(counts: np.ndarray, starts: np.ndarray, spec: CodecSpec, what:
 
 
 def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
-    """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight."""
+    """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight.
+
+    Raises ValueError for a log-weight beyond the span: cut off it would be a bias that nobody sees.
+    """
+    if spec.estimator == "sample" and len(logs) and np.abs(logs).max() >= LOG_WEIGHT_SPAN:
+        raise ValueError(
+            f"a log-weight of {logs[np.abs(logs).argmax()]:.1f}; the cache holds those between ±{LOG_WEIGHT_SPAN:g}: "
+            "draw from a proposal nearer to the teacher (a temperature nearer to 1)"
+        )
     distances = -logs.astype(np.float64) if spec.estimator != "sample" else logs.astype(np.float64) + LOG_WEIGHT_SPAN
     # float32 leaves a certain id at log p = 1e-7; a tail of nothing is at -inf
     return np.clip(np.rint(distances / LOG_UNIT), 0, LAST_UNIT).astype(np.int64)

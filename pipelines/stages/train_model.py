@@ -19,7 +19,7 @@ from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, c
 from pipelines.slices import mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
-from training.config import TrainingConfig, TrainJob
+from training.config import DistillConfig, TrainingConfig, TrainJob
 from training.records import STATE_NAME, list_checkpoints
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ def make_job(context: Context, config: Config) -> TrainJob:
     if len({spec for spec, _ in checked}) > 1:
         values = ", ".join(f"{one.reference} is {spec}" for one, (spec, _) in zip(logits, checked, strict=True))
         raise ValueError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
+    if checked and checked[0][0].estimator != "topk" and config.distill.tail != DistillConfig().tail:
+        raise ValueError(
+            f"distill.tail {config.distill.tail!r} is about the mass outside of a top-k, and {logits[0].reference} "
+            f"holds estimator {checked[0][0].estimator!r}; leave it out"
+        )
     initial, carried = context.inputs.get("initial", []), context.inputs.get("from", [])
     if initial and carried:
         raise ValueError(

@@ -180,3 +180,11 @@ def test_decoding_keeps_up_with_training() -> None:
     began = time.perf_counter()
     decode([encoded], GEMMA, BY_ID).padded(50)
     assert time.perf_counter() - began < 1.0
+
+
+def test_a_log_weight_that_would_be_cut_off_is_refused() -> None:
+    spec = CodecSpec(vocab_size=300, estimator="sample", draws=5, temperature=2.0, weighted=True)
+    targets = made_up(spec, 4, 5, seed=0)
+    targets["target_log_weights"][2, targets["target_counts"][2].argmax()] = -40.0
+    with pytest.raises(ValueError, match=r"a log-weight of -40.0; the cache holds those between ±32"):
+        encode(targets, spec, Ranking.of_tokens(np.zeros(0, int), 300))

@@ -1,7 +1,7 @@
 """Three Ray nodes on this machine (ray.cluster_utils.Cluster) in a process of their own, so that nodes can be lost.
 
-python -m tests.e2e.mini_cluster: obeys lines and answers each with the address: `lose` kills a node, `grow` adds one.
-The driver belongs on the head, which stays. A loss is noticed in about two seconds.
+python -m tests.e2e.mini_cluster: obeys lines and answers each in JSON: `lose` kills a node, `grow` adds one.
+The driver belongs on the head, which stays and has no CPU for tasks. A loss is noticed in about two seconds.
 """
 
 import json
@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_NODES = 2
+WORK_SECONDS = 5.0
+"""how long the loss of a node waits for one that works"""
 SOON_NOTICED = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -34,9 +37,9 @@ class MiniCluster:
     environment: dict[str, str]
     """for whoever wants to use it: RAY_ADDRESS and the token"""
 
-    def lose(self) -> None:
-        """kill -9 to all processes of a worker node."""
-        self._ask("lose")
+    def lose(self) -> bool:
+        """kill -9 to all processes of a worker node, one that works if there is one soon; whether it did."""
+        return bool(self._ask("lose")["worked"])
 
     def grow(self) -> None:
         """Adds a worker node."""
@@ -93,16 +96,31 @@ def main() -> None:
     """Runs until its input ends."""
     from ray.cluster_utils import Cluster
 
-    shared = {"num_cpus": 1, "object_store_memory": 128 << 20}
-    head = {**shared, "include_dashboard": False, "_system_config": SOON_NOTICED}
+    shared = {"object_store_memory": 128 << 20}
+    head = {**shared, "num_cpus": 0, "include_dashboard": False, "_system_config": SOON_NOTICED}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(**shared) for _ in range(WORKER_NODES)]
+    nodes = [cluster.add_node(**shared, num_cpus=1) for _ in range(WORKER_NODES)]
+    worked = False
     for line in sys.stdin:
         if line.strip() == "lose":
-            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            node, worked = _working(cluster, nodes)
+            nodes.remove(node)
+            cluster.remove_node(node, allow_graceful=False)
         elif line.strip() == "grow":
-            nodes.append(cluster.add_node(**shared))
-        print(json.dumps({"address": cluster.address, "nodes": 1 + len(nodes)}), flush=True)
+            nodes.append(cluster.add_node(**shared, num_cpus=1))
+        print(json.dumps({"address": cluster.address, "nodes": 1 + len(nodes), "worked": worked}), flush=True)
+
+
+def _working(cluster: Any, nodes: list[Any]) -> tuple[Any, bool]:
+    """(the first node whose CPU is taken, True), or (the first one, False) where none is for WORK_SECONDS."""
+    deadline = time.monotonic() + WORK_SECONDS
+    while time.monotonic() < deadline:
+        free = cluster.global_state.available_resources_per_node()
+        for node in nodes:
+            if free.get(node.node_id, {}).get("CPU", 0.0) < 1.0:
+                return node, True
+        time.sleep(0.05)
+    return nodes[0], False
 
 
 if __name__ == "__main__":

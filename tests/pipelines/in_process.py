@@ -49,9 +49,6 @@ class InProcess(RaySession):
         for number, task in tasks.items():
             yield work(number, pickle.loads(pickle.dumps(task)))
 
-    def node_cpus(self) -> float:
-        return 1.0
-
     def close(self) -> None:
         pass
 

@@ -79,7 +79,9 @@ def test_neither_the_order_of_shards_nor_replicas_at_once_change_a_byte(
     assert first.setup == {"device": "cpu"}
     assert cached(runs, tmp_path / "b", Backwards()) == first
     ray_session.start()
-    monkeypatch.setattr(ray_session, "node_cpus", lambda: 1.0)  # two replicas of the teacher on this machine's two CPUs
+    monkeypatch.setattr(
+        "infra.ray_session.node_share", lambda nodes: {"num_cpus": 1}
+    )  # two replicas of the teacher on this machine's two CPUs
     assert cached(runs, tmp_path / "c", ray_session) == first
 
 
@@ -163,6 +165,11 @@ def test_a_student_learns_from_every_kind_of_cache(
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+def test_a_tail_for_a_cache_that_has_none_is_refused(runs: Runs, make_context: Callable[..., Context]) -> None:
+    with pytest.raises(ValueError, match=r"distill.tail 'ground_truth' is about the mass outside of a top-k.*'sample'"):
+        job_of(runs, make_context, [runs.cache()], distill=DistillConfig(tail="ground_truth"))
+
+
 def test_one_cache_serves_any_mixture_workers_epoch_and_student(
     runs: Runs, make_context: Callable[..., Context]
 ) -> None:
@@ -172,8 +179,9 @@ def test_one_cache_serves_any_mixture_workers_epoch_and_student(
     caches.append(other.directory)
     targets: dict[int, bytes] = {}
     seen = 0
-    for mixture, workers, seed in (("0:a=1,b=1", 1, 0), ("0:a=1,b=9", 2, 5)):
-        job = job_of(runs, make_context, caches, mixture=(mixture,), order_seed=seed)
+    students = (teacher_config(), replace(teacher_config(), layers=4, d_model=32))
+    for mixture, workers, seed, student in (("0:a=1,b=1", 1, 0, students[0]), ("0:a=1,b=9", 2, 5, students[1])):
+        job = job_of(runs, make_context, caches, mixture=(mixture,), order_seed=seed, model=student)
         for rank in range(workers):
             loader = make_loader(job, rank, workers)
             for step in range(0, 200, 9):  # 72 rows each: several epochs
