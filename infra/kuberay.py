@@ -1,8 +1,10 @@
 """KubeRay's RayJob and RayCluster (ray.io/v1) as dataclasses: the fields that we write, and no others.
 
 Names, types and rules are those of the public CRD reference (ray-project/kuberay, ray-operator/apis/ray/v1/
-raycluster_types.go and rayjob_types.go, v1.6.0, the first with `authOptions.secretName`). Pod templates are plain
-Kubernetes objects, checked against its own schemas by the tests.
+raycluster_types.go and rayjob_types.go, v1.6.0, the first with `authOptions.secretName`), and the rules between fields
+those by which the operator refuses an object (controllers/ray/utils/validation.go: ValidateRayClusterSpec,
+ValidateRayJobSpec), as far as they concern fields that we write. Pod templates are plain Kubernetes objects, checked
+against its own schemas by the tests.
 
     RayJob(...).to_manifest() -> dict for YAML          read_manifest(dict) -> RayJob | RayCluster, or ValueError
 """
@@ -18,6 +20,12 @@ from typing import Any, Literal
 API_VERSION = "ray.io/v1"
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 """a label of DNS, short enough for what the operator appends to it (47 characters, KubeRay's own limit for a RayJob)"""
+TOKEN_SINCE = (2, 52, 0)
+"""version of Ray that the operator wants for authOptions.mode `token`"""
+OPERATOR_ENV = ("RAY_enable_autoscaler_v2", "RAY_REDIS_ADDRESS", "REDIS_USERNAME")
+"""variables of the head that the operator refuses: fields of the spec stand for them"""
+OPERATOR_PARAMS = ("labels", "redis-username")
+"""the same, words of `ray start`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,10 @@ class AutoscalerOptions:
     idle_timeout_seconds: int = 60
     upscaling_mode: Literal["Default", "Aggressive", "Conservative"] = "Default"
     version: Literal["v1", "v2"] = "v2"
+
+    def __post_init__(self) -> None:
+        if self.idle_timeout_seconds < 0:
+            raise ValueError(f"idleTimeoutSeconds is {self.idle_timeout_seconds}, but must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +96,30 @@ class RayClusterSpec:
     def __post_init__(self) -> None:
         if self.autoscaler_options is not None and not self.enable_in_tree_autoscaling:
             raise ValueError("autoscalerOptions without enableInTreeAutoscaling does nothing; set both or neither")
+        # The operator looks for -dev and the like no more than we do: the numbers in front count.
+        version = re.match(r"(\d+)\.(\d+)\.(\d+)", self.ray_version)
+        if version is None or tuple(map(int, version.groups())) < TOKEN_SINCE:
+            since = ".".join(map(str, TOKEN_SINCE))
+            raise ValueError(f"rayVersion is {self.ray_version!r}, but authOptions.mode token needs {since} or later")
+        self._check_group("head", self.head_group_spec)
+        for group in self.worker_group_specs:
+            self._check_group(group.group_name, group)
+
+    def _check_group(self, where: str, group: HeadGroupSpec | WorkerGroupSpec) -> None:
+        pod = group.template.get("spec", {})
+        containers = pod.get("containers", [])
+        if not containers:
+            raise ValueError(f"group {where}: its pods have no container")
+        if refused := [name for name in OPERATOR_PARAMS if name in group.ray_start_params]:
+            raise ValueError(f"group {where}: rayStartParams may not have {refused[0]!r}")
+        names = {one["name"] for one in containers[0].get("env", ())}
+        if where == "head" and (refused := [name for name in OPERATOR_ENV if name in names]):
+            raise ValueError(f"group head: its container may not set {refused[0]}")
+        second = self.autoscaler_options is not None and self.autoscaler_options.version == "v2"
+        if second and pod.get("restartPolicy", "Never") != "Never":  # a dead node is replaced, never brought back
+            raise ValueError(
+                f"group {where}: restartPolicy is {pod['restartPolicy']}, but the autoscaler v2 allows only Never"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +127,8 @@ class RayJobSpec:
     """A cluster, one command on it, and its end."""
 
     entrypoint: str
-    submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = "K8sJobMode"
+    submission_mode: Literal["K8sJobMode"] = "K8sJobMode"
+    """a pod of its own submits; KubeRay's SidecarMode takes no template for it, and HTTPMode has no such pod"""
     shutdown_after_job_finishes: bool = True
     ttl_seconds_after_finished: int
     active_deadline_seconds: int
@@ -105,6 +142,10 @@ class RayJobSpec:
             raise ValueError("ttlSecondsAfterFinished works only with shutdownAfterJobFinishes")
         if self.active_deadline_seconds < 1:
             raise ValueError(f"activeDeadlineSeconds is {self.active_deadline_seconds}, but must be positive")
+        if self.ttl_seconds_after_finished < 0:
+            raise ValueError(f"ttlSecondsAfterFinished is {self.ttl_seconds_after_finished}, but must not be negative")
+        if self.backoff_limit < 0:
+            raise ValueError(f"backoffLimit is {self.backoff_limit}, but must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,9 +132,7 @@ def manifests(request: Request) -> list[dict[str, Any]]:
                 ttl_seconds_after_finished=request.keep_seconds,
                 active_deadline_seconds=request.deadline_hours * 3600,
                 backoff_limit=request.retries,
-                submitter_pod_template=_pod(
-                    request, "submitter", {"cpu": "1", "memory": "2Gi"}, spot=False, restart="Never"
-                ),
+                submitter_pod_template=_pod(request, "submitter", {"cpu": "1", "memory": "2Gi"}, spot=False),
                 ray_cluster_spec=cluster,
             ),
         )
@@ -195,9 +193,7 @@ def _tpu_pod(request: Request, place: Topology) -> dict[str, Any]:
     return pod
 
 
-def _pod(
-    request: Request, role: str, resources: Mapping[str, str], *, spot: bool, restart: str = "Always"
-) -> dict[str, Any]:
+def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: bool) -> dict[str, Any]:
     """A pod template: no root, no capabilities, no key; room for Ray's sockets and objects."""
     container: dict[str, Any] = {
         "name": f"ray-{role}",
@@ -222,7 +218,7 @@ def _pod(
         "spec": {
             "serviceAccountName": request.name,
             "automountServiceAccountToken": role == "head",  # its autoscaler asks Kubernetes for pods
-            "restartPolicy": restart,
+            "restartPolicy": "Never",  # the autoscaler v2 makes a new pod for a dead one; a job's own Job retries
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": {
                 "runAsNonRoot": True,

@@ -137,6 +137,27 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
 
 
+def parse_run(recipe: Recipe, words: Sequence[str]) -> tuple[RecipeCommand, list[str]]:
+    """What `run RECIPE` is asked for, and the names of the steps to run: all, or those after `--only`, by which several
+    jobs share a recipe. Raises ValueError as `parse_recipe` does, and for a name that is no step's."""
+    words, only = take(list(words), "--only")
+    command = parse_recipe(recipe, words)
+    names = [step.name for step in recipe.steps]
+    chosen = names if only is None else only.split(",")
+    for name in chosen:
+        if name not in names:
+            raise ValueError(configs.no_such("step", name, names))
+    return command, chosen
+
+
+def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
+    """Raises ValueError where the chosen steps, or those they rest on, lack an input from outside."""
+    if missing := recipe.not_given(chosen):
+        everything = len(chosen) == len(recipe.steps)
+        whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
+        raise ValueError(f"{whose} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
+
+
 def _what(recipe: Recipe, step: str, name: str) -> str:
     stage = next(one.stage for one in recipe.steps if one.name == step)
     return load_stage(stage).reads[name].help

@@ -18,7 +18,7 @@ from pipelines import config as configs
 from pipelines import recipes, report
 from pipelines.account import measured
 from pipelines.account_text import amount_lines, estimate_lines
-from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage, take
+from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_run, parse_stage, refuse_missing, take
 from pipelines.full_recipes import PUBLISHED
 from pipelines.inputs import REFERENCE, absolute
 from pipelines.plan import last_of_stage, plan_lines
@@ -177,17 +177,14 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
 
 
 def _run_recipe(recipe: Recipe, words: list[str]) -> int:
-    words, only = take(words, "--only")
-    command = parse_recipe(recipe, words)
-    chosen = _chosen(recipe, only)
-    if missing := command.recipe.not_given():
-        raise ValueError(f"{recipe.name} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
+    command, chosen = parse_run(recipe, words)
+    refuse_missing(command.recipe, chosen)
     tasks = tasks_of(command.recipe, command.root)
     waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]
     began = time.monotonic()
     session = RaySession(command.resources.cpus)
     if not waiting:
-        told = f"all {len(tasks)} steps were" if only is None else f"{', '.join(chosen)} was"
+        told = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
         _say(f"{recipe.name}: {told} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
@@ -205,17 +202,6 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
         _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
-
-
-def _chosen(recipe: Recipe, only: str | None) -> list[str]:
-    """Names of the steps to run: all, or those after --only, which several jobs share a recipe by."""
-    names = [step.name for step in recipe.steps]
-    if only is None:
-        return names
-    for name in (wanted := only.split(",")):
-        if name not in names:
-            raise ValueError(configs.no_such("step", name, names))
-    return wanted
 
 
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:

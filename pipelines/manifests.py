@@ -3,12 +3,14 @@
 Prints Kubernetes objects (YAML) for one stage of a recipe: a job with a cluster of its own, which ends with it. The
 cluster runs `python -m pipelines run RECIPE --only STEP`, so what earlier jobs made is found by its fingerprint, and
 what is done is not done again. What follows `--` goes to `run`: inputs and fields that decide the fingerprint, or
-`--config` with a run's recipe.json. Reads and starts nothing.
+`--config` with a run's recipe.json; it is read here as the job will read it, so that no cluster starts for a line that
+ends with exit code 2. Starts nothing, and asks no bucket.
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Literal
@@ -20,17 +22,19 @@ from data import storage
 from infra.manifests import Request, manifests, rented_slice
 from infra.slices import Topology
 from pipelines import recipes
-from pipelines.arguments import refuse_unknown
+from pipelines.arguments import parse_run, refuse_missing, refuse_unknown, take
 from pipelines.config import no_such
+from pipelines.inputs import REFERENCE
 from pipelines.recipe import Recipe, Step
 
 DRIVER_STAGES = ("import_model", "export_model")
 """that hold a whole model in the driver, which runs on the head"""
 DRIVER_GIGABYTES = 160
 """twice the 27B in bfloat16, and room"""
-MODEL_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
-MESH_STAGES = ("train_model", "cache_logits", "evaluate_model")
+MODEL_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model", "generate_text")
+MESH_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model")
 """that divide a model over the chips of one host"""
+BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,10 @@ def print_manifests(words: list[str]) -> int:
     refuse_unknown(words, sorted(flags | {"no_spot"}))
     command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
     request, place = request_of(command, further)
-    print(_heading(command, request, place))
     # Through JSON: YAML would write what two places share as an anchor, which few readers expect.
-    print(yaml.safe_dump_all(json.loads(json.dumps(manifests(request))), sort_keys=False, width=120), end="")
+    objects = yaml.safe_dump_all(json.loads(json.dumps(manifests(request))), sort_keys=False, width=120)
+    print(_heading(command, request, place))  # only now: a refusal leaves `> train.yaml` empty
+    print(objects, end="")
     return 0
 
 
@@ -91,8 +96,13 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
     place = _place(command, step)
-    if not storage.is_remote(command.root):
+    if not BUCKET.fullmatch(command.root):
         raise ValueError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
+    if command.kind == "RayCluster" and further:
+        raise ValueError(
+            f"a RayCluster runs no line of its own, so {shlex.join(further)!r} after -- would be lost; "
+            "give it to the job that you submit to the cluster, or make a RayJob"
+        )
     if not command.image:
         raise ValueError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
@@ -104,6 +114,8 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         given = any(word.partition("=")[0] == "--mesh" for word in further)
         if place.hosts == 1 and step.stage in MESH_STAGES and not given:
             words += ["--mesh", f"data={place.chips}"]
+    if command.kind == "RayJob":
+        _check_line(recipe, [*words[5:], *further], command.root)
     name = command.name or f"{recipe.name}-{step.name}".replace("_", "-")
     request = Request(
         name=name,
@@ -135,19 +147,49 @@ def _step(recipe: Recipe, name: str) -> Step:
     return named[0]
 
 
+def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
+    """Raises ValueError where the job would end with exit code 2: for a word that `run` does not take, an input that is
+    missing, a path that pods do not see. A --config in a bucket is not read, so what it holds is not missed."""
+    if asked := [word for word in words if word in ("-h", "--help")]:
+        raise ValueError(f"a job that is asked for {asked[0]} would run nothing; `show {recipe.name}` tells its steps")
+    words, saved = take(list(words), "--config")
+    if saved is not None and not BUCKET.fullmatch(saved):
+        raise ValueError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
+    command, chosen = parse_run(recipe, words)
+    if command.root != root.rstrip("/"):
+        raise ValueError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
+    given = set(_outside(command.recipe)) - set(_outside(recipe))
+    if unseen := sorted(path for path in given if not (storage.is_remote(path) or REFERENCE.match(path))):
+        raise ValueError(f"input {unseen[0]!r} is not seen by all pods; copy it to a bucket and give gs://bucket/path")
+    if saved is None:
+        refuse_missing(command.recipe, chosen)
+
+
+def _outside(recipe: Recipe) -> list[str]:
+    """Every path from outside that the recipe reads."""
+    inputs = [many for step in recipe.steps for many in step.inputs.values()]
+    return [source for many in inputs for source in many if isinstance(source, str)]
+
+
 def _place(command: Command, step: Step) -> Topology | None:
     if step.stage not in MODEL_STAGES:
-        if command.topology:
-            raise ValueError(
-                f"{step.stage} runs no model, so --topology {command.topology} would stand idle; leave it out"
-            )
+        for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
+            if value:
+                raise ValueError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
         return None
     text, slices = command.topology, command.slices
     if not text and step.place is not None:
         text, slices = step.place.topology, slices or step.place.slices
     if not text:
-        raise ValueError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:4x4")
-    return rented_slice(text, slices or 1)
+        raise ValueError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
+    place = rented_slice(text, slices or 1)
+    if place.hosts > 1 and step.stage != "train_model":
+        one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
+        raise ValueError(
+            f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "
+            f"one slice of one host, as in --topology {one_host} (several of them as replicas are not built)"
+        )
+    return place
 
 
 def _heading(command: Command, request: Request, place: Topology | None) -> str:
@@ -157,6 +199,8 @@ def _heading(command: Command, request: Request, place: Topology | None) -> str:
         f"#   kubectl -n {request.namespace} create secret generic {request.token_secret} "
         "--from-literal=auth_token=$(openssl rand -hex 32)",
     ]
+    if request.kind == "RayCluster":
+        lines.append(f"# It runs nothing until you submit: ray job submit --address ... -- {request.entrypoint}")
     if place is not None:
         chips = f"{place.slices} x {place.name}: {place.hosts} hosts of {place.chips // place.hosts} chips"
         lines.append(f"# {chips}. Training on several hosts is refused until its backend is there.")

@@ -4,7 +4,7 @@ All fingerprints follow from the configs and the outside inputs, so the whole re
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,11 +91,21 @@ class Recipe:
         ]
         return replace(self, steps=tuple(steps))
 
-    def not_given(self) -> list[str]:
-        """Flags of what the user has to give and did not."""
-        inputs = {step.name: step.inputs for step in self.steps}
-        missing = [flag for flag, (step, name) in self.outside().items() if not inputs[step][name]]
-        if any(step.stage == "collect_text" and not step.inputs["input"] for step in self.steps):
+    def behind(self, names: Iterable[str]) -> set[str]:
+        """The named steps and all that they rest on, whose inputs decide their fingerprints too."""
+        found = set(names)
+        for step in reversed(self.steps):  # what a step reads stands before it
+            if step.name in found:
+                sources = [source for many in step.inputs.values() for source in many]
+                found |= {source.step for source in sources if isinstance(source, Output)}
+        return found
+
+    def not_given(self, names: Iterable[str] | None = None) -> list[str]:
+        """Flags of what the user has to give and did not, for the named steps (None: for all)."""
+        needed = {step.name for step in self.steps} if names is None else self.behind(names)
+        inputs = {step.name: step.inputs for step in self.steps if step.name in needed}
+        missing = [flag for flag, (step, name) in self.outside().items() if step in needed and not inputs[step][name]]
+        if any(step.stage == "collect_text" and not step.inputs["input"] for step in self.steps if step.name in needed):
             missing.insert(0, "input")
         return [f"--{flag.replace('_', '-')}" for flag in missing]
 
@@ -126,14 +136,21 @@ def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
 def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
     """Writes what was last run under this name: `--config` replays it, and `plan` tells from it what changed.
 
+    Of a step that still lacks an input from outside only the config is kept: a later run adds the input by its flag.
     Returns its URI.
     """
+    known = {step.name for step in recipe.steps if not recipe.not_given([step.name])}
     document = {
         "recipe": recipe.name,
         "root": absolute(root),
         "input": [absolute(path) for path in recipe.input()],
         "outside": {flag: [absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
-        "steps": {name: {**task.hashed(), "fingerprint": task.fingerprint} for name, task in tasks.items()},
+        "steps": {
+            name: {**task.hashed(), "fingerprint": task.fingerprint}
+            if name in known
+            else {"config": configs.to_dict(task.config)}
+            for name, task in tasks.items()
+        },
     }
     uri = storage.join(root, recipe.name, LAST_NAME)
     storage.write_bytes(uri, (json.dumps(document, indent=1) + "\n").encode())
@@ -150,10 +167,10 @@ def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
     """Step name -> what was hashed when the recipe last ran here; {} before the first time."""
     try:
         document = json.loads(storage.read_bytes(storage.join(root, recipe.name, LAST_NAME)))
-        steps: dict[str, Any] = document["steps"]
+        steps: dict[str, Any] = {name: one for name, one in document["steps"].items() if "fingerprint" in one}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}  # damaged: it only tells plan what changed
     return steps
 

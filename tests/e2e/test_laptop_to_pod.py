@@ -12,8 +12,9 @@ from data import storage
 from infra.kuberay import read_manifest
 from pipelines import fit_table
 from pipelines.__main__ import main
-from pipelines.arguments import parse_recipe
+from pipelines.arguments import parse_recipe, parse_run, refuse_missing
 from pipelines.fit import Command, request_of
+from pipelines.recipe import save_recipe, tasks_of
 from pipelines.recipes import load
 from tests.e2e.cluster import REPOSITORY
 
@@ -82,15 +83,29 @@ def test_manifests_of_the_page(line: str, capsys: pytest.CaptureFixture[str]) ->
     assert read_manifest(job)
 
 
-def test_what_a_job_runs_is_a_line_that_a_person_can_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The entrypoint parses, with the text given to it."""
-    (line,) = [line for line in of("manifests") if "manifests collect" in line]
-    assert main(shlex.split(line)[3:]) == 0
-    *_, job = yaml.safe_load_all(capsys.readouterr().out)
-    words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:6] == ["python", "-m", "pipelines", "run", "gemma2_2b_distill", "--only"]
-    command = parse_recipe(load("gemma2_2b_distill"), words[7:])
-    assert command.recipe.input() == ("gs://BUCKET/text",)
+def test_the_jobs_of_a_recipe_have_all_that_they_need(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, gcs_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their entrypoints, in the order of the page, each with the recipe.json that the one before leaves."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    fs, _ = storage.filesystem("gs://jobs-of-the-page/x")
+    if not fs.exists("jobs-of-the-page"):
+        fs.mkdir("jobs-of-the-page")
+    for name in ("text/one.txt", "evaluation/items.txt", "tokenizer.model", "gemma-2-27b/config.json"):
+        storage.write_bytes(f"gs://jobs-of-the-page/{name}", b"Something.")
+    lines = [line for line in of("manifests") if "train_model" not in line]
+    steps = []
+    for line in lines + [line for line in of("manifests") if "train_model" in line]:
+        assert main(shlex.split(line.replace("BUCKET", "jobs-of-the-page"))[3:]) == 0
+        *_, job = yaml.safe_load_all(capsys.readouterr().out)
+        words = shlex.split(job["spec"]["entrypoint"])
+        assert words[:5] == ["python", "-m", "pipelines", "run", "gemma2_2b_distill"]
+        command, (step,) = parse_run(load(words[4]), words[5:])
+        refuse_missing(command.recipe, [step])
+        save_recipe(command.recipe, tasks_of(command.recipe, command.root), command.root)
+        steps.append(step)
+    assert command.recipe.not_given() == [], "the last one has everything"
+    assert steps == [one.name for one in command.recipe.steps if one.name != "evaluate_train"]
 
 
 def test_the_run_and_the_account_of_the_page_parse(tmp_path: Path) -> None:
@@ -98,6 +113,7 @@ def test_the_run_and_the_account_of_the_page_parse(tmp_path: Path) -> None:
     (run,) = of("run")
     command = parse_recipe(load("demo"), shlex.split(run)[5:])
     assert command.recipe.input() == ("~/notes",)
+    assert command.recipe.not_given() == []
     (account,) = of("account")
     assert parse_recipe(load("demo"), shlex.split(account)[5:]).root.endswith("/runs")
 

@@ -57,6 +57,42 @@ def test_the_cluster_on_compute_engine_fits_rays_schema() -> None:
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert "start-iap-tunnel %h" in config["auth"]["ssh_proxy_command"]
+    assert config["auth"]["ssh_proxy_use_node_id"] is True, "%h is then the machine's name, which IAP asks for"
+    assert "PJRT_DEVICE" not in " ".join(starts), "CPU workers have none"
+    assert types["tpu"]["docker"]["worker_run_options"] == ["--privileged", "--env=PJRT_DEVICE=TPU"]
+    assert any("docker.io" in line for line in config["initialization_commands"])
     wrong = {**config, "max_worker": 3}
     with pytest.raises(Exception, match="max_worker"):
         validate_config(fillout_defaults(wrong))
+
+
+def test_no_machine_on_compute_engine_has_an_address_or_an_account_of_another() -> None:
+    types = yaml.safe_load((REPOSITORY / "infra" / "gce" / "cluster.yaml").read_text())["available_node_types"]
+    accounts = {name: one["node_config"]["serviceAccounts"][0]["email"] for name, one in types.items()}
+    told = (REPOSITORY / "docs" / "security.md").read_text()
+    assert {name: email.partition("@")[0] for name, email in accounts.items()} == {
+        "head": "gemma2-head",
+        "cpu": "gemma2-data",
+        "tpu": "gemma2-train",
+    }
+    assert all(f"`{email.partition('@')[0]}`" in told for email in accounts.values())
+    for name in ("head", "cpu"):
+        assert [set(one) for one in types[name]["node_config"]["networkInterfaces"]] == [{"subnetwork"}]
+    assert types["tpu"]["node_config"]["networkConfig"]["enableExternalIps"] is False
+
+
+def test_rays_provider_knows_each_machine() -> None:
+    """Its client is pinned, and it tells machines from TPUs."""
+    assert "google-api-python-client==" in (REPOSITORY / "requirements.txt").read_text()
+    pytest.importorskip(
+        "googleapiclient", reason="an environment older than requirements.txt; make brings it up to date"
+    )
+    from ray.autoscaler._private.gcp import config as gcp
+    from ray.autoscaler._private.providers import _get_node_provider_cls
+
+    config = yaml.safe_load((REPOSITORY / "infra" / "gce" / "cluster.yaml").read_text())
+    assert _get_node_provider_cls(config["provider"]).__name__ == "GCPNodeProvider"
+    kinds = {name: gcp.get_node_type(one["node_config"]).name for name, one in config["available_node_types"].items()}
+    assert kinds == {"head": "COMPUTE", "cpu": "COMPUTE", "tpu": "TPU"}
+    assert gcp._configure_subnet(config, compute=None) == config, "the networks are ours"

@@ -20,6 +20,10 @@ TPU = replace(
 )
 
 
+HEAD = ("rayClusterSpec", "headGroupSpec", "template")
+WORKER = ("rayClusterSpec", "workerGroupSpecs", 1, "template")
+
+
 def pods(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Role or group -> pod template of a RayJob."""
     cluster = document["spec"]["rayClusterSpec"]
@@ -69,9 +73,27 @@ def test_what_is_written_is_read_by_the_model(kind: str, made: type) -> None:
         (("rayClusterSpec", "workerGroupSpecs", 1, "replicas"), 9, "replicas 9 must lie between"),
         (("rayClusterSpec", "authOptions", "mode"), "disabled", "allowed: .'token',"),
         (("rayClusterSpec", "headGroupSpec", "serviceType"), "LoadBalancer", "ClusterIP"),
+        ((*HEAD, "spec", "restartPolicy"), "Always", "group head: restartPolicy is Always.*only Never"),
+        ((*WORKER, "spec", "restartPolicy"), "OnFailure", "group tpu: restartPolicy is OnFailure.*only Never"),
+        ((*HEAD, "spec", "containers"), [], "group head: its pods have no container"),
+        ((*WORKER, "spec", "containers"), [], "group tpu: its pods have no container"),
+        ((*HEAD[:-1], "rayStartParams", "labels"), "a=b", "group head: rayStartParams may not have 'labels'"),
+        (
+            (*HEAD, "spec", "containers", 0, "env", 0),
+            {"name": "RAY_enable_autoscaler_v2", "value": "1"},
+            "may not set RAY_enable_autoscaler_v2",
+        ),
+        (("rayClusterSpec", "rayVersion"), "2.51.9", "token needs 2.52.0 or later"),
+        (("rayClusterSpec", "rayVersion"), "", "token needs 2.52.0 or later"),
+        (("rayClusterSpec", "autoscalerOptions", "idleTimeoutSeconds"), -1, "idleTimeoutSeconds is -1"),
+        (("backoffLimit",), -1, "backoffLimit is -1"),
+        (("ttlSecondsAfterFinished",), -1, "ttlSecondsAfterFinished is -1"),
+        (("submissionMode",), "SidecarMode", "submissionMode is 'SidecarMode'"),
     ],
 )
-def test_a_field_that_kuberay_has_not_is_refused(place: tuple[Any, ...], value: object, message: str) -> None:
+def test_a_field_that_kuberay_has_not_or_refuses_is_refused(
+    place: tuple[Any, ...], value: object, message: str
+) -> None:
     document = copy.deepcopy(manifests(TPU)[2])
     inner: Any = document["spec"]
     for key in place[:-1]:
@@ -138,6 +160,7 @@ def test_a_job_ends_with_its_cluster_and_a_preempted_worker_comes_back() -> None
         assert ("cloud.google.com/gke-spot" in specs[name]["nodeSelector"]) is spot
         assert any(one["key"] == "cloud.google.com/gke-spot" for one in specs[name]["tolerations"]) is spot
     assert specs["tpu"]["terminationGracePeriodSeconds"] < 30
+    assert {spec["restartPolicy"] for spec in specs.values()} == {"Never"}, "the autoscaler v2 makes new pods"
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(specs["tpu"]["containers"][0])
 
 

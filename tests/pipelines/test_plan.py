@@ -10,8 +10,11 @@ from data import shards, storage
 from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
 from pipelines import plan
 from pipelines import runner as runner_module
+from pipelines.__main__ import main
+from pipelines.arguments import parse_recipe
 from pipelines.plan import last_of_stage, plan_lines
 from pipelines.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
+from pipelines.recipes import load
 from pipelines.runner import Task, code_sha256
 from pipelines.stages import collect_text, deduplicate_text, filter_text
 
@@ -206,3 +209,31 @@ def test_a_plan_never_imports_ray(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "never ran here" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_alone_needs_only_the_inputs_that_it_rests_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it leaves as recipe.json is completed by flags of later steps."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "one.txt").write_text("A text.")
+    (tmp_path / "items.txt").write_text("An item of an evaluation set.")
+    saved = str(tmp_path / "runs" / "gemma2_2b_distill" / "recipe.json")
+    run = ["run", "gemma2_2b_distill", "--root", str(tmp_path / "runs")]
+
+    assert main([*run, "--only", "filter"]) == 2
+    assert "gemma2_2b_distill --only filter needs --input;" in capsys.readouterr().err
+    assert main([*run, "--only", "filter", "--input", str(tmp_path / "text")]) == 2
+    assert "that run has not finished" in capsys.readouterr().err, "it would have run: nothing is missing"
+    assert set(last_run(load("gemma2_2b_distill"), str(tmp_path / "runs"))) == {"collect", "filter", "deduplicate"}
+
+    assert main([*run, "--only", "decontaminate", "--config", saved]) == 2
+    assert "needs --decontaminate-evaluation;" in capsys.readouterr().err
+    evaluation = ["--decontaminate-evaluation", str(tmp_path / "items.txt")]
+    assert main([*run, "--only", "decontaminate", "--config", saved, *evaluation]) == 2
+    assert "that run has not finished" in capsys.readouterr().err
+    command = parse_recipe(load("gemma2_2b_distill"), ["--config", saved])
+    assert command.recipe.not_given() == ["--tokenize-tokenizer", "--teacher-weights"]
+    assert command.recipe.not_given(["decontaminate"]) == []
+    assert command.recipe.not_given(["cache"]) == ["--tokenize-tokenizer", "--teacher-weights"]
+    assert command.recipe.not_given(["teacher"]) == ["--teacher-weights"]
