@@ -25,15 +25,17 @@ from pipelines import recipes
 from pipelines.arguments import parse_run, refuse_missing, refuse_unknown, take
 from pipelines.config import no_such
 from pipelines.inputs import REFERENCE
-from pipelines.recipe import Recipe, Step
+from pipelines.recipe import Place, Recipe, Step
+from pipelines.slices import mesh_of
 
 DRIVER_STAGES = ("import_model", "export_model")
 """that hold a whole model in the driver, which runs on the head"""
 DRIVER_GIGABYTES = 160
 """twice the 27B in bfloat16, and room"""
 MODEL_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model", "generate_text")
-MESH_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model")
-"""that divide a model over the chips of one host"""
+TRAINING = "train_model"
+MESH_STAGES = ("cache_logits", "audit_logits", "evaluate_model")
+"""that divide a model over the chips of one host; training does over those of slices"""
 BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
 
 
@@ -110,9 +112,13 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         raise ValueError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:
-        words += ["--device", "xla", "--workers", str(place.hosts)]
+        words += ["--device", "xla"]
         given = any(word.partition("=")[0] == "--mesh" for word in further)
-        if place.hosts == 1 and step.stage in MESH_STAGES and not given:
+        if step.stage == TRAINING:
+            words += ["--topology", place.name, "--slices", str(place.slices)]
+            if not given and step.place is not None and step.place.mesh and _is(place, step.place):
+                words += ["--mesh", step.place.mesh]
+        elif step.stage in MESH_STAGES and not given:
             words += ["--mesh", f"data={place.chips}"]
     if command.kind == "RayJob":
         _check_line(recipe, [*words[5:], *further], command.root)
@@ -133,6 +139,10 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         deadline_hours=command.deadline_hours,
     )
     return request, place
+
+
+def _is(place: Topology, of_recipe: Place) -> bool:
+    return (place.name, place.slices) == (of_recipe.topology, of_recipe.slices)
 
 
 def _step(recipe: Recipe, name: str) -> Step:
@@ -156,6 +166,7 @@ def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
     if saved is not None and not BUCKET.fullmatch(saved):
         raise ValueError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
+    mesh_of(command.resources)
     if command.root != root.rstrip("/"):
         raise ValueError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))
@@ -203,7 +214,7 @@ def _heading(command: Command, request: Request, place: Topology | None) -> str:
         lines.append(f"# It runs nothing until you submit: ray job submit --address ... -- {request.entrypoint}")
     if place is not None:
         chips = f"{place.slices} x {place.name}: {place.hosts} hosts of {place.chips // place.hosts} chips"
-        lines.append(f"# {chips}. Training on several hosts is refused until its backend is there.")
+        lines.append(f"# {chips}." + (" Training on several hosts has not run on TPUs yet." if place.hosts > 1 else ""))
     if request.google_service_account:
         lines.append(
             f"# Workload identity: gcloud iam service-accounts add-iam-policy-binding {request.google_service_account} "

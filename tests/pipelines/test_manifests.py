@@ -29,7 +29,8 @@ def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(read, RayJob)
     assert read.name == "gemma2-2b-distill-train"
     entrypoint = (
-        "python -m pipelines run gemma2_2b_distill --only train --root gs://bucket/runs --device xla --workers 128"
+        "python -m pipelines run gemma2_2b_distill --only train --root gs://bucket/runs --device xla "
+        "--topology v5e:16x16 --slices 2 --mesh replica=2,data=256"
     )
     assert read.spec.entrypoint == shlex.join([*entrypoint.split(), *GIVEN[1:]])
     (group,) = [one for one in read.spec.ray_cluster_spec.worker_group_specs if one.group_name == "tpu"]
@@ -39,9 +40,10 @@ def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("stage", "further", "mesh"),
     [
-        ("teacher", (), " --workers 1 --mesh data=4"),
-        ("teacher", ("--", "--mesh", "model=4"), " --workers 1 --mesh model=4"),
-        ("generate", (), " --workers 1"),
+        ("teacher", (), " --topology v5e:2x2 --slices 1"),
+        ("teacher", ("--", "--mesh", "model=4"), " --slices 1 --mesh model=4"),
+        ("cache", (), " --device xla --mesh data=4"),
+        ("generate", (), " --device xla"),
     ],
 )
 def test_a_slice_of_one_host_is_one_mesh(

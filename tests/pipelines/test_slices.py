@@ -29,6 +29,7 @@ def test_a_topology_gives_workers_hosts_and_mesh() -> None:
         ({"topology": "v5e:4x4", "workers": 3}, "--workers 3, but 1 x v5e:4x4 has 4 hosts"),
         ({"topology": "v5e:2x4"}, "does not hold two hosts of 4 together; use v5e:2x2 or v5e:4x4"),
         ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
+        ({"topology": "v5e:4x4", "mesh": "data=8,model=2"}, "model=2 is built for one host alone"),
         ({"topology": "v5e:4x4", "mesh": "data=8"}, "mesh data=8 has 8 chips, and 1 x v5e:4x4 has 16"),
     ],
 )
