@@ -17,10 +17,10 @@ QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensiv
 DEVICES = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "XLA_FLAGS": QUICK_COMPILES}
 
 
-def run(root: Path, *words: str, **environment: str) -> Path:
+def run(root: Path, *words: str, device: str = "xla", **environment: str) -> Path:
     """The directory of the run's result; its stage is the first word."""
     before = set(root.glob(f"{words[0]}/*/_MANIFEST.json"))
-    done = pipelines("run", *words, "--root", str(root), "--device", "xla", **environment)
+    done = pipelines("run", *words, "--root", str(root), "--device", device, **environment)
     assert done.returncode == 0, done.stderr
     (made,) = set(root.glob(f"{words[0]}/*/_MANIFEST.json")) - before
     return made.parent
@@ -30,7 +30,7 @@ def run(root: Path, *words: str, **environment: str) -> Path:
 def test_a_model_is_trained_cached_and_audited_on_a_mesh(smoke: SmokeRun, tmp_path: Path) -> None:
     sequences = str(smoke.root / "pack_sequences" / only(smoke, "pack_sequences"))
     train = ("train_model", "--sequences", sequences, "--steps", "6", "--global-batch", "8", *MODEL)
-    alone = run(tmp_path / "alone", *train)
+    alone = run(tmp_path / "alone", *train, device="cpu")
     meshed = run(tmp_path / "meshed", *train, "--mesh", "data=2,model=2", **DEVICES)
     losses = []
     for directory in (alone, meshed):

@@ -5,8 +5,18 @@ from typing import Any
 
 import pytest
 
+from tests.training.examples import example_job
 from tests.training.test_worker import in_process
-from training.worker.slices import Place, TpuSlices, broken_slices, one_host, scaling_config, xla_environments
+from training.worker.driver import backend_config
+from training.worker.slices import (
+    Place,
+    TpuSlices,
+    XlaConfig,
+    broken_slices,
+    one_host,
+    scaling_config,
+    xla_environments,
+)
 
 V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
 
@@ -93,3 +103,10 @@ def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
     assert one_host(nodes[:1]) is None
     scaling = scaling_config(1, {"CPU": 1}, TpuSlices(chips_per_host=4))
     assert (scaling.use_tpu, scaling.num_workers, scaling.resources_per_worker) == (True, 1, {"CPU": 1, "TPU": 4})
+
+
+def test_a_job_on_a_tpu_host_is_told_so_and_one_elsewhere_is_on_the_cpu(tmp_path: Path) -> None:
+    job = example_job(tmp_path, device="xla")
+    assert backend_config(job, TpuSlices(chips_per_host=4)) == XlaConfig(device="TPU")
+    assert backend_config(job, TpuSlices(chips_per_host=4, hosts=2, slices=2)) == XlaConfig(device="TPU", slices=2)
+    assert backend_config(job, None) == XlaConfig(device="CPU")

@@ -96,7 +96,7 @@ def fit(
         trainer = Trainer(
             train_on_worker,
             train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
-            backend_config=_backend_config(job, tpu),
+            backend_config=backend_config(job, tpu),
             scaling_config=scaling_config(job.workers, resources, tpu, use_gpu=job.device == "cuda"),
             run_config=ray.train.RunConfig(
                 name="train",
@@ -134,7 +134,7 @@ class Trainer(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def _backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
+def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
     if job.device == "xla":
         return XlaConfig(device="TPU", slices=tpu.slices) if tpu else XlaConfig()
     if job.workers == 1:

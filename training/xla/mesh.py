@@ -62,10 +62,10 @@ def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> l
     Raises ValueError where the mesh has other chips than the processes, or several processes and a model axis.
     """
     total = sum(len(chips) for chips in of_process)
+    whose = "the process has" if len(of_process) == 1 else f"the {len(of_process)} processes have"
     if total != shape.chips:
         raise ValueError(
-            f"the mesh {shape.sizes} has {shape.chips} chips and the {len(of_process)} processes have {total}; their "
-            "product has to be that"
+            f"the mesh {shape.sizes} has {shape.chips} chips and {whose} {total}; their product has to be that"
         )
     if len(of_process) > 1 and shape.model > 1:
         raise ValueError(

@@ -14,6 +14,7 @@ from training.backend import TorchBackend
 from training.optim import OptimizerState, init_state
 from training.state import restore_state, snapshot_state
 from training.xla.backend import XlaBackend
+from training.xla.mesh import chips_by_process
 
 MESHES = {
     "data=4": MeshShape(data=4),
@@ -71,6 +72,23 @@ def saved(backend: XlaBackend) -> list[str]:
     )
 
 
+def by_process(backend: XlaBackend) -> bool:
+    """Whether rows given as several processes give them are those that one process has divided, chip by chip."""
+    assert backend.mesh is not None
+    tokens = torch.from_numpy(BATCH["tokens"])
+    found = [backend.mesh.place_rows([tokens], str(backend.device), processes)[0] for processes in (1, 2)]
+    ones, twos = ([shard.data.cpu() for shard in xs.wrap_if_sharded(one).local_shards] for one in found)
+    return all(torch.equal(one, two) for one, two in zip(ones, twos, strict=True))
+
+
+def across() -> str:
+    try:
+        chips_by_process([[0, 1], [2, 3]], MeshShape(data=2, model=2))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def refusal() -> str:
     try:
         XlaBackend(mesh=MeshShape(data=8))
@@ -86,6 +104,8 @@ def main() -> dict[str, Any]:
         "differences": differences(backends),
         "parts": {name: parts(backend) for name, backend in backends.items()},
         "saved": {name: saved(backend) for name, backend in backends.items()},
+        "by_process": {name: by_process(backends[name]) for name in ("data=4", "replica=2 data=2")},
+        "across": across(),
         "refused": refusal(),
     }
 

@@ -105,3 +105,8 @@ def test_no_tensor_is_gathered_whole_for_want_of_a_better_way(reports: dict[str,
 
 def test_a_mesh_that_is_not_the_process_devices_is_refused(reports: dict[str, Any]) -> None:
     assert reports["mesh"]["refused"].endswith("has 8 chips and the process has 4; their product has to be that")
+
+
+def test_rows_given_process_by_process_lie_where_those_of_one_process_do(reports: dict[str, Any]) -> None:
+    assert reports["mesh"]["by_process"] == {"data=4": True, "replica=2 data=2": True}
+    assert "model=2 on 2 hosts: chips along the model axis share their rows" in reports["mesh"]["across"]
