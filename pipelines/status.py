@@ -146,11 +146,12 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
 
 
 def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Recipes that were last run here, with the reference of each step."""
+    """Recipes that were last run here, with the reference of each step that has all its inputs."""
     for name in recipes.names():
         document = _json(storage.join(root, name, LAST_NAME))
         if document is not None and isinstance(document.get("steps"), dict):
-            yield name, {step: f"{one['stage']}/{one['fingerprint']}" for step, one in document["steps"].items()}
+            steps = {step: one for step, one in document["steps"].items() if "fingerprint" in one}
+            yield name, {step: f"{one['stage']}/{one['fingerprint']}" for step, one in steps.items()}
 
 
 def _json(uri: str) -> dict[str, Any] | None:
