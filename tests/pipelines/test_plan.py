@@ -228,9 +228,11 @@ def test_a_step_alone_needs_only_the_inputs_that_it_rests_on(
     assert set(last_run(load("gemma2_2b_distill"), str(tmp_path / "runs"))) == {"collect", "filter", "deduplicate"}
 
     assert main(["status", "--root", str(tmp_path / "runs")]) == 0
+    told = capsys.readouterr().out
+    assert "gemma2_2b_distill: 0 of 10 steps done" in told
+    assert told.count("for an input from outside") == 7
     assert main(["plan", *run[1:], "--config", saved]) == 0
     told = capsys.readouterr().out
-    assert "collect" in told
     assert "decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in told
 
     assert main([*run, "--only", "decontaminate", "--config", saved]) == 2
