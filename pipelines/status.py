@@ -53,7 +53,8 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
     listed: set[str] = set()
     for recipe, steps in _saved_recipes(root):
         found = {
-            step: states.get(reference, RunState(reference=reference, state="waiting", told=""))
+            step: states.get(reference)
+            or RunState(reference=reference, state="waiting", told="" if reference else "for an input from outside")
             for step, reference in steps.items()
         }
         listed |= set(steps.values())
@@ -146,11 +147,15 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
 
 
 def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Recipes that were last run here, with the reference of each step."""
+    """Recipes that were last run here, with the reference of each step; empty where it lacks an input from outside."""
     for name in recipes.names():
         document = _json(storage.join(root, name, LAST_NAME))
         if document is not None and isinstance(document.get("steps"), dict):
-            yield name, {step: f"{one['stage']}/{one['fingerprint']}" for step, one in document["steps"].items()}
+            steps = document["steps"].items()
+            yield (
+                name,
+                {step: f"{one['stage']}/{one['fingerprint']}" if "fingerprint" in one else "" for step, one in steps},
+            )
 
 
 def _json(uri: str) -> dict[str, Any] | None:

@@ -227,6 +227,14 @@ def test_a_step_alone_needs_only_the_inputs_that_it_rests_on(
     assert "that run has not finished" in capsys.readouterr().err, "it would have run: nothing is missing"
     assert set(last_run(load("gemma2_2b_distill"), str(tmp_path / "runs"))) == {"collect", "filter", "deduplicate"}
 
+    assert main(["status", "--root", str(tmp_path / "runs")]) == 0
+    told = capsys.readouterr().out
+    assert "gemma2_2b_distill: 0 of 10 steps done" in told
+    assert told.count("for an input from outside") == 7
+    assert main(["plan", *run[1:], "--config", saved]) == 0
+    told = capsys.readouterr().out
+    assert "decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in told
+
     assert main([*run, "--only", "decontaminate", "--config", saved]) == 2
     assert "needs --decontaminate-evaluation;" in capsys.readouterr().err
     evaluation = ["--decontaminate-evaluation", str(tmp_path / "items.txt")]
