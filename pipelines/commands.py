@@ -18,7 +18,7 @@ from pipelines import config as configs
 from pipelines import recipes, report
 from pipelines.account import measured
 from pipelines.account_text import amount_lines, estimate_lines
-from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage, take
+from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_stage, refuse_memory, take
 from pipelines.full_recipes import PUBLISHED
 from pipelines.inputs import REFERENCE, absolute
 from pipelines.plan import last_of_stage, plan_lines
@@ -50,6 +50,7 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
     if "--root" not in words[:-1]:
         return words, DEFAULT_ROOT
     place = words.index("--root")
+    refuse_memory(words[place + 1])
     return words[:place] + words[place + 2 :], words[place + 1]
 
 
