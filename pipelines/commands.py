@@ -180,7 +180,7 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
 def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     words, only = take(words, "--only")
     command = parse_recipe(recipe, words)
-    chosen = _chosen(recipe, only)
+    chosen = recipe.chosen(only)
     if missing := command.recipe.not_given():
         raise ValueError(f"{recipe.name} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
     tasks = tasks_of(command.recipe, command.root)
@@ -206,17 +206,6 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
         _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
-
-
-def _chosen(recipe: Recipe, only: str | None) -> list[str]:
-    """Names of the steps to run: all, or those after --only, which several jobs share a recipe by."""
-    names = [step.name for step in recipe.steps]
-    if only is None:
-        return names
-    for name in (wanted := only.split(",")):
-        if name not in names:
-            raise ValueError(configs.no_such("step", name, names))
-    return wanted
 
 
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:

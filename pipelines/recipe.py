@@ -99,6 +99,19 @@ class Recipe:
             missing.insert(0, "input")
         return [f"--{flag.replace('_', '-')}" for flag in missing]
 
+    def chosen(self, only: str | None) -> list[str]:
+        """Names of the steps to run: all, or those after --only, which several jobs share a recipe by.
+
+        Raises ValueError for a name that no step has.
+        """
+        names = [step.name for step in self.steps]
+        if only is None:
+            return names
+        for name in (wanted := only.split(",")):
+            if name not in names:
+                raise ValueError(configs.no_such("step", name, names))
+        return wanted
+
     def input(self) -> tuple[str, ...]:
         """The paths from outside that its `collect_text` reads."""
         found = (step.inputs["input"] for step in self.steps if step.stage == "collect_text")

@@ -74,7 +74,11 @@ def check_line(words: Sequence[str]) -> None:
             "every node sees"
         )
     if name in recipes.names():
-        parse_recipe(recipes.load(name), rest)
+        rest, only = take(rest, "--only")
+        recipe = parse_recipe(recipes.load(name), rest).recipe
+        recipe.chosen(only)
+        if missing := recipe.not_given():
+            raise ValueError(f"{name} needs {', '.join(missing)}; `plan {name}` shows what each step reads")
     else:
         parse_stage(load_stage(name), rest)
 

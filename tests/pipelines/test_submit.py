@@ -19,6 +19,10 @@ from tests.chaos_log import REPOSITORY
         ("smoke", "--root is not given; a job runs elsewhere: give gs://bucket/path, or an absolute path"),
         ("smoke --root runs", "--root is runs; a job runs elsewhere"),
         ("smoke --root /tmp/x --teacher.stepz 3", "did you mean"),
+        ("smoke --root gs://bucket/x --only teachr", "no step 'teachr'; did you mean 'teacher'"),
+        ("smoke --root gs://bucket/x --only", "--only needs a value"),
+        ("gemma2_2b_distill --root gs://bucket/x", "gemma2_2b_distill needs --"),
+        ("collect_text --root memory://x --input /x", "vanishes with it; give a directory or gs://bucket/path"),
         ("collect_text --root gs://bucket/x --shard-bytes -1", "shard_bytes is -1"),
         ("smoke --root gs://bucket/x --address", "--address needs a value"),
         ("smoke --root gs://bucket/x", "--address http://HOST:8265 of the cluster's head"),
@@ -32,6 +36,10 @@ def test_a_line_that_cannot_run_there_is_refused_here(
     with pytest.raises((ValueError, SystemExit)) as refused:
         submit.submit(line.split())
     assert told in str(refused.value) + capsys.readouterr().err
+
+
+def test_steps_of_a_recipe_are_chosen_as_for_run() -> None:
+    submit.check_line(["smoke", "--root", "gs://bucket/x", "--only", "collect,filter"])
 
 
 def test_what_is_shipped_is_small_and_enough(tmp_path: Path) -> None:
