@@ -8,7 +8,9 @@ A full disk is a FullError. What is on memory:// is seen by this process alone a
 
 import datetime
 import errno
+import functools
 import io
+import json
 import logging
 import os
 import secrets
@@ -26,6 +28,7 @@ _memory_lock = threading.Lock()
 """around an exclusive create on memory://, which looks first and writes then"""
 _MARK = "created-by"
 """metadata of an object created exclusively: which request made it"""
+LOG_IN = "on a cluster use workload identity, on a laptop `gcloud auth application-default login`"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -57,13 +60,16 @@ def _what_failed(error: BaseException) -> str | None:
     from requests.exceptions import ProxyError
 
     told = (str(error).strip() or repr(error)).splitlines()[0]
+    stranger = isinstance(error, HttpError | OSError) and "Anonymous caller" in str(error)
+    if stranger or (isinstance(error, HttpError) and error.code == 401):
+        return f"nobody is logged in to use the bucket ({told}); {LOG_IN}, and run it again"
     forbidden = isinstance(error, OSError) and told.startswith("Forbidden")
-    if forbidden or (isinstance(error, HttpError) and error.code in (401, 403)):
+    if forbidden or (isinstance(error, HttpError) and error.code == 403):
         return (
             f"{told}: whom this runs as may not do that; grant roles/storage.objectUser on the bucket, and run it again"
         )
     if isinstance(error, GoogleAuthError):
-        return f"no credentials for gs:// ({told}); use workload identity, or `gcloud auth application-default login`"
+        return f"no credentials for gs:// ({told}); {LOG_IN}"
     code = error.code if isinstance(error, HttpError) else None
     if code is not None and 400 <= code < 500 and code not in (408, 429):
         return None  # a request that is wrong, not a store that is down
@@ -96,6 +102,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         return fs, fs._strip_protocol(uri)
     if protocol not in GCS_PROTOCOLS:
         raise ValueError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
+    _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
     # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
@@ -104,6 +111,42 @@ def filesystem(uri: str) -> tuple[Any, str]:
         options |= {"endpoint_url": endpoint, "token": "anon"}
     fs = fsspec.filesystem("gcs", **options)
     return fs, fs._strip_protocol(uri)
+
+
+@functools.cache
+def _refuse_key_file(path: str) -> None:
+    """Raises ValueError where Google's libraries would read a service account's key, which lies there for whoever
+    reads the disk and is good for years."""
+    try:
+        document = json.loads(Path(path).read_bytes()) if path else None
+    except (OSError, ValueError):
+        return  # missing or no JSON: their own words will do
+    if isinstance(document, dict) and document.get("type") == "service_account":
+        raise ValueError(
+            f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
+            f"it: {LOG_IN}"
+        )
+
+
+def check_bucket(uri: str) -> None:
+    """Raises ValueError where `uri` is on gs:// and its bucket does not exist. One request; elsewhere none."""
+    if not is_remote(uri) or is_memory(uri):
+        return
+    fs, path = filesystem(uri)
+    bucket, _, prefix = path.strip("/").partition("/")
+    if not bucket:
+        raise ValueError(f"{uri!r} names no bucket; give gs://bucket/path")
+    try:
+        fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no bucket {bucket!r}; check its name in {uri}, or make it: gcloud storage buckets create "
+            f"gs://{bucket}"
+        ) from None
+    except OSError as error:
+        if "Anonymous caller" in str(error) or not str(error).startswith("Forbidden"):
+            raise
+        # who may not list may still read and write what it names
 
 
 def join(uri: str, *parts: str) -> str:

@@ -1,3 +1,4 @@
+import json
 import time
 import urllib.request
 import uuid
@@ -166,3 +167,53 @@ def test_file_urls_and_paths_name_the_same_file(tmp_path: Path, monkeypatch: pyt
 )
 def test_parts_are_joined_by_one_slash(parts: tuple[str, ...], joined: str) -> None:
     assert storage.join(*parts) == joined
+
+
+def test_a_key_of_a_service_account_is_refused_and_a_login_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, login = tmp_path / "key.json", tmp_path / "login.json"
+    key.write_text(json.dumps({"type": "service_account", "private_key": "secret"}))
+    login.write_text(json.dumps({"type": "authorized_user"}))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    with pytest.raises(ValueError, match=r"key\.json\), and no key is read here; unset it: on a cluster") as refused:
+        storage.exists("gs://bucket/x")
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
+    assert storage.filesystem("gs://bucket/x")[1] == "bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "told"),
+    [
+        (401, "Anonymous caller does not have storage.objects.list", "nobody is logged in"),
+        (401, "Invalid Credentials", "nobody is logged in"),
+        (None, "Forbidden: b/x\nAnonymous caller does not have access", "nobody is logged in"),
+        (None, "Forbidden: b/x\nthe account has no access", "grant roles/storage.objectUser"),
+        (403, "no", "grant roles/storage.objectUser"),
+        (400, "no", None),
+        (503, "later", "the bucket cannot be reached"),
+    ],
+)
+def test_an_error_of_the_store_is_told_with_what_to_do(
+    code: int | None, message: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    storage.filesystem("gs://bucket/x")  # imports gcsfs as it has to be
+    from gcsfs.retry import HttpError
+
+    said = storage.what_failed(OSError(message) if code is None else HttpError({"code": code, "message": message}))
+    assert said is None if told is None else told in str(said)
+    if told == "nobody is logged in":
+        assert "on a cluster use workload identity, on a laptop `gcloud auth application-default login`" in str(said)
+
+
+@pytest.mark.parametrize("uri", ["runs", "/runs", "memory://runs", "file:///runs"])
+def test_only_gs_has_buckets_to_check(uri: str) -> None:
+    storage.check_bucket(uri)
+
+
+def test_a_bucket_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no bucket"):
+        storage.check_bucket("gs://")

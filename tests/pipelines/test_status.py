@@ -154,3 +154,15 @@ def test_a_root_in_memory_is_refused(line: str, capsys: pytest.CaptureFixture[st
         "error: --root 'memory://runs' is seen by one process and vanishes with it; give a directory or "
         "gs://bucket/path"
     )
+
+
+@pytest.mark.parametrize(
+    "line", ["status", "list --runs", "plan smoke", "run smoke", "account smoke", "run collect_text --input README.md"]
+)
+def test_a_bucket_that_does_not_exist_is_told(
+    line: str, gcs_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    assert main([*line.split(), "--root", "gs://typo/runs"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or make it: ")
