@@ -1,17 +1,21 @@
-"""Bytes at a URI, the same way on a local disk and on gs://: read, write, create exclusively, list, remove.
+"""Bytes at a URI, the same way on a local disk, gs:// and memory://: read, write, create exclusively, list, remove.
 
 Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file
 is renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
-A full disk is a FullError.
+A full disk is a FullError. What is on memory:// is seen by this process alone and gone with it.
 `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests).
 """
 
 import datetime
 import errno
+import functools
+import io
+import json
 import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +24,11 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 GCS_PROTOCOLS = ("gs", "gcs")
+_memory_lock = threading.Lock()
+"""around an exclusive create on memory://, which looks first and writes then"""
 _MARK = "created-by"
 """metadata of an object created exclusively: which request made it"""
+LOG_IN = "on a cluster use workload identity, on a laptop `gcloud auth application-default login`"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -53,13 +60,16 @@ def _what_failed(error: BaseException) -> str | None:
     from requests.exceptions import ProxyError
 
     told = (str(error).strip() or repr(error)).splitlines()[0]
+    stranger = isinstance(error, HttpError | OSError) and "Anonymous caller" in str(error)
+    if stranger or (isinstance(error, HttpError) and error.code == 401):
+        return f"nobody is logged in to use the bucket ({told}); {LOG_IN}, and run it again"
     forbidden = isinstance(error, OSError) and told.startswith("Forbidden")
-    if forbidden or (isinstance(error, HttpError) and error.code in (401, 403)):
+    if forbidden or (isinstance(error, HttpError) and error.code == 403):
         return (
             f"{told}: whom this runs as may not do that; grant roles/storage.objectUser on the bucket, and run it again"
         )
     if isinstance(error, GoogleAuthError):
-        return f"no credentials for gs:// ({told}); use workload identity, or `gcloud auth application-default login`"
+        return f"no credentials for gs:// ({told}); {LOG_IN}"
     code = error.code if isinstance(error, HttpError) else None
     if code is not None and 400 <= code < 500 and code not in (408, 429):
         return None  # a request that is wrong, not a store that is down
@@ -73,7 +83,13 @@ def _what_failed(error: BaseException) -> str | None:
 
 
 def is_remote(uri: str) -> bool:
+    """Whether it is no path of the local disk."""
     return "://" in uri and not uri.startswith("file://")
+
+
+def is_memory(uri: str) -> bool:
+    """Whether it is in the memory of this process, where no other one sees it."""
+    return uri.startswith("memory://")
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -81,8 +97,12 @@ def filesystem(uri: str) -> tuple[Any, str]:
     protocol, separator, _ = uri.partition("://")
     if not separator or protocol == "file":
         return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).absolute())
+    if protocol == "memory":
+        fs = fsspec.filesystem("memory")
+        return fs, fs._strip_protocol(uri)
     if protocol not in GCS_PROTOCOLS:
-        raise ValueError(f"no storage for {uri!r}: allowed are local paths and gs://bucket/path")
+        raise ValueError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
+    _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
     # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
@@ -91,6 +111,42 @@ def filesystem(uri: str) -> tuple[Any, str]:
         options |= {"endpoint_url": endpoint, "token": "anon"}
     fs = fsspec.filesystem("gcs", **options)
     return fs, fs._strip_protocol(uri)
+
+
+@functools.cache
+def _refuse_key_file(path: str) -> None:
+    """Raises ValueError where Google's libraries would read a service account's key, which lies there for whoever
+    reads the disk and is good for years."""
+    try:
+        document = json.loads(Path(path).read_bytes()) if path else None
+    except (OSError, ValueError):
+        return  # missing or no JSON: their own words will do
+    if isinstance(document, dict) and document.get("type") == "service_account":
+        raise ValueError(
+            f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
+            f"it: {LOG_IN}"
+        )
+
+
+def check_bucket(uri: str) -> None:
+    """Raises ValueError where `uri` is on gs:// and its bucket does not exist. One request; elsewhere none."""
+    if not is_remote(uri) or is_memory(uri):
+        return
+    fs, path = filesystem(uri)
+    bucket, _, prefix = path.strip("/").partition("/")
+    if not bucket:
+        raise ValueError(f"{uri!r} names no bucket; give gs://bucket/path")
+    try:
+        fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no bucket {bucket!r}; check its name in {uri}, or make it: gcloud storage buckets create "
+            f"gs://{bucket}"
+        ) from None
+    except OSError as error:
+        if "Anonymous caller" in str(error) or not str(error).startswith("Forbidden"):
+            raise
+        # who may not list may still read and write what it names
 
 
 def join(uri: str, *parts: str) -> str:
@@ -122,6 +178,8 @@ def read_range(uri: str, start: int, end: int) -> bytes:
 def open_input(uri: str) -> BinaryIO:
     """A seekable binary file to read from."""
     fs, path = filesystem(uri)
+    if is_memory(uri):
+        return io.BytesIO(fs.cat_file(path))  # the one in store has one position for all its readers
     return cast(BinaryIO, fs.open(path, "rb"))
 
 
@@ -138,6 +196,12 @@ def write_bytes(uri: str, data: bytes) -> None:
 def create_exclusive(uri: str, data: bytes) -> None:
     """Creates the object whole, or raises FileExistsError and leaves what is there. The one lock this project has."""
     fs, path = filesystem(uri)
+    if is_memory(uri):
+        with _memory_lock:
+            if fs.exists(path):
+                raise FileExistsError(f"{uri} exists")
+            fs.pipe_file(path, data)
+        return
     if is_remote(uri):
         mark = secrets.token_hex(16)
         try:
@@ -161,7 +225,10 @@ def upload(local_path: str | Path, uri: str) -> None:
     """Publishes a finished local file at `uri` (a rename where both are on the local disk)."""
     fs, path = filesystem(uri)
     if is_remote(uri):
-        fs.put_file(str(local_path), path)
+        if is_memory(uri):
+            fs.pipe_file(path, Path(local_path).read_bytes())  # put_file shows it before it is whole
+        else:
+            fs.put_file(str(local_path), path)
         os.unlink(local_path)
         return
     with _room_for(path):
@@ -172,6 +239,9 @@ def upload(local_path: str | Path, uri: str) -> None:
 def download(uri: str, local_path: str | Path) -> None:
     """Copies the object to a local file, in pieces. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
+    if is_memory(uri):
+        Path(local_path).write_bytes(fs.cat_file(path))
+        return
     fs.get_file(path, str(local_path))
 
 
@@ -189,15 +259,12 @@ def move(source: str, target: str) -> None:
         os.replace(source_path, target_path)
 
 
-def list_files(uri: str, depth: int | None = None) -> list[tuple[str, int]]:
-    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty where there is none.
-
-    `depth` 1 takes those directly in it; None all.
-    """
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty where there is none."""
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return []
-    found = fs.find(path, maxdepth=depth, detail=True)
+    found = fs.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
     return sorted((name[len(prefix) :], int(info["size"])) for name, info in found.items() if name.startswith(prefix))
 
@@ -224,7 +291,7 @@ def list_level(uri: str) -> list[tuple[str, float]]:
 
 
 def _changed(info: Any) -> float:
-    when = info.get("mtime") or info.get("updated") or 0.0
+    when = info.get("mtime") or info.get("updated") or info.get("created") or 0.0
     if isinstance(when, str):
         when = datetime.datetime.fromisoformat(when)
     return when.timestamp() if isinstance(when, datetime.datetime) else float(when)

@@ -6,10 +6,12 @@ Starting takes 5-8 s, so it starts with the first stage that has work.
 """
 
 import functools
+import ipaddress
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -17,12 +19,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 TPU_SLICE_NAME = "ray.io/tpu-slice-name"
 """label of a node that is a host of a TPU slice"""
 TEMPORARY_PREFIX = "g2r-"
+NO_ADDRESS = ("", "auto", "local")
+"""values of RAY_ADDRESS that name no host"""
+CLIENT_PORT = 10001
+"""of Ray's client, where ray://HOST names none"""
+PROBE_SECONDS = 5.0
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -32,20 +40,57 @@ def in_submitted_job() -> bool:
 
 
 def refuse_open_cluster(environment: Mapping[str, str]) -> None:
-    """Raises ValueError for a cluster that other machines reach and that asks nobody for a token.
+    """Raises ValueError for a cluster in RAY_ADDRESS that other machines reach and that asks nobody for a token.
+
+    Which cluster `auto` stands for is not known here: RaySession looks, and checks that one.
+    """
+    address = environment.get("RAY_ADDRESS", "")
+    if address not in NO_ADDRESS:
+        refuse_open_host(host_and_port(address)[0], address, environment)
+
+
+def refuse_open_host(host: str, address: str, environment: Mapping[str, str]) -> None:
+    """Raises ValueError where `host` is reached over the network and no token is in use.
 
     Whoever reaches the ports of such a cluster runs code on it, as us.
     """
-    host = environment.get("RAY_ADDRESS", "").rpartition("://")[2].rpartition(":")[0].strip("[]")
-    if environment.get("RAY_AUTH_MODE", "").lower() == "token" or host in ("", "auto", "localhost", "::1"):
-        return
-    if host.startswith("127."):
+    if environment.get("RAY_AUTH_MODE", "").lower() == "token" or _is_loopback(host):
         return
     raise ValueError(
-        f"the cluster at {environment['RAY_ADDRESS']} is reached over the network and no token is in use "
+        f"the cluster at {address} is reached over the network and no token is in use "
         "(RAY_AUTH_MODE is not 'token'): anyone there could run code as you; start it with RAY_AUTH_MODE=token and set "
         "the same here, with the token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     )
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of HOST:PORT, or of ray://HOST[:PORT]. Raises ValueError for anything else."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or (CLIENT_PORT if parts.scheme == "ray" else None)
+        if parts.scheme in ("", "ray") and parts.hostname and port:
+            return parts.hostname, port
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        pass
+    raise ValueError(f"RAY_ADDRESS is {address!r}; give HOST:PORT, ray://HOST:PORT or auto, or unset it to run here")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: what it stands for is for others to decide
+        return host == "localhost"
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises ValueError where nothing listens; Ray itself would go on asking for minutes."""
+    try:
+        socket.create_connection(host_and_port(address), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"no cluster answers at {address} ({error.strerror or error}); set RAY_ADDRESS to the HOST:PORT of one "
+            "that runs, or unset it: then a Ray of its own starts here"
+        ) from error
 
 
 def protect_token_file(environment: Mapping[str, str]) -> None:
@@ -66,17 +111,24 @@ class RaySession:
         self._temporary: str | None = None
 
     def start(self) -> None:
-        """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here."""
+        """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here.
+
+        Raises ValueError for a cluster that does not answer, or that lets everybody in.
+        """
         if self.started_seconds is not None:
             return
         began = time.monotonic()
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # stages have bars of their own
-        if in_submitted_job() or os.environ.get("RAY_ADDRESS"):
+        if in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
             refuse_open_cluster(os.environ)
             protect_token_file(os.environ)
             import ray
+            from ray._private import services
 
-            ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+            address = services.get_ray_address_from_environment("auto", None)
+            refuse_open_cluster({**os.environ, "RAY_ADDRESS": address})
+            _refuse_silence(address)
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             self._start_embedded()
         _quiet_ray_data()

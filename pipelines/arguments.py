@@ -306,7 +306,16 @@ def _root(text: str) -> str:
             f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
             "give an absolute path or gs://"
         )
+    refuse_memory(text)
     root = absolute(text).rstrip("/") or "/"
     if not storage.is_remote(root) and os.path.exists(root) and not os.path.isdir(root):
         raise ValueError(f"--root {text!r} is a file; give a directory, existing or not")
     return root
+
+
+def refuse_memory(root: str) -> None:
+    """Raises ValueError for a root that no worker would see and that is gone with this process."""
+    if storage.is_memory(root):
+        raise ValueError(
+            f"--root {root!r} is seen by one process and vanishes with it; give a directory or gs://bucket/path"
+        )

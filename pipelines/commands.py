@@ -18,7 +18,7 @@ from pipelines import config as configs
 from pipelines import recipes, report
 from pipelines.account import measured
 from pipelines.account_text import amount_lines, estimate_lines
-from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_run, parse_stage, refuse_missing, take
+from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_run, parse_stage, refuse_memory, refuse_missing, take
 from pipelines.full_recipes import PUBLISHED
 from pipelines.inputs import REFERENCE, absolute
 from pipelines.plan import last_of_stage, plan_lines
@@ -50,6 +50,8 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
     if "--root" not in words[:-1]:
         return words, DEFAULT_ROOT
     place = words.index("--root")
+    refuse_memory(words[place + 1])
+    storage.check_bucket(words[place + 1])
     return words[:place] + words[place + 2 :], words[place + 1]
 
 
@@ -116,6 +118,7 @@ def plan(words: list[str]) -> int:
         if prices_file is not None:
             raise ValueError("--prices goes with a recipe: a stage alone does not say what is done with its output")
         command = parse_stage(target, rest)
+        storage.check_bucket(command.root)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
         before = last_of_stage(tasks[target.name])
@@ -123,6 +126,7 @@ def plan(words: list[str]) -> int:
         root = command.root
     else:
         wanted = parse_recipe(target, rest)
+        storage.check_bucket(wanted.root)
         tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
         notes = {step.name: step.note for step in wanted.recipe.steps}
     print(f"{target.name} in {root}: {target.summary}")
@@ -146,6 +150,7 @@ def account(words: list[str]) -> int:
     rest, prices_file = take(rest, "--prices")
     prices = read_prices(None if prices_file in (None, "default") else prices_file)
     command = parse_recipe(target, rest)
+    storage.check_bucket(command.root)
     amounts = measured(tasks_of(command.recipe, command.root))
     if not amounts:
         raise ValueError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
@@ -165,6 +170,7 @@ def run(words: list[str]) -> int:
 
 def _run_stage(stage: Stage, words: list[str]) -> int:
     command = parse_stage(stage, words)
+    storage.check_bucket(command.root)
     inputs = resolve_inputs(stage, command.config, command.inputs, command.root)
     task = Task(stage=stage, config=command.config, inputs=inputs, root=command.root)
     session = RaySession(command.resources.cpus)
@@ -178,6 +184,7 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
 
 def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     command, chosen = parse_run(recipe, words)
+    storage.check_bucket(command.root)
     refuse_missing(command.recipe, chosen)
     tasks = tasks_of(command.recipe, command.root)
     waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]

@@ -8,6 +8,7 @@ gs:// by generation and crc32c; where they lie is not hashed.
 import functools
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -209,7 +210,7 @@ def _files_below(path: str) -> list[tuple[str, str, int]]:
         fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
         fs, inner = storage.filesystem(path)
         scheme = path.partition("://")[0] + "://" if storage.is_remote(path) else ""
-        names = [scheme + name for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
+        names = [scheme + name.lstrip("/") for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
         found = [
             (os.path.relpath(name, fixed), name, int(fs.size(name))) for name in names if not storage.is_directory(name)
         ]
@@ -220,8 +221,8 @@ def _files_below(path: str) -> list[tuple[str, str, int]]:
 
 def _content(uri: str) -> str:
     fs, path = storage.filesystem(uri)
-    if storage.is_remote(uri):
+    if storage.is_remote(uri) and not storage.is_memory(uri):
         info = fs.info(path)
         return f"{info['generation']}-{info['crc32c']}"
-    with open(path, "rb") as file:
+    with io.BytesIO(storage.read_bytes(uri)) if storage.is_memory(uri) else open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

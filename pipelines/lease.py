@@ -65,11 +65,9 @@ def _next(lease: Lease) -> str:
 
 def _acquire(directory: str) -> Lease:
     while True:
-        names = [
-            name
-            for name, _ in storage.list_files(directory, depth=1)
-            if name.startswith("_LEASE.") and name.endswith(".json")
-        ]
+        # one level: below it are all shards and receipts of the run
+        entries = [name for name, _ in storage.list_level(directory)]
+        names = [name for name in entries if name.startswith("_LEASE.") and name.endswith(".json")]
         newest = max((int(name.split(".")[1]) for name in names), default=0)
         current_uri = _uri(directory, newest)
         current = _read(current_uri) if newest else None

@@ -1,7 +1,7 @@
 """python -m pipelines submit NAME --address http://HOST:8265 [--detach] [flags of `run NAME`]
 
-One job on a running cluster: the line is checked here, this repository is packed as Ray packs it and measured, then the
-job runs `python -m pipelines run NAME ...` there. Submitting the same line again finds it done, or goes on with it.
+One job on a running cluster: the line is checked here, what Ray would ship of this repository is measured, then the job
+runs `python -m pipelines run NAME ...` there. Submitting the same line again finds it done, or goes on with it.
 """
 
 import asyncio
@@ -9,24 +9,23 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from data import storage
-from infra.ray_session import REPOSITORY
+from infra.ray_session import REPOSITORY, refuse_open_host
 from pipelines import config as configs
 from pipelines import recipes
-from pipelines.arguments import parse_recipe, parse_stage, take
+from pipelines.arguments import parse_run, parse_stage, refuse_missing, take
 from pipelines.plan import size
 from pipelines.stage import load_stage, stage_names
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 MOST_BYTES = 64 << 20
-"""of the packed repository; it goes to every node. The code is about 1 MB, so more is data in the wrong place"""
+"""of the files of the repository; they go to every node. The code is a few MB, so more is data in the wrong place"""
 LARGEST_NAMED = 5
 
 
@@ -43,19 +42,38 @@ def submit(words: Sequence[str]) -> int:
     address = address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
         raise ValueError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
+    check_address(address, os.environ)
     shipped = check_size(REPOSITORY)
     logging.getLogger("ray").setLevel(logging.WARNING)
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
     client, job = _submitted(address, entrypoint)
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
-    _say(f"  follow  ray job logs {job} --address {address} --follow")
-    _say(f"  stop    ray job stop {job} --address {address}")
+    _say_how(job, address)
     if detach:
         print(job)
         return 0
-    asyncio.run(_follow(client, job))
-    while not (status := client.get_job_status(job)).is_terminal():  # its log may end before it does
-        time.sleep(1.0)
+    return follow(client, job, address)
+
+
+def follow(client: Any, job: str, address: str) -> int:
+    """The job's log as it comes, to stderr. 0: it succeeded, 1: it failed or the connection was lost, 130: Ctrl-C.
+
+    Whoever stops following does not stop the job.
+    """
+    import aiohttp
+
+    try:
+        asyncio.run(_log(client, job))
+        while not (status := client.get_job_status(job)).is_terminal():  # its log may end before it does
+            time.sleep(1.0)
+    except KeyboardInterrupt:
+        _say(f"no longer following: job {job} goes on")
+        _say_how(job, address)
+        return 130
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:  # those of requests are OSErrors
+        _say(f"the connection to {address} was lost ({_first_line(error)}): job {job} goes on if its cluster does")
+        _say_how(job, address)
+        return 1
     _say(f"job {job}: {status.value}")
     return 0 if status.value == "SUCCEEDED" else 1
 
@@ -74,61 +92,105 @@ def check_line(words: Sequence[str]) -> None:
             "every node sees"
         )
     if name in recipes.names():
-        parse_recipe(recipes.load(name), rest)
+        command, chosen = parse_run(recipes.load(name), rest)
+        refuse_missing(command.recipe, chosen)
     else:
         parse_stage(load_stage(name), rest)
 
 
+def check_address(address: str, environment: Mapping[str, str]) -> None:
+    """Raises ValueError where it is no dashboard's, or where code and data would go to whoever asks for them."""
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        known = False
+    if not known:
+        raise ValueError(
+            f"--address is {address!r}; give the dashboard of the cluster's head as http://HOST:8265 or https://HOST"
+        )
+    refuse_open_host(parts.hostname or "", address, environment)
+
+
 def check_size(repository: Path) -> int:
-    """Bytes of the repository as Ray ships it. Raises ValueError, naming the largest files, over MOST_BYTES."""
-    with tempfile.TemporaryDirectory() as folder:
-        package = pack(repository, Path(folder))
-        if package.stat().st_size > MOST_BYTES:
-            with zipfile.ZipFile(package) as archive:
-                entries = sorted(archive.infolist(), key=lambda one: -one.compress_size)[:LARGEST_NAMED]
-            named = ", ".join(f"{one.filename} ({size(one.compress_size)})" for one in entries)
-            raise ValueError(
-                f"{repository} would ship {size(package.stat().st_size)}, allowed are {size(MOST_BYTES)}; the largest "
-                f"are {named}: move them out, or name them in .rayignore"
-            )
-        return package.stat().st_size
+    """Bytes of the files that Ray would ship, without what .gitignore and .rayignore name; packs nothing.
 
+    Raises ValueError, naming the largest files, over MOST_BYTES.
+    """
+    from ray._private.runtime_env.packaging import _dir_travel
 
-def pack(repository: Path, folder: Path) -> Path:
-    """The repository as Ray ships it: a zip file in `folder`, without what .gitignore and .rayignore name."""
-    from ray._private.runtime_env.packaging import create_package
+    sizes: dict[str, int] = {}
 
-    target = folder / "working_dir.zip"
+    def measure(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(repository))] = path.stat().st_size
+
     quiet = logging.getLogger("pipelines.submit")  # Ray tells each ignore file that it obeys
     quiet.setLevel(logging.WARNING)
-    create_package(str(repository), target, include_gitignore=True, logger=quiet)
-    return target
+    _dir_travel(repository, [], measure, include_gitignore=True, logger=quiet)
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_NAMED]
+        named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
+        raise ValueError(
+            f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: move "
+            "them out, or name them in .rayignore"
+        )
+    return total
 
 
 def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
     """(client, id of the job)."""
+    import requests
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
+        client = _client(address)
         return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
-    except ConnectionError as error:
-        raise ValueError(
-            f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
-            "dashboard's --address"
-        ) from error
     except AuthenticationError as error:
         raise ValueError(
             f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
             "RAY_AUTH_TOKEN_PATH) to its token"
         ) from error
+    except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise ValueError(
+            f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
+            "dashboard's --address"
+        ) from error
+    except (RuntimeError, requests.exceptions.RequestException, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"what answers at {address} does not take the job as a Ray dashboard would ({_first_line(error)}); give "
+            "the dashboard's --address, or see why it is in trouble"
+        ) from error
 
 
-async def _follow(client: Any, job: str) -> None:
+def _client(address: str) -> Any:
+    """Ray's client takes RAY_API_SERVER_ADDRESS and RAY_ADDRESS before what it is told, so it is told by the first."""
+    from ray.job_submission import JobSubmissionClient
+
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        return JobSubmissionClient(address)
+    finally:
+        del os.environ[ADDRESS_VARIABLE]
+        if before is not None:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+async def _log(client: Any, job: str) -> None:
     async for text in client.tail_job_logs(job):
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def _say_how(job: str, address: str) -> None:
+    _say(f"  follow  ray job logs {job} --address {address} --follow")
+    _say(f"  stop    ray job stop {job} --address {address}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _names() -> list[str]:

@@ -1,6 +1,7 @@
 """gs:// against a real server on this machine, first by our storage calls, then by stages on Ray."""
 
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -23,6 +24,8 @@ from pipelines.stages import collect_text
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
+SECRET = re.compile(r"private_key|\btoken\b|_token\b|authorization|bearer|password|refresh", re.IGNORECASE)
+"""words of credentials; `tokens` are ours"""
 CREATE = """
 import sys
 from data import storage
@@ -156,7 +159,9 @@ def test_files_are_named_by_generation_and_checksum(bucket: str) -> None:
     assert external_input([f"{bucket}/in"], None).reference != found[0].reference
 
 
-def test_stages_run_with_their_root_in_a_bucket(bucket: str, ray_session: RaySession) -> None:
+def test_stages_run_with_their_root_in_a_bucket(
+    bucket: str, ray_session: RaySession, capfd: pytest.CaptureFixture[str]
+) -> None:
     storage.write_bytes(f"{bucket}/in/a.jsonl", b'{"text": "keep"}\n{"text": "  "}\n{"text": "\xff"}\n')
     storage.write_bytes(f"{bucket}/in/b.txt", b"and this")
     root, said = f"{bucket}/runs", list[str]()
@@ -184,6 +189,13 @@ def test_stages_run_with_their_root_in_a_bucket(bucket: str, ray_session: RaySes
 
     run("filter_text", load_stage("filter_text").config(), text=reference)
     assert said[-1].endswith("done before, nothing to do")
+
+    logs = "\n".join([*said, *capfd.readouterr()])
+    files = [name for name, _ in storage.list_files(root) if name.endswith(".json")]
+    assert sum(name.endswith(("_MANIFEST.json", "_RUN.json")) for name in files) == 4
+    for where, text in [("logs", logs), *((name, storage.read_bytes(f"{root}/{name}").decode()) for name in files)]:
+        assert not SECRET.search(text), where
+        assert os.environ["RAY_AUTH_TOKEN"] not in text, where
 
 
 def test_a_model_is_imported_from_a_bucket_and_exported_to_it(bucket: str, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_the_first_to_publish_wins_and_the_second_learns_it(tmp_path: Path) -> N
     assert publish_manifest(str(tmp_path), manifest())
     assert not publish_manifest(str(tmp_path), manifest())
     assert read_manifest(str(tmp_path)) == manifest()
+
+
+def test_a_manifest_in_memory_is_created_and_read_like_any_other() -> None:
+    place = f"memory://{uuid.uuid4().hex}/run"
+    assert read_manifest(place) is None
+    assert publish_manifest(place, manifest())
+    assert not publish_manifest(place, manifest())
+    assert read_manifest(place) == manifest()
+    with pytest.raises(RuntimeError, match="not deterministic"):
+        publish_manifest(place, manifest(rows=4))
+    storage.remove_tree(place)
 
 
 def test_two_results_for_one_fingerprint_are_an_error(tmp_path: Path) -> None:

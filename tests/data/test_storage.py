@@ -1,13 +1,38 @@
+import json
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from data import storage
+from data import shards, storage
 
 
-def test_bytes_written_are_bytes_read(tmp_path: Path) -> None:
-    uri = storage.join(str(tmp_path), "a", "b", "c.bin")
+@pytest.fixture(params=["local", "memory", pytest.param("gs", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URI of an empty folder, of each kind in turn."""
+    name = f"place-{uuid.uuid4().hex}"
+    if request.param == "local":
+        yield str(tmp_path)
+    elif request.param == "memory":
+        yield f"memory://{name}/folder"
+        storage.remove_tree(f"memory://{name}")
+    else:
+        ask = urllib.request.Request(
+            f"{request.getfixturevalue('gcs_server')}/storage/v1/b?project=test",
+            data=b'{"name": "%s"}' % name.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(ask).close()
+        yield f"gs://{name}/folder"
+
+
+def test_bytes_written_are_bytes_read(place: str) -> None:
+    uri = storage.join(place, "a", "b", "c.bin")
     storage.write_bytes(uri, b"one")
     storage.write_bytes(uri, b"two")
     assert storage.read_bytes(uri) == b"two"
@@ -16,16 +41,16 @@ def test_bytes_written_are_bytes_read(tmp_path: Path) -> None:
         assert file.read() == b"wo"
 
 
-def test_a_write_leaves_no_other_file(tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "a"), b"1")
-    storage.create_exclusive(str(tmp_path / "b"), b"22")
+def test_a_write_leaves_no_other_file(place: str) -> None:
+    storage.write_bytes(storage.join(place, "a"), b"1")
+    storage.create_exclusive(storage.join(place, "b"), b"22")
     with pytest.raises(FileExistsError):
-        storage.create_exclusive(str(tmp_path / "b"), b"333")
-    assert storage.list_files(str(tmp_path)) == [("a", 1), ("b", 2)]
+        storage.create_exclusive(storage.join(place, "b"), b"333")
+    assert storage.list_files(place) == [("a", 1), ("b", 2)]
 
 
-def test_of_many_exclusive_creates_one_wins_with_its_whole_content(tmp_path: Path) -> None:
-    uri = str(tmp_path / "lock")
+def test_of_many_exclusive_creates_one_wins_with_its_whole_content(place: str) -> None:
+    uri = storage.join(place, "lock")
     contents = [bytes([number]) * 300_000 for number in range(8)]
 
     def create(content: bytes) -> bool:
@@ -41,27 +66,27 @@ def test_of_many_exclusive_creates_one_wins_with_its_whole_content(tmp_path: Pat
     assert storage.read_bytes(uri) == contents[won.index(True)]
 
 
-def test_a_reader_never_sees_part_of_a_write(tmp_path: Path) -> None:
-    uri = str(tmp_path / "file")
+def test_a_reader_never_sees_part_of_a_write(place: str) -> None:
+    uri = storage.join(place, "file")
     storage.write_bytes(uri, b"0" * 1_000_000)
     with ThreadPoolExecutor(1) as pool:
         writes = pool.submit(lambda: [storage.write_bytes(uri, digit * 1_000_000) for digit in (b"1", b"2", b"3")])
         seen = set()
-        while not writes.done():
+        while not seen or not writes.done():
             content = storage.read_bytes(uri)
             seen.add((len(content), len(set(content))))
     assert seen == {(1_000_000, 1)}
 
 
-def test_files_are_listed_by_relative_name_in_order(tmp_path: Path) -> None:
+def test_files_are_listed_by_relative_name_in_order(place: str) -> None:
     for name in ("b/x", "a", "b/a/y"):
-        storage.write_bytes(str(tmp_path / name), name.encode())
-    assert storage.list_files(f"{tmp_path}/") == [("a", 1), ("b/a/y", 5), ("b/x", 3)]
-    assert storage.list_files(str(tmp_path / "missing")) == []
+        storage.write_bytes(storage.join(place, name), name.encode())
+    assert storage.list_files(f"{place}/") == [("a", 1), ("b/a/y", 5), ("b/x", 3)]
+    assert storage.list_files(storage.join(place, "missing")) == []
 
 
-def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
-    missing = str(tmp_path / "missing")
+def test_what_is_not_there_is_said_so(place: str) -> None:
+    missing = storage.join(place, "missing")
     assert not storage.exists(missing)
     assert not storage.is_directory(missing)
     with pytest.raises(FileNotFoundError):
@@ -70,26 +95,61 @@ def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
     storage.remove_tree(missing)
 
 
-def test_moving_and_uploading_replace_what_is_there(tmp_path: Path) -> None:
-    target = str(tmp_path / "new" / "target")
-    for publish, content in ((storage.move, b"moved"), (storage.upload, b"uploaded"), (storage.move, b"again")):
-        source = str(tmp_path / "source")
+def test_moving_and_uploading_replace_what_is_there(place: str, tmp_path: Path) -> None:
+    target = storage.join(place, "new", "target")
+    elsewhere = str(tmp_path / "source")
+    for publish, source, content in (
+        (storage.move, storage.join(place, "source"), b"moved"),
+        (storage.upload, elsewhere, b"uploaded"),
+        (storage.move, storage.join(place, "source"), b"again"),
+    ):
         storage.write_bytes(source, content)
         publish(source, target)
         assert storage.read_bytes(target) == content
         assert not storage.exists(source)
+    storage.download(target, elsewhere)
+    assert Path(elsewhere).read_bytes() == b"again"
+    assert storage.read_range(target, 1, 3) == b"ga"
 
 
-def test_removing_a_tree_removes_nothing_beside_it(tmp_path: Path) -> None:
+def test_one_level_is_listed_with_folders_and_times(place: str) -> None:
+    began = time.time()
+    for name in ("b/x", "a", "b/a/y"):
+        storage.write_bytes(storage.join(place, name), name.encode())
+    assert storage.list_folders(place) == ["b"]
+    (a, when), (b, _) = storage.list_level(place)
+    assert (a, b) == ("a", "b")
+    assert abs(when - began) < 60
+    assert storage.list_level(storage.join(place, "missing")) == []
+
+
+def test_readers_of_one_file_do_not_move_each_other(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write_bytes(uri, b"abc")
+    with storage.open_input(uri) as one, storage.open_input(uri) as other:
+        assert (one.read(1), other.read(2), one.read(1)) == (b"a", b"ab", b"b")
+
+
+def test_a_table_is_read_back_from_any_place(place: str) -> None:
+    table = pa.table({"n": pa.array(range(100), pa.int32())})
+    shard = shards.write_table(place, "text/00000.parquet", table)
+    uri = storage.join(place, shard.name)
+    assert shards.read_table(uri).equals(table)
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        shards.read_table(uri)
+
+
+def test_removing_a_tree_removes_nothing_beside_it(place: str) -> None:
     for name in ("run/a/b", "run2/c"):
-        storage.write_bytes(str(tmp_path / name), b"x")
-    storage.remove_tree(str(tmp_path / "run"))
-    assert storage.list_files(str(tmp_path)) == [("run2/c", 1)]
+        storage.write_bytes(storage.join(place, name), b"x")
+    storage.remove_tree(storage.join(place, "run"))
+    assert storage.list_files(place) == [("run2/c", 1)]
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/key", "https://host/path", "hdfs://a"])
 def test_a_protocol_that_is_not_known_is_refused(uri: str) -> None:
-    with pytest.raises(ValueError, match="allowed are local paths and gs://"):
+    with pytest.raises(ValueError, match="allowed are local paths, gs://bucket/path and memory://path"):
         storage.exists(uri)
 
 
@@ -107,3 +167,53 @@ def test_file_urls_and_paths_name_the_same_file(tmp_path: Path, monkeypatch: pyt
 )
 def test_parts_are_joined_by_one_slash(parts: tuple[str, ...], joined: str) -> None:
     assert storage.join(*parts) == joined
+
+
+def test_a_key_of_a_service_account_is_refused_and_a_login_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, login = tmp_path / "key.json", tmp_path / "login.json"
+    key.write_text(json.dumps({"type": "service_account", "private_key": "secret"}))
+    login.write_text(json.dumps({"type": "authorized_user"}))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    with pytest.raises(ValueError, match=r"key\.json\), and no key is read here; unset it: on a cluster") as refused:
+        storage.exists("gs://bucket/x")
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
+    assert storage.filesystem("gs://bucket/x")[1] == "bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "told"),
+    [
+        (401, "Anonymous caller does not have storage.objects.list", "nobody is logged in"),
+        (401, "Invalid Credentials", "nobody is logged in"),
+        (None, "Forbidden: b/x\nAnonymous caller does not have access", "nobody is logged in"),
+        (None, "Forbidden: b/x\nthe account has no access", "grant roles/storage.objectUser"),
+        (403, "no", "grant roles/storage.objectUser"),
+        (400, "no", None),
+        (503, "later", "the bucket cannot be reached"),
+    ],
+)
+def test_an_error_of_the_store_is_told_with_what_to_do(
+    code: int | None, message: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    storage.filesystem("gs://bucket/x")  # imports gcsfs as it has to be
+    from gcsfs.retry import HttpError
+
+    said = storage.what_failed(OSError(message) if code is None else HttpError({"code": code, "message": message}))
+    assert said is None if told is None else told in str(said)
+    if told == "nobody is logged in":
+        assert "on a cluster use workload identity, on a laptop `gcloud auth application-default login`" in str(said)
+
+
+@pytest.mark.parametrize("uri", ["runs", "/runs", "memory://runs", "file:///runs"])
+def test_only_gs_has_buckets_to_check(uri: str) -> None:
+    storage.check_bucket(uri)
+
+
+def test_a_bucket_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no bucket"):
+        storage.check_bucket("gs://")

@@ -1,6 +1,9 @@
 """Stages as jobs on a real cluster, by `pipelines submit`: logs, exit codes, tokens, and the bytes of a local run."""
 
+import re
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,8 @@ def test_a_stage_as_a_job_says_how_it_goes_and_the_second_time_has_nothing_to_do
     assert code == 0, said
     assert "ray job logs raysubmit_" in said
     assert "ray job stop raysubmit_" in said
-    assert "done in" in said, "the job's own log"
+    assert re.search(r"^collect_text/[0-9a-f]{16}: running$", said, re.MULTILINE), "the job's own log, as it goes"
+    assert re.search(r"^collect_text/[0-9a-f]{16}: done in .*text 1 rows", said, re.MULTILINE)
     assert "SUCCEEDED" in said
     code, said = submit(cluster, *line)
     assert code == 0, said
@@ -49,6 +53,20 @@ def test_a_wrong_token_is_told_in_a_line(cluster: RayCluster, tmp_path: Path) ->
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
+    statuses = [status(cluster, token) for token in (cluster.environment["RAY_AUTH_TOKEN"], None, "0" * 64)]
+    assert statuses == [200, 401, 403]
+
+
+def status(cluster: RayCluster, token: str | None) -> int:
+    """Of the dashboard's answer to who brings this token."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
 
 
 @pytest.mark.chaos

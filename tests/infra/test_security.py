@@ -60,11 +60,34 @@ def test_the_embedded_ray_listens_on_loopback_only(ray_session: RaySession) -> N
 def test_a_cluster_that_others_reach_without_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match=r"10\.0\.0\.3:6379 is reached over the network and no token is in use"):
         refuse_open_cluster({"RAY_ADDRESS": "10.0.0.3:6379"})
-    with pytest.raises(ValueError, match="RAY_AUTH_MODE"):
-        refuse_open_cluster({"RAY_ADDRESS": "ray://head.example:10001", "RAY_AUTH_MODE": "disabled"})
+    for there in ("ray://head.example:10001", "ray://10.0.0.3", "127.evil.com:6379", "head:6379", "[fd00::1]:6379"):
+        with pytest.raises(ValueError, match="RAY_AUTH_MODE"):
+            refuse_open_cluster({"RAY_ADDRESS": there, "RAY_AUTH_MODE": "disabled"})
     refuse_open_cluster({"RAY_ADDRESS": "10.0.0.3:6379", "RAY_AUTH_MODE": "token"})
-    for here in ("127.0.0.1:6379", "auto", "localhost:6379", "[::1]:6379", ""):
+    for here in ("127.0.0.1:6379", "127.0.0.2:6379", "ray://127.0.0.1", "auto", "localhost:6379", "[::1]:6379", ""):
         refuse_open_cluster({"RAY_ADDRESS": here})
+
+
+@pytest.mark.parametrize("address", ["10.0.0.3", "host", "127.0.0.1:port", "http://127.0.0.1:8265", "ray://", "[::1"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    with pytest.raises(ValueError, match="give HOST:PORT, ray://HOST:PORT or auto, or unset it"):
+        refuse_open_cluster({"RAY_ADDRESS": address})
+
+
+def test_the_cluster_that_auto_finds_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *_: "10.255.255.1:6379")
+    with pytest.raises(ValueError, match=r"10\.255\.255\.1:6379 is reached over the network and no token"):
+        RaySession().start()
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no cluster answers at 127\.0\.0\.1:1 .*set RAY_ADDRESS to .*or unset it"):
+        RaySession().start()
 
 
 def test_the_session_refuses_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -173,6 +174,21 @@ def test_sixty_seconds_of_silence_are_the_limit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(lease.time, "time", lambda: now)
     assert not is_stale(record(heartbeat=now - 60))
     assert is_stale(record(heartbeat=now - 60.1))
+
+
+def test_to_take_a_lease_lists_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below are the shards and receipts of the run: thousands of names, at each restart."""
+    directory = f"memory://{uuid.uuid4().hex}/run"
+    storage.write_bytes(f"{directory}/text/00000.parquet", b"rows")
+    fs, path = storage.filesystem(directory)
+    asked: list[str] = []
+    one_level = fs.ls
+    monkeypatch.setattr(fs, "ls", lambda name, **options: [asked.append(name), one_level(name, **options)][1])
+    monkeypatch.setattr(fs, "find", lambda *_, **__: pytest.fail("everything below is listed"))
+    monkeypatch.setattr(fs, "walk", lambda *_, **__: pytest.fail("everything below is walked"))
+    with hold_lease(directory) as mine:
+        assert holds(mine)
+    assert asked == [path]
 
 
 def test_old_numbers_never_rule_again(tmp_path: Path) -> None:

@@ -144,3 +144,25 @@ def test_bad_words_and_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "status takes nothing but --root ROOT" in capsys.readouterr().err
     assert main(["status", "--root", str(tmp_path)]) == 0
     assert f"no runs under {tmp_path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["status", "list --runs", "plan smoke", "run smoke", "run collect_text --input ."])
+def test_a_root_in_memory_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line.split(), "--root", "memory://runs"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == (
+        "error: --root 'memory://runs' is seen by one process and vanishes with it; give a directory or "
+        "gs://bucket/path"
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["status", "list --runs", "plan smoke", "run smoke", "account smoke", "run collect_text --input README.md"]
+)
+def test_a_bucket_that_does_not_exist_is_told(
+    line: str, gcs_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    assert main([*line.split(), "--root", "gs://typo/runs"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or make it: ")

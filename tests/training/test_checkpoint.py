@@ -1,6 +1,7 @@
 """A checkpoint counts exactly when its COMMIT matches its files."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.records import latest_checkpoint, list_checkpoints, read_commit, r
 from training.retention import apply_retention, retire
 
 
-def save(root: Path, step: int, **overrides: Any) -> str:
+def save(root: Path | str, step: int, **overrides: Any) -> str:
     weights = {"b": torch.arange(6.0).view(2, 3) + step, "a": torch.ones(4)}
     moments = OptimizerState(
         first={k: v * 2 for k, v in weights.items()}, second={k: v * 3 for k, v in weights.items()}
@@ -40,6 +41,17 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert found.optimizer.first["a"].tolist() == [2] * 4
     assert found.optimizer.second["a"].tolist() == [3] * 4
     assert load_checkpoint(uri, with_optimizer=False).optimizer is None
+
+
+def test_a_checkpoint_in_memory_is_written_and_read_like_any_other() -> None:
+    root = f"memory://{uuid.uuid4().hex}"
+    uri = save(root, 3)
+    assert latest_checkpoint(root) == uri
+    assert load_checkpoint(uri).weights["b"].tolist() == [[3, 4, 5], [6, 7, 8]]
+    storage.write_bytes(f"{uri}/model.safetensors", b"damaged")
+    with pytest.raises(module.Damaged):
+        load_checkpoint(uri)
+    storage.remove_tree(root)
 
 
 def test_large_weights_are_split_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
