@@ -20,7 +20,7 @@ PICKLE_MAY = {
 }
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 CALLS = {"eval", "exec", "compile", "__import__"}
-CREDENTIALS = ("GOOGLE_APPLICATION_CREDENTIALS", "PRIVATE KEY-----", "service_account.json", "AIza")
+CREDENTIALS = ("GOOGLE_APPLICATION_CREDENTIALS=", "PRIVATE KEY-----", "service_account.json", "AIza")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
