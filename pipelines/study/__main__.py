@@ -2,8 +2,8 @@
 python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
 python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
 
-Each takes [--size short|standard|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
-and the finished arms are kept. `--full` adds the ablations: sizes, heads, depth, window, temperature.
+Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
+and the finished arms are kept. `--full` adds ablations of `short` students: size, heads, depth, window, temperature.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pipelines.study.gradients import measure_gradients
 from pipelines.study.lockstep import run_trials, trials
 from pipelines.study.report import RUN, TEACHER_SCORES, write_report
 from pipelines.study.scores import final_scores
-from pipelines.study.sizes import Sizes
+from pipelines.study.sizes import Sizes, for_ablations
 from pipelines.study.storage_cost import measure_costs
 from pipelines.study.teacher import load_teacher
 from pipelines.study.text import load_text
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "gradients", "report"))
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--size", choices=tuple(SIZES), default="short")
+    parser.add_argument("--size", choices=tuple(SIZES), default="standard")
     parser.add_argument("--root", default="runs")
     parser.add_argument("--docs", help="where the report goes; docs, but for `tiny`")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
     if given.command != "report":
         measure_gradients(sizes, given.root, print)
     docs = given.docs or (sizes.directory(given.root) if given.size == "tiny" else "docs")
-    command = "make study" if given.size == "short" else f"python -m pipelines.study run --size {given.size}"
+    command = "make study" if given.size == "standard" else f"python -m pipelines.study run --size {given.size}"
     print("written:", *write_report(sizes, given.root, docs, command))
     return 0
 
@@ -61,7 +61,10 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
     clock = Clock(storage.join(directory, RUN), threads)
     tell = clock.tell
     text = load_text(sizes, root)
+    clock.part = "teacher_seconds"
     teacher = load_teacher(sizes, text, root, tell, threads)
+    tell("the teacher is there")
+    clock.part = "seconds"
     scores_uri = storage.join(directory, TEACHER_SCORES)
     if not storage.exists(scores_uri):
         with ThreadPoolExecutor(1) as pool:
@@ -75,7 +78,7 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
     tell("the arms are done")
     if full:
         clock.part = "ablation_seconds"
-        run_ablations(sizes, text, teacher, directory, tell, threads)
+        run_ablations(for_ablations(sizes), text, teacher, root, tell, threads)
         tell("the ablations are done")
 
 

@@ -18,12 +18,12 @@ from pipelines.study.tables import difference, table
 LEARNER_NAMES = tuple(arm.name for arm in LEARNERS)
 
 
-def ablation_part(sizes: Sizes, directory: str, found: dict[str, ArmFigures]) -> list[str]:
-    """The paragraphs, of the ablations whose trials are done for the seeds of `found`; none where there are none."""
-    seeds = [final["seed"] for final in found["full"].finals]
+def ablation_part(sizes: Sizes, root: str) -> list[str]:
+    """The paragraphs, of the ablations that are done for every seed; none where there are none."""
+    directory = sizes.directory(root)
     names = [f"{learner} {shape}" for shape in shapes(sizes.student) for learner in LEARNER_NAMES]
     warm = [arm.name for arm in at_temperatures(TEMPERATURES)]
-    known = {**found, **read_arms(directory, [*names, *warm], seeds)}
+    known = read_arms(directory, [*LEARNER_NAMES, "full", *names, *warm], sizes.seeds)
     parts = [
         *_sizes(known),
         *_heads(known),
@@ -35,8 +35,8 @@ def ablation_part(sizes: Sizes, directory: str, found: dict[str, ArmFigures]) ->
         return []
     return [
         "## The report's ablations, at this size\n",
-        "From `make study STUDY=--full`. The Gemma 2 report's figures are of 200M to 9B parameters and of other "
-        "measures, so only the direction can be compared.\n",
+        f"From `make study STUDY=--full`: students of {sizes.student_steps} steps, {len(sizes.seeds)} seeds. The "
+        "Gemma 2 report's figures are of 200M to 9B parameters and of other measures, so only the direction can be compared.\n",
         *parts,
     ]
 
@@ -118,7 +118,7 @@ def _windows(sizes: Sizes, directory: str) -> list[str]:
 
 
 def _temperatures(known: dict[str, ArmFigures], warm: Sequence[str]) -> list[str]:
-    if not all(name in known for name in warm):
+    if not all(name in known for name in ("full", *warm)):
         return []
     by_temperature = dict(sorted({1.0: "full", **dict(zip(TEMPERATURES, warm, strict=True))}.items()))
     rows = [

@@ -18,8 +18,8 @@ import safetensors.torch
 
 from data import storage
 from model import Gemma2, Gemma2Config, parameter_count
-from pipelines.study.arms import Arm, at_temperatures
-from pipelines.study.lockstep import Trial, run_trials, weights_uri
+from pipelines.study.arms import Arm, arms, at_temperatures
+from pipelines.study.lockstep import Trial, run_trials, trials, weights_uri
 from pipelines.study.scores import final_scores
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
@@ -45,13 +45,13 @@ def shapes(student: Gemma2Config) -> dict[str, Gemma2Config]:
 
 def ablation_trials(sizes: Sizes) -> list[Trial]:
     """All trials of `--full`."""
-    trials = [
+    of_shapes = [
         Trial(name=f"{arm.name} {name}-{seed}", arm=arm, seed=seed, student=student)
         for seed in sizes.seeds
         for name, student in shapes(sizes.student).items()
         for arm in LEARNERS
     ]
-    return trials + [
+    return of_shapes + [
         Trial(name=f"{arm.name}-{seed}", arm=arm, seed=seed, student=sizes.student)
         for seed in sizes.seeds
         for arm in at_temperatures(TEMPERATURES)
@@ -59,10 +59,14 @@ def ablation_trials(sizes: Sizes) -> list[Trial]:
 
 
 def run_ablations(
-    sizes: Sizes, text: Text, teacher: Gemma2, directory: str, tell: Callable[[str], None], threads: int
+    sizes: Sizes, text: Text, teacher: Gemma2, root: str, tell: Callable[[str], None], threads: int
 ) -> None:
-    """Trains what is left of them and reads the finished students through shorter windows."""
-    run_trials(ablation_trials(sizes), sizes, text, teacher, directory, tell, threads)
+    """Trains what is left of them, with the arms that they are compared with, and reads the finished students through
+    shorter windows."""
+    directory = sizes.directory(root)
+    compared = (*LEARNERS, *(arm for arm in arms(sizes.alpha) if arm.name == "full"))
+    chosen = [*trials(sizes, compared), *ablation_trials(sizes)]
+    run_trials(chosen, sizes, text, teacher, directory, tell, threads)
     windows = [sizes.student.window // part for part in (1, 2, 4, 8) if sizes.student.window >= part]
     seen = [read_through(windows, f"sample50-{seed}", sizes, text, teacher, directory, threads) for seed in sizes.seeds]
     losses = {window: [of_seed[window] for of_seed in seen] for window in windows}

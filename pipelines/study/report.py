@@ -11,14 +11,14 @@ from pipelines.study.claims import claims
 from pipelines.study.figures import ArmFigures, by_documents, by_seeds, read_arms
 from pipelines.study.gradients import read_gradients
 from pipelines.study.lockstep import is_done
-from pipelines.study.sizes import Sizes
+from pipelines.study.sizes import Sizes, for_ablations
 from pipelines.study.storage_cost import Cost, read_costs
 from pipelines.study.tables import difference, table
 
 PLOTS = "distillation"
 TEACHER_SCORES = "teacher.json"
 RUN = "run.json"
-"""the machine, and seconds so far: of the arms, of the ablations"""
+"""the machine, and seconds so far: of the teacher, of the arms, of the ablations"""
 GOAL_MINUTES = 90
 GOAL_COSINE = 0.99
 
@@ -103,8 +103,9 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
     parts = [
         "# Does the cached teacher teach?\n",
         f"Written by `python -m pipelines.study report` from the metrics of `{command}`; no figure is typed by hand.\n",
-        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads, in {run['seconds'] / 60:.0f} "
-        f"minutes{_load(run)} (the goal: at most {GOAL_MINUTES}). The students' steps took "
+        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads, in "
+        f"{(run['seconds'] + run.get('teacher_seconds', 0.0)) / 60:.0f} minutes{_load(run)}{_teacher(run)} (the goal: "
+        f"at most {GOAL_MINUTES}). The students' steps took "
         f"{sum(final['step_cpu_seconds'] for arm in found.values() for final in arm.finals) / 60:.0f} minutes of a "
         "core.\n"
         if run
@@ -140,7 +141,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         "## What the papers say, and what was seen\n",
         claims(found, costs),
         *_gradient_part(directory),
-        *ablation_part(sizes, directory, found),
+        *ablation_part(for_ablations(sizes), root),
         "## Again\n",
         "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 report "
         "(student size, key heads, depth, window at inference) and temperatures.\n",
@@ -197,6 +198,11 @@ def _gradient_part(directory: str) -> list[str]:
         f"{GOAL_COSINE}.\n",
         table(("estimator", "gradients averaged", "cosine", "degrees", "length"), rows),
     ]
+
+
+def _teacher(run: dict[str, float]) -> str:
+    """Studies of one root share a teacher; who comes later does not train it."""
+    return "" if run.get("teacher_seconds", 0.0) >= 60.0 else " without the teacher, which an earlier study had trained"
 
 
 def _load(run: dict[str, float]) -> str:

@@ -88,13 +88,13 @@ def shape(
 
 
 def standard() -> Sizes:
-    """Over three times the steps of `short`, for a quiet machine and an hour more."""
+    """What `make study` runs: a teacher trained well past its students, for two cores and at most 90 minutes."""
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=32)
     return dataclasses.replace(short(), student_steps=640, student_optimizer=optimizer, eval_every_steps=80)
 
 
 def short() -> Sizes:
-    """What `make study` runs: a teacher trained well past its students, for two cores."""
+    """The same teacher, and students of less than a third of the steps: for ablations, which are many."""
     return Sizes(
         teacher=shape(4096, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
         teacher_steps=900,
@@ -103,6 +103,11 @@ def short() -> Sizes:
         student_steps=200,
         student_optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10),
     )
+
+
+def for_ablations(sizes: Sizes) -> Sizes:
+    """The size of the ablations beside a study of that size."""
+    return short() if sizes == standard() else sizes
 
 
 def tiny() -> Sizes:
