@@ -36,7 +36,7 @@ def ablation_part(sizes: Sizes, root: str) -> list[str]:
     return [
         "## The report's ablations, at this size\n",
         f"From `make study STUDY=--full`: students of {sizes.student_steps} steps, {len(sizes.seeds)} seeds. The "
-        "Gemma 2 report's figures are of 200M to 9B parameters and of other measures: only directions can be compared.\n",
+        "Gemma 2 report's figures are of 200M to 9B parameters and other measures: only directions compare.\n",
         *parts,
     ]
 
