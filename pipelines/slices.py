@@ -1,10 +1,9 @@
 """From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
 
-from typing import Any
-
 from infra.slices import Topology, parse_topology
 from model.sharding import MeshShape
 from pipelines.stage import Resources
+from training.worker.places import TpuSlices
 
 RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "TPU-V6E"}
 """the chips of infra/slices.py as Ray calls them"""
@@ -35,16 +34,22 @@ def place_of(resources: Resources) -> Topology | None:
     return place
 
 
-def tpu_slices(resources: Resources) -> dict[str, Any] | None:
-    """The fields of `training.worker.TpuSlices`, which importing would bring Ray; None without a topology."""
+def tpu_slices(resources: Resources) -> TpuSlices | None:
+    """What training asks of the cluster; None without a topology."""
     place = place_of(resources)
     if place is None:
         return None
     hosts = place.hosts // place.slices
-    fields = {"chips_per_host": place.chips_per_slice // hosts, "hosts": hosts, "slices": place.slices}
+    chips = place.chips_per_slice // hosts
     if place.hosts == 1:
-        return fields
-    return fields | {"topology": place.name.partition(":")[2], "accelerator_type": RAY_NAMES[place.chip.name]}
+        return TpuSlices(chips_per_host=chips)
+    return TpuSlices(
+        chips_per_host=chips,
+        hosts=hosts,
+        topology=place.name.partition(":")[2],
+        accelerator_type=RAY_NAMES[place.chip.name],
+        slices=place.slices,
+    )
 
 
 def workers_of(resources: Resources) -> int:

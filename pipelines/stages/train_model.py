@@ -77,7 +77,7 @@ def run(context: Context, config: Config) -> Outcome:
     place = tpu_slices(context.resources)
     job = make_job(context, config)
     context.session.start()
-    from training import worker  # imports Ray Train: only where there is something to train
+    from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
     with context.progress(config.steps, "step") as advance:
         done = 0
@@ -87,9 +87,9 @@ def run(context: Context, config: Config) -> Outcome:
             advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
             done = report.step
 
-        summary = worker.fit(
+        summary = fit(
             job,
-            tpu=worker.TpuSlices(**place) if place else None,
+            tpu=place,
             max_failures=context.resources.max_failures,
             max_preemptions=context.resources.max_preemptions,
             on_progress=on_progress,

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from tests.training.examples import example_job, write_sequences
 from training.records import list_checkpoints, read_rows
 from training.summary import StepReport
-from training.worker import fit
+from training.worker.driver import fit
 
 STEPS = 600
 NOTICE_SECONDS = 20

@@ -16,7 +16,7 @@ import ray
 from tests.training.examples import example_job, write_sequences
 from training.config import TrainJob
 from training.loop import StepReport
-from training.worker import fit
+from training.worker.driver import fit
 
 
 def main(directory: Path) -> dict[str, Any]:

@@ -5,18 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.examples import example_job
 from tests.training.test_worker import in_process
-from training.worker.driver import backend_config
-from training.worker.slices import (
-    Place,
-    TpuSlices,
-    XlaConfig,
-    broken_slices,
-    one_host,
-    scaling_config,
-    xla_environments,
-)
+from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
 
 V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
 
@@ -72,8 +62,17 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path) -> None:
     found = in_process("tpu_slices", tmp_path)
+    assert found["pod_types"] == {
+        "TPU-V4 2x2x2": True,
+        "TPU-V5LITEPOD 4x4": True,
+        "TPU-V5P 2x2x4": True,
+        "TPU-V6E 4x4": True,
+    }
+    assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
+    assert found["devices"] == ["TPU", "TPU", "CPU"]
     first, second = found["one"]
     (lost,) = found["lost"]
     (spare,) = {"b", "c"} - {lost}  # a lacks a host
@@ -101,12 +100,3 @@ def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
     ]
     assert one_host(nodes) == TpuSlices(chips_per_host=4)
     assert one_host(nodes[:1]) is None
-    scaling = scaling_config(1, {"CPU": 1}, TpuSlices(chips_per_host=4))
-    assert (scaling.use_tpu, scaling.num_workers, scaling.resources_per_worker) == (True, 1, {"CPU": 1, "TPU": 4})
-
-
-def test_a_job_on_a_tpu_host_is_told_so_and_one_elsewhere_is_on_the_cpu(tmp_path: Path) -> None:
-    job = example_job(tmp_path, device="xla")
-    assert backend_config(job, TpuSlices(chips_per_host=4)) == XlaConfig(device="TPU")
-    assert backend_config(job, TpuSlices(chips_per_host=4, hosts=2, slices=2)) == XlaConfig(device="TPU", slices=2)
-    assert backend_config(job, None) == XlaConfig(device="CPU")

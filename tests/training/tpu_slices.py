@@ -16,11 +16,14 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private.accelerators.tpu import infer_tpu_pod_type_from_topology
 from ray.cluster_utils import Cluster
 
-from training.worker import slices
-from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer
-from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, scaling_config
+from tests.training.examples import example_job
+from training.worker import places, slices
+from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
+from training.worker.places import TpuSlices
+from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 
 ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4)
 TWO = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4, slices=2)
@@ -42,10 +45,10 @@ def host(cluster: Cluster, name: str, number: int) -> Any:
         object_store_memory=100 << 20,
         resources={"TPU": 4, name: 1, "accelerator_type:TPU-V4": 1, **({} if number else {"TPU-v4-16-head": 1})},
         labels={
-            slices.SLICE_NAME: name,
-            slices.WORKER_ID: str(number),
+            places.SLICE_NAME: name,
+            places.WORKER_ID: str(number),
             "ray.io/tpu-topology": "2x2x2",
-            slices.POD_TYPE: "v4-16",
+            places.POD_TYPE: "v4-16",
         },
         env_vars={"TPU_NAME": name, "TPU_WORKER_ID": str(number), **STALE},
     )
@@ -128,7 +131,25 @@ def main(directory: Path) -> dict[str, Any]:
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"one": one, "lost": lost, "two": two}
+    return {"one": one, "lost": lost, "two": two, **without_a_cluster(directory)}
+
+
+def without_a_cluster(directory: Path) -> dict[str, Any]:
+    """What Ray calls our slices, what it is asked for a single host, and the devices of jobs on a TPU and off."""
+    kinds = [("TPU-V4", "2x2x2", 2), ("TPU-V5LITEPOD", "4x4", 4), ("TPU-V5P", "2x2x4", 4), ("TPU-V6E", "4x4", 4)]
+    pod_types = {}
+    for kind, topology, hosts in kinds:
+        ours = TpuSlices(topology=topology, accelerator_type=kind, hosts=hosts, chips_per_host=4).pod_type
+        pod_types[f"{kind} {topology}"] = ours == infer_tpu_pod_type_from_topology(topology, kind)
+    alone = TpuSlices(chips_per_host=4)
+    asked = scaling_config(1, {"CPU": 1}, alone)
+    job = example_job(directory, device="xla")
+    configs = [backend_config(job, tpu) for tpu in (alone, ONE, None)]
+    return {
+        "pod_types": pod_types,
+        "one_host": [asked.use_tpu, asked.num_workers, asked.resources_per_worker],
+        "devices": [config.device for config in configs if isinstance(config, XlaConfig)],
+    }
 
 
 if __name__ == "__main__":

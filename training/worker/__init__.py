@@ -1,11 +1,10 @@
 """Training under Ray Train: the one room of `training` that imports ray.
 
-driver      the driver's side: places workers, watches them, returns what was done
-on_worker   each worker's side: backend, feed, loop
-slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
+    driver      fit: places workers, watches them, returns what was done
+    on_worker   each worker's side: backend, feed, loop
+    slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
+    places      which host is where in which slice: arithmetic, without ray
+
+Nothing is imported here: Ray reads whether tokens are in use when it is first imported, so that comes after
+`RaySession.start`.
 """
-
-from training.worker.driver import fit
-from training.worker.slices import TpuSlices, XlaConfig
-
-__all__ = ["TpuSlices", "XlaConfig", "fit"]

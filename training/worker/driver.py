@@ -33,7 +33,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from training.worker.on_worker import train_on_worker
-from training.worker.slices import TpuSlices, XlaConfig, hold_broken_slices, one_host, scaling_config
+from training.worker.places import TpuSlices, one_host
+from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 
 if TYPE_CHECKING:
     from training.config import TrainJob

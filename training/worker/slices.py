@@ -16,20 +16,17 @@ import dataclasses
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.accelerators.tpu import infer_tpu_pod_type_from_topology
 from ray.train.backend import Backend as RayBackend
 from ray.train.backend import BackendConfig
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.tpu import get_tpu_coordinator_env_vars
 
-SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
-"""labels of a node that is a host of a TPU slice; Ray sets them where it starts on one"""
+from training.worker.places import SLICE_NAME, WORKER_ID, Place, TpuSlices, broken_slices, xla_environments
 
 MEGASCALE = "MEGASCALE_"
 """how variables begin that tell libtpu of several slices"""
@@ -38,41 +35,6 @@ LOOK_SECONDS = 5.0
 """between looks for slices that lack a host"""
 
 JOIN_TIMEOUT = timedelta(minutes=10)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TpuSlices:
-    """What a run wants of the cluster: equal slices, a worker on each of their hosts."""
-
-    chips_per_host: int
-    hosts: int = 1
-    """of one slice"""
-    topology: str = ""
-    """chips along each side of one slice, as in 4x4; of several hosts"""
-    accelerator_type: str = ""
-    """as Ray calls the chips: TPU-V4, TPU-V5LITEPOD, TPU-V5P, TPU-V6E; of several hosts"""
-    slices: int = 1
-    """data replicas, joined by the data-centre network"""
-
-    @property
-    def workers(self) -> int:
-        return self.hosts * self.slices
-
-    @property
-    def pod_type(self) -> str:
-        """As the label has it: v5litepod-16, by chips, or v4-16, by cores."""
-        return str(infer_tpu_pod_type_from_topology(self.topology, self.accelerator_type))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a worker is."""
-
-    address: str
-    """of its node"""
-    slice_name: str | None = None
-    worker_id: str | None = None
-    """both None on a machine that is no host of a slice of several"""
 
 
 @dataclasses.dataclass
@@ -104,50 +66,6 @@ class _XlaWorkers(RayBackend):
             )
 
 
-def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> list[dict[str, str]]:
-    """The environment of each worker, by rank.
-
-    Raises ValueError where the workers are not one on each host of `slices` whole slices.
-    """
-    if device == "CPU":
-        return [{"PJRT_DEVICE": "CPU"}] * len(places)
-    if len(places) == 1:
-        return [{"PJRT_DEVICE": device}]
-    names = sorted({place.slice_name or "" for place in places})
-    if len(names) != slices or (slices > 1 and "" in names):
-        raise ValueError(
-            f"the workers are on the slices {', '.join(name or 'without a name' for name in names)}, and the run is on "
-            f"{slices}; start Ray on each host of a slice, so that its nodes have the label {SLICE_NAME}"
-        )
-    hosts = {name: _hosts(name, [place for place in places if (place.slice_name or "") == name]) for name in names}
-    if len({len(addresses) for addresses in hosts.values()}) > 1:
-        counts = ", ".join(f"{name} has {len(addresses)}" for name, addresses in hosts.items())
-        raise ValueError(f"slices of unequal size: {counts} workers; a run takes equal ones")
-    environments = []
-    for place in places:
-        name = place.slice_name or ""
-        environment = {
-            "PJRT_DEVICE": device,
-            "TPU_WORKER_ID": str(place.worker_id),
-            "TPU_WORKER_HOSTNAMES": ",".join(hosts[name]),
-        }
-        if slices > 1:
-            environment |= get_tpu_coordinator_env_vars(hosts[names[0]][0], slices, names.index(name))
-        environments.append(environment)
-    return environments
-
-
-def _hosts(name: str, places: Sequence[Place]) -> list[str]:
-    """Addresses of a slice's workers by worker id. Raises ValueError where an id is missing or there twice."""
-    ids = [place.worker_id for place in places]
-    if sorted(ids, key=str) != sorted(map(str, range(len(places)))):
-        raise ValueError(
-            f"the workers of slice {name or 'without a name'} have the TPU_WORKER_IDs {ids}; a slice of {len(places)} "
-            f"hosts has each id from 0 to {len(places) - 1} once: run one worker on each host of one slice"
-        )
-    return [place.address for place in sorted(places, key=lambda place: int(place.worker_id or 0))]
-
-
 def scaling_config(
     workers: int, resources: Mapping[str, float], tpu: TpuSlices | None, *, use_gpu: bool = False
 ) -> ray.train.ScalingConfig:
@@ -161,12 +79,6 @@ def scaling_config(
         accelerator_type=tpu.accelerator_type or None,
         resources_per_worker={**resources, "TPU": tpu.chips_per_host},
     )
-
-
-def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
-    """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none."""
-    chips = [node["Resources"]["TPU"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
-    return TpuSlices(chips_per_host=int(min(chips))) if chips else None
 
 
 @contextlib.contextmanager
@@ -206,17 +118,6 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
         thread.join()
         for group in held.values():
             remove_placement_group(group)
-
-
-def broken_slices(nodes: Sequence[Mapping[str, Any]], tpu: TpuSlices) -> set[str]:
-    """Names of slices of that kind whose host 0 is alive and another host is not (`nodes` as of ray.nodes())."""
-    alive: dict[str, set[str]] = {}
-    for node in nodes:
-        labels = node.get("Labels") or {}
-        if node["Alive"] and labels.get(POD_TYPE) == tpu.pod_type and SLICE_NAME in labels:
-            alive.setdefault(labels[SLICE_NAME], set()).add(labels.get(WORKER_ID, ""))
-    whole = {str(number) for number in range(tpu.hosts)}
-    return {name for name, ids in alive.items() if "0" in ids and not whole <= ids}
 
 
 def _place() -> Place:
