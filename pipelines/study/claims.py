@@ -62,8 +62,8 @@ def _noise(found: dict[str, ArmFigures]) -> str:
         "- Why not nearer? Most likely the noise of the draws, which a short run does not average out: their variance "
         f"falls as 1 / N, so 12 draws have 4.2 times that of 50, and are {far / near:.1f} times as far from full "
         "distillation. A bias it is not: the mean over redraws has full distillation's gradient (below). In the run, "
-        f"50 draws were farthest, {gaps[widest]:.3f} nats, at step {steps[widest]:.0f} of {steps[-1]:.0f}, where they "
-        f"were {gaps[-1]:.3f} away."
+        f"50 draws were {gaps[widest]:.3f} nats away at step {steps[widest]:.0f}, the most, and {gaps[-1]:.3f} at step "
+        f"{steps[-1]:.0f}, the last."
     )
 
 
