@@ -112,6 +112,17 @@ def test_the_core_imports_where_ray_and_torch_xla_are_missing(names: list[str], 
     assert done.returncode == 0, done.stderr
 
 
+def test_no_file_of_tests_imports_ray_when_it_is_collected() -> None:
+    """Ray reads whether tokens are in use when it is first imported; a session that starts later finds none."""
+    found = []
+    for path in [*(REPOSITORY / "tests").rglob("test_*.py"), *(REPOSITORY / "tests").rglob("conftest.py")]:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{relative(path)}: {name}" for name in names if name.partition(".")[0] == "ray"]
+    assert found == []
+
+
 def test_no_file_has_more_than_400_lines() -> None:
     lengths = {relative(path): len(path.read_text().splitlines()) for path in modules(*PACKAGES, "tests")}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}

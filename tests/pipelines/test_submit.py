@@ -12,7 +12,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 import requests
-from ray._private.runtime_env.packaging import create_package
 
 from pipelines import submit
 from pipelines.__main__ import main
@@ -125,6 +124,8 @@ def test_who_stops_following_is_told_that_the_job_goes_on(
 def test_what_is_shipped_is_small_and_enough(tmp_path: Path) -> None:
     """Without environments, runs, git's own files; unpacked elsewhere it imports and knows every stage and recipe."""
     package = tmp_path / "working_dir.zip"
+    from ray._private.runtime_env.packaging import create_package
+
     create_package(str(REPOSITORY), package, include_gitignore=True)
     assert package.stat().st_size < 8 << 20
     with zipfile.ZipFile(package) as archive:
