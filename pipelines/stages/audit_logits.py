@@ -39,6 +39,10 @@ READS = {
 WRITES = ("verdict",)
 
 
+MARGIN = 1.5
+"""times the passes that the mean asks for: those at the end of a shard are shorter, rows have more or fewer targets"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """How much is run again, and what passes."""
@@ -151,7 +155,6 @@ def run(context: Context, config: Config) -> Outcome:
             f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "
             f"{len(sequences.uris())}; name the sequences that the cache was made of, {facts['sequences_reference']}"
         )
-    tasks = _sample(logits, sequences, cached, config)
     work = _Audit(
         cached,
         checkpoint_of(teacher),
@@ -163,16 +166,7 @@ def run(context: Context, config: Config) -> Outcome:
         config.seed,
         facts["made_as"],
     )
-    receipts = map_shards(
-        context,
-        "audit",
-        tasks,
-        work,
-        whole_node=True,
-        setup=setup,
-        unit="forward pass",
-        sizes=[len(task.passes) for task in tasks],
-    )
+    receipts = _run_again(context, config, cached, work, setup)
     checks = [
         *_identities(logits, sequences, teacher, receipts, cached, spec),
         _redraw(receipts, logits.manifest.setup or {}, setup),
@@ -195,14 +189,43 @@ def run(context: Context, config: Config) -> Outcome:
     )
 
 
-def _sample(logits: Input, sequences: Input, cached: cache_logits.Config, config: Config) -> list[_Task]:
-    """Forward passes by shard: one of each shard, then more in a seeded order until there are targets enough."""
-    passes = [-(-shard.rows // cached.forward_rows) for shard in sequences.data.shards]
-    everything = [(shard, number) for shard, count in enumerate(passes) for number in range(count)]
+def _run_again(
+    context: Context, config: Config, cached: cache_logits.Config, work: "_Audit", setup: Mapping[str, Any]
+) -> list[Receipt]:
+    """Runs the teacher on a sample of the rows; on a larger one where that had too few targets."""
+    logits, sequences = context.input("logits"), context.input("sequences")
     targets = logits.data.facts["targets"]
-    wanted = max(config.min_positions, math.ceil(config.fraction * targets))
-    # half as many again: passes at the end of a shard are shorter than the mean, and rows have more or fewer targets
-    enough = math.ceil(1.5 * wanted / max(1.0, targets / max(1, len(everything))))
+    wanted = min(targets, max(config.min_positions, math.ceil(config.fraction * targets)))
+    every = sum(_passes(sequences, cached))
+    before, margin = 0, MARGIN
+    while True:
+        tasks = _sample(logits, sequences, cached, config, wanted, margin)
+        sizes = [len(task.passes) for task in tasks]
+        margin *= 2
+        if sum(sizes) == before:
+            continue
+        phase = f"audit-{sum(sizes)}" if before else "audit"
+        receipts = map_shards(
+            context, phase, tasks, work, whole_node=True, setup=setup, unit="forward pass", sizes=sizes
+        )
+        before = sum(sizes)
+        positions = sum(receipt.facts["tally"]["positions"] for receipt in receipts)
+        if positions >= wanted or before >= every or any(receipt.facts["unreadable"] for receipt in receipts):
+            return receipts
+
+
+def _passes(sequences: Input, cached: cache_logits.Config) -> list[int]:
+    """Forward passes of each shard."""
+    return [-(-shard.rows // cached.forward_rows) for shard in sequences.data.shards]
+
+
+def _sample(
+    logits: Input, sequences: Input, cached: cache_logits.Config, config: Config, wanted: int, margin: float
+) -> list[_Task]:
+    """Forward passes by shard: one of each shard, then more in a seeded order for `wanted` targets and a margin."""
+    everything = [(shard, number) for shard, count in enumerate(_passes(sequences, cached)) for number in range(count)]
+    targets = logits.data.facts["targets"]
+    enough = math.ceil(margin * wanted / max(1.0, targets / max(1, len(everything))))
     order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(everything))
     chosen: dict[int, list[int]] = {}
     for place in order.tolist():

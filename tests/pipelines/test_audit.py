@@ -11,8 +11,12 @@ from data.manifest import read_manifest
 from data.schema import VERDICT
 from data.shards import read_table, write_table
 from pipelines.__main__ import main
+from pipelines.runner import run_task
+from pipelines.stage import Resources
+from pipelines.stages import audit_logits
 from tests.pipelines.cached_runs import EARLIER, Runs, forge, make_runs
 from tests.pipelines.forgeries import FAULTS, checks, forged, kinds_that_fail
+from tests.pipelines.in_process import InProcess
 
 ESTIMATORS = {"sample": {}, "topk": {"estimator": "topk", "top": 12}}
 HONEST = ({}, ESTIMATORS["topk"], {"proposal": 0.8}, {"temperature": 1.5})
@@ -44,6 +48,29 @@ def test_a_forged_cache_fails_by_what_comes_out_again_and_by_its_statistics(
     assert "again" in failed or "hashes" in failed
     if fault != TOO_LITTLE:
         assert failed & {"numbers", "hashes"}
+
+
+def test_a_sample_with_too_few_targets_is_made_larger(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_logits, "MARGIN", 0.01)  # as where the rows of the sample are nearly all padding
+    cache = runs.cache()
+    positions = {}
+    for wanted in (1, 2000, 10**6):
+        task = runs.task(
+            "audit_logits",
+            {"min_positions": wanted, "fraction": 1e-6},
+            root=str(tmp_path / str(wanted)),
+            logits=cache,
+            sequences=runs.sequences,
+            teacher=runs.teacher,
+        )
+        manifest = run_task(task, Resources(device="cpu"), InProcess(), say=lambda _: None)
+        positions[wanted] = manifest.datasets["verdict"].facts["positions"]
+    assert positions[1] < 2000 <= positions[2000] < positions[10**6]
+    found = read_manifest(cache)
+    assert found is not None
+    assert positions[10**6] == found.datasets["logits"].facts["targets"]
 
 
 def test_a_file_that_is_not_the_one_of_the_manifest_is_told(runs: Runs, tmp_path: Path) -> None:
