@@ -88,7 +88,7 @@ chaos: .venv
 	$(BIN)/python -m tests.training.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 
-# STUDY=--full adds the ablations, which take hours. What is finished is not run again.
+# STUDY=--full adds the ablations. What is finished is not run again.
 .PHONY: study
 study: .venv
 	$(BIN)/python -m pipelines.study run --root $(ROOT) $(STUDY)

@@ -70,12 +70,10 @@ def fit(
     """Runs the job under Ray Train and returns what it did.
 
     `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
-    a job on `auto` or `xla` takes a TPU host where the cluster has one.
-    `max_failures` is how often Ray starts the
+    a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often Ray starts the
     workers again after one died, `max_preemptions` after a machine was taken away (-1: always). `on_progress` hears
-    about once a second of the newest step, in a thread.
-    `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
-    that all of them see).
+    about once a second of the newest step, in a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a
+    temporary directory; workers on several nodes need one that all of them see).
 
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
     """
@@ -136,6 +134,7 @@ class Trainer(DataParallelTrainer):
 
 
 def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
+    """How Ray Train joins the workers of a job whose device is resolved."""
     if job.device == "xla":
         return XlaConfig(device="TPU", slices=tpu.slices) if tpu else XlaConfig()
     if job.workers == 1:

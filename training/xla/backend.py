@@ -35,7 +35,7 @@ class XlaBackend:
     """One process on an XLA device, or on a mesh of devices: its own, or those of all processes of TPU slices.
 
     With several processes each reads its rows, and the compiled step sums over all of them; what the hosts tell each
-    other goes over gloo. That was compiled for TPUs and has not run on any.
+    other goes over gloo. Several processes have not run yet: XLA has no collectives between them on a CPU.
 
     Models for training scan their layers; on a TPU they attend by the splash kernel where it has their head size.
     `remat` is `full` on a TPU and `none` elsewhere where it is not given: memory is what a TPU runs out of.
