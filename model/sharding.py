@@ -137,6 +137,21 @@ def check_rows(rows: int, mesh: MeshShape) -> None:
         )
 
 
+def row_groups(processes: int, mesh: MeshShape) -> int:
+    """How many parts of a step's rows so many processes read, who have equal numbers of the mesh's chips in order.
+
+    Where a model axis spans several processes, they read the same rows. Raises ValueError where a process would hold
+    a part of one group's chips and a part of another's.
+    """
+    parts = mesh.row_shards
+    if parts % processes and processes % parts:
+        raise ValueError(
+            f"mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips: model={mesh.model} has to divide "
+            "the chips of a host, or be a multiple of them, so that hosts read whole rows"
+        )
+    return min(parts, processes)
+
+
 def shard_shape(shape: Iterable[int], spec: Spec, mesh: MeshShape) -> tuple[int, ...]:
     """Shape of the part on one chip."""
     return tuple(size // mesh.divisor(axes) for size, axes in zip(shape, spec, strict=True))

@@ -10,7 +10,7 @@ discloses no optimizer, schedule, batch or number of teacher samples; ours are
 - 50 draws from the teacher at each target (arXiv 2503.16870); the teacher is the 27B, which the report names for the 9B
   and not for the 2B.
 
-None of them has run; a model axis in the mesh is refused on several hosts until its backend is there.
+None of them has run.
 """
 
 from dataclasses import replace

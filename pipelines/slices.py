@@ -1,7 +1,7 @@
 """From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
 
 from infra.slices import Topology, parse_topology
-from model.sharding import MeshShape
+from model.sharding import MeshShape, row_groups
 from pipelines.stage import Resources
 from training.worker.places import TpuSlices
 
@@ -67,11 +67,7 @@ def mesh_of(resources: Resources) -> str:
                 f"mesh {resources.mesh} has {MeshShape.parse(resources.mesh).chips} chips, and {place.slices} x "
                 f"{place.name} has {place.chips}; their product has to be that"
             )
-        if place is not None and place.hosts > 1 and (model := MeshShape.parse(resources.mesh).model) > 1:
-            raise ValueError(
-                f"mesh {resources.mesh} on {place.hosts} hosts: model={model} is built for one host alone, since chips "
-                f"along it share their rows; give a mesh of replica and data, as replica={place.slices},"
-                f"data={place.chips_per_slice}"
-            )
+        if place is not None:
+            row_groups(place.hosts, MeshShape.parse(resources.mesh))
         return resources.mesh
     return MeshShape(replica=place.slices, data=place.chips_per_slice).text

@@ -5,6 +5,7 @@ device is another class with these methods. Values are read back seldom, so that
 inside a step.
 """
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,18 @@ from training.integrity import checksum
 from training.loss import RunHead, loop_head
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowShare:
+    """Which rows of a step a worker reads."""
+
+    part: int = 0
+    """its place among the parts, in the order of the step's slots"""
+    parts: int = 1
+    """equal ones; fewer than workers where several hold the chips of one model axis, and read the same rows"""
+    first: bool = True
+    """whether it is the one that tells which rows its part had"""
+
+
 class Backend(Protocol):
     """What the loop needs of a device."""
 
@@ -29,12 +42,15 @@ class Backend(Protocol):
     device: torch.device
     rank: int
     world_size: int
+    row_share: RowShare
     remat: Remat
     """what the backward pass computes again"""
     run_head: RunHead
     """how the head's slices are walked"""
     snapshot_by_all: bool
-    """whether a snapshot takes all workers: where each has a part of the tensors"""
+    """whether each worker has a part of the tensors: then a snapshot, and a gradient, takes all of them"""
+    least_rows: int
+    """rows that the worker's devices divide, at least"""
 
     def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
         """Moves the parameters to the device, in place.
@@ -78,6 +94,8 @@ class TorchBackend:
         self.name: str = name
         self.rank = rank
         self.world_size = world_size
+        self.row_share = RowShare(part=rank, parts=world_size)
+        self.least_rows = 1
         self.remat: Remat = "none"
         self.run_head: RunHead = loop_head
         self.snapshot_by_all = False
@@ -134,6 +152,13 @@ def gather_rows(rows: np.ndarray, world_size: int) -> np.ndarray:
     gathered: list[np.ndarray | None] = [None] * world_size
     torch.distributed.all_gather_object(gathered, rows)
     return np.concatenate([part for part in gathered if part is not None])
+
+
+def gather_slots(backend: Backend, rows: np.ndarray) -> np.ndarray:
+    """Host rows of a step out of each part of it, in the order of its slots. Every worker has to ask."""
+    mine = rows if backend.row_share.first else rows[:0]
+    parts = backend.gather(np.full(len(mine), backend.row_share.part))
+    return backend.gather(mine)[np.argsort(parts, kind="stable")]
 
 
 def resolve_device(device: Device) -> Device:

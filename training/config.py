@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model import Gemma2Config
-from model.sharding import MeshShape
+from model.sharding import MeshShape, row_groups
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
 CooldownShape = Literal["sqrt", "linear"]
@@ -266,9 +266,9 @@ class TrainJob:
                     f"{len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
                     "name one LOGITS dataset for each SEQUENCES dataset, in the same order"
                 )
-        if self.config.global_batch % self.workers:
+        if self.config.global_batch % self.row_parts:
             raise ValueError(
-                f"global_batch {self.config.global_batch} is not divisible by {self.workers} workers; "
+                f"global_batch {self.config.global_batch} is not divisible by {self.row_parts} workers; "
                 "change one so that each worker has the same number of rows"
             )
         if self.microbatch_rows is not None and (self.microbatch_rows < 1 or self.worker_rows % self.microbatch_rows):
@@ -280,7 +280,12 @@ class TrainJob:
     @property
     def worker_rows(self) -> int:
         """Rows of one worker in a step."""
-        return self.config.global_batch // self.workers
+        return self.config.global_batch // self.row_parts
+
+    @property
+    def row_parts(self) -> int:
+        """Parts of a step's rows, each read by a worker, or by those who share a model axis of the mesh."""
+        return row_groups(self.workers, MeshShape.parse(self.mesh)) if self.mesh else self.workers
 
     @property
     def draws(self) -> int | None:

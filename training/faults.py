@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from model import Gemma2
-from training.backend import Backend
+from training.backend import Backend, gather_slots
 from training.integrity import from_halves
 from training.loss import LossFunction
 from training.step import VALUES
@@ -88,18 +88,25 @@ def worst_rows(
 ) -> list[tuple[str, float, float]]:
     """(row, mean loss, gradient norm) of each row alone, what is not finite first, then by loss. All workers take part.
 
-    Under the weights of now: those of the bad step, or a few updates later.
+    `batch` has this worker's rows, `rows` names those of all. Under the weights of now: those of the bad step, or a few
+    updates later. Where workers hold parts of the tensors, what they compute is one sum: then all take the same row.
     """
     parameters = list(model.parameters())
+    if backend.snapshot_by_all:
+        batch = {name: gather_slots(backend, column) for name, column in batch.items()}
     mine = []
     for number in range(len(batch["tokens"])):
-        one = backend.to_device({name: column[number : number + 1] for name, column in batch.items()})
+        one = backend.to_device(
+            {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
+        )
         loss_sum, targets = loss_function(model, one)
         norms = torch.stack([part.float().norm() for part in torch.autograd.grad(loss_sum, parameters)])
         values = torch.stack([loss_sum.detach(), targets, norms.norm()])
         backend.step_boundary()
         ((of_row, count, norm),) = backend.fetch([values])
         mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
-    everyone = backend.gather(np.array(mine, np.float64))
+    everyone = np.array(mine, np.float64)
+    if not backend.snapshot_by_all:
+        everyone = gather_slots(backend, everyone)
     found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
     return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.schema import LINEAGE
-from training.backend import Backend
+from training.backend import Backend, gather_slots
 from training.config import TrainJob
 
 
@@ -37,7 +37,10 @@ class LineageRecorder:
     def rows_of(self, step: int) -> list[str]:
         """All workers' rows of a recorded step, as "dataset/shard/row" in slot order. Every worker has to ask."""
         (refs,) = (refs for number, refs, _ in self._steps if number == step)
-        return [f"{self._names[dataset]}/{shard}/{row}" for dataset, shard, row in self._backend.gather(refs).tolist()]
+        return [
+            f"{self._names[dataset]}/{shard}/{row}"
+            for dataset, shard, row in gather_slots(self._backend, refs).tolist()
+        ]
 
     def table(self) -> pa.Table:
         """The rows of all workers, in the order of steps and slots. Every worker has to ask."""
@@ -45,10 +48,11 @@ class LineageRecorder:
             return self._before if self._before is not None else LINEAGE.empty_table()
         backend, rows = self._backend, self._rows
         steps = np.repeat(np.array([step for step, _, _ in self._steps], np.int64), rows)
-        slots = np.tile(np.arange(backend.rank * rows, (backend.rank + 1) * rows, dtype=np.int32), len(self._steps))
+        first = backend.row_share.part * rows
+        slots = np.tile(np.arange(first, first + rows, dtype=np.int32), len(self._steps))
         refs = np.concatenate([refs for _, refs, _ in self._steps])
         hashes = np.concatenate([hashes for _, _, hashes in self._steps])
-        steps, slots, refs, hashes = (backend.gather(part) for part in (steps, slots, refs, hashes))
+        steps, slots, refs, hashes = (gather_slots(backend, part) for part in (steps, slots, refs, hashes))
         order = np.lexsort((slots, steps))
         columns: list[Any] = [
             steps[order],

@@ -108,4 +108,4 @@ def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence
 
 
 def _in_worker(backend: Backend, job: TrainJob, step: int) -> Sequence[StepReport]:
-    return computed(backend, job, step, direct_feed(job, backend.rank, backend.world_size))
+    return computed(backend, job, step, direct_feed(job, backend.row_share.part, backend.row_share.parts))

@@ -18,7 +18,8 @@ def test_a_topology_gives_workers_hosts_and_mesh() -> None:
         chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4"
     )
     assert tpu_slices(Resources(topology="v5e:2x2")) == TpuSlices(chips_per_host=4)
-    assert mesh_of(Resources(topology="v5e:4x4", mesh="replica=4,data=4")) == "replica=4,data=4"
+    for mesh in ("replica=4,data=4", "data=8,model=2", "data=2,model=8"):
+        assert mesh_of(Resources(topology="v5e:4x4", mesh=mesh)) == mesh
     assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
 
 
@@ -30,7 +31,7 @@ def test_a_topology_gives_workers_hosts_and_mesh() -> None:
         ({"topology": "v5e:4x4", "workers": 3}, "--workers 3, but 1 x v5e:4x4 has 4 hosts"),
         ({"topology": "v5e:2x4"}, "does not hold two hosts of 4 together; use v5e:2x2 or v5e:4x4"),
         ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
-        ({"topology": "v5e:4x4", "mesh": "data=8,model=2"}, "model=2 is built for one host alone"),
+        ({"topology": "v5p:2x2x3", "mesh": "data=4,model=3"}, "model=3 has to divide the chips of a host"),
         ({"topology": "v5e:4x4", "mesh": "data=8"}, "mesh data=8 has 8 chips, and 1 x v5e:4x4 has 16"),
     ],
 )

@@ -57,7 +57,9 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
             share = (os.cpu_count() or 1) // context.get_local_world_size()
             job = dataclasses.replace(job, cpu_threads=max(1, share))
         backend = make_backend(job.device, rank, world_size, job.remat, job.mesh)
-        feed = ray_feed(job, rank, world_size) if job.feed == "ray" else direct_feed(job, rank, world_size)
+        share = backend.row_share
+        make_feed = ray_feed if job.feed == "ray" else direct_feed
+        feed = make_feed(job, share.part, share.parts)
         timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
         while True:
             try:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
-from training.backend import check_workers, gather_rows, has_tpu
+from training.backend import RowShare, check_workers, gather_rows, has_tpu
 from training.config import Remat
 
 os.environ.setdefault("PJRT_DEVICE", "TPU" if has_tpu() else "CPU")
@@ -28,7 +28,7 @@ from torch_xla.debug import metrics
 from training.xla.checksum import checksum
 from training.xla.head import scan_head
 from training.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
-from training.xla.mesh import ChipMesh, chips_by_process
+from training.xla.mesh import ChipMesh, chips_by_process, share_of
 
 
 class XlaBackend:
@@ -49,6 +49,7 @@ class XlaBackend:
         self.world_size = world_size
         self.snapshot_by_all = world_size > 1
         self.mesh: ChipMesh | None = None
+        self.row_share, self.least_rows = RowShare(), 1
         if world_size > 1:
             check_processes(world_size, mesh)
         if mesh is not None and mesh.chips > 1:
@@ -56,6 +57,8 @@ class XlaBackend:
             mine = [int(name.rpartition(":")[2]) for name in torch_xla._XLAC._xla_get_runtime_devices()]
             found = self.gather(np.array([mine])).tolist()
             self.mesh = ChipMesh(mesh, chips_by_process(found, mesh))
+            self.row_share = share_of(rank, found, mesh)
+            self.least_rows = mesh.row_shards // self.row_share.parts
         self.device: torch.device = torch_xla.device()
         self.hardware: str = xr.device_type()
         self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
@@ -90,8 +93,8 @@ class XlaBackend:
             placed = torch_xla._XLAC._xla_tensors_from_aten(tensors, [str(self.device)] * len(tensors))
         else:
             for rows in {len(tensor) for tensor in tensors if tensor.ndim >= 2}:
-                check_rows(rows * self.world_size, self.mesh.shape)
-            placed = self.mesh.place_rows(tensors, str(self.device), self.world_size)
+                check_rows(rows * self.row_share.parts, self.mesh.shape)
+            placed = self.mesh.place_rows(tensors, str(self.device), self.row_share)
         return dict(zip(arrays, placed, strict=True))
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:

@@ -4,18 +4,21 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import torch_xla
 import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
-from model.sharding import ROWS, MeshShape, Spec
+from model.sharding import ROWS, MeshShape, Spec, row_groups
+from training.backend import RowShare
 
 
 class ChipMesh:
     """Chips in a given order, `model` innermost. `xr.use_spmd()` has to come before the first tensor.
 
     With several processes the order is process by process: then the rows that a process has read are those of its own
-    chips, and slices, whose processes follow each other, are the parts of the outermost axis.
+    chips, and slices, whose processes follow each other, are the parts of the outermost axis. A model axis may span
+    some processes, which then read the same rows.
     """
 
     def __init__(self, shape: MeshShape, chips: Sequence[int] | None = None) -> None:
@@ -23,28 +26,22 @@ class ChipMesh:
         order = np.arange(shape.chips) if chips is None else np.array(chips)
         self.mesh = xs.Mesh(order, tuple(shape.sizes.values()), tuple(shape.sizes))
         self._op_sharding = functools.cache(self.mesh.get_op_sharding)
-        self._row_spec = functools.cache(lambda ndim: xs.ShardingSpec(self.mesh, row_axes(ndim), minibatch=True))
+        self._row_spec = functools.cache(lambda ndim: xs.ShardingSpec(self.mesh, row_axes(ndim)))
 
     def constrain(self, tensor: Tensor, spec: Spec) -> None:
         """Says, in place, how a tensor that is yet to be computed, or a placeholder, will be divided."""
         torch_xla._XLAC._xla_annotate_custom_sharding(tensor, self._op_sharding(spec))
 
-    def place_rows(self, tensors: Sequence[Tensor], device: str, processes: int) -> list[Tensor]:
+    def place_rows(self, tensors: Sequence[Tensor], device: str, share: RowShare) -> list[Tensor]:
         """Host tensors on the chips: those of rows divided over replica and data, each process giving its part of a
-        step's rows; vectors are scalars of the step, which every chip needs."""
-        place = torch_xla._XLAC._xla_tensors_from_aten
-        rows = [tensor.ndim >= 2 for tensor in tensors]
-        if processes > 1:
-            specs = [
-                self._row_spec(tensor.ndim).xla_spec(tensor) if one else None
-                for tensor, one in zip(tensors, rows, strict=True)
-            ]
-            return list(place(list(tensors), [device] * len(tensors), specs))
-        placed: list[Tensor] = place(list(tensors), [device] * len(tensors))
-        for tensor, one in zip(placed, rows, strict=True):
-            if one:
-                self.divide(tensor, row_axes(tensor.ndim))
-        return placed
+        step's rows; vectors are scalars of the step, which every chip needs.
+
+        Each process takes what its chips need out of the step's rows, whole; the rows of others are left zero, in
+        memory that is never touched.
+        """
+        whole = [_among_all(tensor, share) if tensor.ndim >= 2 else tensor for tensor in tensors]
+        specs = [self._row_spec(one.ndim).xla_spec(one) if one.ndim >= 2 else None for one in whole]
+        return list(torch_xla._XLAC._xla_tensors_from_aten(whole, [device] * len(whole), specs))
 
     def divide(self, tensor: Tensor, spec: Spec) -> None:
         """Divides a tensor that is there, in place."""
@@ -57,9 +54,9 @@ def row_axes(ndim: int) -> Spec:
 
 
 def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> list[int]:
-    """The chips of the mesh in order, from the chips of each process.
+    """The chips of the mesh in order, from the chips of each process: by their numbers, which follow the topology.
 
-    Raises ValueError where the mesh has other chips than the processes, or several processes and a model axis.
+    Raises ValueError where the mesh has other chips than the processes.
     """
     total = sum(len(chips) for chips in of_process)
     whose = "the process has" if len(of_process) == 1 else f"the {len(of_process)} processes have"
@@ -67,9 +64,21 @@ def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> l
         raise ValueError(
             f"the mesh {shape.sizes} has {shape.chips} chips and {whose} {total}; their product has to be that"
         )
-    if len(of_process) > 1 and shape.model > 1:
-        raise ValueError(
-            f"model={shape.model} on {len(of_process)} hosts: chips along the model axis share their rows, which is "
-            f"built for one host alone; several take a mesh of replica and data, as data={total}"
-        )
-    return [chip for chips in of_process for chip in sorted(chips)]
+    return [chip for chips in sorted(map(sorted, of_process)) for chip in chips]
+
+
+def share_of(process: int, of_process: Sequence[Sequence[int]], shape: MeshShape) -> RowShare:
+    """The rows of a step that a process reads. Raises ValueError where it cannot read whole rows."""
+    place = sorted(range(len(of_process)), key=lambda one: min(of_process[one])).index(process)
+    parts = row_groups(len(of_process), shape)
+    together = len(of_process) // parts
+    return RowShare(part=place // together, parts=parts, first=place % together == 0)
+
+
+def _among_all(rows: Tensor, share: RowShare) -> Tensor:
+    """The rows of all parts with ours in their place."""
+    if share.parts == 1:
+        return rows
+    whole = torch.zeros((len(rows) * share.parts, *rows.shape[1:]), dtype=rows.dtype)
+    whole[share.part * len(rows) : (share.part + 1) * len(rows)] = rows
+    return whole

@@ -10,11 +10,11 @@ import torch_xla.runtime as xr
 from model import Gemma2
 from model.sharding import MeshShape
 from tests.training.xla.examples import example_batch, example_config, largest_difference, loss_and_gradients
-from training.backend import TorchBackend
+from training.backend import RowShare, TorchBackend
 from training.optim import OptimizerState, init_state
 from training.state import restore_state, snapshot_state
 from training.xla.backend import XlaBackend
-from training.xla.mesh import chips_by_process
+from training.xla.mesh import share_of
 
 MESHES = {
     "data=4": MeshShape(data=4),
@@ -72,21 +72,37 @@ def saved(backend: XlaBackend) -> list[str]:
     )
 
 
-def by_process(backend: XlaBackend) -> bool:
-    """Whether rows given as several processes give them are those that one process has divided, chip by chip."""
+def by_process(backend: XlaBackend, hosts: list[list[int]]) -> bool:
+    """Whether rows given as several hosts give them lie on each host's chips as one process, with all, divides them.
+
+    `hosts`: the chips of each; what a host puts on the chips of others here is never looked at.
+    """
     assert backend.mesh is not None
+    shape, device = backend.mesh.shape, str(backend.device)
+
+    def on_chips(rows: torch.Tensor, share: RowShare) -> list[torch.Tensor]:
+        assert backend.mesh is not None
+        (placed,) = backend.mesh.place_rows([rows], device, share)
+        return [shard.data.cpu() for shard in xs.wrap_if_sharded(placed).local_shards]
+
     tokens = torch.from_numpy(BATCH["tokens"])
-    found = [backend.mesh.place_rows([tokens], str(backend.device), processes)[0] for processes in (1, 2)]
-    ones, twos = ([shard.data.cpu() for shard in xs.wrap_if_sharded(one).local_shards] for one in found)
-    return all(torch.equal(one, two) for one, two in zip(ones, twos, strict=True))
+    expected = on_chips(tokens, RowShare())
+    for number, chips in enumerate(hosts):
+        share = share_of(number, hosts, shape)
+        found = on_chips(tokens.chunk(share.parts)[share.part], share)
+        if not all(torch.equal(found[chip], expected[chip]) for chip in chips):
+            return False
+    return True
 
 
-def across() -> str:
-    try:
-        chips_by_process([[0, 1], [2, 3]], MeshShape(data=2, model=2))
-    except ValueError as error:
-        return str(error)
-    return ""
+HOSTS: dict[str, tuple[str, list[list[int]]]] = {
+    "two hosts": ("data=4", [[0, 1], [2, 3]]),
+    "numbered otherwise": ("data=4", [[2, 3], [0, 1]]),
+    "two slices": ("replica=2 data=2", [[0, 1], [2, 3]]),
+    "a model axis on each": ("data=2 model=2", [[0, 1], [2, 3]]),
+    "a model axis on both": ("model=4", [[0, 1], [2, 3]]),
+    "four hosts, two model axes": ("data=2 model=2", [[0], [1], [2], [3]]),
+}
 
 
 def refusal() -> str:
@@ -104,8 +120,7 @@ def main() -> dict[str, Any]:
         "differences": differences(backends),
         "parts": {name: parts(backend) for name, backend in backends.items()},
         "saved": {name: saved(backend) for name, backend in backends.items()},
-        "by_process": {name: by_process(backends[name]) for name in ("data=4", "replica=2 data=2")},
-        "across": across(),
+        "by_process": {name: by_process(backends[mesh], hosts) for name, (mesh, hosts) in HOSTS.items()},
         "refused": refusal(),
     }
 
