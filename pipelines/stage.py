@@ -7,6 +7,7 @@ A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VER
 import importlib
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -153,6 +154,8 @@ class Context:
     """whether bars would only clutter a log"""
     lease: "Lease | None" = None
     """held by the stages that need one"""
+    shards_by_node: Counter[str] = field(default_factory=Counter)
+    """how many shards each Ray node made, for `_RUN.json`"""
 
     def input(self, name: str) -> "Input":
         """The one input of that name."""
@@ -160,17 +163,20 @@ class Context:
         return only
 
     @contextmanager
-    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[..., Any]]":
+    def progress(
+        self, total: int, unit: str, title: str | None = None, before: int = 0
+    ) -> "Iterator[Callable[..., Any]]":
         """A bar with rate and ETA on a terminal; where there is none, or with CI=true, a line now and then.
 
-        Yields `advance(n, note="")`; the note stands behind the rate.
+        `before`: units that an earlier attempt did. Yields `advance(n, note="")`; the note stands behind the rate.
         """
+        title = title or self.stage
         if self.quiet:
-            yield Lines(total, unit, title or self.stage, lambda text: print(text, file=sys.stderr, flush=True)).advance
+            yield Lines(total, unit, title, lambda text: print(text, file=sys.stderr, flush=True), before).advance
             return
         from tqdm import tqdm
 
-        with tqdm(total=total, unit=unit, desc=title or self.stage, file=sys.stderr, leave=False) as bar:
+        with tqdm(total=total, initial=before, unit=unit, desc=title, file=sys.stderr, leave=False) as bar:
 
             def advance(units: int, note: str = "") -> None:
                 if note:

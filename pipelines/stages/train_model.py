@@ -20,7 +20,7 @@ from pipelines.slices import mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.config import DistillConfig, TrainingConfig, TrainJob
-from training.records import STATE_NAME, list_checkpoints
+from training.records import STATE_NAME, latest_checkpoint, list_checkpoints, read_commit
 
 if TYPE_CHECKING:
     from training.summary import StepReport
@@ -79,8 +79,8 @@ def run(context: Context, config: Config) -> Outcome:
     context.session.start()
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
-    with context.progress(config.steps, "step") as advance:
-        done = 0
+    done = _steps_before(job)
+    with context.progress(config.steps, "step", before=done) as advance:
 
         def on_progress(report: "StepReport") -> None:
             nonlocal done
@@ -116,6 +116,13 @@ def run(context: Context, config: Config) -> Outcome:
             "metrics": dict(summary.metrics),
         },
     )
+
+
+def _steps_before(job: TrainJob) -> int:
+    """Steps that the newest checkpoint of the run has, or else the one that it carries on from."""
+    uri = latest_checkpoint(job.checkpoints_uri) or job.carried_uri
+    commit = None if uri is None else read_commit(uri)
+    return 0 if commit is None else int(commit["step"])
 
 
 def _setup(directory: str) -> dict[str, Any]:
