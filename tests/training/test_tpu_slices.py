@@ -1,5 +1,6 @@
 """Workers on TPU slices: which environment each gets, and that only whole slices are used (hosts are made up)."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.training.test_worker import in_process
 from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
+from training.worker.watch import looking
 
 V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
 
@@ -100,3 +102,46 @@ def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
     ]
     assert one_host(nodes) == TpuSlices(chips_per_host=4)
     assert one_host(nodes[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chips", "topology", "hosts", "given"),
+    [
+        ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
+        ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
+        ("", 4, "", 2, "as in v5e:4x4"),
+    ],
+)
+def test_one_host_of_a_slice_of_several_is_refused(
+    kind: str, chips: int, topology: str, hosts: int, given: str
+) -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
+    node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
+    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
+        one_host([node] * hosts)
+
+
+def test_a_host_that_is_a_whole_slice_is_taken() -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": "v4-8", "ray.io/tpu-topology": "2x2x1"}
+    assert one_host([{"Alive": True, "Resources": {"TPU": 4.0}, "Labels": labels}]) == TpuSlices(chips_per_host=4)
+
+
+def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = ["away", "away", "away", "full", "", ""]
+    looks: list[str] = []
+    seen = threading.Event()
+
+    def look() -> None:
+        looks.append(failures[len(looks)] if len(looks) < len(failures) else "")
+        if len(looks) >= len(failures):
+            seen.set()
+        if looks[-1]:
+            raise RuntimeError(looks[-1])
+
+    with looking("watch", look, 0.001):
+        assert seen.wait(10)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "away",
+        "full",
+        "looks work again",
+    ]

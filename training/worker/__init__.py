@@ -4,6 +4,7 @@
     on_worker   each worker's side: backend, feed, loop
     slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
     places      which host is where in which slice: arithmetic, without ray
+    watch       a thread that goes on looking where a look fails
 
 Nothing is imported here: Ray reads whether tokens are in use when it is first imported, so that comes after
 `RaySession.start`.

@@ -20,7 +20,6 @@ import json
 import os
 import pickle
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from training.worker.on_worker import train_on_worker
 from training.worker.places import TpuSlices, one_host
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
+from training.worker.watch import looking
 
 if TYPE_CHECKING:
     from training.config import TrainJob
@@ -187,23 +187,18 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
     from training.summary import StepReport
 
-    stop = threading.Event()
+    last = 0
 
-    def watch() -> None:
-        last, stopped = 0, False
-        while not stopped:
-            stopped = stop.wait(PROGRESS_SECONDS)  # one more look after the end
-            if (value := internal_kv._internal_kv_get(key)) is not None:
-                report = StepReport(**json.loads(value))
-                if report.step != last:
-                    on_progress(report)
-                    last = report.step
+    def look() -> None:
+        nonlocal last
+        if (value := internal_kv._internal_kv_get(key)) is not None:
+            report = StepReport(**json.loads(value))
+            if report.step != last:
+                last = report.step
+                on_progress(report)
 
-    thread = threading.Thread(target=watch, name="training-progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with looking("training progress", look, PROGRESS_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         internal_kv._internal_kv_del(key)

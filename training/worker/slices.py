@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import os
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -27,6 +26,7 @@ from ray.train.backend import BackendConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from training.worker.places import SLICE_NAME, WORKER_ID, Place, TpuSlices, broken_slices, xla_environments
+from training.worker.watch import looking
 
 MEGASCALE = "MEGASCALE_"
 """how variables begin that tell libtpu of several slices"""
@@ -93,7 +93,6 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
         yield
         return
     held: dict[str, Any] = {}
-    stop = threading.Event()
 
     def look() -> None:
         broken = broken_slices(ray.nodes(), tpu)
@@ -104,18 +103,11 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
         for name in held.keys() - broken:
             remove_placement_group(held.pop(name))
 
-    def watch() -> None:
-        while not stop.wait(LOOK_SECONDS):
-            look()
-
     look()
-    thread = threading.Thread(target=watch, name="broken-slices", daemon=True)
-    thread.start()
     try:
-        yield
+        with looking("broken slices", look, LOOK_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         for group in held.values():
             remove_placement_group(group)
 
