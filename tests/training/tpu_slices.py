@@ -82,8 +82,8 @@ def run(tpu: TpuSlices, folder: Path, wait: bool) -> list[list[dict[str, Any]]]:
     trainer = Trainer(
         remember,
         train_loop_config={"folder": str(folder), "wait": wait},
-        backend_config=XlaConfig(device="TPU", slices=tpu.slices),
-        scaling_config=scaling_config(tpu.workers, {"CPU": 1}, tpu),
+        backend_config=XlaConfig(device="TPU", hosts=tpu.hosts),
+        scaling_config=scaling_config([tpu.workers], {"CPU": 1}, tpu),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(folder / "ray"),
@@ -142,7 +142,7 @@ def without_a_cluster(directory: Path) -> dict[str, Any]:
         ours = TpuSlices(topology=topology, accelerator_type=kind, hosts=hosts, chips_per_host=4).pod_type
         pod_types[f"{kind} {topology}"] = ours == infer_tpu_pod_type_from_topology(topology, kind)
     alone = TpuSlices(chips_per_host=4)
-    asked = scaling_config(1, {"CPU": 1}, alone)
+    asked = scaling_config([1], {"CPU": 1}, alone)
     job = example_job(directory, device="xla")
     configs = [backend_config(job, tpu) for tpu in (alone, ONE, None)]
     return {
