@@ -80,6 +80,7 @@ def run(context: Context, config: Config) -> Outcome:
     fewest = fewest_workers_of(context.resources)
     allowed_workers(job, fewest, place.hosts if place else 1)  # refuse before Ray starts
     context.session.start()
+    from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
     with context.progress(config.steps, "step") as advance:
@@ -90,14 +91,17 @@ def run(context: Context, config: Config) -> Outcome:
             advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
             done = report.step
 
-        summary = fit(
-            job,
-            tpu=place,
-            max_failures=context.resources.max_failures,
-            max_preemptions=context.resources.max_preemptions,
-            fewest_workers=fewest,
-            on_progress=on_progress,
-        )
+        try:
+            summary = fit(
+                job,
+                tpu=place,
+                max_failures=context.resources.max_failures,
+                max_preemptions=context.resources.max_preemptions,
+                fewest_workers=fewest,
+                on_progress=on_progress,
+            )
+        except Drained as drained:  # by a signal: no failure of the run
+            raise KeyboardInterrupt(str(drained)) from drained
     datasets, steps = committed_files(context.directory)
     return Outcome(
         datasets={

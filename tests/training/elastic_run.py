@@ -9,8 +9,8 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,23 @@ from training.summary import StepReport
 from training.worker import elastic
 from training.worker.driver import fit
 
-STEPS, EVERY = 2400, 200
+STEPS, EVERY = 1800, 200
 
 
 def make_job(directory: Path, **overrides: Any) -> TrainJob:
     directory.mkdir()
     config = {"steps": STEPS, "checkpoint_every_steps": EVERY}
-    job = example_job(directory / "checkpoints", config=config, logs_uri=str(directory / "logs"), **overrides)
+    job = example_job(
+        directory / "checkpoints", config=config, logs_uri=str(directory / "logs"), cpu_threads=1, **overrides
+    )
     return write_sequences(directory, job)
 
 
 def main(directory: Path) -> dict[str, Any]:
     temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
     (Path(temporary) / "ray").mkdir()  # where a Cluster notes its address
-    elastic.RESIZE_SECONDS, elastic.START_SECONDS = 2.0, "5"
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
+    elastic.RESIZE_SECONDS = 2.0
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SOON_NOTICED}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     first = cluster.add_node(num_cpus=1)
@@ -54,21 +57,23 @@ def main(directory: Path) -> dict[str, Any]:
     def drains() -> list[int]:
         return [line["step"] for line in read_lines(str(job.logs_uri)) if line["kind"] == "drained"]
 
-    def come_and_go() -> None:
-        cluster.add_node(num_cpus=1)
-        while not (grown := drains()) or told[-1][1] < grown[0] + EVERY // 4:
-            time.sleep(0.1)
-        cluster.remove_node(first, allow_graceful=False)
-
-    thread = threading.Thread(target=come_and_go, daemon=True)
-
     def on_progress(report: StepReport) -> None:
         told.append((round(time.monotonic() - began, 1), report.step))
-        if report.step >= 50 and not thread.ident:
-            thread.start()
 
-    summary = fit(job, fewest_workers=1, max_failures=2, on_progress=on_progress)
-    thread.join(1)
+    def wait_for(step: int) -> None:
+        while not told or told[-1][1] < step:
+            assert not running.done(), running.result()
+            time.sleep(0.1)
+
+    with ThreadPoolExecutor(1) as pool:  # nodes are added in the main thread only: Ray sets signals there
+        running = pool.submit(fit, job, fewest_workers=1, max_failures=2, on_progress=on_progress)
+        wait_for(50)
+        cluster.add_node(num_cpus=1)
+        while not drains():
+            wait_for(0)
+        wait_for(drains()[0] + EVERY // 4)
+        cluster.remove_node(first, allow_graceful=False)
+        summary = running.result()
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)

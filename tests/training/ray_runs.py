@@ -16,6 +16,7 @@ import ray
 from tests.training.examples import example_job, write_sequences
 from training.backend import TorchBackend
 from training.config import TrainJob
+from training.faults import Drained
 from training.feed import direct_feed
 from training.loop import StepReport, run_training
 from training.worker.driver import fit
@@ -31,6 +32,7 @@ def main(directory: Path) -> dict[str, Any]:
         "xla": run(directory, "xla", device="xla"),
         "killed": killed(directory),
         "controller": controller_killed(directory),
+        "stopped": stopped(directory),
         "refused": refused(directory),
     }
     ray.shutdown()
@@ -63,6 +65,25 @@ def killed(directory: Path) -> dict[str, Any]:
 
     summary = fit(job, max_failures=1, on_progress=kill_once)
     return {**dataclasses.asdict(summary), "kills": len(kills)}
+
+
+def stopped(directory: Path) -> dict[str, Any]:
+    """SIGTERM to the driver, as a stopped job gets it."""
+    job = job_named(directory, "stopped", steps=100_000, checkpoint_every_steps=50_000)
+    handler = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
+
+    def ask_once(report: StepReport) -> None:
+        if not asked:
+            asked.append(report.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    message = ""
+    try:
+        fit(job, on_progress=ask_once)
+    except Drained as drained:
+        message = str(drained)
+    return {"asked": asked, "message": message, "handler_back": signal.getsignal(signal.SIGTERM) is handler}
 
 
 def refused(directory: Path) -> str:

@@ -76,7 +76,7 @@ def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path
     assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
     assert found["devices"] == ["TPU", "TPU", "CPU"]
     first, second = found["one"]
-    (lost,) = found["lost"]
+    lost = found["lost"]
     (spare,) = {"b", "c"} - {lost}  # a lacks a host
     assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{lost}, {spare}]
     for attempt in (first, second, *found["two"]):
@@ -87,10 +87,14 @@ def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path
         assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
         assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
         assert all(one["megascale"] == {} for one in attempt), "left over from another run"
-    (both,) = found["two"]
-    seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in both}
-    assert seen == {("b", "0"), ("c", "1")}
-    assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in both} == {"2"}
+    both, left, again = found["two"]
+    for attempt in (both, again):
+        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
+        assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
+        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
+    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["gone"]}
+    assert sorted(one["TPU_WORKER_ID"] for one in left) == ["0", "1"]
+    assert all(one["megascale"] == {} for one in left), "left over from the time with two slices"
 
 
 def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from training.checkpoint import load_checkpoint
-from training.records import latest_checkpoint, read_rows
+from training.records import latest_checkpoint, list_checkpoints, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +101,15 @@ def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, run
         for name in ("controller", "straight")
     ]
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_run_that_gets_sigterm_ends_behind_a_checkpoint_of_its_step(directory: Path, runs: dict[str, Any]) -> None:
+    (checkpoint,) = list_checkpoints(str(directory / "stopped" / "checkpoints"))
+    step = int(checkpoint[-8:])
+    assert runs["stopped"]["asked"][0] < step < 50_000
+    assert f"asked to stop after step {step}; its checkpoint is committed" in runs["stopped"]["message"]
+    assert runs["stopped"]["handler_back"]
+    assert table(directory, "stopped", "metrics")["step"].to_pylist() == list(range(1, step + 1))
 
 
 def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any]) -> None:

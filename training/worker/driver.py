@@ -37,6 +37,7 @@ from training.worker.places import TpuSlices, one_host
 from training.worker.restarts import fit_through_restarts
 from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
+from training.worker.stops import stopping_on_signals
 from training.worker.watch import looking
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def fit(
     `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
     that all of them see).
 
+    The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
+
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
     """
     from training.backend import check_workers, resolve_device
@@ -95,12 +98,13 @@ def fit(
         _check_room_for_feed(sizes[0] * cpus_per_worker)
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
     progress_key = f"training-progress/{os.getpid()}/{job.checkpoints_uri}".encode()
-    resize_key = f"training-resize/{os.getpid()}/{job.checkpoints_uri}".encode() if len(sizes) > 1 else None
+    ask_key = f"training-ask/{os.getpid()}/{job.checkpoints_uri}".encode()
+    elastic = len(sizes) > 1
     with contextlib.ExitStack() as stack:
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        one_node = len(ray.nodes()) == 1 and resize_key is None
-        environment = FIT_ENVIRONMENT if resize_key is None else FIT_ENVIRONMENT | ELASTIC_ENVIRONMENT
+        one_node = len(ray.nodes()) == 1 and not elastic
+        environment = FIT_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
         environment |= {} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT
         stack.enter_context(_environment(environment | (ONE_NODE_ENVIRONMENT if one_node else {})))
 
@@ -108,8 +112,8 @@ def fit(
             return Trainer(
                 train_on_worker,
                 sizes=sizes,
-                resize_key=resize_key,
-                train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "resize_key": resize_key},
+                ask_key=ask_key,
+                train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
                 backend_config=backend_config(job, tpu),
                 scaling_config=scaling_config(sizes, resources, tpu, use_gpu=job.device == "cuda"),
                 run_config=ray.train.RunConfig(
@@ -122,6 +126,7 @@ def fit(
                 ),
             )
 
+        stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
@@ -143,16 +148,17 @@ class Trainer(DataParallelTrainer):
     run.
     """
 
-    def __init__(
-        self, *arguments: Any, sizes: tuple[int, ...] = (), resize_key: bytes | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, sizes: tuple[int, ...], ask_key: bytes, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self._sizes, self._resize_key = sizes, resize_key
+        self._sizes, self._ask_key = sizes, ask_key
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        if self._resize_key is not None:
-            settings["scaling_policy"] = ElasticPolicy(self.scaling_config, self._sizes, self._resize_key)
+        if len(self._sizes) > 1:
+            settings["scaling_policy"] = ElasticPolicy(self.scaling_config, self._sizes, self._ask_key)
         return super()._initialize_and_run_controller(**settings)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's would leave with exit code 0 and without a checkpoint; `stopping_on_signals` is ours."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

@@ -22,6 +22,8 @@ from ray.experimental import internal_kv
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
+from training.worker.stops import STOP, saved_key
+
 logger = logging.getLogger(__name__)
 
 RESIZE_SECONDS = 60.0
@@ -64,6 +66,8 @@ class ElasticPolicy(ElasticScalingPolicy):
             return self._resize_when_saved(self._wanted)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
+            if internal_kv._internal_kv_get(self._key) == STOP:
+                return NoopDecision()
             self._wanted = decision
             self._asked = (secrets.token_hex(8).encode(), time.monotonic())
             internal_kv._internal_kv_put(self._key, self._asked[0])
@@ -108,29 +112,5 @@ class ElasticPolicy(ElasticScalingPolicy):
         return {node: resources for node, resources in reserved.items() if node not in leaving}
 
 
-def saved_key(key: bytes) -> bytes:
-    """Where the workers answer with the value that asked them."""
-    return key + b"/saved"
-
-
 def _alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-class Resizes:
-    """On a worker: whether this group was asked to make room for one of another size."""
-
-    def __init__(self, key: bytes | None) -> None:
-        self._key = key
-        self._before = self._value()
-
-    def asked(self) -> bool:
-        return self._value() != self._before
-
-    def saved(self) -> None:
-        """Tells the policy that the checkpoint is committed."""
-        if self._key is not None and self.asked():
-            internal_kv._internal_kv_put(saved_key(self._key), self._value())
-
-    def _value(self) -> bytes | None:
-        return internal_kv._internal_kv_get(self._key) if self._key is not None else None
