@@ -64,9 +64,45 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path) -> None:
-    found = in_process("tpu_slices", tmp_path)
+def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path / "elastic")
+    check_what_needs_no_cluster(found)
+    both, left, again = found["attempts"]  # never on a, which lacks a host
+    check_workers(both, left, again)
+    for attempt in (both, again):
+        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
+        assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
+        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
+    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["lost"]}
+    check_alone(left)
+
+
+@pytest.mark.chaos
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path / "spare")
+    first, second = found["attempts"]
+    check_workers(first, second)
+    (spare,) = {"b", "c"} - {found["lost"]}  # a lacks a host
+    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
+    for attempt in (first, second):
+        check_alone(attempt)
+
+
+def check_workers(*attempts: list[dict[str, Any]]) -> None:
+    for attempt in attempts:
+        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
+        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
+        assert not any(one["torch_xla"] for one in attempt)
+
+
+def check_alone(attempt: list[dict[str, Any]]) -> None:
+    """On one slice of two hosts."""
+    assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
+    assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
+    assert all(one["megascale"] == {} for one in attempt), "left over from another run, or from two slices"
+
+
+def check_what_needs_no_cluster(found: dict[str, Any]) -> None:
     assert found["pod_types"] == {
         "TPU-V4 2x2x2": True,
         "TPU-V5LITEPOD 4x4": True,
@@ -75,26 +111,6 @@ def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path
     }
     assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
     assert found["devices"] == ["TPU", "TPU", "CPU"]
-    first, second = found["one"]
-    lost = found["lost"]
-    (spare,) = {"b", "c"} - {lost}  # a lacks a host
-    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{lost}, {spare}]
-    for attempt in (first, second, *found["two"]):
-        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
-        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
-        assert not any(one["torch_xla"] for one in attempt)
-    for attempt in (first, second):
-        assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
-        assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
-        assert all(one["megascale"] == {} for one in attempt), "left over from another run"
-    both, left, again = found["two"]
-    for attempt in (both, again):
-        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
-        assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
-        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
-    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["gone"]}
-    assert sorted(one["TPU_WORKER_ID"] for one in left) == ["0", "1"]
-    assert all(one["megascale"] == {} for one in left), "left over from the time with two slices"
 
 
 def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:

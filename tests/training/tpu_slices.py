@@ -1,8 +1,8 @@
 """Run by test_tpu_slices.py in a process of its own: XlaConfig on a cluster of nodes that say they are TPU hosts.
 
 Three slices v4:2x2x2 of two hosts: `a` lacks host 1, `b` and `c` are whole. The workers write down what they are told
-and never import torch_xla. Prints JSON: a run on one slice that loses a host, then an elastic run on two slices, one of
-which goes and comes back.
+and never import torch_xla. Prints JSON. The folder's name chooses: `spare`, a run on one slice that loses a host, or
+`elastic`, a run on two slices, one of which goes and comes back.
 """
 
 import json
@@ -83,7 +83,7 @@ def remember(config: dict[str, Any]) -> None:
 
 def run(tpu: TpuSlices, folder: Path, attempts: int, sizes: tuple[int, ...]) -> list[list[dict[str, Any]]]:
     """The workers of each attempt."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     trainer = Trainer(
         remember,
         sizes=sizes,
@@ -129,22 +129,20 @@ def main(directory: Path) -> dict[str, Any]:
         time.sleep(0.5)
         return str(json.loads(begun.read_text())[0]["TPU_NAME"])
 
+    elastic_run = directory.name == "elastic"
+    tpu, attempts, sizes = (TWO, 3, (2, 4)) if elastic_run else (ONE, 2, (2,))
     with ThreadPoolExecutor(1) as pool:  # nodes are added in the main thread only: Ray sets signals there
-        running = pool.submit(run, ONE, directory / "one", 2, (2,))
-        lost = after_attempt(directory / "one", 0)
+        running = pool.submit(run, tpu, directory / "run", attempts, sizes)
+        lost = after_attempt(directory / "run", 0)
         cluster.remove_node(nodes[lost, 1], allow_graceful=False)
-        one = running.result()
-        nodes[lost, 1] = host(cluster, lost, 1)  # repaired
-        running = pool.submit(run, TWO, directory / "two", 3, (2, 4))
-        gone = after_attempt(directory / "two", 0)
-        cluster.remove_node(nodes[gone, 1], allow_graceful=False)
-        after_attempt(directory / "two", 1)
-        host(cluster, gone, 1)
-        two = running.result()
+        if elastic_run:
+            after_attempt(directory / "run", 1)
+            host(cluster, lost, 1)  # repaired
+        found = running.result()
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"one": one, "lost": lost, "gone": gone, "two": two, **without_a_cluster(directory)}
+    return {"attempts": found, "lost": lost, **without_a_cluster(directory)}
 
 
 def without_a_cluster(directory: Path) -> dict[str, Any]:
