@@ -64,10 +64,14 @@ class Resources:
     """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
     workers: int = 1
     """Ray Train workers"""
+    min_workers: int | None = None
+    """as few a run of train_model goes on with where nodes are missing, and grows again as they come; None: all"""
     topology: str = ""
     """slice that train_model runs on, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
     slices: int = 1
     """how many of them, as data replicas"""
+    min_slices: int | None = None
+    """as few of them a run of train_model goes on with, as with min_workers; None: all"""
     mesh: str = ""
     """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
     chips along data (generate_text always takes one chip)"""
@@ -89,10 +93,15 @@ class Resources:
     """CPUs that the embedded Ray may use; None: all"""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "slices", "microbatch_rows", "cpus"):
+        for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for fewest, all_of in (("min_workers", "workers"), ("min_slices", "slices")):
+            if (value := getattr(self, fewest)) is not None and value > getattr(self, all_of):
+                raise ValueError(
+                    f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
+                )
         if self.mesh:
             from model.sharding import MeshShape  # imports torch
 
