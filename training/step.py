@@ -46,10 +46,11 @@ def train_step(
     `scalars` is `optim.step_scalars(...)` of this step on the device. Forward and backward run in `compute_dtype`, from
     a copy of the weights where that is not theirs. Counts are exact up to 2^24 targets in a step.
     """
-    parameters = backend.parts(dict(model.named_parameters()))
-    moments = _parts_of(state, backend)
-    weights_before = backend.checksum(list(parameters.values()))
+    named = dict(model.named_parameters())
+    weights_before = backend.checksum(list(backend.parts(named).values()))
     gradients, sums = backend.gradients(model, loss_function, micro_batches, compute_dtype)
+    parameters = backend.parts(named)  # again: the first forward may move them
+    moments = _parts_of(state, backend)
     backend.all_reduce_([*gradients, sums])
     gradient_scale = 1.0 / sums[1].clamp(min=1.0)
     of_gradients = backend.checksum(gradients)
