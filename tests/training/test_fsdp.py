@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from tests.training.divided import HALF, STEPS, divided_job, runs, same, train
-from training.backend import TorchBackend, make_backend
+from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
-from training.config import check_mesh_device
 from training.local_workers import run_workers
 from training.records import read_rows
 
@@ -124,13 +123,3 @@ def test_a_bad_step_names_the_same_rows_as_with_whole_models(found: dict[str, An
     assert [row for row, *_ in rest[0]] == [row for row, *_ in rest[1]]
     for of in (1, 2):
         np.testing.assert_allclose(*([float(one[of]) for one in side] for side in rest), rtol=2e-3)
-
-
-def test_a_mesh_of_workers_is_all_of_them_along_one_axis() -> None:
-    for mesh in ("data=2", "replica=2,data=2", "data=2,model=2", "model=4"):
-        with pytest.raises(ValueError, match="allowed are data=4, which divides the model over them, and replica=4"):
-            check_mesh_device(mesh, "cpu", 4)
-    with pytest.raises(ValueError, match="'xla' only, or over several workers"):
-        make_backend("cpu", mesh="data=4")
-    for mesh in ("data=4", "replica=4", ""):
-        check_mesh_device(mesh, "cpu", 4)
