@@ -17,6 +17,7 @@ from training.backend import Backend, TorchBackend
 from training.checkpoint import load_checkpoint
 from training.config import OptimizerConfig, TrainJob
 from training.faults import BadStep, Corrupted, Drained
+from training.feed import direct_feed
 from training.fsdp import FsdpBackend
 from training.loop import run_training
 from training.optim import init_state
@@ -172,3 +173,9 @@ def bad(backend: Backend, job: TrainJob) -> str:
 
 def said_by_all(backend: Backend, said: str) -> list[str]:
     return [str(one) for one in backend.gather(np.array([said], object))]
+
+
+def from_files(backend: Backend, job: TrainJob) -> None:
+    """A run that `training/replay.py` can compute again."""
+    torch.set_num_threads(1)
+    run_training(job, backend, direct_feed(job, backend.rank, backend.world_size))

@@ -1,5 +1,7 @@
 """Workers that divide a model take the steps of workers that each have all of it, and of one worker."""
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -8,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from tests.training.divided import HALF, STEPS, divided_job, runs, same, train
+from tests.training.divided import HALF, STEPS, divided_job, from_files, runs, same, train
+from tests.training.examples import write_sequences
 from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
 from training.local_workers import run_workers
 from training.records import read_rows
+from training.replay import replay
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +128,24 @@ def test_a_bad_step_names_the_same_rows_as_with_whole_models(found: dict[str, An
     assert [row for row, *_ in rest[0]] == [row for row, *_ in rest[1]]
     for of in (1, 2):
         np.testing.assert_allclose(*([float(one[of]) for one in side] for side in rest), rtol=2e-3)
+
+
+@pytest.mark.chaos
+def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path) -> None:
+    """So it finds the same bits, and a moment that changed in the checkpoint that it begins from."""
+    job = write_sequences(tmp_path, divided_job(str(tmp_path), "run", 2, steps=4, checkpoint_every_steps=2))
+    job = dataclasses.replace(job, mesh="data=2", cpu_threads=1)
+    run_workers(2, from_files, job, mesh=job.mesh)
+    found = replay(job, 4)
+    assert (found.first_step, found.steps, found.differences) == (2, 2, ())
+    half = Path(job.checkpoints_uri) / "step-00000002"
+    moments = safetensors.torch.load_file(half / "optimizer.safetensors")
+    moments["second.model.norm.weight"][3] *= 2
+    safetensors.torch.save_file(moments, half / "optimizer.safetensors")
+    commit = json.loads((half / "COMMIT").read_text())
+    commit["files"]["optimizer.safetensors"] = {
+        "bytes": (half / "optimizer.safetensors").stat().st_size,
+        "sha256": hashlib.sha256((half / "optimizer.safetensors").read_bytes()).hexdigest(),
+    }
+    (half / "COMMIT").write_text(json.dumps(commit))
+    assert replay(job, 4).differences
