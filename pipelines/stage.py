@@ -74,7 +74,8 @@ class Resources:
     """as few of them a run of train_model goes on with, as with min_workers; None: all"""
     mesh: str = ""
     """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
-    chips along data (generate_text always takes one chip)"""
+    chips along data (generate_text always takes one chip). For train_model on cpu and cuda its workers are the chips:
+    data=N divides the model over them, the default on cuda, and replica=N repeats it, the default on cpu"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None

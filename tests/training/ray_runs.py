@@ -29,6 +29,7 @@ def main(directory: Path) -> dict[str, Any]:
         "direct": run(directory, "direct"),
         "ray": run(directory, "ray", feed="ray"),
         "two": run(directory, "two", workers=2),
+        "divided": run(directory, "divided", workers=2, mesh="data=2"),
         "xla": run(directory, "xla", device="xla"),
         "killed": killed(directory),
         "controller": controller_killed(directory),

@@ -69,10 +69,22 @@ def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_the_direct_one(
     assert table(directory, "ray", "metrics").equals(table(directory, "direct", "metrics"))
 
 
-def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any]) -> None:
-    assert runs["two"]["workers"] == 2
-    assert table(directory, "two", "lineage").equals(table(directory, "direct", "lineage"))
-    np.testing.assert_allclose(losses(directory, "two"), losses(directory, "direct"), rtol=1e-5)
+@pytest.mark.parametrize("name", ["two", "divided"])
+def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any], name: str) -> None:
+    """Each with the whole model, or with half of it."""
+    assert runs[name]["workers"] == 2
+    assert table(directory, name, "lineage").equals(table(directory, "direct", "lineage"))
+    np.testing.assert_allclose(losses(directory, name), losses(directory, "direct"), rtol=1e-5)
+
+
+@pytest.mark.chaos
+def test_four_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Beside the two above: the same global batch on four, whole and divided."""
+    found = in_process("ray_worlds", tmp_path)
+    assert found == {"one": 1, "four": 4, "divided": 4}
+    for name in ("four", "divided"):
+        assert table(tmp_path, name, "lineage").equals(table(tmp_path, "one", "lineage"))
+        np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
 
 
 def test_xla_takes_the_steps_of_the_cpu(directory: Path, runs: dict[str, Any]) -> None:
