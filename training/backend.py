@@ -20,6 +20,7 @@ from model.sharding import MeshShape
 from training.config import Device, Remat, check_mesh_device
 from training.integrity import checksum
 from training.loss import RunHead, loop_head
+from training.optim import zeros_like
 
 
 class Backend(Protocol):
@@ -45,6 +46,9 @@ class Backend(Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         """Copies host tensors, by Hugging Face's names, into placed ones, by the names of the placed parameters."""
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        """Float32 zeros beside a placed tensor, lying on the chips as it does."""
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copies host arrays to the device."""
@@ -95,6 +99,9 @@ class TorchBackend:
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in into.items():
             tensor.copy_(tensors[name])
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        return zeros_like(tensor)
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}
