@@ -21,7 +21,7 @@ from training.config import Device, Remat, check_mesh_device
 from training.gradients import sum_gradients
 from training.integrity import checksum
 from training.loss import Batch, LossFunction, RunHead, loop_head
-from training.optim import global_norm
+from training.optim import global_norm, zeros_like
 
 
 class Backend(Protocol):
@@ -68,6 +68,9 @@ class Backend(Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         """Copies host tensors, by Hugging Face's names, into placed ones, by the names of the placed parameters."""
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        """Float32 zeros beside a placed tensor, lying on the chips as it does."""
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copies host arrays to the device."""
@@ -142,6 +145,9 @@ class TorchBackend(WholeParameters):
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in into.items():
             tensor.copy_(tensors[name])
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        return zeros_like(tensor)
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}

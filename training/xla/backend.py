@@ -18,6 +18,7 @@ from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
 from training.backend import WholeParameters, check_workers, gather_rows, has_tpu
 from training.config import Remat
+from training.optim import zeros_like
 
 os.environ.setdefault("PJRT_DEVICE", "TPU" if has_tpu() else "CPU")
 
@@ -85,6 +86,12 @@ class XlaBackend(WholeParameters):
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in stack_tensors(tensors, into).items():
             into[name].copy_(tensor)
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        zeros = zeros_like(tensor)
+        if self.mesh is not None:
+            self.mesh.divide_like(zeros, tensor)
+        return zeros
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         tensors = [torch.from_numpy(array) for array in arrays.values()]
