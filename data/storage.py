@@ -29,6 +29,8 @@ _memory_lock = threading.Lock()
 _MARK = "created-by"
 """metadata of an object created exclusively: which request made it"""
 LOG_IN = "on a cluster use workload identity, on a laptop `gcloud auth application-default login`"
+NO_SECRETS = (None, "google_default", "cloud", "anon")
+"""what gcsfs may be told as `token`: names of ways to log in"""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -103,14 +105,35 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if protocol not in GCS_PROTOCOLS:
         raise ValueError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
     _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
+    _refuse_token()
     # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
     options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide what another driver wrote
     if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
         options |= {"endpoint_url": endpoint, "token": "anon"}
-    fs = fsspec.filesystem("gcs", **options)
+    fs = _bucket_filesystem()(**options)
     return fs, fs._strip_protocol(uri)
+
+
+@functools.cache
+def _bucket_filesystem() -> Any:
+    """gcsfs, but that looks for an object by its name first: it would list at the same time, in case the name is a
+    folder's, so each open of a shard would be a listing."""
+    from gcsfs import GCSFileSystem
+
+    class Bucket(GCSFileSystem):
+        async def _info(self, path: str, generation: str | None = None, **kwargs: Any) -> Any:
+            path = self._strip_protocol(path).rstrip("/")
+            bucket, key, _ = self.split_path(path)
+            if not key:
+                return await super()._info(path, generation, **kwargs)
+            try:
+                return await self._get_object(path)
+            except FileNotFoundError:
+                return await self._get_directory_info(path, bucket, key, generation)
+
+    return Bucket
 
 
 @functools.cache
@@ -126,6 +149,18 @@ def _refuse_key_file(path: str) -> None:
             f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
             f"it: {LOG_IN}"
         )
+
+
+def _refuse_token() -> None:
+    """Raises ValueError where fsspec would hand gcsfs a token or a key: it takes options from FSSPEC_GS,
+    FSSPEC_GCS_TOKEN and their like in the environment, and from files in ~/.config/fsspec."""
+    for protocol in GCS_PROTOCOLS:
+        if fsspec.config.conf.get(protocol, {}).get("token") not in NO_SECRETS:
+            raise ValueError(
+                f"fsspec is set to use a token of its own for {protocol}:// (by FSSPEC_{protocol.upper()} or "
+                f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and none is read here; unset it: "
+                f"{LOG_IN}"
+            )
 
 
 def check_bucket(uri: str) -> None:

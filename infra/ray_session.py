@@ -161,7 +161,7 @@ class RaySession:
     def map(
         self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """`work(number, task)` of every task on a Ray worker, a Ray Data block each, as they finish.
+        """`work(number, task)` of every task on a Ray worker, a Ray Data block each, as they finish; and the `node`.
 
         `whole_node`: a task takes its node alone, as `node_share` says. Tasks travel with their blocks, `work` once.
         """
@@ -209,15 +209,16 @@ def _own_token() -> str:
 
 
 class _Call:
-    """A row of a task -> what the work makes of it."""
+    """A row of a task -> what the work makes of it, and the id of the node where."""
 
     def __init__(self, work: Callable[[int, Any], dict[str, Any]]) -> None:
         self.work = work
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from ray import cloudpickle
+        from ray import cloudpickle, get_runtime_context
 
-        return self.work(int(row["number"]), cloudpickle.loads(row["task"]))
+        made = self.work(int(row["number"]), cloudpickle.loads(row["task"]))
+        return {**made, "node": get_runtime_context().get_node_id()}
 
 
 def _remove_left_behind() -> None:

@@ -146,8 +146,8 @@ def row_groups(processes: int, mesh: MeshShape) -> int:
     parts = mesh.row_shards
     if parts % processes and processes % parts:
         raise ValueError(
-            f"mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips: model={mesh.model} has to divide "
-            "the chips of a host, or be a multiple of them, so that hosts read whole rows"
+            f"mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips: model={mesh.model} has to "
+            "divide the chips of a host, or be a multiple of them, so that hosts read whole rows"
         )
     return min(parts, processes)
 

@@ -32,7 +32,7 @@ CACHE = Path(".cache/fit")
 FIT_PYTHON = REPOSITORY / ".venv-fit" / "bin" / "python"
 TRACED = (
     *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "sharding")),
-    *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
+    *(f"training/{name}.py" for name in ("config", "gradients", "loss", "optim", "step")),
     *(f"training/xla/{name}.py" for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")),
     *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
     "requirements-fit.txt",

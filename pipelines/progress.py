@@ -8,7 +8,7 @@ terminal and of a submitted job nothing is told.
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,13 +52,12 @@ def shard(prefix: str | None, index: int) -> Iterator[None]:
 class Bar:
     """In the driver: finished shards count in full, those in work as far as they told."""
 
-    def __init__(self, update: Callable[[int], Any], sizes: Mapping[int, int]) -> None:
-        """`update(n)` moves the bar on; `sizes` are the units of each shard."""
+    def __init__(self, update: Callable[[int], Any], sizes: Mapping[int, int], before: Iterable[int] = ()) -> None:
+        """`update(n)` moves the bar on; `sizes` are the units of each shard, `before` those of an earlier attempt."""
         self.prefix = f"stage-progress/{secrets.token_hex(8)}/"
         self._update, self._sizes = update, sizes
-        self._finished = 0
+        self._finished = self._shown = sum(sizes[index] for index in before)
         self._running: dict[int, int] = {}
-        self._shown = 0
         self._lock = threading.Lock()
 
     def finish(self, index: int) -> None:
@@ -113,19 +112,22 @@ class Bar:
 class Lines:
     """Progress for a log: a line now and then, none where the work is done sooner."""
 
-    def __init__(self, total: int, unit: str, title: str, say: Callable[[str], None]) -> None:
+    def __init__(self, total: int, unit: str, title: str, say: Callable[[str], None], before: int = 0) -> None:
+        """`before`: units that an earlier attempt did, which took no time of this one."""
         self.total, self.unit, self.title, self.say = total, unit, title, say
-        self.done = 0
+        self.done = self.before = before
         self.began = self.said = time.monotonic()
+        if before:
+            say(f"{title}: goes on at {before:,} of {total:,} {unit}s")
 
     def advance(self, units: int, note: str = "") -> None:
         """So many more units are done; `note` stands at the end of a line."""
         self.done += units
         now = time.monotonic()
-        if now - self.said < LINE_SECONDS or not self.done:
+        if now - self.said < LINE_SECONDS or self.done <= self.before:
             return
         self.said = now
-        rate = self.done / (now - self.began)
+        rate = (self.done - self.before) / (now - self.began)
         left = (self.total - self.done) / rate
         self.say(
             f"{self.title}: {self.done:,} of {self.total:,} {self.unit}s, {rate:.3g} a second, {left:,.0f} s left"

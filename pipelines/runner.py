@@ -185,6 +185,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "resources": asdict(resources),
+        "shards_by_node": dict(sorted(context.shards_by_node.items())),
         "code_sha256": code_sha256(task.stage),
         "log": outcome.log,
     }

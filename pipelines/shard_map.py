@@ -105,10 +105,9 @@ def map_shards(
     receipts = _finished(context.directory, phase, len(tasks))
     units = dict(enumerate(sizes if sizes is not None else [1] * len(tasks)))
     waiting = [k for k in range(len(tasks)) if k not in receipts]
-    with context.progress(sum(units.values()), unit, f"{context.stage} {phase.rpartition('-')[0]}") as update:
-        bar = Bar(update, units)
-        for k in receipts:
-            bar.finish(k)
+    title, before = f"{context.stage} {phase.rpartition('-')[0]}", sum(units[k] for k in receipts)
+    with context.progress(sum(units.values()), unit, title, before) as update:
+        bar = Bar(update, units, receipts)
         if waiting:
             _say_phase(context, phase, len(tasks), len(receipts))
             context.session.start()
@@ -120,6 +119,7 @@ def map_shards(
                         raise _RAISED[row["kind"]](row["error"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
+                    context.shards_by_node[row["node"]] += 1
                     count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]

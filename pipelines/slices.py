@@ -15,7 +15,7 @@ def place_of(resources: Resources) -> Topology | None:
     Raises ValueError for slices that do not exist, that Ray does not reserve as a whole, or beside other workers.
     """
     if not resources.topology:
-        if resources.slices > 1:
+        if resources.slices > 1 or resources.min_slices:
             raise ValueError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
         return None
     place = parse_topology(resources.topology, resources.slices)
@@ -26,6 +26,8 @@ def place_of(resources: Resources) -> Topology | None:
             f"--workers {resources.workers}, but {place.slices} x {place.name} has {place.hosts} hosts and a worker "
             "runs on each; leave --workers out"
         )
+    if resources.min_workers is not None:
+        raise ValueError(f"--min-workers on --topology {place.name}: whole slices come and go; give --min-slices")
     if place.hosts > place.slices and place.chips_per_slice == 8 and place.chip.dimensions == 2:
         raise ValueError(
             f"Ray takes {place.name} for one host of 8 chips and does not hold two hosts of 4 together; use "
@@ -56,6 +58,14 @@ def workers_of(resources: Resources) -> int:
     """Ray Train workers: one on each host of the slices."""
     place = place_of(resources)
     return resources.workers if place is None else place.hosts
+
+
+def fewest_workers_of(resources: Resources) -> int:
+    """The fewest that a run goes on with: all of them, or as few as the resources allow, in whole slices."""
+    place = place_of(resources)
+    if place is None:
+        return resources.min_workers or resources.workers
+    return (resources.min_slices or place.slices) * (place.hosts // place.slices)
 
 
 def mesh_of(resources: Resources) -> str:

@@ -7,6 +7,7 @@ A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VER
 import importlib
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,13 +64,18 @@ class Resources:
     """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
     workers: int = 1
     """Ray Train workers"""
+    min_workers: int | None = None
+    """as few a run of train_model goes on with where nodes are missing, and grows again as they come; None: all"""
     topology: str = ""
     """slice that train_model runs on, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
     slices: int = 1
     """how many of them, as data replicas"""
+    min_slices: int | None = None
+    """as few of them a run of train_model goes on with, as with min_workers; None: all"""
     mesh: str = ""
     """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
-    chips along data (generate_text always takes one chip)"""
+    chips along data (generate_text always takes one chip). For train_model on cpu and cuda its workers are the chips:
+    data=N divides the model over them, the default on cuda, and replica=N repeats it, the default on cpu"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None
@@ -88,10 +94,15 @@ class Resources:
     """CPUs that the embedded Ray may use; None: all"""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "slices", "microbatch_rows", "cpus"):
+        for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for fewest, all_of in (("min_workers", "workers"), ("min_slices", "slices")):
+            if (value := getattr(self, fewest)) is not None and value > getattr(self, all_of):
+                raise ValueError(
+                    f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
+                )
         if self.mesh:
             from model.sharding import MeshShape  # imports torch
 
@@ -153,6 +164,8 @@ class Context:
     """whether bars would only clutter a log"""
     lease: "Lease | None" = None
     """held by the stages that need one"""
+    shards_by_node: Counter[str] = field(default_factory=Counter)
+    """how many shards each Ray node made, for `_RUN.json`"""
 
     def input(self, name: str) -> "Input":
         """The one input of that name."""
@@ -160,17 +173,20 @@ class Context:
         return only
 
     @contextmanager
-    def progress(self, total: int, unit: str, title: str | None = None) -> "Iterator[Callable[..., Any]]":
+    def progress(
+        self, total: int, unit: str, title: str | None = None, before: int = 0
+    ) -> "Iterator[Callable[..., Any]]":
         """A bar with rate and ETA on a terminal; where there is none, or with CI=true, a line now and then.
 
-        Yields `advance(n, note="")`; the note stands behind the rate.
+        `before`: units that an earlier attempt did. Yields `advance(n, note="")`; the note stands behind the rate.
         """
+        title = title or self.stage
         if self.quiet:
-            yield Lines(total, unit, title or self.stage, lambda text: print(text, file=sys.stderr, flush=True)).advance
+            yield Lines(total, unit, title, lambda text: print(text, file=sys.stderr, flush=True), before).advance
             return
         from tqdm import tqdm
 
-        with tqdm(total=total, unit=unit, desc=title or self.stage, file=sys.stderr, leave=False) as bar:
+        with tqdm(total=total, initial=before, unit=unit, desc=title, file=sys.stderr, leave=False) as bar:
 
             def advance(units: int, note: str = "") -> None:
                 if note:

@@ -13,19 +13,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 FAULTS = ("429", "503", "reset before", "reset after")
 HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive"}
 
 
 class FaultyProxy:
-    """A running one. `counts` tells what it did."""
+    """A running one. `counts` tells what it did, `listings` the prefix of each listing of objects it was asked for."""
 
     def __init__(self, target: str, share: float, seed: int = 0) -> None:
         self.target = urlsplit(target).netloc
         self.share = share
         self.counts: Counter[str] = Counter()
+        self.listings: list[str] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._down_until = 0.0
@@ -33,6 +34,12 @@ class FaultyProxy:
     def outage(self, seconds: float) -> None:
         """Every request that comes in the next `seconds` is answered 503 or loses its connection."""
         self._down_until = time.monotonic() + seconds
+
+    def note(self, method: str, path: str) -> None:
+        """Notes a request that lists objects of a bucket."""
+        asked = urlsplit(path)
+        if method == "GET" and asked.path.endswith("/o"):  # an object's name would follow, with its slashes escaped
+            self.listings.append(parse_qs(asked.query).get("prefix", [""])[0])
 
     def draw(self) -> str:
         """What becomes of the next request: a fault, or "" for none."""
@@ -66,6 +73,7 @@ def faulty_proxy(target: str, share: float, seed: int = 0) -> Iterator[tuple[str
 
         def _pass_on(self) -> None:
             body = self._body()
+            proxy.note(self.command, self.path)
             fault = proxy.draw()
             if fault == "reset before":
                 return self._reset()

@@ -19,8 +19,10 @@ from torch import Tensor
 from model import Gemma2
 from model.sharding import MeshShape
 from training.config import Device, Remat, check_mesh_device
+from training.gradients import sum_gradients
 from training.integrity import checksum
-from training.loss import RunHead, loop_head
+from training.loss import Batch, LossFunction, RunHead, loop_head
+from training.optim import global_norm, zeros_like
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,24 +54,48 @@ class Backend(Protocol):
     least_rows: int
     """rows that the worker's devices divide, at least"""
 
-    def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
+    def place_model(
+        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+    ) -> Gemma2:
         """Moves the parameters to the device, in place.
 
         For `training` the layers may be put together as the device's steps want them, which gives their parameters
-        other names; `restore` and `snapshot` translate. Such a model does not decode.
+        other names, and parameters may be divided over workers, to be gathered in `compute_dtype`; `restore` and
+        `snapshot` translate. Such a model does not decode.
         """
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this process holds of placed tensors, in their own memory: the tensors, unless workers share them."""
+
+    def gradients(
+        self,
+        model: Gemma2,
+        loss_function: LossFunction,
+        micro_batches: Sequence[Batch],
+        compute_dtype: torch.dtype,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Float32 gradients of the sum of losses, as `parts` of the parameters in order, and [loss_sum, targets].
+
+        Of this worker's rows, for `all_reduce_` to sum; of all workers' where the parameters are divided over them.
+        """
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The L2 norm over all elements, of the parts of all workers."""
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         """Copies host tensors, by Hugging Face's names, into placed ones, by the names of the placed parameters."""
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        """Float32 zeros beside a placed tensor, lying on the chips as it does."""
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copies host arrays to the device."""
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Sums each tensor over the workers, in place; nothing to do for one worker."""
+        """Sums what `gradients` gave over the workers, in place; nothing to do for one worker."""
 
     def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """`training.integrity.checksum`, without leaving the device."""
+        """`training.integrity.checksum` of the parts of all workers, without leaving the device."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Host rows of all workers, in rank order."""
@@ -87,8 +113,30 @@ class Backend(Protocol):
         """Programs compiled so far in this process (0 where nothing is compiled)."""
 
 
-class TorchBackend:
-    """Plain eager PyTorch on one CPU or GPU a worker; several workers sum through torch.distributed (gloo, nccl)."""
+class WholeParameters:
+    """What is the same for all backends whose parameters are whole to this process, whoever lays them out."""
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def gradients(
+        self,
+        model: Gemma2,
+        loss_function: LossFunction,
+        micro_batches: Sequence[Batch],
+        compute_dtype: torch.dtype,
+    ) -> tuple[list[Tensor], Tensor]:
+        return sum_gradients(model, loss_function, micro_batches, compute_dtype)
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        return global_norm(gradients)
+
+
+class TorchBackend(WholeParameters):
+    """Plain eager PyTorch on one CPU or GPU a worker; several workers sum through torch.distributed (gloo, nccl).
+
+    Each has the whole model and its moments; `training/fsdp.py` divides them.
+    """
 
     def __init__(self, name: Device, rank: int = 0, world_size: int = 1) -> None:
         self.name: str = name
@@ -107,12 +155,17 @@ class TorchBackend:
                 f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker/"
             )
 
-    def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
+    def place_model(
+        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+    ) -> Gemma2:
         return model.to(self.device)
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in into.items():
             tensor.copy_(tensors[name])
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        return zeros_like(tensor)
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}
@@ -202,6 +255,9 @@ def make_backend(
 ) -> Backend:
     """The backend of a device; `mesh` (as in data=2,model=2): over several chips of this process.
 
+    On cpu and cuda the mesh is the workers: data=N divides the model over them (FSDP2), the default on cuda, and
+    replica=N keeps it whole in each, the default on cpu.
+
     Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
     """
     resolved = resolve_device(device)
@@ -212,7 +268,11 @@ def make_backend(
                 f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
                 "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
             )
-        check_mesh_device(mesh, resolved)
+        check_mesh_device(mesh, resolved, world_size)
+        if world_size > 1 and (MeshShape.parse(mesh).data > 1 if mesh else resolved == "cuda"):
+            from training.fsdp import FsdpBackend
+
+            return FsdpBackend(resolved, rank, world_size)
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
         raise ValueError(

@@ -202,7 +202,8 @@ class TrainJob:
     workers: int = 1
     """processes that share a step's rows"""
     mesh: str = ""
-    """how each worker divides the model over its chips, on xla, as in data=2,model=2; empty: one chip"""
+    """how each worker divides the model over its chips, on xla, as in data=2,model=2; empty: one chip. On cpu and cuda
+    the workers are the chips: data=N divides the model over all of them (the default on cuda), replica=N repeats it"""
     microbatch_rows: int | None = None
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
     remat: Remat | None = None
@@ -232,7 +233,7 @@ class TrainJob:
         _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
         if self.mesh:
             MeshShape.parse(self.mesh)
-            check_mesh_device(self.mesh, self.device)
+            check_mesh_device(self.mesh, self.device, self.workers)
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
@@ -307,10 +308,21 @@ class TrainJob:
         return plain
 
 
-def check_mesh_device(mesh: str, device: Device) -> None:
-    """Raises ValueError where a model is to be divided on another device than xla."""
-    if mesh and device in ("cpu", "cuda"):
-        raise ValueError(f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only; leave --mesh out")
+def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
+    """Raises ValueError where plain PyTorch cannot divide a model like that: it has one axis, which is all workers."""
+    if not mesh or device not in ("cpu", "cuda"):
+        return
+    if workers == 1:
+        raise ValueError(
+            f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only, or over several workers that "
+            "train; leave --mesh out"
+        )
+    shape = MeshShape.parse(mesh)
+    if workers not in (shape.data, shape.replica) or shape.chips != workers:
+        raise ValueError(
+            f"mesh {mesh} on device {device!r} with {workers} workers: allowed are data={workers}, which divides the "
+            f"model over them, and replica={workers}, where each has all of it"
+        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -45,9 +45,10 @@ class WeightsWatch:
         sums = [checksums(one) for one in values]
         for step, one in zip(steps, sums, strict=True):
             if self._expected is not None and one["weights_before"] != self._expected:
+                whose = "one of the workers" if self._backend.snapshot_by_all else f"worker {self._backend.rank}"
                 raise Corrupted(
                     f"step {step} found weights with the checksum {one['weights_before']:08x} where step {step - 1} "
-                    f"left {self._expected:08x}: memory of worker {self._backend.rank} changed between them; nothing "
+                    f"left {self._expected:08x}: memory of {whose} changed between them; nothing "
                     "was saved since, so run again, on another machine if it happens twice"
                 )
             self._expected = one["weights_after"]
@@ -89,24 +90,22 @@ def worst_rows(
     """(row, mean loss, gradient norm) of each row alone, what is not finite first, then by loss. All workers take part.
 
     `batch` has this worker's rows, `rows` names those of all. Under the weights of now: those of the bad step, or a few
-    updates later. Where workers hold parts of the tensors, what they compute is one sum: then all take the same row.
+    updates later. Where workers share the parameters each forward takes them all, so all do the same row at once; it
+    then counts as often as there are workers, or places of a mesh that divide rows.
     """
-    parameters = list(model.parameters())
-    if backend.snapshot_by_all:
+    together = backend.snapshot_by_all
+    if together:
         batch = {name: gather_slots(backend, column) for name, column in batch.items()}
     mine = []
     for number in range(len(batch["tokens"])):
-        one = backend.to_device(
-            {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
-        )
-        loss_sum, targets = loss_function(model, one)
-        norms = torch.stack([part.float().norm() for part in torch.autograd.grad(loss_sum, parameters)])
-        values = torch.stack([loss_sum.detach(), targets, norms.norm()])
+        row = {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
+        gradients, sums = backend.gradients(model, loss_function, [backend.to_device(row)], torch.float32)
+        values = torch.cat([sums, backend.norm(gradients)[None]])
         backend.step_boundary()
         ((of_row, count, norm),) = backend.fetch([values])
         mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
     everyone = np.array(mine, np.float64)
-    if not backend.snapshot_by_all:
+    if not together:
         everyone = gather_slots(backend, everyone)
     found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
     return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))

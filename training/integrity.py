@@ -18,20 +18,25 @@ from torch import Tensor
 
 def checksum(tensors: Sequence[Tensor]) -> Tensor:
     """float32 [2]: the lower and upper 16 bits of the sum of all elements' bit patterns, of float32 tensors."""
+    return halves(bit_sum(tensors))
+
+
+def bit_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """That sum, an int32 scalar that has wrapped around: sums of parts of a tensor add up to the whole tensor's."""
     if any(tensor.dtype != torch.float32 for tensor in tensors):
         raise ValueError("a checksum takes float32 tensors; weights, moments and gradients are float32")
     if tensors[0].device.type == "cpu":
         # numpy's sum of int32 is ten times as fast as torch's, and wraps around without a word.
         sums = [np.add.reduce(one.detach().numpy().view(np.int32).reshape(-1), dtype=np.int32) for one in tensors]
-        return halves(torch.tensor(int(np.add.reduce(sums, dtype=np.int32)), dtype=torch.int32))
+        return torch.tensor(int(np.add.reduce(sums, dtype=np.int32)), dtype=torch.int32)
     total = torch.zeros((), dtype=torch.int32, device=tensors[0].device)
     for tensor in tensors:
         total = total + tensor.detach().view(torch.int32).sum(dtype=torch.int32)
-    return halves(total)
+    return total
 
 
 def halves(total: Tensor) -> Tensor:
-    """float32 [2] of an int32 scalar."""
+    """float32 [2] of an integer scalar: its lowest 32 bits."""
     return torch.stack([(total & 0xFFFF).float(), ((total >> 16) & 0xFFFF).float()])
 
 

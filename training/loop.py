@@ -193,9 +193,10 @@ class _Run:
         self.first_step = self.step
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
             raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
-        backend.place_model(self.model, training=True)
+        backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
         config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
-        self.optimizer = init_state(parameters, config.optimizer.average_decay > 0, config.spike_sigmas > 0)
+        wanted = config.optimizer.average_decay > 0, config.spike_sigmas > 0
+        self.optimizer = init_state(parameters, *wanted, zeros=backend.zeros_like)
         if checkpoint is not None and checkpoint.optimizer is not None:
             restore_state(backend, checkpoint.optimizer, self.optimizer)
         backend.step_boundary()

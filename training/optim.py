@@ -10,7 +10,7 @@ AdamW: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 171
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,15 +36,21 @@ class OptimizerState:
     """float32 [3]: steps, running mean and variance of the loss, where spikes are looked for"""
 
 
-def init_state(parameters: Mapping[str, Tensor], average: bool = False, statistics: bool = False) -> OptimizerState:
-    """Zero moments beside each parameter, in float32 whatever the parameter's type; more where it is asked for."""
+def zeros_like(parameter: Tensor) -> Tensor:
+    """A moment to begin with: float32 whatever the parameter's type."""
+    return torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
 
-    def zeros() -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
 
+def init_state(
+    parameters: Mapping[str, Tensor],
+    average: bool = False,
+    statistics: bool = False,
+    zeros: Callable[[Tensor], Tensor] = zeros_like,
+) -> OptimizerState:
+    """Zero moments beside each parameter; more where it is asked for. On a mesh, `zeros` is the backend's."""
     return OptimizerState(
-        first=zeros(),
-        second=zeros(),
+        first={name: zeros(parameter) for name, parameter in parameters.items()},
+        second={name: zeros(parameter) for name, parameter in parameters.items()},
         average={name: p.detach().float().clone() for name, p in parameters.items()} if average else None,
         loss_statistics=torch.zeros(3, device=next(iter(parameters.values())).device) if statistics else None,
     )

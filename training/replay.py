@@ -9,10 +9,11 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 
-from training.backend import Backend, make_backend
+from training.backend import Backend, make_backend, resolve_device
 from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
@@ -57,7 +58,9 @@ def replay(job: TrainJob, step: int) -> Replayed:
                 make_backend(job.device, remat=job.remat, mesh=job.mesh), again, step, direct_feed(again)
             )
         else:
-            reports = run_workers(job.workers, _in_worker, again, step)
+            device = resolve_device(job.device)
+            how: dict[str, Any] = {} if device == "xla" else {"device": device, "mesh": job.mesh}
+            reports = run_workers(job.workers, _in_worker, again, step, **how)
         saved = _saved_differences(job.checkpoints_uri, directory, step)
     rows = {row["step"]: row for row in mine.to_pylist()}
     for report in reports:

@@ -16,11 +16,12 @@ from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
-from pipelines.slices import mesh_of, tpu_slices, workers_of
+from pipelines.slices import fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.config import DistillConfig, TrainingConfig, TrainJob
-from training.records import STATE_NAME, list_checkpoints
+from training.records import STATE_NAME, latest_checkpoint, list_checkpoints, read_commit
+from training.worker.sizes import allowed_workers
 
 if TYPE_CHECKING:
     from training.summary import StepReport
@@ -76,24 +77,31 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises ValueError where inputs do not fit each other, the model or the config."""
     place = tpu_slices(context.resources)
     job = make_job(context, config)
+    fewest = fewest_workers_of(context.resources)
+    allowed_workers(job, fewest, place.hosts if place else 1)  # refuse before Ray starts
     context.session.start()
+    from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
-    with context.progress(config.steps, "step") as advance:
-        done = 0
+    done = _steps_before(job)
+    with context.progress(config.steps, "step", before=done) as advance:
 
         def on_progress(report: "StepReport") -> None:
             nonlocal done
             advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
             done = report.step
 
-        summary = fit(
-            job,
-            tpu=place,
-            max_failures=context.resources.max_failures,
-            max_preemptions=context.resources.max_preemptions,
-            on_progress=on_progress,
-        )
+        try:
+            summary = fit(
+                job,
+                tpu=place,
+                max_failures=context.resources.max_failures,
+                max_preemptions=context.resources.max_preemptions,
+                fewest_workers=fewest,
+                on_progress=on_progress,
+            )
+        except Drained as drained:  # by a signal: no failure of the run
+            raise KeyboardInterrupt(str(drained)) from drained
     datasets, steps = committed_files(context.directory)
     return Outcome(
         datasets={
@@ -116,6 +124,13 @@ def run(context: Context, config: Config) -> Outcome:
             "metrics": dict(summary.metrics),
         },
     )
+
+
+def _steps_before(job: TrainJob) -> int:
+    """Steps that the newest checkpoint of the run has, or else the one that it carries on from."""
+    uri = latest_checkpoint(job.checkpoints_uri) or job.carried_uri
+    commit = None if uri is None else read_commit(uri)
+    return 0 if commit is None else int(commit["step"])
 
 
 def _setup(directory: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -182,6 +185,31 @@ def test_a_key_of_a_service_account_is_refused_and_a_login_is_not(
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
     assert storage.filesystem("gs://bucket/x")[1] == "bucket/x"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FSSPEC_GCS_TOKEN", "ya29.secret"),
+        ("FSSPEC_GS_TOKEN", "/keys/secret.json"),
+        ("FSSPEC_GS", '{"token": "ya29.secret"}'),
+        ("FSSPEC_GCS", '{"token": {"type": "service_account", "private_key": "secret"}}'),
+    ],
+)
+def test_a_token_in_the_environment_is_refused_and_not_told(name: str, value: str) -> None:
+    """In a process of its own: fsspec reads them when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "list", "--runs", "--root", "gs://bucket/runs"],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:1", name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"(by {name.removesuffix('_TOKEN')} or" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,39 @@
 """Stages as jobs on a real cluster, by `pipelines submit`: logs, exit codes, tokens, and the bytes of a local run."""
 
+import dataclasses
+import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines import recipes
+from pipelines.stage import stage_names
 from tests.chaos_log import chaos_run
-from tests.e2e.cluster import RayCluster
+from tests.e2e.cluster import RAY, REPOSITORY, RayCluster
 from tests.e2e.conftest import SmokeRun, pipelines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+STAGES = sorted({step.stage for step in recipes.load("smoke").steps})
+OTHER_STAGES = [name for name in stage_names() if name not in STAGES]
+"""those that smoke does without"""
+PROGRESS = re.compile(
+    r"^train_model: [\d,]+ of 100,000,000 steps, [\d.e+]+ a second, [\d,]+ s left, loss \d", re.MULTILINE
+)
+CHECKPOINT_EVERY_STEPS = 200
 
-def submit(cluster: RayCluster, *words: str) -> tuple[int, str]:
+
+def submit(cluster: RayCluster, *words: str, timeout: float = 300) -> tuple[int, str]:
     """(exit code, what was said) of `pipelines submit`."""
-    done = pipelines("submit", *words, "--address", cluster.dashboard, **cluster.environment)
+    done = pipelines("submit", *words, "--address", cluster.dashboard, timeout=timeout, **cluster.environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -69,6 +84,86 @@ def status(cluster: RayCluster, token: str | None) -> int:
             return error.code
 
 
+def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke: SmokeRun, tmp_path: Path) -> None:
+    """A training without an end, beside an undisturbed one: the first checkpoint after the stop has the same bytes."""
+    assert smoke.returncode == 0, smoke.output[-4000:]
+    line = endless_training(smoke)
+    undisturbed = Job(cluster, [*line, "--root", str(tmp_path / "undisturbed")], tmp_path / "undisturbed.log")
+    line += ["--root", str(tmp_path / "stopped")]
+    first = Job(cluster, line, tmp_path / "first.log")
+    wait_for(lambda: PROGRESS.search(first.said()) and committed(tmp_path / "stopped"), first, undisturbed)
+    first.stop()
+    before = committed(tmp_path / "stopped")
+    times = [path.stat().st_mtime_ns for path in before]
+
+    again = Job(cluster, line, tmp_path / "again.log")
+    wait_for(lambda: len(committed(tmp_path / "stopped")) > len(before), again, undisturbed)
+    wait_for(lambda: len(committed(tmp_path / "undisturbed")) > len(before), undisturbed)
+    again.stop()
+    undisturbed.stop()
+    match = re.search(r"^train_model: goes on at ([\d,]+) of 100,000,000 steps$", again.said(), re.MULTILINE)
+    assert match, again.said()
+    assert int(match[1].replace(",", "")) == len(before) * CHECKPOINT_EVERY_STEPS
+    assert [path.stat().st_mtime_ns for path in before] == times, "it began anew"
+    made, reference = (committed(tmp_path / name)[len(before)] for name in ("stopped", "undisturbed"))
+    assert made.parent.name == reference.parent.name
+    assert made.read_bytes() == reference.read_bytes()  # the sha256 of weights, moments, metrics and lineage
+
+
+class Job:
+    """A `pipelines submit` that goes on, and its log."""
+
+    def __init__(self, cluster: RayCluster, words: list[str], log: Path) -> None:
+        self.cluster, self.log = cluster, log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", "submit", *words, "--address", cluster.dashboard],
+                cwd=REPOSITORY,
+                env=cluster.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def stop(self) -> None:
+        """By the line that it says for it."""
+        words = re.search(r"ray (job stop raysubmit_.*)$", self.said(), re.MULTILINE)
+        assert words, self.said()
+        subprocess.run([str(RAY), *words[1].split()], env=self.cluster.environment, capture_output=True, check=True)
+        assert self.process.wait(60) == 1
+        assert self.said().endswith(": STOPPED\n"), self.said()
+
+
+def endless_training(smoke: SmokeRun) -> list[str]:
+    """The words of smoke's student on its rows, over and over."""
+    (packed,) = (smoke.root / "pack_sequences").iterdir()
+    (config,) = [step.config for step in recipes.load("smoke").steps if step.name == "scratch"]
+    model = [
+        word
+        for name, value in dataclasses.asdict(config.model).items()
+        if isinstance(value, int)
+        for word in (f"--model.{name.replace('_', '-')}", str(value))
+    ]
+    lengths = ["--steps", "100000000", "--checkpoint-every-steps", str(CHECKPOINT_EVERY_STEPS), "--global-batch", "8"]
+    return ["train_model", "--sequences", str(packed), *model, *lengths, "--device", "cpu"]
+
+
+def committed(root: Path) -> list[Path]:
+    """The COMMITs of the one training below `root`, oldest first."""
+    return sorted(root.glob("train_model/*/checkpoints/*/COMMIT"))
+
+
+def wait_for(condition: Callable[[], object], *jobs: Job) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        for job in jobs:
+            assert job.process.poll() is None, job.said()
+        assert time.monotonic() < deadline, [job.said() for job in jobs]
+        time.sleep(0.1)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("step", [step.name for step in recipes.load("smoke").steps])
 def test_each_stage_alone_as_a_job_makes_the_bytes_of_the_whole_run(
@@ -88,3 +183,68 @@ def test_each_stage_alone_as_a_job_makes_the_bytes_of_the_whole_run(
         assert code == 0, said
         assert (Path(task.directory) / "_MANIFEST.json").read_bytes() == reference
         counts.compared = 1
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("stage", OTHER_STAGES)
+def test_each_stage_that_smoke_does_without_makes_the_same_bytes_as_a_job(
+    cluster: RayCluster, smoke: SmokeRun, tmp_path: Path, stage: str
+) -> None:
+    with chaos_run("a stage as a job", stage) as counts:
+        assert smoke.returncode == 0, smoke.output[-4000:]
+        here, there = tmp_path / "here", tmp_path / "there"
+        for root in (here, there):
+            shutil.copytree(smoke.root, root)
+        words = [stage, *inputs_of(stage, here, tmp_path)]
+        local = pipelines("run", *words, "--root", str(here))
+        assert local.returncode == 0, local.stderr
+        (directory,) = [path for path in (here / stage).iterdir() if path.is_dir()]
+        code, said = submit(cluster, *words, "--root", str(there))
+        assert code == 0, said
+        assert re.search(rf"^{stage}/{directory.name}: running$", said, re.MULTILINE)
+        assert re.search(rf"^{stage}/{directory.name}: done in ", said, re.MULTILINE)
+        assert "SUCCEEDED" in said
+        made = there / stage / directory.name / "_MANIFEST.json"
+        assert made.read_bytes() == (directory / "_MANIFEST.json").read_bytes()
+        counts.compared = 1
+
+
+def inputs_of(stage: str, root: Path, folder: Path) -> list[str]:
+    """The inputs of a stage, of smoke's outputs or made in `folder`; they are named without their root."""
+    from pipelines.recipe import tasks_of
+
+    runs = {
+        name: f"{task.stage.name}/{task.fingerprint}"
+        for name, task in tasks_of(recipes.load("smoke"), str(root)).items()
+    }
+    model = ["--checkpoint", runs["teacher"], "--tokenizer", runs["tokenizer"]]
+    if stage == "import_model":
+        exported = pipelines("run", "export_model", *model, "--root", str(root))
+        assert exported.returncode == 0, exported.stderr
+        return ["--weights", f"{exported.stdout.strip()}/model"]
+    items = [{"text": f"{word} {number}", "label": number % 2} for word in ("def", "class") for number in range(50)]
+    labelled = str(folder / "items.jsonl")
+    Path(labelled).write_text("".join(json.dumps(item) + "\n" for item in items))
+    return {
+        "audit_logits": ["--logits", runs["cache"], "--sequences", runs["pack"], "--teacher", runs["teacher"]],
+        "decontaminate_text": ["--text", runs["deduplicate"], "--evaluation", labelled, "--ngram-words", "2"],
+        "export_model": model,
+        "train_classifier": ["--labelled", labelled],
+    }[stage]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_the_demo_as_a_job(cluster: RayCluster, tmp_path: Path) -> None:
+    with chaos_run("a recipe as a job", "demo") as counts:
+        line = ["demo", "--root", str(tmp_path / "runs")]
+        code, said = submit(cluster, *line, timeout=1700)
+        assert code == 0, said
+        assert re.search(r"^train_model: [\d,]+ of 280 steps, [\d.]+ a second, [\d,]+ s left, loss", said, re.MULTILINE)
+        steps = recipes.load("demo").steps
+        assert len(re.findall(r"^\[\d+/\d+\] \w+: .*: done in ", said, re.MULTILINE)) == len(steps)
+        assert (tmp_path / "runs" / "demo" / "report.html").exists()
+        code, said = submit(cluster, *line)
+        assert code == 0, said
+        assert f"all {len(steps)} steps were done before, nothing to do" in said
+        counts.compared = len(steps)

@@ -1,5 +1,6 @@
 """The smoke recipe on three nodes, one of which is lost in each stage: the bytes of the run on one machine."""
 
+import json
 import os
 import random
 import shutil
@@ -53,6 +54,15 @@ def test_the_whole_recipe_on_three_nodes_makes_the_same_bytes(
             counts.compared += 1
             counts.lost += (tmp_path / "runs" / path.relative_to(smoke.root)).read_bytes() != path.read_bytes()
         assert counts.lost == 0
+        spread = {stage: used for stage, used in nodes_used(tmp_path / "runs").items() if sum(used) > 2}
+        assert set(spread) >= {"filter_text", "tokenize_text"}, "stages of several shards"
+        assert {stage: used for stage, used in spread.items() if len(used) < 2} == {}, "one node did it all"
+
+
+def nodes_used(root: Path) -> dict[str, list[int]]:
+    """Stage -> how many shards each node made that made any, by `_RUN.json`."""
+    runs = {path.parent.parent.name: json.loads(path.read_text()) for path in root.glob("*/*/_RUN.json")}
+    return {stage: sorted(run["shards_by_node"].values()) for stage, run in runs.items()}
 
 
 def lose_a_node(smoke: SmokeRun, nodes: MiniCluster, folder: Path, step: str) -> bool:

@@ -13,6 +13,7 @@ from model.sharding import (
     check_rows,
     elements_per_chip,
     parameter_specs,
+    row_groups,
     shard_shape,
 )
 
@@ -71,6 +72,13 @@ def test_an_axis_below_one_and_rows_that_do_not_divide_are_refused() -> None:
         MeshShape(data=0)
     with pytest.raises(ValueError, match="use a multiple of 8 rows"):
         check_rows(12, MeshShape(replica=2, data=4, model=2))
+
+
+def test_hosts_that_share_a_model_axis_read_the_same_rows() -> None:
+    mesh = MeshShape(replica=2, data=4, model=4)  # 32 chips
+    assert [row_groups(hosts, mesh) for hosts in (1, 2, 8, 16, 32)] == [1, 2, 8, 8, 8]
+    with pytest.raises(ValueError, match=r"data=4,model=3 on 3 hosts of 4 chips: model=3 has to divide"):
+        row_groups(3, MeshShape(data=4, model=3))
 
 
 def test_the_shards_of_a_tensor_add_up_to_it() -> None:

@@ -14,6 +14,12 @@ def test_finished_shards_count_in_full() -> None:
     assert moved == [4, 3]
 
 
+def test_shards_of_an_earlier_attempt_are_not_counted_again() -> None:
+    moved: list[int] = []
+    Bar(moved.append, {0: 3, 1: 4}, before=[0]).finish(1)
+    assert moved == [4]
+
+
 def test_two_bars_do_not_hear_each_other() -> None:
     assert Bar(print, {}).prefix != Bar(print, {}).prefix
 
@@ -35,3 +41,15 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
     clock[0] += 15
     lines.advance(5, note="loss 3.2")
     assert said[1:] == ["tokenize: 45 of 100 shards, 1.29 a second, 43 s left, loss 3.2"]
+
+
+def test_what_an_earlier_attempt_did_is_told_and_makes_this_one_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    lines = Lines(100, "step", "train_model", said.append, before=40)
+    clock[0] += 20
+    lines.advance(20)
+    assert said == [
+        "train_model: goes on at 40 of 100 steps",
+        "train_model: 60 of 100 steps, 1 a second, 40 s left",
+    ]

@@ -191,8 +191,8 @@ def test_the_bar_hears_how_far_a_running_shard_is(make_context: MakeContext, mon
     moved: list[int] = []
 
     @contextmanager
-    def progress(_: Context, total: int, unit: str, title: str) -> Iterator[Callable[[int], Any]]:
-        assert (total, unit, title) == (12, "row", "test_stage work")
+    def progress(_: Context, total: int, unit: str, title: str, before: int) -> Iterator[Callable[[int], Any]]:
+        assert (total, unit, title, before) == (12, "row", "test_stage work", 0)
         yield moved.append
 
     def work(rows: int) -> ShardOutput:

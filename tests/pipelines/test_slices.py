@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infra.slices import CHIPS
-from pipelines.slices import RAY_NAMES, mesh_of, tpu_slices, workers_of
+from pipelines.slices import RAY_NAMES, fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Resources
 from training.worker.places import TpuSlices
 
@@ -23,15 +23,26 @@ def test_a_topology_gives_workers_hosts_and_mesh() -> None:
     assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
 
 
+def test_an_elastic_run_goes_down_by_whole_slices() -> None:
+    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=3, min_slices=1)) == 4
+    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=2)) == 8
+    assert fewest_workers_of(Resources(workers=4, min_workers=2)) == 2
+    assert fewest_workers_of(Resources(workers=4)) == 4
+    with pytest.raises(ValueError, match="min_slices is 3, more than slices, 2; give it at most that"):
+        Resources(topology="v5e:4x4", slices=2, min_slices=3)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"slices": 2}, "--slices 2 of what"),
+        ({"min_slices": 1}, "--slices 1 of what"),
+        ({"topology": "v5e:4x4", "workers": 4, "min_workers": 2}, "whole slices come and go; give --min-slices"),
         ({"topology": "v5e:4x4", "device": "cpu"}, "on device 'cpu'; TPU slices take 'xla'"),
         ({"topology": "v5e:4x4", "workers": 3}, "--workers 3, but 1 x v5e:4x4 has 4 hosts"),
         ({"topology": "v5e:2x4"}, "does not hold two hosts of 4 together; use v5e:2x2 or v5e:4x4"),
         ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
-        ({"topology": "v5p:2x2x3", "mesh": "data=4,model=3"}, "model=3 has to divide the chips of a host"),
+        ({"topology": "v5p:4x4x12", "mesh": "data=64,model=3"}, "model=3 has to divide the chips of a host"),
         ({"topology": "v5e:4x4", "mesh": "data=8"}, "mesh data=8 has 8 chips, and 1 x v5e:4x4 has 16"),
     ],
 )

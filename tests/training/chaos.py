@@ -214,8 +214,8 @@ def flips(count: int = 20, seed: int = 0) -> bool:
             job = write_sequences(Path(temporary), job)
             backend = FlippingBackend(what, rng.randrange(3, 19), rng)
 
-            def remember(parameters: Any, *rest: Any, backend: FlippingBackend = backend) -> Any:
-                state = make_state(parameters, *rest)
+            def remember(parameters: Any, *rest: Any, backend: FlippingBackend = backend, **named: Any) -> Any:
+                state = make_state(parameters, *rest, **named)
                 moments = [*state.first.values(), *state.second.values()]
                 backend.targets = list(parameters.values()) if backend.what == "weight" else moments
                 return state

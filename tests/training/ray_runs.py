@@ -14,8 +14,11 @@ from typing import Any
 import ray
 
 from tests.training.examples import example_job, write_sequences
+from training.backend import TorchBackend
 from training.config import TrainJob
-from training.loop import StepReport
+from training.faults import Drained
+from training.feed import direct_feed
+from training.loop import StepReport, run_training
 from training.worker.driver import fit
 
 
@@ -26,8 +29,11 @@ def main(directory: Path) -> dict[str, Any]:
         "direct": run(directory, "direct"),
         "ray": run(directory, "ray", feed="ray"),
         "two": run(directory, "two", workers=2),
+        "divided": run(directory, "divided", workers=2, mesh="data=2"),
         "xla": run(directory, "xla", device="xla"),
         "killed": killed(directory),
+        "controller": controller_killed(directory),
+        "stopped": stopped(directory),
         "refused": refused(directory),
     }
     ray.shutdown()
@@ -55,11 +61,30 @@ def killed(directory: Path) -> dict[str, Any]:
 
     def kill_once(report: StepReport) -> None:
         if report.step >= 50 and not kills:  # behind a checkpoint, which a thread writes
-            kills.append(train_worker())
+            kills.append(only(ray_processes("RayTrainWorker")))
             os.kill(kills[0], signal.SIGKILL)
 
     summary = fit(job, max_failures=1, on_progress=kill_once)
     return {**dataclasses.asdict(summary), "kills": len(kills)}
+
+
+def stopped(directory: Path) -> dict[str, Any]:
+    """SIGTERM to the driver, as a stopped job gets it."""
+    job = job_named(directory, "stopped", steps=100_000, checkpoint_every_steps=50_000)
+    handler = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
+
+    def ask_once(report: StepReport) -> None:
+        if not asked:
+            asked.append(report.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    message = ""
+    try:
+        fit(job, on_progress=ask_once)
+    except Drained as drained:
+        message = str(drained)
+    return {"asked": asked, "message": message, "handler_back": signal.getsignal(signal.SIGTERM) is handler}
 
 
 def refused(directory: Path) -> str:
@@ -72,24 +97,57 @@ def refused(directory: Path) -> str:
     return ""
 
 
-def train_worker() -> int:
-    """The pid of Ray Train's worker among the descendants of this process."""
+def controller_killed(directory: Path) -> dict[str, Any]:
+    """Kills Ray Train's controller with SIGKILL once; `straight` is the same run without Ray."""
+    sizes = {"steps": 600, "checkpoint_every_steps": 100, "cpu_threads": 1}
+    straight = job_named(directory, "straight", **sizes)
+    run_training(straight, TorchBackend("cpu"), direct_feed(straight))
+    killed_at: list[int] = []
+    workers: list[int] = []
+    most = 0
+
+    def kill_once(report: StepReport) -> None:
+        nonlocal most
+        running = ray_processes("RayTrainWorker")
+        workers.extend(set(running) - set(workers))
+        most = max(most, len(running))
+        if report.step >= 110 and not killed_at:  # behind a checkpoint, which a thread writes
+            killed_at.append(report.step)
+            os.kill(only(ray_processes("TrainController")), signal.SIGKILL)
+
+    summary = fit(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)
+    groups = [one["state"] for one in ray.util.placement_group_table().values()]
+    return {
+        "first_step": summary.first_step,
+        "killed_at": killed_at,
+        "workers": len(workers),
+        "most_at_once": most,
+        "groups_left": [state for state in groups if state != "REMOVED"],
+    }
+
+
+def ray_processes(title: str) -> list[int]:
+    """The pids of Ray's processes of that title among the descendants of this process."""
     parents: dict[int, int] = {}
-    workers = []
+    found = []
     for entry in Path("/proc").iterdir():
         try:
             pid = int(entry.name)
             parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                workers.append(pid)
+            if (entry / "cmdline").read_bytes().startswith(f"ray::{title}".encode()):
+                found.append(pid)
         except (ValueError, OSError):
             continue
 
     def ours(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and ours(parents[pid]))
 
-    (worker,) = filter(ours, workers)
-    return worker
+    return list(filter(ours, found))
+
+
+def only(pids: list[int]) -> int:
+    (pid,) = pids
+    return pid
 
 
 if __name__ == "__main__":

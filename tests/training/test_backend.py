@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.backend import TorchBackend, check_workers, has_tpu, make_backend, resolve_device
+from training.config import check_mesh_device
 
 
 def test_several_workers_on_xla_without_a_tpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,16 @@ def test_remat_on_a_device_that_keeps_everything_is_refused_with_what_is_allowed
     with pytest.raises(ValueError, match=r"remat 'full' on device 'cpu'.* allowed is 'none'"):
         make_backend("cpu", remat="full")
     assert make_backend("cpu", remat="none").remat == "none"
+
+
+def test_a_mesh_of_workers_is_all_of_them_along_one_axis() -> None:
+    for mesh in ("data=2", "replica=2,data=2", "data=2,model=2", "model=4"):
+        with pytest.raises(ValueError, match="allowed are data=4, which divides the model over them, and replica=4"):
+            check_mesh_device(mesh, "cpu", 4)
+    with pytest.raises(ValueError, match="'xla' only, or over several workers"):
+        make_backend("cpu", mesh="data=4")
+    for mesh in ("data=4", "replica=4", ""):
+        check_mesh_device(mesh, "cpu", 4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -58,6 +69,6 @@ def test_training_imports_without_ray_torch_xla_and_jax() -> None:
 import sys
 for name in ("ray", "torch_xla", "jax"):
     sys.modules[name] = None
-import training.evaluation, training.feed, training.loop, training.teacher
+import training.evaluation, training.feed, training.fsdp, training.loop, training.teacher
 """
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], check=True)

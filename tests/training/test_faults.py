@@ -159,9 +159,9 @@ def test_weights_that_change_between_steps_stop_the_run(tmp_path: Path) -> None:
         steps = 0
         model: Any = None
 
-        def place_model(self, model: Any, *, training: bool = False) -> Any:
+        def place_model(self, model: Any, **how: Any) -> Any:
             self.model = model
-            return super().place_model(model, training=training)
+            return super().place_model(model, **how)
 
         def step_boundary(self) -> None:
             self.steps += 1

@@ -1,5 +1,6 @@
 """Workers on TPU slices: which environment each gets, and that only whole slices are used (hosts are made up)."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.training.test_worker import in_process
 from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
+from training.worker.watch import looking
 
 V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
 
@@ -62,9 +64,45 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path) -> None:
-    found = in_process("tpu_slices", tmp_path)
+def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path / "elastic")
+    check_what_needs_no_cluster(found)
+    both, left, again = found["attempts"]  # never on a, which lacks a host
+    check_workers(both, left, again)
+    for attempt in (both, again):
+        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
+        assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
+        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
+    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["lost"]}
+    check_alone(left)
+
+
+@pytest.mark.chaos
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path / "spare")
+    first, second = found["attempts"]
+    check_workers(first, second)
+    (spare,) = {"b", "c"} - {found["lost"]}  # a lacks a host
+    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
+    for attempt in (first, second):
+        check_alone(attempt)
+
+
+def check_workers(*attempts: list[dict[str, Any]]) -> None:
+    for attempt in attempts:
+        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
+        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
+        assert not any(one["torch_xla"] for one in attempt)
+
+
+def check_alone(attempt: list[dict[str, Any]]) -> None:
+    """On one slice of two hosts."""
+    assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
+    assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
+    assert all(one["megascale"] == {} for one in attempt), "left over from another run, or from two slices"
+
+
+def check_what_needs_no_cluster(found: dict[str, Any]) -> None:
     assert found["pod_types"] == {
         "TPU-V4 2x2x2": True,
         "TPU-V5LITEPOD 4x4": True,
@@ -73,22 +111,6 @@ def test_workers_are_on_whole_slices_and_come_back_on_a_spare_one(tmp_path: Path
     }
     assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
     assert found["devices"] == ["TPU", "TPU", "CPU"]
-    first, second = found["one"]
-    (lost,) = found["lost"]
-    (spare,) = {"b", "c"} - {lost}  # a lacks a host
-    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{lost}, {spare}]
-    for attempt in (first, second, *found["two"]):
-        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
-        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
-        assert not any(one["torch_xla"] for one in attempt)
-    for attempt in (first, second):
-        assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
-        assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
-        assert all(one["megascale"] == {} for one in attempt), "left over from another run"
-    (both,) = found["two"]
-    seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in both}
-    assert seen == {("b", "0"), ("c", "1")}
-    assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in both} == {"2"}
 
 
 def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
@@ -100,3 +122,46 @@ def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
     ]
     assert one_host(nodes) == TpuSlices(chips_per_host=4)
     assert one_host(nodes[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chips", "topology", "hosts", "given"),
+    [
+        ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
+        ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
+        ("", 4, "", 2, "as in v5e:4x4"),
+    ],
+)
+def test_one_host_of_a_slice_of_several_is_refused(
+    kind: str, chips: int, topology: str, hosts: int, given: str
+) -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
+    node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
+    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
+        one_host([node] * hosts)
+
+
+def test_a_host_that_is_a_whole_slice_is_taken() -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": "v4-8", "ray.io/tpu-topology": "2x2x1"}
+    assert one_host([{"Alive": True, "Resources": {"TPU": 4.0}, "Labels": labels}]) == TpuSlices(chips_per_host=4)
+
+
+def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = ["away", "away", "away", "full", "", ""]
+    looks: list[str] = []
+    seen = threading.Event()
+
+    def look() -> None:
+        looks.append(failures[len(looks)] if len(looks) < len(failures) else "")
+        if len(looks) >= len(failures):
+            seen.set()
+        if looks[-1]:
+            raise RuntimeError(looks[-1])
+
+    with looking("watch", look, 0.001):
+        assert seen.wait(10)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "away",
+        "full",
+        "looks work again",
+    ]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.records import read_rows
+from training.checkpoint import load_checkpoint
+from training.records import latest_checkpoint, list_checkpoints, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,10 +69,22 @@ def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_the_direct_one(
     assert table(directory, "ray", "metrics").equals(table(directory, "direct", "metrics"))
 
 
-def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any]) -> None:
-    assert runs["two"]["workers"] == 2
-    assert table(directory, "two", "lineage").equals(table(directory, "direct", "lineage"))
-    np.testing.assert_allclose(losses(directory, "two"), losses(directory, "direct"), rtol=1e-5)
+@pytest.mark.parametrize("name", ["two", "divided"])
+def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any], name: str) -> None:
+    """Each with the whole model, or with half of it."""
+    assert runs[name]["workers"] == 2
+    assert table(directory, name, "lineage").equals(table(directory, "direct", "lineage"))
+    np.testing.assert_allclose(losses(directory, name), losses(directory, "direct"), rtol=1e-5)
+
+
+@pytest.mark.chaos
+def test_four_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Beside the two above: the same global batch on four, whole and divided."""
+    found = in_process("ray_worlds", tmp_path)
+    assert found == {"one": 1, "four": 4, "divided": 4}
+    for name in ("four", "divided"):
+        assert table(tmp_path, name, "lineage").equals(table(tmp_path, "one", "lineage"))
+        np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
 
 
 def test_xla_takes_the_steps_of_the_cpu(directory: Path, runs: dict[str, Any]) -> None:
@@ -83,6 +96,32 @@ def test_a_killed_worker_is_started_again_and_no_step_is_lost(directory: Path, r
     assert runs["killed"]["kills"] == 1
     assert 0 < runs["killed"]["first_step"] < 600
     assert table(directory, "killed", "metrics")["step"].to_pylist() == list(range(1, 601))
+
+
+def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, runs: dict[str, Any]) -> None:
+    """kill -9; no process and no reservation of the old controller is left when the new workers start."""
+    found = runs["controller"]
+    (killed_at,) = found["killed_at"]
+    assert found["first_step"] >= 100
+    assert found["first_step"] % 100 == 0
+    assert found["first_step"] <= killed_at + 10
+    assert (found["workers"], found["most_at_once"], found["groups_left"]) == (2, 1, [])
+    for kind in ("metrics", "lineage"):
+        assert table(directory, "controller", kind).equals(table(directory, "straight", kind))
+    weights = [
+        load_checkpoint(latest_checkpoint(str(directory / name / "checkpoints")) or "").weights
+        for name in ("controller", "straight")
+    ]
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_run_that_gets_sigterm_ends_behind_a_checkpoint_of_its_step(directory: Path, runs: dict[str, Any]) -> None:
+    (checkpoint,) = list_checkpoints(str(directory / "stopped" / "checkpoints"))
+    step = int(checkpoint[-8:])
+    assert runs["stopped"]["asked"][0] < step < 50_000
+    assert f"asked to stop after step {step}; its checkpoint is committed" in runs["stopped"]["message"]
+    assert runs["stopped"]["handler_back"]
+    assert table(directory, "stopped", "metrics")["step"].to_pylist() == list(range(1, step + 1))
 
 
 def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Run by test_tpu_slices.py in a process of its own: XlaConfig on a cluster of nodes that say they are TPU hosts.
 
 Three slices v4:2x2x2 of two hosts: `a` lacks host 1, `b` and `c` are whole. The workers write down what they are told
-and never import torch_xla. Prints JSON: a run on one slice that loses a host, then a run on two slices.
+and never import torch_xla. Prints JSON. The folder's name chooses: `spare`, a run on one slice that loses a host, or
+`elastic`, a run on two slices, one of which goes and comes back.
 """
 
 import json
@@ -9,8 +10,8 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from ray._private.accelerators.tpu import infer_tpu_pod_type_from_topology
 from ray.cluster_utils import Cluster
 
 from tests.training.examples import example_job
-from training.worker import places, slices
+from training.worker import elastic, places, slices
 from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
 from training.worker.places import TpuSlices
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
+from training.worker.stops import Asked
 
 ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4)
 TWO = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4, slices=2)
@@ -55,9 +57,10 @@ def host(cluster: Cluster, name: str, number: int) -> Any:
 
 
 def remember(config: dict[str, Any]) -> None:
-    """What each worker runs: notes its place and environment; where asked to, waits to be killed the first time."""
+    """What each worker runs: notes its place and environment; in all attempts but the last it waits to be ended."""
     import torch.distributed
 
+    asked = Asked(config["ask_key"])
     context = ray.train.get_context()
     keys = ("PJRT_DEVICE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
     found: list[Any] = [None] * context.get_world_size()
@@ -72,18 +75,22 @@ def remember(config: dict[str, Any]) -> None:
     torch.distributed.barrier()
     if mine["rank"] == 0:
         (folder / f"attempt-{attempt}").write_text(json.dumps(found))
-    if config["wait"] and attempt == 0:
-        time.sleep(600)
+    while attempt + 1 < config["attempts"]:
+        if mine["rank"] == 0:
+            asked.saved()  # as behind a checkpoint, where another size is asked for
+        time.sleep(0.1)
 
 
-def run(tpu: TpuSlices, folder: Path, wait: bool) -> list[list[dict[str, Any]]]:
+def run(tpu: TpuSlices, folder: Path, attempts: int, sizes: tuple[int, ...]) -> list[list[dict[str, Any]]]:
     """The workers of each attempt."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     trainer = Trainer(
         remember,
-        train_loop_config={"folder": str(folder), "wait": wait},
-        backend_config=XlaConfig(device="TPU", slices=tpu.slices),
-        scaling_config=scaling_config(tpu.workers, {"CPU": 1}, tpu),
+        sizes=sizes,
+        ask_key=b"ask-test",
+        train_loop_config={"folder": str(folder), "attempts": attempts, "ask_key": b"ask-test"},
+        backend_config=XlaConfig(device="TPU", hosts=tpu.hosts),
+        scaling_config=scaling_config(sizes, {"CPU": 1}, tpu),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(folder / "ray"),
@@ -102,6 +109,7 @@ def main(directory: Path) -> dict[str, Any]:
         FIT_ENVIRONMENT | WITHOUT_DASHBOARD_ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
     )
     slices.LOOK_SECONDS = 0.5
+    elastic.RESIZE_SECONDS = 2.0
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -111,27 +119,30 @@ def main(directory: Path) -> dict[str, Any]:
     )  # fmt: skip
     ray.init(address=cluster.address, log_to_driver=False)
     nodes = {(name, number): host(cluster, name, number) for name, number in HOSTS}
-    lost: list[str] = []
 
-    def lose_a_host() -> None:
-        """Host 1 of the slice that the first attempt is on."""
-        first = directory / "one" / "attempt-0"
-        while not first.exists():
+    def after_attempt(folder: Path, number: int) -> str:
+        """The slice of the attempt's first worker, when it has begun."""
+        begun = folder / f"attempt-{number}"
+        while not begun.exists():
+            assert not running.done(), running.result()
             time.sleep(0.1)
         time.sleep(0.5)
-        lost.append(json.loads(first.read_text())[0]["TPU_NAME"])
-        cluster.remove_node(nodes[lost[0], 1], allow_graceful=False)
+        return str(json.loads(begun.read_text())[0]["TPU_NAME"])
 
-    thread = threading.Thread(target=lose_a_host, daemon=True)
-    thread.start()
-    one = run(ONE, directory / "one", wait=True)
-    thread.join()
-    host(cluster, lost[0], 1)  # repaired
-    two = run(TWO, directory / "two", wait=False)
+    elastic_run = directory.name == "elastic"
+    tpu, attempts, sizes = (TWO, 3, (2, 4)) if elastic_run else (ONE, 2, (2,))
+    with ThreadPoolExecutor(1) as pool:  # nodes are added in the main thread only: Ray sets signals there
+        running = pool.submit(run, tpu, directory / "run", attempts, sizes)
+        lost = after_attempt(directory / "run", 0)
+        cluster.remove_node(nodes[lost, 1], allow_graceful=False)
+        if elastic_run:
+            after_attempt(directory / "run", 1)
+            host(cluster, lost, 1)  # repaired
+        found = running.result()
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"one": one, "lost": lost, "two": two, **without_a_cluster(directory)}
+    return {"attempts": found, "lost": lost, **without_a_cluster(directory)}
 
 
 def without_a_cluster(directory: Path) -> dict[str, Any]:
@@ -142,7 +153,7 @@ def without_a_cluster(directory: Path) -> dict[str, Any]:
         ours = TpuSlices(topology=topology, accelerator_type=kind, hosts=hosts, chips_per_host=4).pod_type
         pod_types[f"{kind} {topology}"] = ours == infer_tpu_pod_type_from_topology(topology, kind)
     alone = TpuSlices(chips_per_host=4)
-    asked = scaling_config(1, {"CPU": 1}, alone)
+    asked = scaling_config([1], {"CPU": 1}, alone)
     job = example_job(directory, device="xla")
     configs = [backend_config(job, tpu) for tpu in (alone, ONE, None)]
     return {

@@ -2,8 +2,12 @@
 
     driver      fit: places workers, watches them, returns what was done
     on_worker   each worker's side: backend, feed, loop
+    elastic     when a run grows and shrinks with its cluster; sizes: which numbers of workers can take its steps
+    restarts    another controller where Ray's died
     slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
+    stops       what the driver asks of its workers: to stop, or to make room for another number of them
     places      which host is where in which slice: arithmetic, without ray
+    watch       a thread that goes on looking where a look fails
 
 Nothing is imported here: Ray reads whether tokens are in use when it is first imported, so that comes after
 `RaySession.start`.

@@ -20,7 +20,6 @@ import json
 import os
 import pickle
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,14 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
 from training.worker.places import TpuSlices, one_host
+from training.worker.restarts import fit_through_restarts
+from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
+from training.worker.stops import stopping_on_signals
+from training.worker.watch import looking
 
 if TYPE_CHECKING:
     from training.config import TrainJob
@@ -47,6 +51,7 @@ FIT_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative URIs mean the same in the worker
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller sees the end of a run this late (default 2)
 }
+ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": START_SECONDS}
 # Services that only work with, or only feed, a dashboard: without one they are processes and threads for nothing.
 WITHOUT_DASHBOARD_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -64,16 +69,21 @@ def fit(
     tpu: TpuSlices | None = None,
     max_failures: int = 0,
     max_preemptions: int = -1,
+    fewest_workers: int | None = None,
     on_progress: Callable[[StepReport], None] | None = None,
     ray_storage_uri: str | None = None,
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
     `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
-    a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often Ray starts the
-    workers again after one died, `max_preemptions` after a machine was taken away (-1: always). `on_progress` hears
-    about once a second of the newest step, in a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a
-    temporary directory; workers on several nodes need one that all of them see).
+    a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often the workers are
+    started again after one died, or after Ray's controller did, `max_preemptions` after a machine was taken away (-1:
+    always). With `fewest_workers` the run goes on with as few where nodes are missing, and grows up to `job.workers`
+    as they come (training/worker/elastic.py). `on_progress` hears about once a second of the newest step, in a thread.
+    `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
+    that all of them see).
+
+    The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
     """
@@ -83,33 +93,45 @@ def fit(
         tpu = one_host(ray.nodes())
     job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
     check_workers(job.device, job.workers, on_slices=tpu is not None and tpu.workers > 1)
+    sizes = allowed_workers(job, fewest_workers or job.workers, tpu.hosts if tpu else 1)
     if job.feed == "ray":
-        _check_room_for_feed(job.workers * cpus_per_worker)
+        _check_room_for_feed(sizes[0] * cpus_per_worker)
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
     progress_key = f"training-progress/{os.getpid()}/{job.checkpoints_uri}".encode()
+    ask_key = f"training-ask/{os.getpid()}/{job.checkpoints_uri}".encode()
+    elastic = len(sizes) > 1
     with contextlib.ExitStack() as stack:
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        environment = FIT_ENVIRONMENT | ({} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT)
-        stack.enter_context(_environment(environment | ({} if len(ray.nodes()) > 1 else ONE_NODE_ENVIRONMENT)))
-        trainer = Trainer(
-            train_on_worker,
-            train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key},
-            backend_config=backend_config(job, tpu),
-            scaling_config=scaling_config(job.workers, resources, tpu, use_gpu=job.device == "cuda"),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=ray_storage_uri,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=max_failures, max_preemption_failures=max_preemptions
+        one_node = len(ray.nodes()) == 1 and not elastic
+        environment = FIT_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
+        environment |= {} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT
+        stack.enter_context(_environment(environment | (ONE_NODE_ENVIRONMENT if one_node else {})))
+
+        def make_trainer(deaths: int) -> Trainer:
+            return Trainer(
+                train_on_worker,
+                sizes=sizes,
+                ask_key=ask_key,
+                train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
+                backend_config=backend_config(job, tpu),
+                scaling_config=scaling_config(sizes, resources, tpu, use_gpu=job.device == "cuda"),
+                run_config=ray.train.RunConfig(
+                    name=f"train-{deaths}",  # what Ray noted of an earlier controller is not ours
+                    storage_path=ray_storage_uri,
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=max_failures if max_failures == -1 else max_failures - deaths,
+                        max_preemption_failures=max_preemptions,
+                    ),
                 ),
-            ),
-        )
+            )
+
+        stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
         try:
-            outcome = pickle.loads(trainer.fit().return_value)
+            outcome = pickle.loads(fit_through_restarts(make_trainer, max_failures))
         except TrainingFailedError as error:
             raise _own_error(error) from error
     if isinstance(outcome, BaseException):
@@ -119,12 +141,24 @@ def fit(
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer, less a watchdog that cannot work without a dashboard.
+    """Ray's trainer, with our policy for elastic runs and less a watchdog that cannot work without a dashboard.
 
     The watchdog asks the dashboard's state API whether the controller is alive. Without a dashboard each question
     times out after 10 s, it never learns anything, and the controller waits for the last question at the end of every
     run.
     """
+
+    def __init__(self, *arguments: Any, sizes: tuple[int, ...], ask_key: bytes, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._sizes, self._ask_key = sizes, ask_key
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        if len(self._sizes) > 1:
+            settings["scaling_policy"] = ElasticPolicy(self.scaling_config, self._sizes, self._ask_key)
+        return super()._initialize_and_run_controller(**settings)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's would leave with exit code 0 and without a checkpoint; `stopping_on_signals` is ours."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
@@ -136,7 +170,7 @@ class Trainer(DataParallelTrainer):
 def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
     """How Ray Train joins the workers of a job whose device is resolved."""
     if job.device == "xla":
-        return XlaConfig(device="TPU", slices=tpu.slices) if tpu else XlaConfig()
+        return XlaConfig(device="TPU", hosts=tpu.hosts) if tpu else XlaConfig()
     if job.workers == 1:
         return BackendConfig()  # nobody to talk to
     from ray.train.torch import TorchConfig
@@ -187,23 +221,18 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
     from training.summary import StepReport
 
-    stop = threading.Event()
+    last = 0
 
-    def watch() -> None:
-        last, stopped = 0, False
-        while not stopped:
-            stopped = stop.wait(PROGRESS_SECONDS)  # one more look after the end
-            if (value := internal_kv._internal_kv_get(key)) is not None:
-                report = StepReport(**json.loads(value))
-                if report.step != last:
-                    on_progress(report)
-                    last = report.step
+    def look() -> None:
+        nonlocal last
+        if (value := internal_kv._internal_kv_get(key)) is not None:
+            report = StepReport(**json.loads(value))
+            if report.step != last:
+                last = report.step
+                on_progress(report)
 
-    thread = threading.Thread(target=watch, name="training-progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with looking("training progress", look, PROGRESS_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         internal_kv._internal_kv_del(key)

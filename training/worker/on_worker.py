@@ -15,6 +15,9 @@ import numpy as np
 import ray.train
 from ray.experimental import internal_kv
 
+from training.worker.sizes import job_at
+from training.worker.stops import Asked
+
 if TYPE_CHECKING:
     from training.backend import Backend as TrainBackend
     from training.config import TrainJob
@@ -39,6 +42,8 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
     job: TrainJob = pickle.loads(config["job"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    job = job_at(job, world_size)  # an elastic run's number is known here
+    asked = Asked(config["ask_key"])
 
     meter = StepMeter(
         tokens_per_step=job.config.global_batch * job.sequence_length,
@@ -63,10 +68,14 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
         timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
         while True:
             try:
-                return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(backend)))
+                return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(backend, asked)))
             except Drained as drained:
                 logger.warning("%s", drained)
-                _wait_for_the_end()
+                if asked.to_stop():
+                    return pickle.dumps(drained)
+                if rank == 0:
+                    asked.saved()
+                _wait_for_the_end(asked)
     except BadStep as error:
         return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
     except ValueError as error:
@@ -98,26 +107,27 @@ class _Gauges:
 
 
 class _Notice:
-    """Asks Ray whether a machine of ours is about to be taken away.
+    """Asks Ray whether a machine of ours is about to be taken away, and the driver whether we are to stop or resize.
 
     The question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked when
     the first worker's NOTICE_SECONDS are over, which a cheap exchange after every step tells the others.
     """
 
-    def __init__(self, backend: TrainBackend) -> None:
-        self._backend, self._asked = backend, time.monotonic()
+    def __init__(self, backend: TrainBackend, asked: Asked) -> None:
+        self._backend, self._by_driver, self._asked = backend, asked, time.monotonic()
 
     def __call__(self) -> bool:
         due = time.monotonic() - self._asked >= NOTICE_SECONDS
         if not self._backend.gather(np.array([due])).any():
             return False
         self._asked = time.monotonic()
-        return ray.train.get_preemption_info() is not None
+        leaving = ray.train.get_preemption_info() is not None  # all workers meet here: each has to come
+        return leaving or self._by_driver()
 
 
-def _wait_for_the_end() -> None:
+def _wait_for_the_end(asked: Asked) -> None:
     """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost. Returns after a false alarm."""
-    while ray.train.get_preemption_info() is not None:
+    while asked() or ray.train.get_preemption_info() is not None:
         time.sleep(NOTICE_SECONDS)
 
 

@@ -1,14 +1,19 @@
 """Where workers are on TPU slices, and what each has to be told: arithmetic on nodes and labels, without Ray."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
+TOPOLOGY = "ray.io/tpu-topology"
 """labels of a node that is a host of a TPU slice; Ray sets them where it starts on one"""
 
 CORES = {"v4": 2, "v5p": 2}
 """of a chip, where a pod's type counts them; otherwise it counts chips"""
+
+SHORT_NAMES = {"v5litepod": "v5e"}
+"""generations that --topology calls otherwise than a pod's type does"""
 
 MEGASCALE_PORT = "8081"
 """where the coordinator of several slices listens"""
@@ -100,9 +105,30 @@ def _hosts(name: str, places: Sequence[Place]) -> list[str]:
 
 
 def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
-    """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none."""
-    chips = [node["Resources"]["TPU"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
-    return TpuSlices(chips_per_host=int(min(chips))) if chips else None
+    """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none.
+
+    Raises ValueError where a host belongs to a slice of several: libtpu would wait there for the others.
+    """
+    hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
+    together = Counter((node.get("Labels") or {}).get(SLICE_NAME) for node in hosts)
+    for node in hosts:
+        labels = node.get("Labels") or {}
+        name, pod_type, topology = (labels.get(label) for label in (SLICE_NAME, POD_TYPE, TOPOLOGY))
+        chips = _chips(pod_type) if pod_type else 0
+        if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
+            generation = pod_type.rpartition("-")[0] if pod_type else ""
+            known = f"{SHORT_NAMES.get(generation, generation)}:{topology}" if generation and topology else ""
+            raise ValueError(
+                f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
+                f"hosts, and one alone would wait for the others; give --topology {known or 'as in v5e:4x4'}"
+            )
+    return TpuSlices(chips_per_host=int(min(node["Resources"]["TPU"] for node in hosts))) if hosts else None
+
+
+def _chips(pod_type: str) -> int:
+    """Of a whole slice, from its label: v5litepod-16 has 16, v4-16 has 8."""
+    generation, _, count = pod_type.rpartition("-")
+    return int(count) // CORES.get(generation, 1) if count.isdigit() else 0
 
 
 def broken_slices(nodes: Sequence[Mapping[str, Any]], tpu: TpuSlices) -> set[str]:

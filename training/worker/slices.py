@@ -15,8 +15,7 @@ import contextlib
 import dataclasses
 import os
 import socket
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +25,9 @@ from ray.train.backend import Backend as RayBackend
 from ray.train.backend import BackendConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from training.worker import elastic
 from training.worker.places import SLICE_NAME, WORKER_ID, Place, TpuSlices, broken_slices, xla_environments
+from training.worker.watch import looking
 
 MEGASCALE = "MEGASCALE_"
 """how variables begin that tell libtpu of several slices"""
@@ -43,8 +44,8 @@ class XlaConfig(BackendConfig):
 
     device: str = "CPU"
     """PJRT_DEVICE: CPU or TPU"""
-    slices: int = 1
-    """TPU slices that the workers are on"""
+    hosts: int = 1
+    """of one TPU slice: the workers are on as many slices as that makes"""
 
     @property
     def backend_cls(self) -> type[_XlaWorkers]:
@@ -56,7 +57,8 @@ class _XlaWorkers(RayBackend):
 
     def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
         places = worker_group.execute(_place)
-        for rank, environment in enumerate(xla_environments(backend_config.device, places, backend_config.slices)):
+        slices = max(1, len(places) // backend_config.hosts)
+        for rank, environment in enumerate(xla_environments(backend_config.device, places, slices)):
             worker_group.execute_single(rank, _set_environment, environment)
         if len(places) > 1:
             port = worker_group.execute_single(0, _free_port)
@@ -67,13 +69,15 @@ class _XlaWorkers(RayBackend):
 
 
 def scaling_config(
-    workers: int, resources: Mapping[str, float], tpu: TpuSlices | None, *, use_gpu: bool = False
+    sizes: Sequence[int], resources: Mapping[str, float], tpu: TpuSlices | None, *, use_gpu: bool = False
 ) -> ray.train.ScalingConfig:
-    """What Ray is to reserve: `workers` with `resources` each; with `tpu` whole slices, a worker on each host."""
+    """What Ray is to reserve: workers with `resources` each, as many as one of `sizes`; with `tpu` whole slices."""
+    workers = (sizes[0], sizes[-1]) if len(sizes) > 1 else sizes[0]
+    settings = {"num_workers": workers, "elastic_resize_monitor_interval_s": elastic.RESIZE_SECONDS}
     if tpu is None:
-        return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=dict(resources))
+        return ray.train.ScalingConfig(**settings, use_gpu=use_gpu, resources_per_worker=dict(resources))
     return ray.train.ScalingConfig(
-        num_workers=workers,
+        **settings,
         use_tpu=True,
         topology=tpu.topology or None,
         accelerator_type=tpu.accelerator_type or None,
@@ -93,7 +97,6 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
         yield
         return
     held: dict[str, Any] = {}
-    stop = threading.Event()
 
     def look() -> None:
         broken = broken_slices(ray.nodes(), tpu)
@@ -104,18 +107,11 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
         for name in held.keys() - broken:
             remove_placement_group(held.pop(name))
 
-    def watch() -> None:
-        while not stop.wait(LOOK_SECONDS):
-            look()
-
     look()
-    thread = threading.Thread(target=watch, name="broken-slices", daemon=True)
-    thread.start()
     try:
-        yield
+        with looking("broken slices", look, LOOK_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         for group in held.values():
             remove_placement_group(group)
 

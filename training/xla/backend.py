@@ -16,8 +16,9 @@ from torch import Tensor
 
 from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
-from training.backend import RowShare, check_workers, gather_rows, has_tpu
+from training.backend import RowShare, WholeParameters, check_workers, gather_rows, has_tpu
 from training.config import Remat
+from training.optim import zeros_like
 
 os.environ.setdefault("PJRT_DEVICE", "TPU" if has_tpu() else "CPU")
 
@@ -31,7 +32,7 @@ from training.xla.layers import PairedLayers, scan_layers, stack_tensors, stacke
 from training.xla.mesh import ChipMesh, chips_by_process, share_of
 
 
-class XlaBackend:
+class XlaBackend(WholeParameters):
     """One process on an XLA device, or on a mesh of devices: its own, or those of all processes of TPU slices.
 
     With several processes each reads its rows, and the compiled step sums over all of them; what the hosts tell each
@@ -65,7 +66,9 @@ class XlaBackend:
         self.constrain = self.mesh.constrain if self.mesh else None
         self.run_head = scan_head(mesh.row_shards if mesh else 1, self.constrain)
 
-    def place_model(self, model: Gemma2, *, training: bool = False) -> Gemma2:
+    def place_model(
+        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+    ) -> Gemma2:
         if self.mesh is not None:
             check_mesh(model.config, self.mesh.shape)
         if training:
@@ -86,6 +89,12 @@ class XlaBackend:
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in stack_tensors(tensors, into).items():
             into[name].copy_(tensor)
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        zeros = zeros_like(tensor)
+        if self.mesh is not None:
+            self.mesh.divide_like(zeros, tensor)
+        return zeros
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         tensors = [torch.from_numpy(array) for array in arrays.values()]

@@ -34,6 +34,7 @@ Constrain = Callable[[Tensor, Spec], None]
 PREFIX = "model.layers."
 STACKED = ("local", "global")
 STREAM: Spec = (ROWS, None, None)
+BY_TABLE: Spec = ("replica", None, "data")
 
 
 class PairedLayers(nn.Module):
@@ -139,13 +140,16 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
 class _Entrance(torch.autograd.Function):
     """Where the embedded tokens become the stream, on a mesh.
 
-    Backward, the gradient is added up into the table, whose d_model is divided over `data`. From rows divided over
-    replicas and data at once, the compiler finds no way there but all rows on each chip; so that is a step of its own.
+    They come out of the table, and their gradient is added up into it, with d_model divided over `data`. Between that
+    and rows divided over replicas and data at once, the compiler finds no way but all rows on each chip; so there is a
+    step between the two, in which replicas divide the rows.
     """
 
     @staticmethod
     def forward(ctx: Any, constrain: Constrain, x_BTD: Tensor) -> Tensor:
         ctx.constrain = constrain
+        x_BTD = x_BTD * 1
+        constrain(x_BTD, BY_TABLE)
         x_BTD = x_BTD * 1
         constrain(x_BTD, STREAM)
         return x_BTD
@@ -155,7 +159,7 @@ class _Entrance(torch.autograd.Function):
         g_BTD = gradients[0] * 1
         ctx.constrain(g_BTD, STREAM)
         g_BTD = g_BTD * 1
-        ctx.constrain(g_BTD, ("replica", None, "data"))
+        ctx.constrain(g_BTD, BY_TABLE)
         return None, g_BTD
 
 

@@ -47,6 +47,13 @@ class ChipMesh:
         """Divides a tensor that is there, in place."""
         xs.mark_sharding(tensor, self.mesh, spec)
 
+    def divide_like(self, tensor: Tensor, placed: Tensor) -> None:
+        """Divides a tensor that is yet to be computed as a placed one is.
+
+        Zeros come from no tensor that is divided: unless they are told, each chip makes all of them.
+        """
+        torch_xla._XLAC._xla_annotate_custom_sharding(tensor, torch_xla._XLAC._get_xla_op_sharding(placed))
+
 
 def row_axes(ndim: int) -> Spec:
     """Rows over replica and data, everything else whole."""

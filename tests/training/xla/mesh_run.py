@@ -1,6 +1,7 @@
 """What `test_scan.py` looks at, on four virtual devices: `python -m tests.training.xla.mesh_run`."""
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from model import Gemma2
 from model.sharding import MeshShape
 from tests.training.xla.examples import example_batch, example_config, largest_difference, loss_and_gradients
 from training.backend import RowShare, TorchBackend
+from training.faults import worst_rows
+from training.loss import next_token_loss
 from training.optim import OptimizerState, init_state
 from training.state import restore_state, snapshot_state
 from training.xla.backend import XlaBackend
@@ -105,6 +108,12 @@ HOSTS: dict[str, tuple[str, list[list[int]]]] = {
 }
 
 
+def worst(backend: XlaBackend | TorchBackend) -> list[Any]:
+    model = backend.place_model(Gemma2(CONFIG, seed=1), training=True)
+    rows = [f"row {number}" for number in range(len(BATCH["tokens"]))]
+    return worst_rows(model, partial(next_token_loss, run_head=backend.run_head), BATCH, rows, backend)
+
+
 def refusal() -> str:
     try:
         XlaBackend(mesh=MeshShape(data=8))
@@ -121,6 +130,8 @@ def main() -> dict[str, Any]:
         "parts": {name: parts(backend) for name, backend in backends.items()},
         "saved": {name: saved(backend) for name, backend in backends.items()},
         "by_process": {name: by_process(backends[mesh], hosts) for name, (mesh, hosts) in HOSTS.items()},
+        "worst": worst(backends["data=2 model=2"]),
+        "worst_expected": worst(TorchBackend("cpu")),
         "refused": refusal(),
     }
 

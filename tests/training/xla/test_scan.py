@@ -108,5 +108,12 @@ def test_a_mesh_that_is_not_the_process_devices_is_refused(reports: dict[str, An
 
 
 def test_rows_given_process_by_process_lie_where_those_of_one_process_do(reports: dict[str, Any]) -> None:
-    assert reports["mesh"]["by_process"].keys() == HOSTS.keys()
+    assert "a model axis on both" in reports["mesh"]["by_process"]
     assert all(reports["mesh"]["by_process"].values()), reports["mesh"]["by_process"]
+
+
+def test_the_rows_of_a_bad_step_are_looked_for_on_a_mesh(reports: dict[str, Any]) -> None:
+    found, expected = reports["mesh"]["worst"], reports["mesh"]["worst_expected"]
+    assert [row for row, *_ in found] == [row for row, *_ in expected]
+    for numbers, others in zip(found, expected, strict=True):
+        assert numbers[1:] == pytest.approx(others[1:], rel=1e-4)

@@ -1,0 +1,116 @@
+"""How often stages and training list objects of a bucket: so often a run, however many shards and checkpoints it has.
+
+The work of the stages in this process, against a real server behind a proxy that sees each request.
+"""
+
+import dataclasses
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from data import storage
+from pipelines.runner import Task, run_task
+from pipelines.stage import Resources
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.pipelines.corpora import mixed_corpus
+from tests.pipelines.in_process import InProcess, chain
+from tests.training.examples import DATASETS, example_job, write_sequences
+
+pytestmark = pytest.mark.slow
+
+BUCKET = "listings"
+MOST_A_PHASE = 5
+"""what an earlier attempt left, two requests; and after all of them what is to be cleaned up"""
+
+
+@pytest.fixture
+def proxy(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What gs:// goes through in this process; it fails never."""
+    ask = urllib.request.Request(
+        f"{gcs_server}/storage/v1/b?project=test",
+        data=b'{"name": "%s"}' % BUCKET.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with suppress(urllib.error.HTTPError):  # an earlier test made it
+        urllib.request.urlopen(ask).close()
+    with faulty_proxy(gcs_server, 0.0) as (url, proxy):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield proxy
+
+
+def listings(proxy: FaultyProxy, work: Callable[[], object]) -> list[str]:
+    """What the work lists: the prefix of each request."""
+    before = len(proxy.listings)
+    work()
+    return proxy.listings[before:]
+
+
+def test_a_stage_lists_as_often_for_many_shards_as_for_few(proxy: FaultyProxy, tmp_path: Path) -> None:
+    few, many = (listings_of_stages(proxy, tmp_path, documents) for documents in (10, 50))
+    assert many.pop("shards") >= 3 * few.pop("shards"), "otherwise nothing was tested"
+    assert many == few, "it grew with the shards"
+    for name, a_phase in many.items():
+        assert a_phase <= MOST_A_PHASE, name
+
+
+def listings_of_stages(proxy: FaultyProxy, folder: Path, documents: int) -> dict[str, float]:
+    """Of each data stage over so many documents, by a phase (deduplicate_text has more for longer chains of copies);
+    of a second run with nothing to do; and the most shards that one of them made."""
+    local, corpus = folder / str(documents), f"gs://{BUCKET}/corpus-{documents}"
+    local.mkdir()
+    mixed_corpus(local, documents)
+    for path in (path for path in local.rglob("*") if path.is_file()):
+        storage.write_bytes(storage.join(corpus, str(path.relative_to(local))), path.read_bytes())
+    small = {"collect_text": {"shard_bytes": 8_000}, "pack_sequences": {"shard_tokens": 8_000}}
+    counts: dict[str, float] = {"shards": 0}
+    tasks: dict[str, Task] = {}
+    root, inputs = f"gs://{BUCKET}/runs-{documents}", ("documents", "evaluation")
+    resolved = listings(proxy, lambda: tasks.update(chain(root, corpus, small)))
+    counts["an input from outside"] = len(resolved) / len(inputs)
+    for name, task in tasks.items():
+
+        def run(task: Task = task) -> None:
+            manifest = run_task(task, Resources(), InProcess(), say=lambda _: None)
+            most = max(len(dataset.shards) for dataset in manifest.datasets.values())
+            counts["shards"] = max(counts["shards"], most)
+
+        made = listings(proxy, run)
+        phases = {found[1] for prefix in made if (found := re.search("/_receipts/([^/]+)", prefix))}
+        counts[name] = (len(made) - 1) // len(phases)
+        counts[f"{name} again"] = len(listings(proxy, run))
+    return counts
+
+
+def test_training_lists_once_a_checkpoint_and_never_for_a_shard(proxy: FaultyProxy, tmp_path: Path) -> None:
+    few = trained(proxy, tmp_path / "few", shards=1, checkpoints=2)
+    assert few == trained(proxy, tmp_path / "shards", shards=6, checkpoints=2)
+    many = trained(proxy, tmp_path / "checkpoints", shards=1, checkpoints=8)
+    assert many - few == 6, "one for each of its checkpoints: whether it is there already"
+
+
+def trained(proxy: FaultyProxy, folder: Path, *, shards: int, checkpoints: int) -> int:
+    """Listings of a training on gs:// that reads `shards` shards a source and writes so many checkpoints."""
+    from training.backend import TorchBackend
+    from training.feed import direct_feed
+    from training.loop import run_training
+
+    root = f"gs://{BUCKET}/training/{folder.name}"
+    datasets = [dataclasses.replace(one, shard_rows=one.shard_rows[:1] * shards) for one in DATASETS]
+    job = example_job(
+        folder,
+        config={"steps": 24, "checkpoint_every_steps": 24 // checkpoints},
+        checkpoints_uri=f"{root}/checkpoints",
+        sequences=tuple((one, ("unread",) * shards) for one in datasets),
+    )
+    job = write_sequences(folder, job)
+    uris = tuple((one, tuple(f"{root}/{Path(uri).name}" for uri in local)) for one, local in job.sequences)
+    for _, local in job.sequences:
+        for uri in local:
+            storage.write_bytes(f"{root}/{Path(uri).name}", Path(uri).read_bytes())
+    job = dataclasses.replace(job, sequences=uris)
+    return len(listings(proxy, lambda: run_training(job, TorchBackend("cpu"), direct_feed(job))))

@@ -1,0 +1,116 @@
+"""What Ray Train does not survive: the death of its controller. The driver starts another one, when all is clear.
+
+    trainer.fit() -> ActorDiedError -> orphans ended -> the next trainer goes on from the newest committed checkpoint
+
+Ray kills the workers of a dead controller (0.1 s after it, on one machine), but its placement groups stay, and with
+them what they reserve. Two groups of workers on one run would be two writers: no new one is started before every
+process of the old one is gone from each node that is alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import state
+from ray.core.generated import gcs_pb2
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import ActorDiedError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+logger = logging.getLogger(__name__)
+
+ORPHANS_SECONDS = 60.0
+"""that workers may take to end after their controller died"""
+
+
+def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], max_failures: int) -> Any:
+    """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
+
+    Raises RuntimeError where more than `max_failures` died (-1: any number may), or where workers of one do not end.
+    A controller that only cannot be reached for a moment is not replaced: it may still have its workers.
+    """
+    deaths = 0
+    while True:
+        trainer = make_trainer(deaths)
+        try:
+            return trainer.fit().return_value
+        except ActorDiedError as error:
+            if state.actors().get(error.actor_id, {}).get("ActorClassName") != "TrainController":
+                raise
+            deaths += 1
+            if -1 < max_failures < deaths:
+                raise RuntimeError(
+                    f"Ray Train's controller died, and --max-failures {max_failures} are used up; the same line goes "
+                    "on from the newest checkpoint"
+                ) from error
+            logger.warning("Ray Train's controller died; the run goes on under a new one")
+            end_orphans(error.actor_id)
+            _cancel_request(trainer)
+
+
+def end_orphans(controller_id: str) -> None:
+    """Removes what a dead controller reserved, and waits until its actors' processes are gone.
+
+    Raises RuntimeError where they are not after ORPHANS_SECONDS.
+    """
+    for data in state.state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(data)
+        if group.creator_actor_id.hex() == controller_id:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    while left := _orphans(controller_id):
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{len(left)} workers of a dead controller still run ({', '.join(left)}), and two writers may not "
+                "share a run; end them, then run the same line again"
+            )
+        time.sleep(0.1)
+
+
+def _orphans(controller_id: str) -> list[str]:
+    """ "pid 123 on 10.0.0.2" of each process that the controller started and that is still there."""
+    actors = state.actors()
+    home = actors[controller_id]["Address"]
+    nodes: dict[str, list[Mapping[str, Any]]] = {}
+    for actor in actors.values():
+        if actor["OwnerAddress"] == home and not actor["IsDetached"] and actor["Pid"]:
+            nodes.setdefault(actor["Address"]["NodeID"], []).append(actor)
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    asked = {}
+    for node_id in nodes.keys() & alive:
+        there = ray.remote(num_cpus=0)(_running).options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        )
+        asked[node_id] = there.remote([actor["Pid"] for actor in nodes[node_id]])
+    found = []
+    for node_id, pids in asked.items():
+        try:
+            running = ray.get(pids, timeout=ORPHANS_SECONDS)
+        except ray.exceptions.RayError:  # the node went just now: the next look says so
+            running = []
+        found += [f"pid {pid} on {nodes[node_id][0]['Address']['IPAddress']}" for pid in running]
+    return found
+
+
+def _running(pids: list[int]) -> list[int]:
+    """Those that are processes of Ray's on this machine, not ones that took over a number."""
+    found = []
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def _cancel_request(trainer: DataParallelTrainer) -> None:
+    """Of nodes for the run: it would hold them for three minutes against the next."""
+    ray.get(get_or_create_autoscaling_coordinator().cancel_request.remote(f"train-{trainer.train_run_context.run_id}"))

@@ -1,0 +1,51 @@
+"""How many workers an elastic run may have, and its job at each number: arithmetic, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.config import TrainJob
+
+
+def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ...]:
+    """The numbers of workers from `fewest` to the job's own that can take its steps; whole slices of `hosts` workers.
+
+    Raises ValueError, naming those that can, where `fewest` itself cannot.
+    """
+    can = [workers for workers in range(hosts, job.workers + 1, hosts) if _can(job, workers)]
+    if fewest not in can:
+        of = f" of {hosts} workers" if hosts > 1 else ""
+        wanted, allowed = (f"{fewest // hosts} slices{of}", "slices") if hosts > 1 else (f"{fewest} workers", "workers")
+        raise ValueError(
+            f"a run of {job.workers} workers may not go down to {wanted}: global_batch {job.config.global_batch}"
+            f"{f' in microbatches of {job.microbatch_rows}' if job.microbatch_rows else ''}"
+            f"{f' on mesh {job.mesh}' if job.mesh else ''} is shared evenly by "
+            f"{', '.join(str(workers // hosts) for workers in can)} {allowed}"
+        )
+    return tuple(workers for workers in can if workers >= fewest)
+
+
+def job_at(job: TrainJob, workers: int) -> TrainJob:
+    """The job on so many workers: its mesh's copies of the parameters follow them, all else stays."""
+    if workers == job.workers:
+        return job
+    if not job.mesh:
+        return dataclasses.replace(job, workers=workers)
+    from model.sharding import MeshShape  # imports torch
+
+    mesh = MeshShape.parse(job.mesh)
+    mesh = dataclasses.replace(mesh, replica=mesh.replica * workers // job.workers)
+    return dataclasses.replace(job, workers=workers, mesh=mesh.text)
+
+
+def _can(job: TrainJob, workers: int) -> bool:
+    rows, over = divmod(job.config.global_batch, workers)
+    if over or rows % (job.microbatch_rows or rows):
+        return False
+    if not job.mesh:
+        return True
+    from model.sharding import MeshShape
+
+    return MeshShape.parse(job.mesh).replica * workers % job.workers == 0

@@ -1,0 +1,77 @@
+"""What the driver tells its workers through Ray's key-value store: stop, or make room for a group of another size.
+
+SIGTERM or Ctrl-C -> STOP   -> a checkpoint of that very step, and the run ends
+elastic policy    -> token  -> a checkpoint of that very step, `saved_key` answers with the token, and they wait
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from ray.experimental import internal_kv
+
+logger = logging.getLogger(__name__)
+
+STOP = b"stop"
+
+
+def saved_key(key: bytes) -> bytes:
+    """Where the workers answer with the value that asked them."""
+    return key + b"/saved"
+
+
+@contextlib.contextmanager
+def stopping_on_signals(key: bytes) -> Iterator[None]:
+    """While it is open, the first SIGTERM or Ctrl-C asks for a checkpoint and an end; a second does what it did before.
+
+    In another thread than the main one it does nothing: Python has signals there only.
+    """
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+    ours = threading.current_thread() is threading.main_thread()
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        put_back()
+        logger.warning("%s: stopping behind a checkpoint; once more to stop at once", signal.Signals(number).name)
+        internal_kv._internal_kv_put(key, STOP)
+
+    if ours:
+        for number in before:
+            signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        if ours:
+            put_back()
+        for one in (key, saved_key(key)):
+            internal_kv._internal_kv_del(one)
+
+
+class Asked:
+    """On a worker: whether its group was asked to stop, or to make room for one of another size."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._before = self._value()  # what a group before this one was asked
+
+    def __call__(self) -> bool:
+        return self.to_stop() or self._value() != self._before
+
+    def to_stop(self) -> bool:
+        return self._value() == STOP
+
+    def saved(self) -> None:
+        """Tells who asked that the checkpoint is committed."""
+        if self():
+            internal_kv._internal_kv_put(saved_key(self._key), self._value())
+
+    def _value(self) -> bytes | None:
+        return internal_kv._internal_kv_get(self._key)

@@ -1,0 +1,42 @@
+"""A thread that looks at something every so often, and goes on looking where a look fails. Without Ray."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def looking(name: str, look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls `look` every `seconds` in a thread while it is open, and once more at the end.
+
+    A look that raises is warned of, once until its message changes or a look works again: a control plane that is away
+    for a moment must not end the watch, and one that stays away must be seen.
+    """
+    stop = threading.Event()
+
+    def watch() -> None:
+        failing, stopped = "", False
+        while not stopped:
+            stopped = stop.wait(seconds)
+            try:
+                look()
+            except Exception as error:
+                message = f"{type(error).__name__}: {error}"
+                if message != failing:
+                    logger.warning("%s: a look failed, the next is in %g s: %s", name, seconds, message)
+                failing = message
+            else:
+                if failing:
+                    logger.warning("%s: looks work again", name)
+                failing = ""
+
+    thread = threading.Thread(target=watch, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
