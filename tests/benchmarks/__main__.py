@@ -1,6 +1,7 @@
 """python -m tests.benchmarks [PART ...]: speeds as ratios against a rival measured in the same run.
 
     step gpu model data                             training, decoding, feeds: timed in turns, medians compared
+    rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
@@ -31,6 +32,7 @@ from tests.benchmarks import (
     logits_cost,
     manifest_size,
     memory,
+    million_rows,
     model_speed,
     step_speed,
     tokenize_speed,
@@ -105,6 +107,7 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "gpu": on_a_gpu,
     "model": lambda: timed(model_speed.benchmarks()),
     "data": lambda: timed(data_speed.benchmarks()),
+    "rows": million_rows.rows,
     "tokenize": lambda: with_corpus(tokenize_speed.rows),
     "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
     "filter": lambda: with_corpus(dedup_speed.filter_rows),

@@ -1,8 +1,8 @@
-"""python -m tests.benchmarks.rows: 1e6 packed rows: how fast a document is traced, a row sought, a step's rows loaded.
+"""A million packed rows: how fast a document is traced, a row sought, a step fed, and how long a step waits for rows.
 
 Made-up rows of 64 tokens with 3 documents each, in 8 shards, and a training run that took every row once: 100 steps
 between checkpoints, 100 rows a step. The loader is timed against the rows that a step of the demo's student takes a
-second on this machine.
+second on this machine, and that student is fed in both ways.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from data.manifest import Dataset, Manifest, Shard, publish_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from data.schema import LINEAGE, METRICS, SEQUENCES, sequence_hashes
 from data.shards import write_table
+from infra.ray_session import RaySession
 from model import Gemma2Config
+from tests.benchmarks.step_speed import Row
 from tests.training.examples import example_job
 from training.backend import TorchBackend
 from training.checkpoint import save_checkpoint
+from training.config import TrainJob
 from training.feed import direct_feed
-from training.loop import run_training
+from training.loop import Feed, run_training
 
 SHARDS, ROWS, LENGTH, DOCUMENTS, GROUP = 8, 125_000, 64, 3, 256
 BATCH, BETWEEN = 100, 100
@@ -116,52 +120,82 @@ def trace_seconds(*words: str) -> tuple[float, str]:
     return time.perf_counter() - began, done.stdout
 
 
-def step_rows_per_second(uris: list[str]) -> tuple[float, float]:
-    """(rows a second, share of waiting for data) of training a model of the demo's student's size on those rows."""
+def student_job(uris: list[str], directory: str) -> TrainJob:
+    """The demo's student on those rows, 60 steps."""
     model = Gemma2Config(
         vocab_size=8192, d_model=96, layers=2, heads=4, kv_heads=2, head_dim=24, ffw_dim=288, window=64, query_scale=24
     )
+    return example_job(
+        Path(directory),
+        config={"model": model, "steps": 60, "global_batch": 16, "checkpoint_every_steps": 60},
+        sequences=((dataset(), tuple(uris)),),
+        phases=PHASES,
+        sequence_length=LENGTH,
+        vocab_size=8192,
+        cpu_threads=1,
+    )
+
+
+def trained(uris: list[str], feed: Callable[[TrainJob], Feed]) -> dict[str, float]:
+    """The metrics of training the student."""
     with tempfile.TemporaryDirectory() as directory:
-        job = example_job(
-            Path(directory),
-            config={"model": model, "steps": 60, "global_batch": 16, "checkpoint_every_steps": 60},
-            sequences=((dataset(), tuple(uris)),),
-            phases=PHASES,
-            sequence_length=LENGTH,
-            vocab_size=8192,
-        )
-        summary = run_training(job, TorchBackend("cpu"), direct_feed(job))
-        return 16 / summary.metrics["step_seconds_mean"], summary.metrics["data_wait_share"]
+        job = student_job(uris, directory)
+        return run_training(job, TorchBackend("cpu"), feed(job)).metrics
 
 
-def main() -> None:
+def within(what: str, value: float, unit: str, most: float, note: str = "") -> Row:
+    """A figure and the goal that it has to stay below."""
+    return Row(
+        what=what,
+        ours=f"{value:.2f} {unit}{note}",
+        rival=f"goal: under {most:g} {unit}",
+        ratio=f"{value / most:.2f}x",
+    )
+
+
+def rows() -> Iterator[Row]:
+    count = SHARDS * ROWS
     with tempfile.TemporaryDirectory() as root:
-        trained, uris = write_run(root)
-        rows = SHARDS * ROWS
+        trained_uri, uris = write_run(root)
         document = f"{4 * ROWS * DOCUMENTS + 2000:032x}"
         for words in (["--document", document], ["--step", "7777"], ["--row", "made/5/1234"]):
-            seconds, text = trace_seconds("--checkpoint", trained, *words)
-            lines = text.splitlines()
-            print(f"trace {words[0]} over {rows:,} rows: {seconds:.2f} s ({lines[0]}; {len(lines)} lines)", flush=True)
-        order = Order([dataset()], PHASES, 16, 0)
-        rng = np.random.default_rng(0)
-        worst = 0.0
-        for step in rng.integers(0, 3 * rows // 16, 20).tolist():  # of three epochs
-            began = time.perf_counter()
-            StepLoader(order, [SequenceReader(uris, GROUP)]).load(step)
-            worst = max(worst, time.perf_counter() - began)
-        print(f"seek to a random step of {rows:,} rows and load it, from nothing open: worst of 20 {worst:.3f} s")
-        loader = StepLoader(order, [SequenceReader(uris, GROUP)])
-        began, steps = time.perf_counter(), 2000
-        for step in range(steps):
-            loader.load(step)
-        loaded = steps * 16 / (time.perf_counter() - began)
-        torch.set_num_threads(1)
-        consumed, share = step_rows_per_second(uris)
-        print(f"loader, one thread: {loaded:,.0f} rows/s of {LENGTH} tokens")
-        print(f"the demo's student, one thread: {consumed:,.0f} rows/s; the loader gives {loaded / consumed:.0f}x that")
-        print(f"waiting for data, of a step, by the run's own metrics: {share:.2%}")
+            seconds, text = trace_seconds("--checkpoint", trained_uri, *words)
+            lines = f", {len(text.splitlines())} lines"
+            yield within(f"trace {words[0]}, of {count:,} rows", seconds, "s", 5, lines)
+        yield within(f"seek a random step of {count:,} rows, worst of 20", seek_seconds(uris), "s", 1)
+        yield from feed_rows(uris)
 
 
-if __name__ == "__main__":
-    main()
+def seek_seconds(uris: list[str]) -> float:
+    """The slowest of 20 steps of three epochs, sought and loaded from nothing open."""
+    order = Order([dataset()], PHASES, 16, 0)
+    worst = 0.0
+    for step in np.random.default_rng(0).integers(0, 3 * SHARDS * ROWS // 16, 20).tolist():
+        began = time.perf_counter()
+        StepLoader(order, [SequenceReader(uris, GROUP)]).load(step)
+        worst = max(worst, time.perf_counter() - began)
+    return worst
+
+
+def feed_rows(uris: list[str]) -> Iterator[Row]:
+    from training.worker.on_worker import ray_feed
+
+    loader = StepLoader(Order([dataset()], PHASES, 16, 0), [SequenceReader(uris, GROUP)])
+    began, steps = time.perf_counter(), 2000
+    for step in range(steps):
+        loader.load(step)
+    loaded = steps * 16 / (time.perf_counter() - began)
+    direct = trained(uris, direct_feed)
+    taken = 16 / direct["step_seconds_mean"]
+    yield Row(
+        what=f"loader, rows of {LENGTH}, goal: 20x",
+        ours=f"{loaded:,.0f} rows/s",
+        rival=f"the demo's student takes {taken:,.0f} rows/s",
+        ratio=f"{loaded / taken:.0f}x",
+    )
+    session = RaySession()
+    session.start()
+    through_ray = trained(uris, lambda job: ray_feed(job, 0, 1))
+    session.close()
+    for name, metrics in (("direct", direct), ("Ray Data", through_ray)):
+        yield within(f"share of a step that waits, {name} feed", 100 * metrics["data_wait_share"], "%", 1)
