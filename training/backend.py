@@ -8,7 +8,7 @@ inside a step.
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class RowShare:
     """equal ones; fewer than workers where several hold the chips of one model axis, and read the same rows"""
     first: bool = True
     """whether it is the one that tells which rows its part had"""
+
+
+def every(name: str) -> bool:
+    """Keeps all."""
+    return True
 
 
 class Backend(Protocol):
@@ -106,8 +111,11 @@ class Backend(Protocol):
     def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
         """The elements of vectors on the device as Python floats; waits for them."""
 
-    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the host that later steps do not change, by Hugging Face's names; a prefix is kept."""
+    def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
+        """Copies on the host that later steps do not change, by Hugging Face's names, of those that this worker keeps.
+
+        A prefix of names stays where it is.
+        """
 
     def compiles(self) -> int:
         """Programs compiled so far in this process (0 where nothing is compiled)."""
@@ -191,8 +199,8 @@ class TorchBackend(WholeParameters):
     def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
         return [[float(element) for element in value.cpu()] for value in values]
 
-    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items() if keeps(name)}
 
     def compiles(self) -> int:
         return 0

@@ -6,8 +6,8 @@
 Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
 holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
 ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
-split over several safetensors files of at most `SHARD_BYTES`. Nothing is ever unpickled. Cost: one copy of weights
-and moments in host memory while saving.
+split over several safetensors files, which several workers may write (`checkpoint_files.py`). Nothing is ever
+unpickled. Cost: one copy of weights and moments in host memory while saving, shared by the workers who write.
 
 A checkpoint that is no longer kept (`training/retention.py`) loses its tensors and keeps its tables, which `TABLES`
 then lists in COMMIT's place. An interim one, saved because the machine was about to go, says so in COMMIT; the next
@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,15 @@ from torch import Tensor
 from data import storage
 from data.shards import parquet_bytes
 from model import Gemma2Config
+from training.checkpoint_files import (
+    FIRST_PREFIX,
+    LOSS_NAME,
+    SECOND_PREFIX,
+    Writer,
+    collect_notes,
+    leave_note,
+    remove_notes,
+)
 from training.optim import OptimizerState
 from training.records import (
     COMMIT_NAME,
@@ -41,10 +50,10 @@ from training.records import (
     read_commit,
 )
 
-SHARD_BYTES = 2 << 30
-FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
-
 logger = logging.getLogger(__name__)
+
+
+ALONE = Writer()
 
 
 class Damaged(ValueError):
@@ -79,19 +88,21 @@ def save_checkpoint(
     tables: Mapping[str, pa.Table],
     before_commit: Callable[[], None] | None = None,
     interim: bool = False,
+    writer: Writer = ALONE,
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
-    raising. `interim`: the next regular checkpoint replaces it. Raises RuntimeError where a committed checkpoint of
-    this step is already there.
+    raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
+    tensors; the first waits for the others and commits. Raises RuntimeError where a committed checkpoint of this step
+    is already there.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if read_commit(uri) is not None:
         raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
     # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
-    for name in (commit_uri, storage.join(uri, TABLES_NAME)):
+    for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
         storage.remove(name)
 
     files: dict[str, dict[str, Any]] = {}
@@ -100,24 +111,23 @@ def save_checkpoint(
         storage.write_bytes(storage.join(uri, name), data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    for name, shard in _shards("model", weights):
-        write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
-    if optimizer is not None:
-        moments = {FIRST_PREFIX + name: tensor for name, tensor in optimizer.first.items()}
-        moments |= {SECOND_PREFIX + name: tensor for name, tensor in optimizer.second.items()}
-        if optimizer.loss_statistics is not None:
-            moments[LOSS_NAME] = optimizer.loss_statistics
-        if optimizer.average is not None:
-            for name, shard in _shards("average", optimizer.average):
-                write(name, safetensors.torch.save(shard, metadata={"format": "pt"}))
-        for name, shard in _shards("optimizer", moments):
-            write(name, safetensors.torch.save(shard))
+    tensors = _by_file_names(weights, optimizer)
+    sizes = writer.sizes or {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    for name, members in writer.files(sizes):
+        shard = {member.partition("/")[2]: tensors[member].detach().contiguous() for member in members}
+        write(name, safetensors.torch.save(shard, metadata=None if name.startswith("optimizer") else {"format": "pt"}))
+    if writer.rank > 0:
+        leave_note(uri, writer, files)
+        return uri
     for name, table in tables.items():
         write(f"{name}.parquet", parquet_bytes(table))
     write(STATE_NAME, encode_record(state))
+    if writer.count > 1:
+        files |= collect_notes(uri, writer)
+        remove_notes(uri)
     if before_commit is not None:
         before_commit()
-    commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
     storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri
 
@@ -196,23 +206,16 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
         raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
 
 
-def _shards(kind: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Cuts tensors, in the order of their names, into files of at most SHARD_BYTES (or one tensor)."""
-    shards: list[dict[str, Tensor]] = [{}]
-    room = SHARD_BYTES
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        size = tensor.numel() * tensor.element_size()
-        if size > room and shards[-1]:
-            shards.append({})
-            room = SHARD_BYTES
-        shards[-1][name] = tensor
-        room -= size
-    for index, shard in enumerate(shards):
-        yield (
-            f"{kind}.safetensors" if len(shards) == 1 else f"{kind}-{index + 1:05d}-of-{len(shards):05d}.safetensors",
-            shard,
-        )
+def _by_file_names(weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> dict[str, Tensor]:
+    """The tensors as `kind/name`."""
+    found = {f"model/{name}": tensor for name, tensor in weights.items()}
+    if optimizer is not None:
+        found |= {f"optimizer/{FIRST_PREFIX}{name}": tensor for name, tensor in optimizer.first.items()}
+        found |= {f"optimizer/{SECOND_PREFIX}{name}": tensor for name, tensor in optimizer.second.items()}
+        found |= {f"average/{name}": tensor for name, tensor in (optimizer.average or {}).items()}
+        if optimizer.loss_statistics is not None:
+            found[f"optimizer/{LOSS_NAME}"] = optimizer.loss_statistics
+    return found
 
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ summed over workers. A checksum is a sum over elements, so it is the same number
 here has run on a GPU: the tests are the same code on CPUs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model import Gemma2
-from training.backend import TorchBackend
+from training.backend import TorchBackend, every
 from training.config import Device
 from training.integrity import bit_sum, halves
 from training.loss import Batch, LossFunction
@@ -105,12 +105,12 @@ class FsdpBackend(TorchBackend):
             else:
                 tensor.copy_(tensors[name])
 
-    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On worker 0; the others, which take part, get nothing. One tensor at a time is whole on the device."""
+    def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
+        """One tensor at a time is whole on the device, of every worker."""
         found = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
-            if self.rank == 0:
+            if keeps(name):
                 found[name] = whole.to("cpu", copy=True)
         return found
 

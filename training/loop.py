@@ -9,6 +9,7 @@ device every FETCH_STEPS steps, not at each: `on_step` hears of steps in order, 
 
 import dataclasses
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,8 @@ from model import Gemma2
 from model.sharding import MeshShape
 from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
-from training.checkpoint import Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
+from training.checkpoint import ALONE, Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
+from training.checkpoint_files import Writer, state_sizes
 from training.config import TrainingConfig, TrainJob
 from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
 from training.identity import check_can_be_carried_on, check_identity, check_lease
@@ -189,6 +191,7 @@ class _Run:
         self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
         self.step = self.tokens_seen = 0
         self.model = Gemma2(job.config.model, seed=job.config.seed)
+        self.writer = self._writer()
         checkpoint = self._start()
         self.first_step = self.step
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
@@ -202,6 +205,17 @@ class _Run:
         backend.step_boundary()
         self.watch = WeightsWatch(backend, checkpoint.state.get("weights_checksum") if checkpoint else None)
         self.log = MetricsLog(job, meter, self.first_step, backend.name, backend.rank)
+
+    def _writer(self) -> Writer:
+        """Who writes the checkpoints: the first worker, or, of parts of the tensors, each of them."""
+        backend, config = self.backend, self.job.config
+        if not backend.snapshot_by_all:
+            return ALONE
+        attempt = int(backend.gather(np.array([secrets.randbits(62)]))[0])
+        parameters = {name: one.numel() * one.element_size() for name, one in self.model.named_parameters()}
+        average, statistics = config.optimizer.average_decay > 0, config.spike_sigmas > 0
+        sizes = state_sizes(parameters, average=average, statistics=statistics)
+        return Writer(rank=backend.rank, count=backend.world_size, attempt=f"{attempt:016x}", sizes=sizes)
 
     def _start(self) -> Checkpoint | None:
         """Weights and step to begin with, and the checkpoint that the moments come from."""
@@ -317,9 +331,7 @@ class _Run:
         self.saver.wait()  # before the snapshot: two at once would be twice the memory
         job, config = self.job, self.job.config
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        host_weights, state = snapshot_state(self.backend, weights, self.optimizer)
-        if self.backend.rank != 0:
-            return
+        host_weights, state = snapshot_state(self.backend, weights, self.optimizer, self.writer)
         step = self.step
         about = {
             "step": step,
@@ -349,7 +361,10 @@ class _Run:
                 tables=tables,
                 before_commit=lambda: check_lease(job),
                 interim=interim,
+                writer=self.writer,
             )
+            if self.writer.rank > 0:
+                return
             if config.keep_last is not None or interim_before:
                 apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
 

@@ -5,26 +5,29 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from training.backend import Backend
+from training.checkpoint import ALONE
+from training.checkpoint_files import FIRST_PREFIX, SECOND_PREFIX, Writer
 from training.optim import OptimizerState
 
 
 def snapshot_state(
-    backend: Backend, weights: Mapping[str, Tensor], optimizer: OptimizerState
+    backend: Backend, weights: Mapping[str, Tensor], optimizer: OptimizerState, writer: Writer = ALONE
 ) -> tuple[dict[str, Tensor], OptimizerState]:
-    """Copies on the host that later steps do not change: one transfer for all."""
-    parts = {"weights/": weights, "first/": optimizer.first, "second/": optimizer.second}
+    """Copies on the host that later steps do not change: of all tensors, or of those in the writer's files."""
+    first, second = f"optimizer/{FIRST_PREFIX}", f"optimizer/{SECOND_PREFIX}"
+    parts = {"model/": weights, first: optimizer.first, second: optimizer.second}
     if optimizer.average is not None:
         parts["average/"] = optimizer.average
     placed = {prefix + name: tensor.detach() for prefix, part in parts.items() for name, tensor in part.items()}
-    host = backend.snapshot(placed)
+    host = backend.snapshot(placed, writer.keeps)
     statistics = optimizer.loss_statistics
     state = OptimizerState(
-        first=_under("first/", host),
-        second=_under("second/", host),
+        first=_under(first, host),
+        second=_under(second, host),
         average=_under("average/", host) if optimizer.average is not None else None,
         loss_statistics=statistics.detach().to("cpu", copy=True) if statistics is not None else None,
     )
-    return _under("weights/", host), state
+    return _under("model/", host), state
 
 
 def restore_state(backend: Backend, saved: OptimizerState, into: OptimizerState) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from data import storage
 from training import checkpoint as module
+from training import checkpoint_files
 from training.async_checkpoint import BackgroundSaver
 from training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from training.optim import OptimizerState
@@ -55,12 +57,56 @@ def test_a_checkpoint_in_memory_is_written_and_read_like_any_other() -> None:
 
 
 def test_large_weights_are_split_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 20)
+    monkeypatch.setattr(checkpoint_files, "SHARD_BYTES", 20)
     uri = save(tmp_path, 3)
     names = [name for name, _ in storage.list_files(uri)]
     assert "model-00001-of-00002.safetensors" in names
     assert "optimizer-00004-of-00004.safetensors" in names
     assert sorted(load_checkpoint(uri).weights) == ["a", "b"]
+
+
+def test_several_workers_write_the_files_that_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_files, "SHARD_BYTES", 20)
+    expected = Path(save(tmp_path / "one", 3))
+    dead = tmp_path / "three" / expected.name / "WRITTEN-before-00002"  # by one that was killed
+    dead.parent.mkdir(parents=True)
+    dead.write_text('{"model-00002-of-00002.safetensors": {"bytes": 1, "sha256": "of another state"}}')
+    sizes = checkpoint_files.state_sizes({"a": 16, "b": 24}, average=False, statistics=False)
+    wrote, saves = [], []
+    with ThreadPoolExecutor(3) as pool:
+        for rank in range(3):
+            writer = checkpoint_files.Writer(rank=rank, count=3, attempt="now", sizes=sizes)
+            names = {name for name in sizes if writer.keeps(name)}
+            wrote.append(names)
+            saves.append(pool.submit(save, tmp_path / "three", 3, writer=writer, **parts_of(names)))
+    for one in saves:
+        one.result()
+    assert sorted(name for names in wrote for name in names) == sorted(sizes), "each by one"
+    assert all(wrote)
+    assert {path.name: path.read_bytes() for path in dead.parent.iterdir()} == {
+        path.name: path.read_bytes() for path in expected.iterdir()
+    }
+
+
+def parts_of(names: set[str]) -> dict[str, Any]:
+    """What `save` saves, of one worker."""
+    weights = {"b": torch.arange(6.0).view(2, 3) + 3, "a": torch.ones(4)}
+
+    def kept(prefix: str, factor: int) -> dict[str, torch.Tensor]:
+        return {name: one * factor for name, one in weights.items() if prefix + name in names}
+
+    moments = OptimizerState(first=kept("optimizer/first.", 2), second=kept("optimizer/second.", 3))
+    return {"weights": kept("model/", 1), "optimizer": moments}
+
+
+def test_without_the_files_of_another_worker_nothing_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_files, "NOTES_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint_files, "LOOK_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match=r"1 of 2 workers have not written their files of .*; its checkpoint is not"):
+        save(tmp_path, 3, writer=checkpoint_files.Writer(count=2, attempt="now"))
+    assert latest_checkpoint(str(tmp_path)) is None
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:

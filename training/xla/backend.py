@@ -8,7 +8,7 @@ PJRT_DEVICE decides between TPU and CPU when torch_xla is imported; it is set he
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
-from training.backend import RowShare, WholeParameters, check_workers, gather_rows, has_tpu
+from training.backend import RowShare, WholeParameters, check_workers, every, gather_rows, has_tpu
 from training.config import Remat
 from training.optim import zeros_like
 
@@ -121,10 +121,16 @@ class XlaBackend(WholeParameters):
     def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
         return [[float(element) for element in value] for value in torch_xla._XLAC._xla_get_cpu_tensors(list(values))]
 
-    def snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
         torch_xla.sync(wait=True)
-        copies = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach() for tensor in tensors.values()])
-        return unstack_tensors(dict(zip(tensors, copies, strict=True)))
+        if self.world_size == 1:
+            copies = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach() for tensor in tensors.values()])
+            return unstack_tensors(dict(zip(tensors, copies, strict=True)))
+        found: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():  # one at a time is whole on the chips and in the memory of every host
+            (copy,) = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach()])
+            found |= {key: one.clone() for key, one in unstack_tensors({name: copy}).items() if keeps(key)}
+        return found
 
     def compiles(self) -> int:
         data = metrics.metric_data("CompileTime")
