@@ -49,6 +49,10 @@ def test_the_mesh_has_a_copy_for_each_slice_that_is_left(tmp_path: Path) -> None
     assert allowed_workers(job, 4, hosts=4) == (4, 8)
     assert (job_at(job, 4).workers, job_at(job, 4).mesh) == (4, "data=16")
     assert job_at(job, 8) == job
+    together = example_job(
+        tmp_path, config={"global_batch": 4}, device="xla", workers=8, mesh="replica=2,data=2,model=8"
+    )  # of 4 chips each: two workers read the same rows
+    assert (together.worker_rows, allowed_workers(together, 4, hosts=4)) == (1, (4, 8))
     across = example_job(tmp_path, config={"global_batch": 64}, device="xla", workers=8, mesh="data=32")
     with pytest.raises(
         ValueError, match=r"down to 1 slices of 4 workers: global_batch 64 on mesh data=32 .* by 2 slices"

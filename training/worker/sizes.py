@@ -31,21 +31,23 @@ def job_at(job: TrainJob, workers: int) -> TrainJob:
     """The job on so many workers: its mesh's copies of the parameters follow them, all else stays."""
     if workers == job.workers:
         return job
-    if not job.mesh:
-        return dataclasses.replace(job, workers=workers)
+    return dataclasses.replace(job, workers=workers, mesh=_mesh_at(job, workers) if job.mesh else "")
+
+
+def _mesh_at(job: TrainJob, workers: int) -> str:
     from model.sharding import MeshShape  # imports torch
 
     mesh = MeshShape.parse(job.mesh)
-    mesh = dataclasses.replace(mesh, replica=mesh.replica * workers // job.workers)
-    return dataclasses.replace(job, workers=workers, mesh=mesh.text)
+    return dataclasses.replace(mesh, replica=mesh.replica * workers // job.workers).text
 
 
 def _can(job: TrainJob, workers: int) -> bool:
-    rows, over = divmod(job.config.global_batch, workers)
-    if over or rows % (job.microbatch_rows or rows):
-        return False
-    if not job.mesh:
-        return True
-    from model.sharding import MeshShape
+    parts = workers
+    if job.mesh:
+        from model.sharding import MeshShape, row_groups
 
-    return MeshShape.parse(job.mesh).replica * workers % job.workers == 0
+        if MeshShape.parse(job.mesh).replica * workers % job.workers:
+            return False
+        parts = row_groups(workers, MeshShape.parse(_mesh_at(job, workers)))
+    rows, over = divmod(job.config.global_batch, parts)
+    return not over and rows % (job.microbatch_rows or rows) == 0
