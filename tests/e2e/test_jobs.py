@@ -93,9 +93,10 @@ def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke:
     first = Job(cluster, line, tmp_path / "first.log")
     wait_for(lambda: PROGRESS.search(first.said()) and committed(tmp_path / "stopped"), first, undisturbed)
     first.stop()
-    before = committed(tmp_path / "stopped")  # a stop saves where it stands, so the last is of no round step
+    *before, last = committed(tmp_path / "stopped")  # a stop saves where it stands, until the next regular one
+    assert before
     times = [path.stat().st_mtime_ns for path in before]
-    stopped_at = int(before[-1].parent.name.removeprefix("step-"))
+    stopped_at = int(last.parent.name.removeprefix("step-"))
     then = f"step-{(stopped_at // CHECKPOINT_EVERY_STEPS + 1) * CHECKPOINT_EVERY_STEPS:08d}"
 
     again = Job(cluster, line, tmp_path / "again.log")

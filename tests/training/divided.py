@@ -1,4 +1,4 @@
-"""Run in each worker by test_fsdp.py: a model divided over the workers does what whole ones do. Over gloo, no Ray."""
+"""Run in each worker by test_fsdp.py: a model divided over the workers does what whole ones do. No Ray."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from tests.training.examples import example_job, made_up_feed
 from training import loop
 from training.backend import Backend, TorchBackend
 from training.checkpoint import load_checkpoint
-from training.config import OptimizerConfig, TrainJob
+from training.config import Device, OptimizerConfig, TrainJob
 from training.faults import BadStep, Corrupted, Drained
 from training.feed import direct_feed
 from training.fsdp import FsdpBackend
@@ -39,11 +39,15 @@ def train(job: TrainJob, backend: Backend, **more: Any) -> Any:
     return run_training(job, backend, made_up_feed(job, backend.rank, backend.world_size), **more)
 
 
-def runs(backend: FsdpBackend, directory: str) -> dict[str, Any]:
-    """All runs, and what only the workers see; `directory` holds a run of one worker, `one`."""
+def runs(given: TorchBackend, directory: str) -> dict[str, Any]:
+    """All runs, and what only the workers see; `directory` holds a run of one worker, `one`.
+
+    A worker alone divides its model too, into one part: the one GPU of a machine takes the same path as many.
+    """
     torch.set_num_threads(1)
-    rank, workers = backend.rank, backend.world_size
-    whole = TorchBackend("cpu", rank, workers)
+    device: Device = "cuda" if given.device.type == "cuda" else "cpu"
+    rank, workers = given.rank, given.world_size
+    whole, backend = TorchBackend(device, rank, workers), FsdpBackend(device, rank, workers)
     train(divided_job(directory, "divided", workers), backend)
     train(divided_job(directory, "whole", workers), whole)
     for dtype in ("bfloat16", "float32"):
@@ -60,7 +64,7 @@ def runs(backend: FsdpBackend, directory: str) -> dict[str, Any]:
     return {
         "back_and_forth": back_and_forth(backend, f"{directory}/one/{HALF}"),
         "shares": backend.gather(np.array([share(backend)])).tolist(),
-        "flipped": said_by_all(backend, flipped(divided_job(directory, "flipped", workers))),
+        "flipped": said_by_all(backend, flipped(divided_job(directory, "flipped", workers), device)),
         "bad": said_by_all(backend, bad(backend, divided_job(directory, "bad", workers))),
         "bad_whole": said_by_all(backend, bad(whole, divided_job(directory, "bad-whole", workers))),
     }
@@ -131,9 +135,9 @@ class Flipping(FsdpBackend):
             part.view(torch.int32).view(-1)[3] ^= 1 << 9
 
 
-def flipped(job: TrainJob) -> str:
+def flipped(job: TrainJob, device: Device) -> str:
     try:
-        train(job, Flipping("cpu", torch.distributed.get_rank(), job.workers))
+        train(job, Flipping(device, torch.distributed.get_rank(), job.workers))
     except Corrupted as error:
         return str(error)
     return ""

@@ -17,6 +17,7 @@ from tests.training.divided import HALF, STEPS, divided_job, from_files, runs, s
 from tests.training.examples import write_sequences
 from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
+from training.config import Device
 from training.local_workers import run_workers
 from training.records import read_rows
 from training.replay import replay
@@ -24,20 +25,40 @@ from training.replay import replay
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.chaos)])
-def workers(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+GPUS = max((some for some in (1, 2, 4, 8) if some <= torch.cuda.device_count()), default=0)
+NO_GPU = "needs a GPU; nccl takes one worker a GPU"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("cpu", 2),
+        pytest.param(("cpu", 4), marks=pytest.mark.chaos),
+        pytest.param(("cuda", GPUS), marks=pytest.mark.skipif(not GPUS, reason=NO_GPU)),
+    ],
+    ids=lambda param: "{}-{}".format(*param),
+)
+def where(request: pytest.FixtureRequest) -> tuple[Device, int]:
+    device, workers = request.param
+    return device, workers
 
 
 @pytest.fixture(scope="module")
-def directory(workers: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp(f"workers-{workers}")
+def workers(where: tuple[Device, int]) -> int:
+    return where[1]
 
 
 @pytest.fixture(scope="module")
-def found(directory: Path, workers: int) -> dict[str, Any]:
+def directory(where: tuple[Device, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("{}-{}".format(*where))
+
+
+@pytest.fixture(scope="module")
+def found(directory: Path, where: tuple[Device, int]) -> dict[str, Any]:
+    """Beside the runs of `runs`, one of a worker that is alone: on a CPU, so that a GPU's losses have a reference."""
+    device, workers = where
     train(divided_job(str(directory), "one", 1), TorchBackend("cpu"))
-    answer: dict[str, Any] = run_workers(workers, runs, str(directory), mesh=f"data={workers}")
+    answer: dict[str, Any] = run_workers(workers, runs, str(directory), device=device)
     return answer
 
 
