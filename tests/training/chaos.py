@@ -1,6 +1,6 @@
 """python -m tests.training.chaos [PART ...]: kills, flipped bits and false alarms in training, counted. No Ray.
 
-    same_bits   200 steps straight against 200 steps with 5 kill -9, on cpu and xla: lost, doubled, ulp
+    same_bits   200 steps straight against 200 steps with 5 kill -9, on every device here: lost, doubled, ulp
     saves       30 kill -9 during saves, at seeded moments: can the run always go on?
     flips       20 planted bit flips, in weights, moments and gradients: how many does the watch or a replay find?
     alarms      1,000 steps without any: how many alarms?
@@ -12,6 +12,7 @@ where a target is missed.
 """
 
 import dataclasses
+import importlib.util
 import os
 import random
 import signal
@@ -130,8 +131,15 @@ def compared(directory: Path, reference: Path, steps: int) -> dict[str, int]:
     }
 
 
-def same_bits(devices: tuple[str, ...] = ("cpu", "xla"), steps: int = 200, kills: int = 5, seed: int = 0) -> bool:
+def devices_here() -> tuple[str, ...]:
+    """PyTorch for CUDA and torch_xla for CPUs are seldom in one installation."""
+    has_xla = importlib.util.find_spec("torch_xla") is not None
+    return ("cpu",) + ("xla",) * has_xla + ("cuda",) * torch.cuda.is_available()
+
+
+def same_bits(devices: tuple[str, ...] = (), steps: int = 200, kills: int = 5, seed: int = 0) -> bool:
     good = True
+    devices = devices or devices_here()
     for device in devices:
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as temporary:

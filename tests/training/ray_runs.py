@@ -54,9 +54,9 @@ def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(summary), "seconds": time.monotonic() - began}
 
 
-def killed(directory: Path) -> dict[str, Any]:
+def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
     """Kills the worker with SIGKILL once; Ray starts it again and it continues from a checkpoint."""
-    job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20)
+    job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20, **overrides)
     kills: list[int] = []
 
     def kill_once(report: StepReport) -> None:
