@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.train_step --device cuda [--size 2b] [--length 8192] [--steps 5]
 
-bfloat16 parameters, float32 moments, one row. Soft cap and window lie inside a fused attention (PyTorch's
-flex_attention); the loss works in slices. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the
-same code in float32 without fusing, for its tests: its figures say nothing.
+The recipe's precision on both sides: float32 weights and moments, bfloat16 in between (of transformers by autocast, the
+way its users get it), one row. Soft cap and window lie inside a fused attention (PyTorch's flex_attention); the loss
+works in slices. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the same code in float32 without
+fusing, for its tests: its figures say nothing.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
     backend = TorchBackend("cuda" if device == "cuda" else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    model = Gemma2(config).to(device, dtype)
+    with torch.device(device):
+        model = Gemma2(config)
     model.attention = fused_attention(compiled=device == "cuda")
     if device == "cuda":
         for layer in model.model.layers:
@@ -91,7 +93,9 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
     }
 
     def step() -> float:
-        loss_sum, targets, *_ = train_step(model, next_token_loss, state, [batch], scalars, optimizer, backend).tolist()
+        loss_sum, targets, *_ = train_step(
+            model, next_token_loss, state, [batch], scalars, optimizer, backend, compute_dtype=dtype
+        ).tolist()
         return float(loss_sum / targets)
 
     return step
@@ -99,15 +103,16 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
 
 def transformers_step(config: Gemma2Config, device: str, length: int, attention: str) -> Callable[[], float]:
     """The same step by transformers and torch's fused AdamW; returns the loss."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    model = in_transformers(Gemma2(config), dtype).to(device).train()
+    with torch.device(device):
+        model = in_transformers(Gemma2(config)).train()
     model.set_attn_implementation(attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
     tokens = _tokens(config, length).long().to(device)
 
     def step() -> float:
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -32,7 +32,7 @@ def in_process(module: str, directory: Path) -> dict[str, Any]:
     """What a module of this folder found, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1
         "RAY_USAGE_STATS_ENABLED": "0",
     }
