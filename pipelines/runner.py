@@ -183,7 +183,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         "host": socket.gethostname(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "resources": asdict(resources),
         "shards_by_node": dict(sorted(context.shards_by_node.items())),
         "code_sha256": code_sha256(task.stage),
@@ -193,6 +193,14 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     clean_up(task.directory)
     say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
     return _accepted(manifest)
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a machine for GPUs has no torch_xla."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _accepted(manifest: Manifest) -> Manifest:

@@ -6,8 +6,8 @@ forward and backward; the embedding table and the last norm, which the head need
 Gradients are scattered as SUMS over workers: the division by the number of targets comes once, in the optimizer.
 
 The step (`training/step.py`) sees plain tensors, a worker's parts; what is over all parts, norms and checksums, is
-summed over workers. A checksum is a sum over elements, so it is the same number however the model is divided. Nothing
-here has run on a GPU: the tests are the same code on CPUs.
+summed over workers. A checksum is a sum over elements, so it is the same number however the model is divided. The tests
+ran on CPUs and on one GPU; not on two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
