@@ -18,7 +18,7 @@ from pipelines.stage import Context
 from training.backend import Backend, make_backend, resolve_device
 from training.checkpoint import load_checkpoint
 from training.config import Device, check_mesh_device
-from training.records import COMMIT_NAME, checkpoint_uri, list_checkpoints, read_commit
+from training.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
 from training.teacher import weights_hash
 
 CHECKPOINTS = "checkpoints"
@@ -45,23 +45,25 @@ def checkpoint_of(checkpoints: Input) -> str:
 def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
     """Of a run's directory: every committed file as a shard of its dataset, and the steps that have a checkpoint.
 
-    Tables are datasets of their own names ("metrics", "lineage"), all else is "checkpoints".
+    Tables are datasets of their own names ("metrics", "lineage"), all else is "checkpoints". Of a checkpoint that is no
+    longer kept its rows stay listed; those of an interim one are in the next regular one.
     """
     found: dict[str, list[Shard]] = {CHECKPOINTS: []}
     steps = []
-    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
-        commit = read_commit(uri)
-        assert commit is not None
-        steps.append(int(commit["step"]))
+    for uri, record in list_tables(storage.join(directory, CHECKPOINTS)):
+        whole = read_commit(uri) is not None
+        if whole:
+            steps.append(int(record["step"]))
         folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
-        for name, file in sorted(commit["files"].items()):
+        for name, file in sorted(record["files"].items()):
             table = name.endswith(".parquet")
             rows = shards.open_parquet(storage.join(uri, name)).metadata.num_rows if table else 0
             shard = Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"])
             found.setdefault(name.removesuffix(".parquet") if table else CHECKPOINTS, []).append(shard)
-        data = storage.read_bytes(storage.join(uri, COMMIT_NAME))
+        name = COMMIT_NAME if whole else TABLES_NAME
+        data = storage.read_bytes(storage.join(uri, name))
         sha256 = hashlib.sha256(data).hexdigest()
-        found[CHECKPOINTS].append(Shard(name=f"{folder}/{COMMIT_NAME}", rows=0, bytes=len(data), sha256=sha256))
+        found[CHECKPOINTS].append(Shard(name=f"{folder}/{name}", rows=0, bytes=len(data), sha256=sha256))
     return {name: tuple(files) for name, files in found.items()}, steps
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
@@ -16,7 +16,7 @@ from pipelines import config as configs
 from pipelines.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
 from pipelines.runner import CONFIG_NAME
 from pipelines.stage import Context, Read, Resources, load_stage
-from training.records import STATE_NAME, list_tables
+from training.records import list_tables
 
 if TYPE_CHECKING:
     from training.config import TrainJob
@@ -50,27 +50,25 @@ class TrainedRun:
         return storage.join(self.directory, CHECKPOINTS)
 
     def job(self, step: int) -> "TrainJob":
-        """The job in the set-up that ran `step`. Raises ValueError where no checkpoint is behind that step."""
-        after = [uri for uri, record in list_tables(self.checkpoints_uri) if record["step"] >= step]
-        if not after:
+        """The job, for a step that a checkpoint is behind. Raises ValueError where none is.
+
+        Its set-up is the default one: the steps' own are in the checkpoints (`training/setups.py`).
+        """
+        if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
             raise ValueError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
-        setup: dict[str, Any] = json.loads(storage.read_bytes(storage.join(after[0], STATE_NAME)))["setup"]
         context = Context(
             stage=STAGE,
             directory=self.directory,
             fingerprint=self.name.rpartition("/")[2],
             inputs={name: list(many) for name, many in self.inputs.items()},
-            resources=Resources(
-                **{name: setup[name] for name in ("device", "workers", "mesh", "microbatch_rows") if name in setup}
-            ),
+            resources=Resources(),
             attempt="",
             session=RaySession(None),  # not started
             quiet=True,
         )
         stage = load_stage(STAGE)
         job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
-        remat = setup["remat"] if setup["device"] == "xla" else None
-        return replace(job, cpu_threads=setup["cpu_threads"], remat=remat)
+        return job
 
 
 def open_run(reference: str, root: str) -> TrainedRun:

@@ -44,20 +44,19 @@ from training.records import (
     FORMAT,
     STATE_NAME,
     TABLES_NAME,
+    Damaged,
     checkpoint_uri,
     encode_record,
     list_checkpoints,
+    parse_table,
     read_commit,
+    read_verified,
 )
 
 logger = logging.getLogger(__name__)
 
 
 ALONE = Writer()
-
-
-class Damaged(ValueError):
-    """A checkpoint that is not what its COMMIT says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +73,8 @@ class Checkpoint:
     """the moments, or None where only the weights were asked for"""
     state: dict[str, Any]
     """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
+    tables: dict[str, pa.Table]
+    """the rows since the regular checkpoint before, by kind ("metrics", "lineage")"""
     interim: bool = False
     """whether the next regular checkpoint replaces it"""
 
@@ -99,7 +100,7 @@ def save_checkpoint(
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
-    if read_commit(uri) is not None:
+    if writer.rank == 0 and read_commit(uri) is not None:
         raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
     # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
     for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
@@ -159,20 +160,11 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
             f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
         )
 
-    def verified(name: str) -> bytes:
-        data = storage.read_bytes(storage.join(uri, name))
-        if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
-            raise Damaged(
-                f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
-                "use another checkpoint of that run"
-            )
-        return data
-
     def tensors(kind: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name in sorted(commit["files"]):
             if name.startswith(kind) and name.endswith(".safetensors"):
-                found |= safetensors.torch.load(verified(name))
+                found |= safetensors.torch.load(read_verified(uri, commit, name))
         return found
 
     moments = tensors("optimizer") if with_optimizer else {}
@@ -188,7 +180,12 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         )
         if with_optimizer
         else None,
-        state=json.loads(verified(STATE_NAME)),
+        state=json.loads(read_verified(uri, commit, STATE_NAME)),
+        tables={
+            name.removesuffix(".parquet"): parse_table(read_verified(uri, commit, name))
+            for name in commit["files"]
+            if name.endswith(".parquet")
+        },
         interim=bool(commit.get("interim")),
     )
 

@@ -21,12 +21,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from data import storage
 from data.logits import CodecSpec
 from data.schema import METRICS
-from data.shards import read_table
 from model import Gemma2
-from model.sharding import MeshShape
 from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
 from training.checkpoint import ALONE, Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
@@ -48,6 +45,7 @@ from training.optim import init_state, learning_rate, step_scalars
 from training.records import checkpoint_uri, list_commits
 from training.retention import apply_retention
 from training.run_log import Meter, MetricsLog
+from training.setups import SetupRecord, setup_of
 from training.state import restore_state, snapshot_state
 from training.step import train_step
 from training.summary import StepReport, TrainSummary
@@ -194,6 +192,8 @@ class _Run:
         self.writer = self._writer()
         checkpoint = self._start()
         self.first_step = self.step
+        before = checkpoint.state["setups"] if checkpoint is not None and checkpoint.interim else ()
+        self.setups = SetupRecord(setup_of(job, backend), self.step, before)
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
             raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
         backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
@@ -224,8 +224,8 @@ class _Run:
         if checkpoint is not None:
             check_identity(checkpoint, job)
             if checkpoint.interim:
-                self.lineage.restore(read_table(storage.join(checkpoint.uri, "lineage.parquet")))
-                self.metrics += read_table(storage.join(checkpoint.uri, "metrics.parquet")).to_pylist()
+                self.lineage.restore(checkpoint.tables["lineage"])
+                self.metrics += checkpoint.tables["metrics"].to_pylist()
         elif job.carried_uri is not None:
             check_same_model(job.carried_uri, job.config.model)
             checkpoint = load_checkpoint(job.carried_uri)
@@ -325,6 +325,7 @@ class _Run:
         if not interim:
             self.metrics = []
             self.lineage.clear()
+            self.setups.saved(self.step)
         self.log.summarize(self.step)
 
     def _hand_over(self, tables: dict[str, pa.Table], interim: bool) -> None:
@@ -338,14 +339,7 @@ class _Run:
             "tokens_seen": self.tokens_seen,
             "weights_checksum": self.last_report.weights_checksum if self.last_report else None,
             "identity": job.identity(),
-            "setup": {
-                "device": self.backend.name,
-                "workers": self.backend.world_size,
-                **({"mesh": MeshShape.parse(job.mesh).text} if job.mesh else {}),
-                "microbatch_rows": job.microbatch_rows,
-                "cpu_threads": job.cpu_threads,
-                "remat": self.backend.remat,
-            },
+            "setups": self.setups.listed(),
         }
         self.checkpoint_uri = checkpoint_uri(job.checkpoints_uri, step)
 

@@ -3,15 +3,16 @@
 No tensor is read here and torch is not imported: asking what a run has seen should not wait for it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data import storage
-from data.shards import read_table
 
 FORMAT = 1
 COMMIT_NAME = "COMMIT"
@@ -19,6 +20,10 @@ TABLES_NAME = "TABLES"
 DAMAGED_NAME = "DAMAGED"
 STATE_NAME = "state.json"
 DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what its COMMIT says."""
 
 
 def checkpoint_uri(root: str, step: int) -> str:
@@ -72,9 +77,28 @@ def latest_checkpoint(root: str) -> str | None:
 
 
 def read_rows(root: str, name: str) -> pa.Table | None:
-    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any."""
-    tables = [read_table(storage.join(uri, f"{name}.parquet")) for uri, _ in list_tables(root)]
+    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any.
+
+    Raises `Damaged` where a file is not the committed one.
+    """
+    tables = [parse_table(read_verified(uri, record, f"{name}.parquet")) for uri, record in list_tables(root)]
     return pa.concat_tables(tables) if tables else None
+
+
+def read_verified(uri: str, record: Mapping[str, Any], name: str) -> bytes:
+    """A file of the checkpoint whose COMMIT or TABLES `record` is. Raises `Damaged` where its sha256 is another."""
+    data = storage.read_bytes(storage.join(uri, name))
+    if hashlib.sha256(data).hexdigest() != record["files"][name]["sha256"]:
+        raise Damaged(
+            f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
+            "use another checkpoint of that run"
+        )
+    return data
+
+
+def parse_table(data: bytes) -> pa.Table:
+    """A table out of the bytes of its file."""
+    return pq.read_table(pa.BufferReader(data))
 
 
 def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -> dict[str, Any] | None:

@@ -9,17 +9,17 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.compute as pc
 
-from training.backend import Backend, make_backend, resolve_device
+from training.backend import Backend, check_workers, make_backend, resolve_device
 from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
 from training.local_workers import run_workers
 from training.loop import Feed, run_training
-from training.records import checkpoint_uri, list_checkpoints, read_commit, read_rows
+from training.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
+from training.setups import Setup, in_setup, setups_between
 from training.summary import StepReport
 
 COMPARED = ("loss_sum", "targets", "grad_norm", "gradients_checksum", "weights_checksum")
@@ -40,27 +40,22 @@ class Replayed:
 def replay(job: TrainJob, step: int) -> Replayed:
     """Computes `step` (from 1) of the job's run again, and the steps between it and the checkpoint before it.
 
-    Raises ValueError where the run has no record of that step.
+    Each in the set-up that it was taken in: a run that was resized between two checkpoints is followed. Raises
+    ValueError where the run has no record of that step, or this machine cannot be that set-up.
     """
     recorded = read_rows(job.checkpoints_uri, "metrics")
     mine = None if recorded is None else recorded.filter(pc.field("step") <= step)
     if mine is None or not mine.num_rows or mine["step"][-1].as_py() != step:
         last = 0 if recorded is None or not recorded.num_rows else recorded["step"][-1].as_py()
         raise ValueError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
-    before = [(found["step"], uri) for uri in list_checkpoints(job.checkpoints_uri) if (found := read_commit(uri))]
-    first, carried = max((one for one in before if one[0] < step), default=(0, job.carried_uri))
+    first, carried = _checkpoint_before(job, step)
+    reports: list[StepReport] = []
     with tempfile.TemporaryDirectory() as directory:
         again = dataclasses.replace(
             job, checkpoints_uri=directory, carried_uri=carried, lease_uri=None, logs_uri=None, tensorboard=False
         )
-        if job.workers == 1:
-            reports = computed(
-                make_backend(job.device, remat=job.remat, mesh=job.mesh), again, step, direct_feed(again)
-            )
-        else:
-            device = resolve_device(job.device)
-            how: dict[str, Any] = {} if device == "xla" else {"device": device, "mesh": job.mesh}
-            reports = run_workers(job.workers, _in_worker, again, step, **how)
+        for stop, setup in setups_between(job.checkpoints_uri, first, step):
+            reports += _in_its_setup(again, setup, stop)
         saved = _saved_differences(job.checkpoints_uri, directory, step)
     rows = {row["step"]: row for row in mine.to_pylist()}
     for report in reports:
@@ -72,6 +67,30 @@ def replay(job: TrainJob, step: int) -> Replayed:
         if lines:
             return Replayed(first_step=first, steps=len(reports), differences=tuple(lines))
     return Replayed(first_step=first, steps=len(reports), differences=tuple(saved))
+
+
+def _checkpoint_before(job: TrainJob, step: int) -> tuple[int, str | None]:
+    """(steps that it had done, its directory) of the newest checkpoint that the step came after."""
+    before = [(commit["step"], uri) for uri, commit in list_commits(job.checkpoints_uri) if commit["step"] < step]
+    if before:
+        return max(before)
+    return _steps_of(job.carried_uri), job.carried_uri
+
+
+def _steps_of(uri: str | None) -> int:
+    commit = None if uri is None else read_commit(uri)
+    return 0 if commit is None else int(commit["step"])
+
+
+def _in_its_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepReport]:
+    """The steps up to `stop` from where `again` is, behind a checkpoint of it; the next set-up goes on there."""
+    job = in_setup(again, setup)
+    if job.workers == 1:
+        return computed(make_backend(job.device, remat=job.remat, mesh=job.mesh), job, stop, direct_feed(job))
+    device = resolve_device(job.device)
+    check_workers(device, job.workers)
+    reports: Sequence[StepReport] = run_workers(job.workers, _in_worker, job, stop, device=device, mesh=job.mesh)
+    return reports
 
 
 def _saved_differences(root: str, again: str, step: int) -> list[str]:
@@ -95,7 +114,7 @@ def _saved_differences(root: str, again: str, step: int) -> list[str]:
 
 
 def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence[StepReport]:
-    """The job's steps from its checkpoint up to `step`, which then stops."""
+    """The job's steps from its newest checkpoint up to `step`, where it then stops behind a checkpoint."""
     reports: list[StepReport] = []
     done = 0
 
@@ -104,7 +123,7 @@ def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence
         done += 1
         return first + done >= step
 
-    first = 0 if job.carried_uri is None else int((read_commit(job.carried_uri) or {"step": 0})["step"])
+    first = _steps_of(latest_checkpoint(job.checkpoints_uri) or job.carried_uri)
     with contextlib.suppress(Drained):
         run_training(job, backend, feed, reports.append, drain=asked)
     return reports

@@ -20,13 +20,14 @@ from pipelines.slices import fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.config import DistillConfig, TrainingConfig, TrainJob
-from training.records import STATE_NAME, latest_checkpoint, list_checkpoints, read_commit
+from training.records import STATE_NAME, latest_checkpoint, read_commit
+from training.setups import read_setups
 from training.worker.sizes import allowed_workers
 
 if TYPE_CHECKING:
     from training.summary import StepReport
 
-VERSION = 2
+VERSION = 3
 READS = {
     "sequences": Read(help="packed rows, one dataset a source", dataset="sequences", many=True),
     "logits": Read(
@@ -135,14 +136,8 @@ def _steps_before(job: TrainJob) -> int:
 
 def _setup(directory: str) -> dict[str, Any]:
     """Device, workers and threads of the last steps; under `from_step` of all: a resumed run may have had several."""
-    found: dict[str, Any] = {}
-    done, latest = 0, None
-    for uri in list_checkpoints(storage.join(directory, CHECKPOINTS)):
-        state = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))
-        if state["setup"] != latest:
-            latest = found[str(done)] = state["setup"]
-        done = state["step"]
-    return {**(latest or {}), "from_step": found}
+    found = read_setups(storage.join(directory, CHECKPOINTS))
+    return {**found[-1][1], "from_step": {str(after): setup for after, setup in found}}
 
 
 def make_job(context: Context, config: Config) -> TrainJob:

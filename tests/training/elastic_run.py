@@ -84,7 +84,7 @@ def main(directory: Path) -> dict[str, Any]:
     return {
         "first_steps": [int(match[1]) for name in names if (match := re.match(r"metrics-(\d+)-", name))],
         "drains": drains(),
-        "workers": {one["step"]: one["setup"]["workers"] for one in setups},
+        "workers": {one["step"]: one["setups"][-1]["setup"]["workers"] for one in setups},
         "last": summary.workers,
         "told": told,
     }

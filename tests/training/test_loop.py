@@ -182,13 +182,8 @@ def test_the_checkpoint_says_what_it_was_made_from(tmp_path: Path) -> None:
     job = example_job(tmp_path)
     checkpoint = load_checkpoint(train(job).checkpoint_uri)
     assert checkpoint.state["identity"] == job.identity()
-    assert checkpoint.state["setup"] == {
-        "device": "cpu",
-        "workers": 1,
-        "microbatch_rows": None,
-        "cpu_threads": None,
-        "remat": "none",
-    }
+    setup = {"device": "cpu", "workers": 1, "microbatch_rows": None, "cpu_threads": None, "remat": "none"}
+    assert checkpoint.state["setups"] == [{"after": 10, "setup": setup}]
     assert all(tensor.dtype == torch.float32 for tensor in checkpoint.weights.values())
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.training import agreement
 from training.checkpoint import load_checkpoint
+from training.local_workers import run_workers
 from training.records import latest_checkpoint, list_checkpoints, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,3 +138,13 @@ def test_a_drained_node_costs_no_step(tmp_path: Path) -> None:
     assert found["interim"] == [f"{found['first_step']:08d}"]
     assert found["last_step"] - found["first_step"] <= 1
     assert found["each_once"]
+
+
+def test_workers_stop_together_when_the_word_has_reached_one_of_them() -> None:
+    """The others would wait in a meeting that this one does not come to any more."""
+    assert run_workers(2, agreement.stop_that_reached_one) == [True, True]
+
+
+def test_a_worker_whose_peer_went_with_its_machine_leaves_the_failure_to_ray() -> None:
+    """Raised at once it would count as a failure of this worker, before Ray knows of the machine."""
+    assert run_workers(2, agreement.peer_that_is_gone) >= 1

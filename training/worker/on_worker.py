@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOTICE_SECONDS = 1.0  # between questions whether the machine is about to go: a question costs some milliseconds
+GONE_SECONDS = 120.0  # for Ray to end the workers that are left, when one went with its machine
 STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
 
 
@@ -71,11 +72,8 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
                 return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(backend, asked)))
             except Drained as drained:
                 logger.warning("%s", drained)
-                if asked.to_stop():
+                if _wait_for_the_end(backend, asked):
                     return pickle.dumps(drained)
-                if rank == 0:
-                    asked.saved()
-                _wait_for_the_end(asked)
     except BadStep as error:
         return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
     except ValueError as error:
@@ -125,9 +123,25 @@ class _Notice:
         return leaving or self._by_driver()
 
 
-def _wait_for_the_end(asked: Asked) -> None:
-    """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost. Returns after a false alarm."""
-    while asked() or ray.train.get_preemption_info() is not None:
+def _wait_for_the_end(backend: TrainBackend, asked: Asked) -> bool:
+    """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost.
+
+    Returns True where the run is to stop, False after a false alarm: all workers the same, since each question is
+    answered by all of them. Where another worker is gone, as is expected of a machine that is taken away, this one
+    must not raise before Ray has noticed: it would count as a failure. So it waits for GONE_SECONDS first.
+    """
+    while True:
+        try:
+            stop, resize = np.any(backend.gather(np.array([[asked.to_stop(), asked()]])), axis=0).tolist()
+        except RuntimeError:
+            time.sleep(GONE_SECONDS)
+            raise
+        if stop:
+            return True
+        if resize and backend.rank == 0:
+            asked.saved()
+        if not resize and ray.train.get_preemption_info() is None:  # all workers meet here: each has to come
+            return False
         time.sleep(NOTICE_SECONDS)
 
 

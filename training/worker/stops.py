@@ -70,8 +70,8 @@ class Asked:
 
     def saved(self) -> None:
         """Tells who asked that the checkpoint is committed."""
-        if self():
-            internal_kv._internal_kv_put(saved_key(self._key), self._value())
+        if (value := self._value()) is not None and value != self._before:
+            internal_kv._internal_kv_put(saved_key(self._key), value)
 
     def _value(self) -> bytes | None:
         return internal_kv._internal_kv_get(self._key)
