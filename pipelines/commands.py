@@ -47,12 +47,14 @@ def list_(words: list[str]) -> int:
 
 def _take_root(words: list[str]) -> tuple[list[str], str]:
     """`words` without `--root ROOT`, and ROOT."""
-    if "--root" not in words[:-1]:
-        return words, DEFAULT_ROOT
-    place = words.index("--root")
-    refuse_memory(words[place + 1])
-    storage.check_bucket(words[place + 1])
-    return words[:place] + words[place + 2 :], words[place + 1]
+    rest, root = take(words, "--root")
+    if root is None:
+        return rest, DEFAULT_ROOT
+    if not root:
+        raise ValueError("--root is empty; give a directory or gs://bucket/path")
+    refuse_memory(root)
+    storage.check_bucket(root)
+    return rest, root
 
 
 def _list_runs(root: str) -> int:

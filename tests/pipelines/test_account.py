@@ -8,7 +8,7 @@ import pytest
 
 from data import storage
 from data.manifest import RUN_NAME
-from infra.prices import CONSTANTS, Constant, Prices
+from infra.prices import CONSTANTS, Constant, Cost, Prices
 from infra.slices import check_mesh, parse_topology
 from model.flops import forward_flops_per_token, train_flops_per_token
 from model.sharding import MeshShape
@@ -18,6 +18,7 @@ from pipelines.account import caches, estimate, measured
 from pipelines.account_text import break_even_lines, estimate_lines
 from pipelines.full_recipes import PUBLISHED
 from pipelines.recipe import tasks_of
+from tests.chaos_log import REPOSITORY
 from tests.pipelines.test_plan import finish
 
 PRICES = Prices(constants=CONSTANTS)
@@ -27,6 +28,16 @@ CHIPS = {"gemma2_27b_pretrain": 6144, "gemma2_9b_distill": 4096, "gemma2_2b_dist
 
 def amounts_of(name: str) -> dict:
     return {one.step: one for one in estimate(recipes.load(name), PRICES)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_on_costs_says_what_the_plan_says(name: str) -> None:
+    page = (REPOSITORY / "docs" / "costs.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    mwh, tonnes = (float(cell.replace(",", "")) for cell in row.split("|")[9:11])
+    cost = sum((one.cost(PRICES) for one in amounts_of(name).values()), Cost())
+    assert mwh == float(f"{cost.kwh / 1000:.3g}")
+    assert tonnes == round(cost.kg_co2e / 1000)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -146,6 +146,18 @@ def test_bad_words_and_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"no runs under {tmp_path}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["status", "list --runs"])
+def test_a_root_is_taken_with_a_space_or_an_equals_sign(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*line.split(), f"--root={tmp_path}"]) == 0
+    assert f"no runs under {tmp_path}" in capsys.readouterr().out
+    assert main([*line.split(), "--root"]) == 2
+    assert capsys.readouterr().err == "error: --root needs a value after it\n"
+    assert main([*line.split(), "--root="]) == 2
+    assert capsys.readouterr().err == "error: --root is empty; give a directory or gs://bucket/path\n"
+
+
 @pytest.mark.parametrize("line", ["status", "list --runs", "plan smoke", "run smoke", "run collect_text --input ."])
 def test_a_root_in_memory_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line.split(), "--root", "memory://runs"]) == 2
