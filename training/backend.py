@@ -263,8 +263,8 @@ def make_backend(
 ) -> Backend:
     """The backend of a device; `mesh` (as in data=2,model=2): over several chips of this process.
 
-    On cpu and cuda the mesh is the workers: data=N divides the model over them (FSDP2), the default on cuda, and
-    replica=N keeps it whole in each, the default on cpu.
+    On cpu and cuda the mesh is the workers: data=N divides the model over them (FSDP2), the default on cuda,
+    replica=N keeps it whole in each, the default on cpu, and replica=M,data=N divides it in each of M groups.
 
     Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
     """
@@ -277,10 +277,11 @@ def make_backend(
                 "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
             )
         check_mesh_device(mesh, resolved, world_size)
-        if world_size > 1 and (MeshShape.parse(mesh).data > 1 if mesh else resolved == "cuda"):
+        shape = MeshShape.parse(mesh) if mesh else MeshShape(data=world_size if resolved == "cuda" else 1)
+        if shape.data > 1:
             from training.fsdp import FsdpBackend
 
-            return FsdpBackend(resolved, rank, world_size)
+            return FsdpBackend(resolved, rank, world_size, shape.replica)
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
         raise ValueError(

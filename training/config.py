@@ -203,7 +203,8 @@ class TrainJob:
     """processes that share a step's rows"""
     mesh: str = ""
     """how each worker divides the model over its chips, on xla, as in data=2,model=2; empty: one chip. On cpu and cuda
-    the workers are the chips: data=N divides the model over all of them (the default on cuda), replica=N repeats it"""
+    the workers are the chips: data=N divides the model over all of them (the default on cuda), replica=N repeats it,
+    replica=M,data=N does both"""
     microbatch_rows: int | None = None
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
     remat: Remat | None = None
@@ -309,7 +310,7 @@ class TrainJob:
 
 
 def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
-    """Raises ValueError where plain PyTorch cannot divide a model like that: it has one axis, which is all workers."""
+    """Raises ValueError where plain PyTorch cannot divide a model like that: by workers, along no model axis."""
     if not mesh or device not in ("cpu", "cuda"):
         return
     if workers == 1:
@@ -318,10 +319,10 @@ def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
             "train; leave --mesh out"
         )
     shape = MeshShape.parse(mesh)
-    if workers not in (shape.data, shape.replica) or shape.chips != workers:
+    if shape.model > 1 or shape.chips != workers:
         raise ValueError(
             f"mesh {mesh} on device {device!r} with {workers} workers: allowed are data={workers}, which divides the "
-            f"model over them, and replica={workers}, where each has all of it"
+            f"model over them, replica={workers}, where each has all of it, and replica=M,data=N of M x N = {workers}"
         )
 
 

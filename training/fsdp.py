@@ -1,13 +1,15 @@
 """Several workers that divide a model between them: PyTorch's FSDP2, on GPUs over nccl and on CPUs over gloo.
 
 Each worker holds 1/N of every parameter, its gradient and its moments, along the first dimension: ZeRO stage 3 (arXiv
-1910.02054), the `data` axis of `model/sharding.py`. A block's weights are gathered where it runs and dropped behind it,
-forward and backward; the embedding table and the last norm, which the head needs too, stay whole for a micro-batch.
-Gradients are scattered as SUMS over workers: the division by the number of targets comes once, in the optimizer.
+1910.02054), the `data` axis of `model/sharding.py`. With a `replica` axis each of its groups of workers holds a whole
+model, and gradients that were scattered in each group are summed between them ("hybrid" sharding). A block's weights
+are gathered where it runs and dropped behind it, forward and backward; the embedding table and the last norm, which the
+head needs too, stay whole for a micro-batch. Gradients are scattered as SUMS over workers: the division by the number
+of targets comes once, in the optimizer.
 
 The step (`training/step.py`) sees plain tensors, a worker's parts; what is over all parts, norms and checksums, is
-summed over workers. A checksum is a sum over elements, so it is the same number however the model is divided. The tests
-ran on CPUs and on one GPU; not on two.
+summed over the workers of a group. A checksum is a sum over elements, so it is the same number however the model is
+divided. The tests ran on CPUs and on one GPU; not on two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +36,12 @@ from training.optim import global_norm
 class FsdpBackend(TorchBackend):
     """A worker that trains with its part of every parameter. Models that are not for training are whole."""
 
-    def __init__(self, name: Device, rank: int, world_size: int) -> None:
+    def __init__(self, name: Device, rank: int, world_size: int, replica: int = 1) -> None:
         super().__init__(name, rank, world_size)
         self.snapshot_by_all = True
-        self.mesh = init_device_mesh(self.device.type, (world_size,), mesh_dim_names=("data",))
+        axes = {**({"replica": replica} if replica > 1 else {}), "data": world_size // replica}
+        self.mesh = init_device_mesh(self.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+        self.parts_group = self.mesh.get_group("data")  # who holds the parts of one model
 
     def place_model(
         self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
@@ -89,12 +93,12 @@ class FsdpBackend(TorchBackend):
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         square = global_norm(gradients).square()
-        torch.distributed.all_reduce(square)
+        torch.distributed.all_reduce(square, group=self.parts_group)
         return square.sqrt()
 
     def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
         total = bit_sum(tensors).long()  # so that no sum of sums overflows
-        torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(total, group=self.parts_group)
         return halves(total)
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:

@@ -181,3 +181,16 @@ def from_files(backend: Backend, job: TrainJob) -> None:
     """A run that `training/replay.py` can compute again."""
     torch.set_num_threads(1)
     run_training(job, backend, direct_feed(job, backend.rank, backend.world_size))
+
+
+def groups(given: Backend, directory: str) -> dict[str, Any]:
+    """Workers in two groups, each of which divides a model; `directory` holds a run of one worker, `one`."""
+    torch.set_num_threads(1)
+    workers = given.world_size
+    backend = FsdpBackend("cpu", given.rank, workers, replica=2)
+    train(divided_job(directory, "groups", workers), backend)
+    resumed(backend, divided_job(directory, "groups-resumed", workers), stop=7)
+    return {
+        "back_and_forth": back_and_forth(backend, f"{directory}/one/{HALF}"),
+        "shares": backend.gather(np.array([share(backend)])).tolist(),
+    }

@@ -11,6 +11,8 @@ import ray
 from tests.training.ray_runs import job_named
 from training.worker.driver import fit
 
+WORLDS = (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 4, "replica=2,data=2"))
+
 
 def main(directory: Path) -> dict[str, int]:
     """The workers that each run had."""
@@ -18,7 +20,7 @@ def main(directory: Path) -> dict[str, int]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
     found = {
         name: fit(job_named(directory, name, workers=workers, mesh=mesh, steps=20)).workers
-        for name, workers, mesh in (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"))
+        for name, workers, mesh in WORLDS
     }
     ray.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)

@@ -26,13 +26,13 @@ def test_remat_on_a_device_that_keeps_everything_is_refused_with_what_is_allowed
     assert make_backend("cpu", remat="none").remat == "none"
 
 
-def test_a_mesh_of_workers_is_all_of_them_along_one_axis() -> None:
-    for mesh in ("data=2", "replica=2,data=2", "data=2,model=2", "model=4"):
-        with pytest.raises(ValueError, match="allowed are data=4, which divides the model over them, and replica=4"):
+def test_a_mesh_of_workers_is_all_of_them_and_has_no_model_axis() -> None:
+    for mesh in ("data=2", "replica=2,data=4", "data=2,model=2", "model=4"):
+        with pytest.raises(ValueError, match=r"allowed are data=4, .*, replica=4, .*, and replica=M,data=N of M x"):
             check_mesh_device(mesh, "cpu", 4)
     with pytest.raises(ValueError, match="'xla' only, or over several workers"):
         make_backend("cpu", mesh="data=4")
-    for mesh in ("data=4", "replica=4", ""):
+    for mesh in ("data=4", "replica=4", "replica=2,data=2", ""):
         check_mesh_device(mesh, "cpu", 4)
 
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.training.divided import HALF, STEPS, divided_job, from_files, runs, same, train
+from tests.training.divided import HALF, STEPS, divided_job, from_files, groups, runs, same, train
 from tests.training.examples import write_sequences
 from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
@@ -170,3 +170,14 @@ def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path) -> None:
     }
     (half / "COMMIT").write_text(json.dumps(commit))
     assert replay(job, 4).differences
+
+
+@pytest.mark.chaos
+def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_path: Path) -> None:
+    train(divided_job(str(tmp_path), "one", 1), TorchBackend("cpu"))
+    found = run_workers(4, groups, str(tmp_path))
+    assert found["back_and_forth"]
+    assert found["shares"] == pytest.approx([0.5] * 4, abs=0.02)
+    for name in ("groups", "groups-resumed"):
+        np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
+        assert column(tmp_path, name, "weights_checksum") == column(tmp_path, "groups", "weights_checksum")

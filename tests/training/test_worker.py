@@ -81,10 +81,10 @@ def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any]
 
 @pytest.mark.chaos
 def test_four_workers_take_the_steps_of_one(tmp_path: Path) -> None:
-    """Beside the two above: the same global batch on four, whole and divided."""
+    """Beside the two above: the same global batch on four, whole, divided, and divided in each of two groups."""
     found = in_process("ray_worlds", tmp_path)
-    assert found == {"one": 1, "four": 4, "divided": 4}
-    for name in ("four", "divided"):
+    assert found == {"one": 1, "four": 4, "divided": 4, "groups": 4}
+    for name in ("four", "divided", "groups"):
         assert table(tmp_path, name, "lineage").equals(table(tmp_path, "one", "lineage"))
         np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
 
