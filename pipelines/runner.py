@@ -96,19 +96,22 @@ def resolve_inputs(
     stage: Stage, config: Any, given: Mapping[str, Sequence[str]], root: str
 ) -> dict[str, tuple[Input, ...]]:
     """What the user named, resolved. Raises ValueError for what is missing, unknown or too many."""
+    refuse_given(stage, given)
+    named = {name: [text for text in given.get(name, ()) if text] for name in stage.reads}
+    return {name: resolve_texts(stage.reads[name], config, texts, root) for name, texts in named.items() if texts}
+
+
+def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for inputs that are missing, unknown or too many; looks at none of them."""
     for name in given:
         if name not in stage.reads:
             raise ValueError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
-    resolved = {}
     for name, read in stage.reads.items():
         texts = [text for text in given.get(name, ()) if text]
         if not texts and not read.optional:
             raise ValueError(f"{stage.name} needs --{name} ({read.help})")
         if len(texts) > 1 and not read.many:
             raise ValueError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
-        if texts:
-            resolved[name] = resolve_texts(read, config, texts, root)
-    return resolved
 
 
 def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:

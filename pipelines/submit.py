@@ -16,24 +16,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data import storage
-from infra.ray_session import REPOSITORY, refuse_open_host
+from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
 from pipelines import config as configs
 from pipelines import recipes
 from pipelines.arguments import parse_run, parse_stage, refuse_missing, take
 from pipelines.plan import size
+from pipelines.runner import refuse_given
 from pipelines.stage import load_stage, stage_names
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 MOST_BYTES = 64 << 20
 """of the files of the repository; they go to every node. The code is a few MB, so more is data in the wrong place"""
 LARGEST_NAMED = 5
+PROBE_SECONDS = 30.0
+"""for the answer to who brings no token; a proxy before a head may take its time"""
 
 
 def submit(words: Sequence[str]) -> int:
-    """Submits and follows the job, or with `--detach` only tells its id. 0: it succeeded (or was handed over).
+    """Submits and follows the job, or with `--detach` only tells its id. Returns its own exit code (0: handed over).
 
     Raises ValueError for a line that `run` would refuse, a root that means something else on the cluster, a cluster
-    that does not answer or does not let us in, and a repository too large to ship.
+    that does not answer, does not let us in or lets everybody in, and a repository too large to ship.
     """
     rest, address = take(list(words), "--address")
     detach = "--detach" in rest
@@ -44,6 +47,7 @@ def submit(words: Sequence[str]) -> int:
         raise ValueError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
     check_address(address, os.environ)
     shipped = check_size(REPOSITORY)
+    protect_token_file(os.environ)
     logging.getLogger("ray").setLevel(logging.WARNING)
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
     client, job = _submitted(address, entrypoint)
@@ -56,7 +60,8 @@ def submit(words: Sequence[str]) -> int:
 
 
 def follow(client: Any, job: str, address: str) -> int:
-    """The job's log as it comes, to stderr. 0: it succeeded, 1: it failed or the connection was lost, 130: Ctrl-C.
+    """The job's log as it comes, to stderr. Returns the exit code of the job's own line (0 done, 1 failed, 2 wrong
+    config or input); 1 where it has none (stopped, killed, never begun) or the connection was lost; 130: Ctrl-C.
 
     Whoever stops following does not stop the job.
     """
@@ -64,7 +69,7 @@ def follow(client: Any, job: str, address: str) -> int:
 
     try:
         asyncio.run(_log(client, job))
-        while not (status := client.get_job_status(job)).is_terminal():  # its log may end before it does
+        while not (ended := client.get_job_info(job)).status.is_terminal():  # its log may end before it does
             time.sleep(1.0)
     except KeyboardInterrupt:
         _say(f"no longer following: job {job} goes on")
@@ -74,8 +79,16 @@ def follow(client: Any, job: str, address: str) -> int:
         _say(f"the connection to {address} was lost ({_first_line(error)}): job {job} goes on if its cluster does")
         _say_how(job, address)
         return 1
-    _say(f"job {job}: {status.value}")
-    return 0 if status.value == "SUCCEEDED" else 1
+    never_begun = ended.status.value == "FAILED" and ended.driver_exit_code is None  # no word of it in the log
+    _say(f"job {job}: {ended.status.value}" + (f" ({_first_line(ended.message)})" if never_begun else ""))
+    return exit_code(ended.status.value, ended.driver_exit_code)
+
+
+def exit_code(status: str, driver: int | None) -> int:
+    """Of a job that ended: its line's own, where that is one (a signal's is negative); a failure is never 0."""
+    if status == "SUCCEEDED":
+        return 0
+    return driver if driver is not None and driver > 0 else 1
 
 
 def check_line(words: Sequence[str]) -> None:
@@ -95,7 +108,8 @@ def check_line(words: Sequence[str]) -> None:
         command, chosen = parse_run(recipes.load(name), rest)
         refuse_missing(command.recipe, chosen)
     else:
-        parse_stage(load_stage(name), rest)
+        wanted = parse_stage(load_stage(name), rest)
+        refuse_given(wanted.stage, wanted.inputs)  # named, that is: they lie where only the cluster may see them
 
 
 def check_address(address: str, environment: Mapping[str, str]) -> None:
@@ -115,9 +129,11 @@ def check_address(address: str, environment: Mapping[str, str]) -> None:
 def check_size(repository: Path) -> int:
     """Bytes of the files that Ray would ship, without what .gitignore and .rayignore name; packs nothing.
 
+    Ray's own settings count as they do for Ray: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 ships what .gitignore names, too.
     Raises ValueError, naming the largest files, over MOST_BYTES.
     """
-    from ray._private.runtime_env.packaging import _dir_travel
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
     sizes: dict[str, int] = {}
 
@@ -127,14 +143,17 @@ def check_size(repository: Path) -> int:
 
     quiet = logging.getLogger("pipelines.submit")  # Ray tells each ignore file that it obeys
     quiet.setLevel(logging.WARNING)
-    _dir_travel(repository, [], measure, include_gitignore=True, logger=quiet)
+    obeyed = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    left_out = _get_excludes(repository, ray_constants.get_runtime_env_default_excludes())
+    _dir_travel(repository, [left_out], measure, include_gitignore=obeyed, logger=quiet)
     total = sum(sizes.values())
     if total > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_NAMED]
         named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
         raise ValueError(
-            f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: move "
-            "them out, or name them in .rayignore"
+            f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
+            + ("" if obeyed else f"unset {ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
+            + "move them out, or name them in .rayignore"
         )
     return total
 
@@ -145,8 +164,9 @@ def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
     from ray.exceptions import AuthenticationError
 
     try:
-        client = _client(address)
-        return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
+        if asks_for_token(address):
+            client = _client(address)
+            return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
     except AuthenticationError as error:
         raise ValueError(
             f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
@@ -162,6 +182,30 @@ def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
             f"what answers at {address} does not take the job as a Ray dashboard would ({_first_line(error)}); give "
             "the dashboard's --address, or see why it is in trouble"
         ) from error
+    raise ValueError(
+        f"what answers at {address} asks nobody for a token: anyone who reaches it could run code as you; start the "
+        "cluster with RAY_AUTH_MODE=token, and set the same here, with its token in RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the dashboard sends away who brings no token. A tunnel ends on loopback whatever it leads to, so the
+    address does not tell.
+
+    Raises what `requests` raises, and RuntimeError for an answer that no dashboard gives, open or closed.
+    """
+    import requests
+
+    answer = requests.get(
+        f"{address.rstrip('/')}/api/jobs/",
+        auth=lambda request: request,  # or requests would take a password from ~/.netrc
+        timeout=PROBE_SECONDS,
+        allow_redirects=False,
+    )
+    if answer.status_code != requests.codes.unauthorized and (not answer.ok or answer.is_redirect):
+        raise RuntimeError(f"{answer.status_code} to who brings no token, where 401 is due")
+    return answer.status_code == requests.codes.unauthorized
 
 
 def _client(address: str) -> Any:
@@ -189,8 +233,8 @@ def _say_how(job: str, address: str) -> None:
     _say(f"  stop    ray job stop {job} --address {address}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_line(told: BaseException | str) -> str:
+    return (str(told).strip() or type(told).__name__).splitlines()[0]
 
 
 def _names() -> list[str]:
