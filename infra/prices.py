@@ -23,6 +23,9 @@ V4_PAPER = "arXiv 2304.01433, Table 4: most that production jobs drew, ASIC and 
 LIKE_V4 = f"{OURS}: none is published; as many operations a joule as v4 at its most, 275e12 / 192"
 MACHINES = "machine type of a host with 4 chips, vCPUs / 4"
 MEASURED = f"{OURS}: 1.0 GB of packaged text on 2 cores of x86_64, start of Ray not included (docs/costs.md)"
+AUTOSCALER = "kubernetes/autoscaler, gce_price_info.go"
+GPU_SHEET = "NVIDIA's data sheet of the SXM module: most that it draws"
+UNKNOWN = f"{OURS}: a chip that has no price here counts nothing; say what yours costs in a file"
 HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
 
 
@@ -60,6 +63,22 @@ CONSTANTS: Mapping[str, Constant] = {
     "v5e.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
     "v5p.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
     "v6e.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
+    "h100.usd_per_chip_hour": _constant(11.03, "USD", f"{PRICING}: a3-highgpu-8g, 88.25 a host of 8", "2025"),
+    "h200.usd_per_chip_hour": _constant(10.60, "USD", f"{PRICING}: a3-ultragpu-8g, 84.81 a host of 8", "2025"),
+    "a100.usd_per_chip_hour": _constant(5.07, "USD", f"{AUTOSCALER}: a2-ultragpu-1g, with 80 GB", "2025"),
+    "other.usd_per_chip_hour": _constant(0, "USD", UNKNOWN, "2026-11"),
+    "h100.watts_per_chip": _constant(700, "W", GPU_SHEET, "2023"),
+    "h200.watts_per_chip": _constant(700, "W", GPU_SHEET, "2024"),
+    "a100.watts_per_chip": _constant(400, "W", GPU_SHEET, "2021"),
+    "other.watts_per_chip": _constant(0, "W", UNKNOWN, "2026-11"),
+    "h100.vcpus_per_chip": _constant(26, "vCPU", "machine type a3-highgpu-8g, 208 / 8", "2025"),
+    "h200.vcpus_per_chip": _constant(28, "vCPU", "machine type a3-ultragpu-8g, 224 / 8", "2025"),
+    "a100.vcpus_per_chip": _constant(12, "vCPU", "machine type a2-ultragpu-1g, 12", "2025"),
+    "other.vcpus_per_chip": _constant(0, "vCPU", UNKNOWN, "2026-11"),
+    "h100.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "h200.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "a100.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "other.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
     "cpu.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
     "cpu.usd_per_core_hour": _constant(0.0486, "USD", f"{PRICING}: n2, a vCPU with 4 GB, us-central1", "2025"),
     "cpu.watts_per_core": _constant(
@@ -93,6 +112,17 @@ CONSTANTS: Mapping[str, Constant] = {
     "speed.tokenize_text": _constant(19, "MB/s a core", MEASURED, "2026-11"),
     "speed.pack_sequences": _constant(8.8, "MB/s a core", MEASURED, "2026-11"),
 }  # fmt: skip
+OTHER = "other"
+"""the constants of chips that have none of their own"""
+CHIPS = tuple(name.partition(".")[0] for name in CONSTANTS if name.endswith(".usd_per_chip_hour"))
+
+
+def priced_as(kind: str) -> str:
+    """The chip of the constants that a chip's own name means: `NVIDIA H100 80GB HBM3` -> h100, `v5e` -> v5e.
+
+    `other` where there is none.
+    """
+    return next((chip for chip in CHIPS if chip in kind.lower()), OTHER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,9 @@
 Rows of training follow from steps and batch, text from rows by `text.bytes_per_token`; operations are those of
 `model/flops.py`, without recomputation; chip-hours are operations over the chips' peak and `mfu`. Steps without a
 place are reckoned on plain cores. Evaluation counts its held-out rows, generation nothing. Never starts Ray.
+
+What was measured: chip-hours are those that the workers held (`training/chips.py` says of whom and from when), and the
+cores of a host with chips come with them; a step without chips took all cores of its machine while it ran.
 """
 
 import re
@@ -13,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.prices import Cost, Prices
+from data.manifest import Manifest
+from infra.prices import Cost, Prices, priced_as
 from infra.slices import Topology, parse_topology
 from model import Gemma2Config, gemma2_27b, parameter_count
 from model.flops import forward_flops_per_token, train_flops_per_token
@@ -35,7 +39,8 @@ class Amount:
     flops: float = 0.0
     place: Topology | None = None
     """the slices; None: plain machines"""
-    chip_hours: float = 0.0
+    chips: Mapping[str, float] = field(default_factory=dict)
+    """kind of chip -> hours of one"""
     core_hours: float = 0.0
     stored: Mapping[str, float] = field(default_factory=dict)
     """kind of data -> bytes"""
@@ -46,11 +51,18 @@ class Amount:
     def stored_bytes(self) -> float:
         return sum(self.stored.values())
 
+    @property
+    def chip_hours(self) -> float:
+        return sum(self.chips.values())
+
+    def work(self, prices: Prices) -> Cost:
+        """Of its chips and cores."""
+        costs = [prices.work(chip=priced_as(kind), chip_hours=hours) for kind, hours in self.chips.items()]
+        return sum(costs, prices.work(core_hours=self.core_hours))
+
     def cost(self, prices: Prices) -> Cost:
         """Of its work and of keeping what it stores."""
-        chip = self.place.chip.name if self.place else ""
-        work = prices.work(chip=chip, chip_hours=self.chip_hours, core_hours=self.core_hours)
-        return work + prices.storage(self.stored_bytes)
+        return self.work(prices) + prices.storage(self.stored_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +154,8 @@ def _model(step: Step, prices: Prices, tokens: float, flops_per_token: float, st
     chip_hours = flops / (place.chip.peak_flops * prices["mfu"]) / 3600 if place else 0.0
     core_hours = 0.0 if place else flops / (prices["cpu.flops_per_core"] * prices["mfu"]) / 3600
     return Amount(
-        step=step.name, stage=step.stage, tokens=tokens, flops=flops, place=place, chip_hours=chip_hours,
-        core_hours=core_hours, stored=stored,
+        step=step.name, stage=step.stage, tokens=tokens, flops=flops, place=place,
+        chips={place.chip.name: chip_hours} if place else {}, core_hours=core_hours, stored=stored,
     )  # fmt: skip
 
 
@@ -152,12 +164,11 @@ def caches(recipe: Recipe, amounts: list[Amount], prices: Prices) -> list[Cache]
     found = []
     for step, amount in zip(recipe.steps, amounts, strict=True):
         if step.stage == "cache_logits":
-            chip = amount.place.chip.name if amount.place else ""
             found.append(
                 Cache(
                     step=step.name,
                     teacher_bytes=4.0 * sum(parameter_count(_teacher(step, recipe))),
-                    work=prices.work(chip=chip, chip_hours=amount.chip_hours, core_hours=amount.core_hours),
+                    work=amount.work(prices),
                     stored_bytes=amount.stored_bytes,
                     students=sum(step.name in _sources(one, "logits") for one in recipe.steps),
                 )
@@ -179,7 +190,7 @@ def _sources(step: Step, name: str) -> list[str]:
 
 
 def measured(tasks: Mapping[str, Task]) -> list[Amount]:
-    """Of the steps that have finished: seconds of the attempt that finished, on all cores of its machine."""
+    """Of the steps that have finished: the chips they held; without any, all cores for the attempt that finished."""
     amounts = []
     for name, task in tasks.items():
         manifest = task.manifest()
@@ -190,18 +201,31 @@ def measured(tasks: Mapping[str, Task]) -> list[Amount]:
         cores = re.search(r"(\d+) cores", str(run.get("machine", "")))
         used = run.get("resources", {}).get("cpus") or (int(cores[1]) if cores else 0)
         tokens, flops = _work_of(task, log)
+        chips = {kind: held / 3600 for kind, held in _chip_seconds(run, manifest).items()}
         amounts.append(
             Amount(
                 step=name,
                 stage=task.stage.name,
                 tokens=tokens or sum(dataset.tokens for dataset in manifest.datasets.values()),
                 flops=flops,
-                core_hours=(seconds or 0.0) * used / 3600,
+                chips=chips,
+                core_hours=0.0 if chips else (seconds or 0.0) * used / 3600,
                 stored={key: float(dataset.bytes) for key, dataset in manifest.datasets.items() if dataset.bytes},
                 seconds=seconds,
             )
         )
     return amounts
+
+
+def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float]:
+    """As `_RUN.json` has them; reckoned from place and set-up where an earlier version wrote it, which did not say."""
+    if (held := run.get("chip_seconds")) is not None:
+        return dict(held)
+    resources, setup, seconds = run.get("resources", {}), manifest.setup or {}, run.get("seconds") or 0.0
+    if resources.get("topology"):
+        place = parse_topology(resources["topology"], resources.get("slices", 1))
+        return {place.chip.name: seconds * place.chips}
+    return {"GPU": seconds * setup.get("workers", 1)} if setup.get("device") == "cuda" else {}
 
 
 def _work_of(task: Task, log: Mapping[str, Any]) -> tuple[float, float]:

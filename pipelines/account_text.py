@@ -6,7 +6,7 @@ Figures of a plan are as good as its constants, which are printed below it with 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from infra.prices import Cost, Prices
+from infra.prices import CHIPS, OTHER, Cost, Prices, priced_as
 from pipelines.account import Amount, Cache, caches, estimate
 from pipelines.full_recipes import PUBLISHED, PUBLISHED_TONNES_CO2E
 from pipelines.plan import size
@@ -28,8 +28,8 @@ def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
     if recipe.name in PUBLISHED:
         yield from published_lines(prices)
     yield "constants (a JSON file after --prices replaces any):"
-    chips = {f"{amount.place.chip.name}." for amount in amounts if amount.place}
-    others = ("v4.", "v5e.", "v5p.", "v6e.")
+    chips = {f"{kind}." for amount in amounts for kind in amount.chips}
+    others = tuple(f"{chip}." for chip in CHIPS)
     for name, one in prices.constants.items():
         if not name.startswith(others) or name.startswith(tuple(chips)):
             yield f"  {name} = {one.value:g} {one.unit}".rstrip() + f"  ({one.source}; {one.date})"
@@ -58,6 +58,29 @@ def amount_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
         for kind, count in amount.stored.items():
             kinds[kind] = kinds.get(kind, 0.0) + count
     yield "stored: " + "; ".join(f"{kind} {size(count)}" for kind, count in kinds.items())
+
+
+def measured_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
+    """The account of what has run, and what its figures are of."""
+    yield from amount_lines(amounts, prices)
+    yield from _egress_lines(amounts, prices)
+    held: dict[str, float] = {}
+    for amount in amounts:
+        for kind, hours in amount.chips.items():
+            held[kind] = held.get(kind, 0.0) + hours
+    yield (
+        "Times are of the attempts that finished, waiting included; core-hours are of all cores of their machine"
+        + ("; no chip was used." if not held else ", but of no step that had chips: a chip's host comes with it.")
+    )
+    if held:
+        kinds = ", ".join(f"{_number(hours)} hours of {kind}" for kind, hours in held.items())
+        yield f"Chips: {kinds}; of training in all attempts, from a worker's begin on, of other stages by shards."
+    for kind in held:
+        if priced_as(kind) == OTHER and not prices["other.usd_per_chip_hour"]:
+            yield (
+                f"{kind} has no price here and counts nothing: give other.usd_per_chip_hour, other.watts_per_chip and "
+                "other.vcpus_per_chip in a file after --prices"
+            )
 
 
 def _cells(amount: Amount, cost: Cost) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from infra.ray_session import RaySession
 from pipelines import config as configs
 from pipelines import recipes, report
 from pipelines.account import measured
-from pipelines.account_text import amount_lines, estimate_lines
+from pipelines.account_text import estimate_lines, measured_lines
 from pipelines.arguments import DEFAULT_ROOT, parse_recipe, parse_run, parse_stage, refuse_memory, refuse_missing, take
 from pipelines.full_recipes import PUBLISHED
 from pipelines.inputs import REFERENCE, absolute
@@ -158,9 +158,8 @@ def account(words: list[str]) -> int:
         raise ValueError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
     steps = len(command.recipe.steps)
     print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
-    for line in amount_lines(amounts, prices):
+    for line in measured_lines(amounts, prices):
         print(line)
-    print("Times are of the attempts that finished, on all cores of their machine, waiting included; no chip was used.")
     return 0
 
 

@@ -189,6 +189,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         "packages": {name: _version(name) for name in PACKAGES},
         "resources": asdict(resources),
         "shards_by_node": dict(sorted(context.shards_by_node.items())),
+        "chip_seconds": {kind: round(held, 3) for kind, held in sorted(context.chip_seconds.items())},
         "code_sha256": code_sha256(task.stage),
         "log": outcome.log,
     }

@@ -10,6 +10,7 @@ datasets whose names begin with "_"; no manifest lists them.
 
 import json
 import secrets
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from pipelines.progress import Bar
 from pipelines.progress import shard as shard_progress
 from pipelines.stage import Context
 from pipelines.stage_metrics import count_shard
+from training.chips import chips_held
 
 RECEIPTS = "_receipts"
 PHASES = "_phases"
@@ -120,6 +122,8 @@ def map_shards(
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
                     context.shards_by_node[row["node"]] += 1
+                    for kind, held in json.loads(row["chip_seconds"]).items():
+                        context.chip_seconds[kind] = context.chip_seconds.get(kind, 0.0) + held
                     count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
@@ -136,20 +140,24 @@ class Sink:
         self.directory, self.attempt, self.phase, self.work, self.heard = directory, attempt, phase, work, heard
 
     def __call__(self, index: int, task: Any) -> dict[str, Any]:
+        began = time.monotonic()
         try:
-            return {"receipt": self.publish(index, task), "error": "", "kind": ""}
+            receipt = self.publish(index, task)
+            taken = time.monotonic() - began
+            held = {kind: count * taken for kind, count in chips_held().items()}
+            return {"receipt": receipt, "error": "", "kind": "", "chip_seconds": json.dumps(held)}
         except storage.FullError as error:
-            return {"receipt": "", "error": str(error), "kind": "full"}
+            return _failure("full", str(error))
         except (FileNotFoundError, PermissionError) as error:
-            return {"receipt": "", "error": f"cannot read an input: {error}", "kind": "input"}
+            return _failure("input", f"cannot read an input: {error}")
         except OSError:
             raise
         except Exception as error:
             if storage.what_failed(error):  # of the object store: tried again too
                 raise
             if isinstance(error, ValueError) and _is_ours(error):  # what it got, what to do: exit code 2
-                return {"receipt": "", "error": str(error) or repr(error), "kind": "input"}
-            return {"receipt": "", "error": f"a worker failed:\n{traceback.format_exc()}", "kind": "bug"}
+                return _failure("input", str(error) or repr(error))
+            return _failure("bug", f"a worker failed:\n{traceback.format_exc()}")
 
     def publish(self, index: int, task: Any) -> str:
         """Makes the shard; returns its receipt."""
@@ -191,6 +199,10 @@ class Sink:
             shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
         storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
         return {**asdict(shard), "name": name}
+
+
+def _failure(kind: str, error: str) -> dict[str, Any]:
+    return {"receipt": "", "error": error, "kind": kind, "chip_seconds": "{}"}
 
 
 def _is_ours(error: Exception) -> bool:

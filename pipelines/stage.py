@@ -166,6 +166,8 @@ class Context:
     """held by the stages that need one"""
     shards_by_node: Counter[str] = field(default_factory=Counter)
     """how many shards each Ray node made, for `_RUN.json`"""
+    chip_seconds: dict[str, float] = field(default_factory=dict)
+    """kind of chip -> seconds that workers held one (training/chips.py), for `_RUN.json`"""
 
     def input(self, name: str) -> "Input":
         """The one input of that name."""

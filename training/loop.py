@@ -28,6 +28,7 @@ from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
 from training.checkpoint import ALONE, Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
 from training.checkpoint_files import Writer, state_sizes
+from training.chips import BEGAN, chips_held
 from training.config import TrainingConfig, TrainJob
 from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
 from training.identity import check_can_be_carried_on, check_identity, check_lease
@@ -205,6 +206,8 @@ class _Run:
         backend.step_boundary()
         self.watch = WeightsWatch(backend, checkpoint.state.get("weights_checksum") if checkpoint else None)
         self.log = MetricsLog(job, meter, self.first_step, backend.name, backend.rank)
+        since = time.time() - (time.perf_counter() - meter.began)
+        self.log.event(BEGAN, since=since, workers=backend.world_size, chips=chips_held(backend.world_size))
 
     def _writer(self) -> Writer:
         """Who writes the checkpoints: the first worker, or, of parts of the tensors, each of them."""

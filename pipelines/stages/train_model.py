@@ -19,6 +19,7 @@ from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, c
 from pipelines.slices import fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
+from training.chips import held_seconds
 from training.config import DistillConfig, TrainingConfig, TrainJob
 from training.records import STATE_NAME, latest_checkpoint, read_commit
 from training.setups import read_setups
@@ -103,6 +104,7 @@ def run(context: Context, config: Config) -> Outcome:
             )
         except Drained as drained:  # by a signal: no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained
+    context.chip_seconds.update(held_seconds(storage.join(context.directory, LOGS)))
     datasets, steps = committed_files(context.directory)
     return Outcome(
         datasets={

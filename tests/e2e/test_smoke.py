@@ -65,6 +65,9 @@ def test_its_status_and_its_account_follow_from_its_files(smoke: SmokeRun, capsy
     assert "(14 of 14 steps finished)" in lines[0]
     (teacher,) = [line.split() for line in lines if line.startswith("teacher ")]
     assert teacher[1] == "10,240", "20 steps of 8 rows of 64 tokens"
+    runs = [json.loads(path.read_text()) for path in smoke.root.glob("*/*/_RUN.json")]
+    assert all("chip_seconds" in run for run in runs)
+    assert any("no chip was used" in line for line in lines) is not any(run["chip_seconds"] for run in runs)
 
 
 def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data import storage
 from data.manifest import RUN_NAME
-from infra.prices import CONSTANTS, Constant, Cost, Prices
+from infra.prices import CONSTANTS, Constant, Cost, Prices, priced_as, read_prices
 from infra.slices import check_mesh, parse_topology
 from model.flops import forward_flops_per_token, train_flops_per_token
 from model.sharding import MeshShape
 from pipelines import recipes
 from pipelines.__main__ import main
-from pipelines.account import caches, estimate, measured
+from pipelines.account import Amount, caches, estimate, measured
 from pipelines.account_text import break_even_lines, estimate_lines
 from pipelines.full_recipes import PUBLISHED
 from pipelines.recipe import tasks_of
@@ -107,6 +109,19 @@ def test_a_plan_tells_totals_constants_and_the_published_figure(
     assert not list(tmp_path.glob("*/*"))
 
 
+def test_a_plan_says_what_reading_from_elsewhere_would_cost(tmp_path: Path) -> None:
+    recipe = recipes.load("gemma2_2b_distill")
+    read = sum(one.stored.get(kind, 0.0) for one in estimate(recipe, PRICES) for kind in ("sequences", "logits"))
+    assert read > 2e12 * 12 * 1.6
+    (line,) = [one for one in estimate_lines(recipe, PRICES) if one.startswith("egress")]
+    assert "none while bucket and slice are in one region" in line
+    assert f"once would cost ${PRICES.egress(read).usd:,.0f} (" in line
+    (tmp_path / "prices.json").write_text('{"egress.usd_per_gb": 0}')
+    free = read_prices(str(tmp_path / "prices.json"))
+    (line,) = [one for one in estimate_lines(recipe, free) if one.startswith("egress")]
+    assert "would cost $0 (" in line
+
+
 def test_carbon_follows_the_grid() -> None:
     clean = {name: Constant(value=0, unit="", source="", date="") for name in CONSTANTS if "grid" in name}
     prices = Prices(constants={**CONSTANTS, **clean})
@@ -148,3 +163,85 @@ def test_an_account_is_of_what_was_measured(tmp_path: Path, capsys: pytest.Captu
     told = capsys.readouterr().out
     assert "(1 of 14 steps finished)" in told
     assert "0.0972" in told, "two core-hours at 0.0486"
+    assert "core-hours are of all cores of their machine; no chip was used." in told
+    assert "egress" not in told, "nothing is trained yet"
+
+
+HOUR = {"seconds": 3600.0, "machine": "x86_64, 16 cores", "log": {"steps": 10, "first_step": 0}}
+PLAIN = {"device": "auto", "topology": "", "slices": 1, "cpus": None}
+
+
+def trained(root: str, **run: Any) -> Amount:
+    """What the account says of a step that trained, whose `_RUN.json` says so besides."""
+    tasks = tasks_of(recipes.load("smoke"), root)
+    for name in takewhile(lambda one: one != "cache", tasks):
+        finish(tasks[name], sequence_length=128)
+    document = {**HOUR, "resources": PLAIN, **run}
+    storage.write_bytes(storage.join(tasks["teacher"].directory, RUN_NAME), json.dumps(document).encode())
+    (amount,) = [one for one in measured(tasks) if one.step == "teacher"]
+    return amount
+
+
+def test_training_on_a_cpu_takes_the_cores_of_its_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amount = trained(str(tmp_path), chip_seconds={})
+    assert (amount.chip_hours, amount.core_hours) == (0.0, 16.0)
+    assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "no chip was used." in told
+    assert "reading sequences and logits from another cloud once would cost" in told
+
+
+def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amount = trained(str(tmp_path), chip_seconds={"NVIDIA H200": 4 * 3600.0})
+    assert (amount.chip_hours, amount.core_hours) == (4.0, 0.0)
+    cost = amount.work(PRICES)
+    assert cost.usd == pytest.approx(4 * 10.60)
+    assert cost.kwh == pytest.approx(4 * (700 + 28 * 2.5) / 1000 * 1.10)
+    assert cost.kg_co2e == pytest.approx(cost.kwh * 0.41272)
+    assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Chips: 4 hours of NVIDIA H200;" in told
+    assert "no chip" not in told
+    (line,) = [one for one in told.splitlines() if one.startswith("teacher")]
+    assert "  42.4  " in line
+
+
+def test_training_on_a_slice_takes_its_chip_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amount = trained(str(tmp_path), chip_seconds={"v5e": 2 * 16 * 3600.0})
+    assert amount.work(PRICES).usd == pytest.approx(32 * 1.20)
+    assert amount.work(PRICES).kwh == pytest.approx(32 * (138 + 28 * 2.5) / 1000 * 1.10)
+    assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Chips: 32 hours of v5e;" in told
+    assert "no chip" not in told
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [(PLAIN, {}), ({**PLAIN, "device": "xla", "topology": "v5e:4x4", "slices": 2}, {"v5e": 32.0})],
+)
+def test_a_record_that_does_not_say_its_chips_has_those_of_its_slices(
+    resources: dict[str, Any], expected: dict[str, float], tmp_path: Path
+) -> None:
+    assert trained(str(tmp_path), resources=resources).chips == expected
+
+
+def test_a_chip_without_a_price_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amount = trained(str(tmp_path), chip_seconds={"NVIDIA GeForce RTX 4090": 3600.0})
+    assert (amount.chip_hours, amount.work(PRICES).usd) == (1.0, 0.0)
+    assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
+    assert "NVIDIA GeForce RTX 4090 has no price here and counts nothing: give other.usd" in capsys.readouterr().out
+    (tmp_path / "prices.json").write_text('{"other.usd_per_chip_hour": 0.5}')
+    words = ["account", "smoke", "--root", str(tmp_path), "--prices", str(tmp_path / "prices.json")]
+    assert main(words) == 0
+    assert "has no price" not in capsys.readouterr().out
+    assert amount.work(read_prices(words[-1])).usd == 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("v5e", "v5e"), ("v4", "v4"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
+     ("NVIDIA H200", "h200"), ("TPU", "other"), ("Tesla T4", "other")],
+)  # fmt: skip
+def test_a_chip_is_found_by_its_own_name(kind: str, chip: str) -> None:
+    assert priced_as(kind) == chip

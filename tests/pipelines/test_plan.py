@@ -48,10 +48,12 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(name="small", summary="Small.", steps=steps)
 
 
-def finish(task: Task, code: str | None = None) -> None:
+def finish(task: Task, code: str | None = None, **facts: object) -> None:
     """What the runner leaves of a finished task."""
     made = {
-        name: Dataset(shards=(shards.write_file(task.directory, f"{name}/00000.parquet", b"12345", rows=1234),))
+        name: Dataset(
+            shards=(shards.write_file(task.directory, f"{name}/00000.parquet", b"12345", rows=1234),), facts=facts
+        )
         for name in task.stage.writes
     }
     hashed = task.hashed()

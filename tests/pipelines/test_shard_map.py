@@ -74,6 +74,7 @@ def test_shards_come_in_the_order_of_the_tasks(make_context: MakeContext, tmp_pa
     assert [shard.name for shard in dataset_of(receipts, "names").shards] == ["names/n3", "names/n1", "names/n2"]
     assert [shard.name for shard in dataset_of(receipts, "odd").shards] == ["odd/00000.parquet", "odd/00001.parquet"]
     assert total_dropped(receipts) == {"even": 1}
+    assert context.chip_seconds == {}, "no worker opened a chip"
 
 
 def test_the_number_of_workers_changes_no_byte(make_context: MakeContext, tmp_path: Path) -> None:

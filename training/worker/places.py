@@ -5,15 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.chips import SHORT_NAMES
+
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
 TOPOLOGY = "ray.io/tpu-topology"
 """labels of a node that is a host of a TPU slice; Ray sets them where it starts on one"""
 
 CORES = {"v4": 2, "v5p": 2}
 """of a chip, where a pod's type counts them; otherwise it counts chips"""
-
-SHORT_NAMES = {"v5litepod": "v5e"}
-"""generations that --topology calls otherwise than a pod's type does"""
 
 MEGASCALE_PORT = "8081"
 """where the coordinator of several slices listens"""
