@@ -1,6 +1,9 @@
 """From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
 
-from infra.slices import Topology, parse_topology
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infra.slices import CHIPS, Topology, parse_topology
 from model.sharding import MeshShape, row_groups
 from pipelines.stage import Resources
 from training.worker.places import TpuSlices
@@ -52,6 +55,21 @@ def tpu_slices(resources: Resources) -> TpuSlices | None:
         accelerator_type=RAY_NAMES[place.chip.name],
         slices=place.slices,
     )
+
+
+def chip_flops_of(resources: Resources, nodes: Sequence[Mapping[str, Any]]) -> float | None:
+    """Peak of one TPU chip, dense bfloat16 operations a second, for MFU; `nodes` as of ray.nodes().
+
+    Of the chip that the topology names, otherwise of the cluster's TPU hosts; None where there are none, or several
+    kinds of them, or one that is not in our table.
+    """
+    place = place_of(resources)
+    if place is not None:
+        return place.chip.peak_flops
+    by_name = {f"accelerator_type:{ray_name}": CHIPS[name].peak_flops for name, ray_name in RAY_NAMES.items()}
+    hosts = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
+    found = {next((by_name[key] for key in host if key in by_name), None) for host in hosts}
+    return found.pop() if len(found) == 1 else None
 
 
 def workers_of(resources: Resources) -> int:

@@ -32,4 +32,4 @@ def _counter(name: str) -> Any:
     from ray.util.metrics import Counter
 
     metric = METRICS[name]
-    return Counter(metric.name, description=metric.help, tag_keys=metric.labels)
+    return Counter(metric.name, description=f"{metric.help}; {metric.unit}", tag_keys=metric.labels)

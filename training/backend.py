@@ -120,6 +120,9 @@ class Backend(Protocol):
     def compiles(self) -> int:
         """Programs compiled so far in this process (0 where nothing is compiled)."""
 
+    def peak_device_bytes(self) -> int | None:
+        """Most memory that this process had on its device so far; None where that is the host's, or not known."""
+
 
 class WholeParameters:
     """What is the same for all backends whose parameters are whole to this process, whoever lays them out."""
@@ -204,6 +207,9 @@ class TorchBackend(WholeParameters):
 
     def compiles(self) -> int:
         return 0
+
+    def peak_device_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 def gather_rows(rows: np.ndarray, world_size: int) -> np.ndarray:

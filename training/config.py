@@ -207,6 +207,8 @@ class TrainJob:
     replica=M,data=N does both"""
     microbatch_rows: int | None = None
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
+    chip_flops: float | None = None
+    """dense bfloat16 operations a second of one TPU chip, which MFU is measured against; None: not known, no MFU"""
     remat: Remat | None = None
     """what the backward pass computes again, on xla: `none`, all but the `projections` with weights, or in `full` all
     between two pairs of layers (default: `full` on a TPU, `none` elsewhere)"""
@@ -288,6 +290,11 @@ class TrainJob:
     def row_parts(self) -> int:
         """Parts of a step's rows, each read by a worker, or by those who share a model axis of the mesh."""
         return row_groups(self.workers, MeshShape.parse(self.mesh)) if self.mesh else self.workers
+
+    @property
+    def chips(self) -> int:
+        """Of all workers together, that compute."""
+        return MeshShape.parse(self.mesh).chips if self.mesh else self.workers
 
     @property
     def draws(self) -> int | None:

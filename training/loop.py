@@ -28,9 +28,9 @@ from training.async_checkpoint import BackgroundSaver
 from training.backend import Backend
 from training.checkpoint import ALONE, Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
 from training.checkpoint_files import Writer, state_sizes
-from training.chips import BEGAN, chips_held
 from training.config import TrainingConfig, TrainJob
 from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
+from training.goodput import Meter
 from training.identity import check_can_be_carried_on, check_identity, check_lease
 from training.lineage import LineageRecorder
 from training.loss import (
@@ -45,7 +45,7 @@ from training.loss import (
 from training.optim import init_state, learning_rate, step_scalars
 from training.records import checkpoint_uri, list_commits
 from training.retention import apply_retention
-from training.run_log import Meter, MetricsLog
+from training.run_log import MetricsLog, Tell
 from training.setups import SetupRecord, setup_of
 from training.state import restore_state, snapshot_state
 from training.step import train_step
@@ -76,9 +76,11 @@ def run_training(
     feed: Feed,
     on_step: Callable[[StepReport], None] | None = None,
     drain: Callable[[], bool] | None = None,
+    tell: Tell | None = None,
 ) -> TrainSummary:
     """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
 
+    `tell` hears the metrics of the run (training/metrics.py, by field) every few steps, in the first worker.
     `drain` is asked after every step whether this machine is about to go; every worker has one, or none has.
 
     Raises ValueError where the newest checkpoint belongs to another config or other data, RuntimeError where the
@@ -88,8 +90,9 @@ def run_training(
     _use_threads(job.cpu_threads)
     meter = Meter()
     with meter.spent("start"):
-        run = _Run(job, backend, on_step, meter, feed)
+        run = _Run(job, backend, on_step, meter, feed, tell)
     try:
+        run.log.begin()
         return _train(run, feed, drain)
     finally:
         run.saver.close()
@@ -118,11 +121,14 @@ def _train(run: "_Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSu
             run.save()
         elif run.step % FETCH_STEPS == 0:
             run.flush()
+            run.log.summarize(run.step)
         if drain is not None and run.step < config.steps and bool(backend.gather(np.array([drain()])).any()):
             if not regular:
                 run.save(interim=True)
-            run.saver.wait()
+            with meter.spent("save"):
+                run.saver.wait()
             run.log.event("drained", step=run.step)
+            run.log.summarize(run.step, checkpoint=True)
             raise Drained(
                 f"asked to stop after step {run.step}; its checkpoint is committed: the same line goes on there"
             )
@@ -130,7 +136,7 @@ def _train(run: "_Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSu
         raise RuntimeError(f"the feed ended after step {run.step} of {config.steps}")
     with meter.spent("save"):
         run.saver.wait()
-    run.log.summarize(run.step)
+    run.log.summarize(run.step, checkpoint=True)
     ended = time.perf_counter()
     timed = config.steps - run.first_step - COMPILED_STEPS
     return TrainSummary(
@@ -178,6 +184,7 @@ class _Run:
         on_step: Callable[[StepReport], None] | None,
         meter: Meter,
         feed: Feed,
+        tell: Tell | None,
     ) -> None:
         self.job, self.backend, self.on_step, self.meter, self.feed = job, backend, on_step, meter, feed
         self.loss = loss_function(job.config, job.codec, backend.run_head)
@@ -205,9 +212,7 @@ class _Run:
             restore_state(backend, checkpoint.optimizer, self.optimizer)
         backend.step_boundary()
         self.watch = WeightsWatch(backend, checkpoint.state.get("weights_checksum") if checkpoint else None)
-        self.log = MetricsLog(job, meter, self.first_step, backend.name, backend.rank)
-        since = time.time() - (time.perf_counter() - meter.began)
-        self.log.event(BEGAN, since=since, workers=backend.world_size, chips=chips_held(backend.world_size))
+        self.log = MetricsLog(job, meter, self.first_step, backend, tell)
 
     def _writer(self) -> Writer:
         """Who writes the checkpoints: the first worker, or, of parts of the tensors, each of them."""
@@ -329,7 +334,7 @@ class _Run:
             self.metrics = []
             self.lineage.clear()
             self.setups.saved(self.step)
-        self.log.summarize(self.step)
+        self.log.summarize(self.step, checkpoint=True)
 
     def _hand_over(self, tables: dict[str, pa.Table], interim: bool) -> None:
         self.saver.wait()  # before the snapshot: two at once would be twice the memory

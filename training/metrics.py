@@ -1,21 +1,20 @@
-"""What a run tells Prometheus: every name in one table, and the arithmetic of a training run's gauges.
+"""What runs tell of themselves: every name in one table, with its unit and what it means.
 
-    StepMeter (worker: feed and reports) -> gauges by training/worker/on_worker.py
+    MetricsLog (training/run_log.py) -> JSON lines and TensorBoard, by `field`
+                                     -> gauges of Prometheus, by `name`: training/worker/on_worker.py
     receipts of finished shards (driver) -> counters by pipelines/stage_metrics.py
 
-Ray exports a name as `ray_<name>` on each node's metrics port; infra/dashboards/ draws them, and a test holds both to
-this table. Pure: who emits is elsewhere, since this module imports no ray.
+Ray exports a name as `ray_<name>` on each node's metrics port; infra/dashboards/ draws them, docs/metrics.md lists
+them, and tests hold both to this table. Pure: who emits is elsewhere, since this module imports no ray.
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
-WINDOW_SECONDS = 10.0
-"""speeds are over at least so long: reports of steps come in groups"""
-ItemT = TypeVar("ItemT")
+CAUSES = ("start", "compile", "data_wait", "save", "restart")
+"""what takes time from steps that count (training/goodput.py)"""
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,100 +22,150 @@ class Metric:
     """One name."""
 
     name: str
-    kind: Literal["gauge", "counter"]
+    """in Prometheus, behind Ray's `ray_`"""
+    kind: Literal["gauge", "counter"] = "gauge"
+    unit: str
     help: str
-    """what it says, with its unit"""
+    """what it says"""
     labels: tuple[str, ...] = ("run",)
+    """in Prometheus"""
+    field: str = ""
+    """in the JSON lines of a training run and in TensorBoard; empty: it is no training run's"""
+    values: tuple[str, ...] = ()
+    """of the last label; each is a field of its own, <field>_<value>"""
+
+    @property
+    def fields(self) -> Mapping[str, Mapping[str, str]]:
+        """Its fields, each with the labels that it has beside the run's."""
+        if not self.field:
+            return {}
+        if not self.values:
+            return {self.field: {}}
+        return {f"{self.field}_{value}": {self.labels[-1]: value} for value in self.values}
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(name="gemma2_train_step", kind="gauge", help="newest finished step"),
-        Metric(name="gemma2_train_steps_wanted", kind="gauge", help="steps of the whole run"),
-        Metric(name="gemma2_train_loss", kind="gauge", help="mean loss of the newest step, nats a target"),
-        Metric(name="gemma2_train_grad_norm", kind="gauge", help="norm of the mean gradient before clipping"),
-        Metric(name="gemma2_train_learning_rate", kind="gauge", help="learning rate of the newest step"),
-        Metric(name="gemma2_train_tokens_per_second", kind="gauge", help="tokens of rows a second, all workers"),
+        Metric(name="gemma2_train_step", field="step", unit="steps", help="newest finished step, from 1"),
+        Metric(name="gemma2_train_steps_wanted", field="steps_wanted", unit="steps", help="steps of the whole run"),
+        Metric(
+            name="gemma2_train_loss",
+            field="loss",
+            unit="nats a target",
+            help="mean over the targets of the newest step; of distillation: cross-entropy to the teacher",
+        ),
+        Metric(name="gemma2_train_tokens_seen", field="tokens_seen", unit="tokens", help="targets of all steps so far"),
+        Metric(
+            name="gemma2_train_tokens_per_second",
+            field="tokens_per_second",
+            unit="tokens/s",
+            help="tokens of rows, padding included, of all workers, over a step and its wait for data",
+        ),
         Metric(
             name="gemma2_train_model_flops_per_second",
-            kind="gauge",
-            help="operations a second that the model needs, recomputation left out; over the chips' peak it is MFU",
+            field="model_flops_per_second",
+            unit="operations/s",
+            help="what the model needs for those tokens, recomputation left out",
         ),
-        Metric(name="gemma2_train_data_wait_fraction", kind="gauge", help="share of time that worker 0 waits for rows"),
+        Metric(
+            name="gemma2_train_mfu_fraction",
+            field="mfu",
+            unit="fraction",
+            help="model operations over the dense bfloat16 peak of all chips of the run; absent on a CPU and where the "
+            "peak is not known",
+        ),
+        Metric(
+            name="gemma2_train_step_seconds",
+            field="step_seconds",
+            unit="s",
+            help="the newest step, waiting for data and saving left out; on xla the mean of those read back together",
+        ),
+        Metric(
+            name="gemma2_train_step_seconds_percentile",
+            field="step_seconds",
+            unit="s",
+            help="the same over the last 500 steps that neither compiled nor were done again",
+            labels=("run", "percentile"),
+            values=tuple(f"p{percent}" for percent in PERCENTILES),
+        ),
+        Metric(
+            name="gemma2_train_data_wait_seconds",
+            field="data_wait_seconds",
+            unit="s",
+            help="how long the newest step waited for its rows, on the first worker",
+        ),
+        Metric(
+            name="gemma2_train_data_wait_fraction",
+            field="data_wait_share",
+            unit="fraction",
+            help="waiting for rows over steps and waiting, of the same last 500 steps",
+        ),
+        Metric(
+            name="gemma2_train_grad_norm",
+            field="grad_norm",
+            unit="nats a target",
+            help="L2 norm of the mean gradient of the newest step, before clipping",
+        ),
+        Metric(
+            name="gemma2_train_learning_rate", field="learning_rate", unit="1", help="learning rate of the newest step"
+        ),
         Metric(
             name="gemma2_train_goodput_fraction",
-            kind="gauge",
-            help="time that the steps done would take at the best speed seen, over the time since the worker began",
+            field="goodput",
+            unit="fraction",
+            help="share of the run's time, all attempts and what lies between them, that went into steps that count",
+        ),
+        Metric(
+            name="gemma2_train_run_seconds",
+            field="run_seconds",
+            unit="s",
+            help="time since the first attempt began",
+        ),
+        Metric(
+            name="gemma2_train_lost_seconds",
+            field="lost_seconds",
+            unit="s",
+            help="what of that time did not go into steps that count, by cause",
+            labels=("run", "cause"),
+            values=CAUSES,
+        ),
+        Metric(
+            name="gemma2_train_peak_host_bytes",
+            field="peak_host_bytes",
+            unit="bytes",
+            help="most memory that the first worker's process had on its host",
+        ),
+        Metric(
+            name="gemma2_train_peak_device_bytes",
+            field="peak_device_bytes",
+            unit="bytes",
+            help="most memory that the first worker had on its chip; absent on a CPU, and on a mesh of TPU chips, "
+            "which torch_xla tells nothing of",
         ),
         Metric(
             name="gemma2_stage_dropped_rows_total",
             kind="counter",
+            unit="rows",
             help="rows that stages dropped, by reason",
             labels=("stage", "reason"),
         ),
         Metric(
             name="gemma2_stage_written_bytes_total",
             kind="counter",
-            help="bytes of finished shards, by dataset (of cache_logits: the cache)",
+            unit="bytes",
+            help="finished shards, by dataset (of cache_logits: the cache)",
             labels=("stage", "dataset"),
         ),
-        Metric(name="gemma2_stage_shards_total", kind="counter", help="shards finished in this run", labels=("stage",)),
+        Metric(
+            name="gemma2_stage_shards_total",
+            kind="counter",
+            unit="shards",
+            help="shards finished in this run",
+            labels=("stage",),
+        ),
     )
 }
 
-
-class StepMeter:
-    """Speeds of a training run, from when rows were asked for and when steps were reported."""
-
-    def __init__(
-        self,
-        *,
-        tokens_per_step: int,
-        flops_per_token: float,
-        first_step: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`first_step`: steps that were done before; None: one less than the first that is reported."""
-        self._tokens, self._flops, self._clock = tokens_per_step, flops_per_token, clock
-        self._began = clock()
-        self._waited = 0.0
-        self._first = first_step
-        self._best = 0.0
-        self._points: deque[tuple[float, int, float]] = deque()  # when, step, seconds waited until then
-
-    def timed(self, rows: Iterable[ItemT]) -> Iterator[ItemT]:
-        """The feed, with the time that its consumer waits counted."""
-        source = iter(rows)
-        while True:
-            asked = self._clock()
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-            finally:
-                self._waited += self._clock() - asked
-            yield item
-
-    def report(self, step: int) -> dict[str, float]:
-        """Gauges after `step` (from 1), by name; speeds only once a window is full."""
-        now = self._clock()
-        if self._first is None:
-            self._first = step - 1
-        self._points.append((now, step, self._waited))
-        while len(self._points) > 2 and now - self._points[1][0] >= WINDOW_SECONDS:
-            self._points.popleft()
-        then, earlier, waited = self._points[0]
-        gauges = {"gemma2_train_step": float(step)}
-        seconds = now - then
-        if seconds < WINDOW_SECONDS or step == earlier:
-            return gauges
-        steps_per_second = (step - earlier) / seconds
-        self._best = max(self._best, steps_per_second)
-        tokens_per_second = steps_per_second * self._tokens
-        return gauges | {
-            "gemma2_train_tokens_per_second": tokens_per_second,
-            "gemma2_train_model_flops_per_second": tokens_per_second * self._flops,
-            "gemma2_train_data_wait_fraction": min(1.0, (self._waited - waited) / seconds),
-            "gemma2_train_goodput_fraction": min(1.0, (step - self._first) / self._best / (now - self._began)),
-        }
+FIELDS = frozenset(field for metric in METRICS.values() for field in metric.fields)
+"""what a training run tells"""

@@ -1,14 +1,16 @@
-"""What a run tells while it runs, with clock times: JSON lines first, then TensorBoard, a line of progress, an account.
+"""What a training run tells while it runs, with clock times: JSON lines first, then TensorBoard and Prometheus.
 
-    loop -> Meter (seconds by cause) -> MetricsLog -> LOGS/metrics-<first step>-<begin>.jsonl [+ event files]
+    loop -> Meter (seconds by cause) -> MetricsLog -> LOGS/metrics-<first step>-<begin>.jsonl
+                                                   -> event files beside them
+                                                   -> `tell`: gauges, by training/worker/on_worker.py
 
-One line a step: loss, tokens/s, MFU, wait for data, gradient norm, memory. One `summary` line at every checkpoint and
-at the end: percentiles of steps, and where the time went. Times are not in the tables that a manifest lists (METRICS):
+One `began` line an attempt, one `step` line a step, one `summary` line whenever values were read back (every few
+steps) and after every checkpoint: percentiles of steps, and where the time of the run went. The names are those of
+training/metrics.py, the same in all three. Times are not in the tables that a manifest lists (METRICS of data/schema):
 those are a function of config, inputs and set-up.
 
-Goodput is the share of the time since the process began to train that went into steps that count: not into starting,
-compiling, waiting for data, saving, or steps that a kill made the run do again. On XLA the host runs ahead of the
-device, so a step's seconds there are those between two readings of values, divided by the steps between them.
+Lines are in the file as soon as they are told, so a kill loses none but of steps not read back yet. An object store
+cannot append: there a file is written at each checkpoint, and once a minute between them.
 """
 
 import json
@@ -17,8 +19,7 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,78 +28,67 @@ import torch
 
 from data import storage
 from model.flops import train_flops_per_token
+from training.backend import Backend
+from training.chips import BEGAN, chips_held
 from training.config import TrainJob
+from training.goodput import Meter
+from training.metrics import CAUSES, FIELDS, PERCENTILES
 
-PERCENTILES = (50, 95, 99)
 WINDOW_STEPS = 500
 """steps that percentiles look back"""
-CAUSES = ("start", "compile", "data_wait", "save", "repeated")
-"""what takes time from steps that count"""
+REMOTE_SECONDS = 60.0
+"""between two files on an object store, where there is no checkpoint"""
+TAIL_BYTES = 1 << 16
+"""of a file, read for its last account: some hundred lines"""
+GPU_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+"""dense bfloat16 operations a second by part of the name, from NVIDIA's data sheets; the first that fits counts"""
 
-
-class Meter:
-    """Seconds by cause, and of each step."""
-
-    def __init__(self) -> None:
-        self.began = self._mark = time.perf_counter()
-        self.seconds = dict.fromkeys(CAUSES, 0.0)
-        self.data_waits: list[float] = []
-        self._steps: list[float] = []
-        self._last = self.began
-
-    @contextmanager
-    def spent(self, cause: str) -> Iterator[None]:
-        """The block's time has this cause; it is no part of a step's seconds."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            taken = time.perf_counter() - began
-            self.seconds[cause] += taken
-            self._last += taken  # out of the step that it lies in
-            if cause == "data_wait":
-                self.data_waits.append(taken)
-
-    def step_ended(self) -> None:
-        now = time.perf_counter()
-        self._steps.append(now - self._last)
-        self._last = now
-
-    def take_steps(self, asynchronous: bool) -> tuple[list[float], list[float]]:
-        """(seconds, wait for data) of the steps since the last time, whose values have just been read."""
-        now = time.perf_counter()
-        if self._steps:  # reading the values waited for the last of them
-            self._steps[-1] += now - self._last
-        self._last = now
-        steps, waits = self._steps, self.data_waits[: len(self._steps)]
-        self._steps, self.data_waits = [], self.data_waits[len(steps) :]
-        return ([sum(steps) / len(steps)] * len(steps) if asynchronous and steps else steps), waits
-
-    def account(self) -> dict[str, float]:
-        """Seconds in all, by cause, and the share that is left for steps that count."""
-        total = time.perf_counter() - self.began
-        lost = sum(self.seconds.values())
-        return {"total_seconds": total, **{f"{name}_seconds": value for name, value in self.seconds.items()}} | {
-            "goodput": max(0.0, total - lost) / total if total else 0.0
-        }
+Tell = Callable[[Mapping[str, float]], None]
+"""hears the newest value of every field"""
 
 
 class MetricsLog:
-    """Writes the lines; only counts where the job names no directory, and in all workers but the first."""
+    """Writes the lines, in the first worker; elsewhere it only counts. No file where the job names no directory."""
 
-    def __init__(self, job: TrainJob, meter: Meter, first_step: int, device: str, rank: int) -> None:
-        self.job, self.meter, self.asynchronous = job, meter, device == "xla"
+    def __init__(
+        self, job: TrainJob, meter: Meter, first_step: int, backend: Backend, tell: Tell | None = None
+    ) -> None:
+        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.name == "xla"
         self.summary: dict[str, Any] = {}
-        self._uri = job.logs_uri if rank == 0 else None
+        self._first = backend.rank == 0
+        self._uri = job.logs_uri if self._first else None
+        self._tell = tell if self._first else None
         self._flops = train_flops_per_token(job.config.model, job.sequence_length)
-        self._peak = peak_flops_per_second(device) * job.workers if self._uri is not None else math.nan
+        self._peak = peak_flops_per_second(job, backend.name)
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._waits: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._newest: dict[str, Any] = {}
+        self._since = time.time() - meter.account()["run_seconds"]
         self._lines: list[str] = []
         self._part = 0
+        self._flushed = time.monotonic()
         self._name = f"metrics-{first_step:08d}-{int(time.time() * 1000):013d}"
-        self._left_to_repeat = _steps_done_before(self._uri, first_step) if self._uri is not None else 0
+        self._first_step = self._repeat_until = self._furthest = first_step
         self._board = _board(self._uri) if self._uri is not None and job.tensorboard else None
+
+    def begin(self) -> None:
+        """When all is ready for the first rows: takes over the account of the attempt before, and writes a line."""
+        earlier = last_account(self._uri) if self._uri is not None else None
+        if earlier is not None:
+            self.meter.go_on(earlier, time.time() - earlier["time"])
+            self._repeat_until = self._furthest = max(self._first_step, earlier["furthest_step"])
+        workers = self.backend.world_size
+        about = {"device": self.backend.name, "workers": workers, "chips": chips_held(workers)}
+        about |= {"computing_chips": self.job.chips, "peak_flops_per_second": self._peak, **self._account()}
+        self._write({"kind": BEGAN, "time": time.time(), "step": self._first_step, "since": self._since, **about})
+        self.flush()
 
     def steps(self, reports: Sequence[Mapping[str, Any]], compiling: int) -> None:
         """Of steps whose values were just read; `reports` as `StepReport`s' fields, the first `compiling` compiled."""
@@ -107,49 +97,63 @@ class MetricsLog:
         for number, (report, taken, wait) in enumerate(zip(reports, seconds, waits, strict=True)):
             if number < compiling:
                 self.meter.seconds["compile"] += taken
-            elif self._left_to_repeat:
-                self.meter.seconds["repeated"] += taken
+            elif report["step"] <= self._repeat_until:
+                self.meter.seconds["restart"] += taken
             else:
                 self._recent.append(taken)
                 self._waits.append(wait)
-            self._left_to_repeat = max(0, self._left_to_repeat - 1)
-            if self._uri is None:
+            self._furthest = max(self._furthest, report["step"])
+            if not self._first:
                 continue
-            whole = taken + wait
-            line = {
+            tokens_per_second = tokens / (taken + wait)
+            self._newest = {
                 "kind": "step",
                 "time": time.time(),
                 **report,
                 "loss": report["loss_sum"] / max(1, report["targets"]),
                 "step_seconds": taken,
                 "data_wait_seconds": wait,
-                "tokens_per_second": tokens / whole,
-                "mfu": tokens * self._flops / whole / self._peak,
-                **_memory(),
+                "tokens_per_second": tokens_per_second,
+                "model_flops_per_second": tokens_per_second * self._flops,
+                "mfu": None if self._peak is None else tokens_per_second * self._flops / self._peak,
+                "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_device_bytes": self.backend.peak_device_bytes(),
             }
-            self._write(line)
-            if self._board is not None:
-                for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu", "data_wait_seconds"):
-                    self._board.add_scalar(name, line[name], report["step"])
+            self._write(self._newest)
+            self._draw(self._newest)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that a person should find later: a bad step, a drain."""
         self._write({"kind": kind, "time": time.time(), **fields})
 
-    def summarize(self, step: int) -> None:
-        """A `summary` line; kept in `summary`, and all lines so far are then in storage."""
-        recent, waits = np.array(self._recent), np.array(self._waits)
-        self.summary = {"kind": "summary", "time": time.time(), "step": step, **self.meter.account()}
-        if len(recent):
-            for percent in PERCENTILES:
-                self.summary[f"step_seconds_p{percent}"] = float(np.percentile(recent, percent))
+    def summarize(self, step: int, checkpoint: bool = False) -> None:
+        """A `summary` line; kept in `summary`, and told. All lines so far are in storage after a `checkpoint`."""
+        self.summary = {
+            "kind": "summary",
+            "time": time.time(),
+            "step": step,
+            "steps_wanted": self.job.config.steps,
+            **self._account(),
+        }
+        if self._recent:
+            recent, waits = np.array(self._recent), np.array(self._waits)
+            for percent, value in zip(PERCENTILES, np.percentile(recent, PERCENTILES), strict=True):
+                self.summary[f"step_seconds_p{percent}"] = float(value)
             self.summary["step_seconds_mean"] = float(recent.mean())
             self.summary["data_wait_share"] = float(waits.sum() / (recent.sum() + waits.sum()))
         self._write(self.summary)
-        self.flush()
+        self._draw(self.summary)
+        if self._tell is not None:
+            both = {**self._newest, **self.summary}
+            self._tell({name: both[name] for name in FIELDS if both.get(name) is not None})
+        if self._uri is not None and (
+            checkpoint or not storage.is_remote(self._uri) or time.monotonic() - self._flushed > REMOTE_SECONDS
+        ):
+            self.flush()
 
     def flush(self) -> None:
         """Appends the lines to the file; on an object store, which cannot append, they are a file of their own."""
+        self._flushed = time.monotonic()
         if self._uri is None or not self._lines:
             return
         text = "".join(self._lines).encode()
@@ -168,6 +172,17 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
+    def _account(self) -> dict[str, float]:
+        return {**self.meter.account(), "furthest_step": self._furthest}
+
+    def _draw(self, line: Mapping[str, Any]) -> None:
+        """In TensorBoard, where the step is the axis."""
+        if self._board is None:
+            return
+        for name in line.keys() & FIELDS - {"step"}:
+            if line[name] is not None and math.isfinite(line[name]):
+                self._board.add_scalar(name, line[name], line["step"])
+
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._uri is not None:
             finite = {
@@ -179,49 +194,57 @@ class MetricsLog:
 
 def read_lines(logs_uri: str) -> Iterator[dict[str, Any]]:
     """Every line of every attempt, in the order of attempts. A last line that a kill cut short is left out."""
-    for name, _ in storage.list_files(logs_uri):
-        if name.endswith(".jsonl"):
-            for line in storage.read_bytes(storage.join(logs_uri, name)).splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+    for uri, _ in _log_files(logs_uri):
+        yield from _parsed(storage.read_bytes(uri))
 
 
-def peak_flops_per_second(device: str) -> float:
-    """What MFU is measured against: on a CPU the fastest of a few float32 products of 1024 x 1024 on this machine.
+def last_account(logs_uri: str) -> dict[str, Any] | None:
+    """The newest line of all attempts that says where the time of the run went; None before the first attempt.
 
-    On a GPU of a known name the vendor's dense bfloat16 figure; nan where nothing is known, and then no MFU is told.
+    Reads the end of one file where that has one: a run of months has a line a step.
     """
+    for uri, size in reversed(_log_files(logs_uri)):
+        for start in sorted({max(0, size - TAIL_BYTES), 0}, reverse=True):
+            lines = list(_parsed(storage.read_range(uri, start, size) if size else b""))
+            complete = (line for line in reversed(lines) if all(f"lost_seconds_{cause}" in line for cause in CAUSES))
+            if (found := next(complete, None)) is not None:
+                return found
+    return None
+
+
+def _log_files(logs_uri: str) -> list[tuple[str, int]]:
+    """(file, bytes), in the order in which they were begun: an attempt may begin at an earlier step than the last."""
+    found = []
+    for name, size in storage.list_files(logs_uri):
+        if name.endswith(".jsonl"):
+            begun = name.removesuffix(".jsonl").split("-")[2:]  # milliseconds, and the part on an object store
+            found.append((begun, storage.join(logs_uri, name), size))
+    return [(uri, size) for _, uri, size in sorted(found)]
+
+
+def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
+    """The lines that are whole."""
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:  # cut short
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
+    """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
+
+    Of a GPU by its name, of a TPU as the job says; None on a CPU, whose peak nobody states, and for unknown chips.
+    """
+    chip: float | None = None
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        return next((flops for known, flops in GPU_FLOPS.items() if known in name), math.nan)
-    if device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
-        return math.nan
-    left = torch.rand(1024, 1024)
-    best = math.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        left @ left
-        best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best
-
-
-GPU_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""dense bfloat16 operations a second of the SXM modules, from NVIDIA's data sheets"""
-
-
-def _memory() -> dict[str, int]:
-    found = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if torch.cuda.is_available():
-        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
-    return found
-
-
-def _steps_done_before(logs_uri: str, first_step: int) -> int:
-    """How many steps an earlier attempt had done after the checkpoint that this one begins at."""
-    last = max((line["step"] for line in read_lines(logs_uri) if line.get("kind") == "step"), default=0)
-    return max(0, int(last) - first_step)
+        chip = next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
+    elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
+        chip = job.chip_flops
+    return None if chip is None else chip * job.chips
 
 
 def _board(logs_uri: str) -> Any:

@@ -4,6 +4,7 @@ Rows, their order and the mixture are `data/order.py`'s; a run that was killed g
 checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
-from pipelines.slices import fewest_workers_of, mesh_of, tpu_slices, workers_of
+from pipelines.slices import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Context, Outcome, Read
 from training.checkpoint import check_same_model
 from training.chips import held_seconds
@@ -82,9 +83,12 @@ def run(context: Context, config: Config) -> Outcome:
     fewest = fewest_workers_of(context.resources)
     allowed_workers(job, fewest, place.hosts if place else 1)  # refuse before Ray starts
     context.session.start()
+    import ray
+
     from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
+    job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()))
     done = _steps_before(job)
     with context.progress(config.steps, "step", before=done) as advance:
 

@@ -178,8 +178,6 @@ def seek_seconds(uris: list[str]) -> float:
 
 
 def feed_rows(uris: list[str]) -> Iterator[Row]:
-    from training.worker.on_worker import ray_feed
-
     loader = StepLoader(Order([dataset()], PHASES, 16, 0), [SequenceReader(uris, GROUP)])
     began, steps = time.perf_counter(), 2000
     for step in range(steps):
@@ -195,6 +193,8 @@ def feed_rows(uris: list[str]) -> Iterator[Row]:
     )
     session = RaySession()
     session.start()
+    from training.worker.on_worker import ray_feed  # imports ray, which only then has its token
+
     through_ray = trained(uris, lambda job: ray_feed(job, 0, 1))
     session.close()
     for name, metrics in (("direct", direct), ("Ray Data", through_ray)):

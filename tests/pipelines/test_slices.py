@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infra.slices import CHIPS
-from pipelines.slices import RAY_NAMES, fewest_workers_of, mesh_of, tpu_slices, workers_of
+from pipelines.slices import RAY_NAMES, chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.stage import Resources
 from training.worker.places import TpuSlices
 
@@ -21,6 +21,20 @@ def test_a_topology_gives_workers_hosts_and_mesh() -> None:
     for mesh in ("replica=4,data=4", "data=8,model=2", "data=2,model=8"):
         assert mesh_of(Resources(topology="v5e:4x4", mesh=mesh)) == mesh
     assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
+
+
+def test_the_peak_of_a_chip_is_that_of_the_topology_or_of_the_hosts_that_there_are() -> None:
+    def host(*kinds: str, alive: bool = True) -> dict[str, Any]:
+        return {
+            "Alive": alive,
+            "Resources": {"CPU": 4.0, "TPU": 4.0, **{f"accelerator_type:{kind}": 1 for kind in kinds}},
+        }
+
+    v6e, v4, cpu = host("TPU-V6E"), host("TPU-V4"), {"Alive": True, "Resources": {"CPU": 4.0}}
+    assert chip_flops_of(Resources(topology="v5e:4x4", slices=2), [v4]) == CHIPS["v5e"].peak_flops
+    assert chip_flops_of(Resources(), [cpu, v6e, v6e, host("TPU-V4", alive=False)]) == CHIPS["v6e"].peak_flops
+    for unknown in ([cpu], [v4, v6e], [host("TPU-V9")], [host()]):
+        assert chip_flops_of(Resources(), unknown) is None
 
 
 def test_an_elastic_run_goes_down_by_whole_slices() -> None:

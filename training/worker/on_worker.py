@@ -33,12 +33,10 @@ STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few en
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
     """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
-    from model.flops import train_flops_per_token
     from training.backend import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
     from training.loop import run_training
-    from training.metrics import StepMeter
 
     job: TrainJob = pickle.loads(config["job"])
     context = ray.train.get_context()
@@ -46,16 +44,11 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
     job = job_at(job, world_size)  # an elastic run's number is known here
     asked = Asked(config["ask_key"])
 
-    meter = StepMeter(
-        tokens_per_step=job.config.global_batch * job.sequence_length,
-        flops_per_token=train_flops_per_token(job.config.model, job.sequence_length),
-    )
-    told = _Gauges(job) if rank == 0 else None
+    tell = _Gauges(job).tell if rank == 0 else None
 
     def report(step: StepReport) -> None:
-        if told is not None:
+        if rank == 0:
             internal_kv._internal_kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)))
-            told.tell(step, meter.report(step.step))
 
     try:
         if job.cpu_threads is None:
@@ -66,10 +59,10 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
         share = backend.row_share
         make_feed = ray_feed if job.feed == "ray" else direct_feed
         feed = make_feed(job, share.part, share.parts)
-        timed: Feed = lambda *steps: meter.timed(feed(*steps))  # noqa: E731 - as short as the thing is
         while True:
             try:
-                return pickle.dumps(run_training(job, backend, timed, report, drain=_Notice(backend, asked)))
+                drain = _Notice(backend, asked)
+                return pickle.dumps(run_training(job, backend, feed, report, drain=drain, tell=tell))
             except Drained as drained:
                 logger.warning("%s", drained)
                 if _wait_for_the_end(backend, asked):
@@ -91,17 +84,17 @@ class _Gauges:
         from training.metrics import METRICS
 
         self.run = "/".join(job.checkpoints_uri.split("/")[-3:-1])  # stage/fingerprint
-        mine = [one for one in METRICS.values() if one.kind == "gauge"]
-        self.gauges = {one.name: Gauge(one.name, description=one.help, tag_keys=one.labels) for one in mine}
-        self._set("gemma2_train_steps_wanted", job.config.steps)
+        self.gauges: dict[str, tuple[Any, dict[str, str]]] = {}
+        for metric in METRICS.values():
+            if metric.fields:
+                gauge = Gauge(metric.name, description=f"{metric.help}; {metric.unit}", tag_keys=metric.labels)
+                self.gauges |= {field: (gauge, {"run": self.run, **labels}) for field, labels in metric.fields.items()}
 
-    def tell(self, step: StepReport, measured: Mapping[str, float]) -> None:
-        known = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
-        for name, value in {**measured, **{f"gemma2_train_{key}": one for key, one in known.items()}}.items():
-            self._set(name, value)
-
-    def _set(self, name: str, value: float) -> None:
-        self.gauges[name].set(value, tags={"run": self.run})
+    def tell(self, values: Mapping[str, float]) -> None:
+        """By field; of one that is not there nothing is said, which is not 0."""
+        for field, value in values.items():
+            gauge, labels = self.gauges[field]
+            gauge.set(value, tags=labels)
 
 
 class _Notice:

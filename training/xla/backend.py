@@ -136,6 +136,12 @@ class XlaBackend(WholeParameters):
         data = metrics.metric_data("CompileTime")
         return int(data[0]) if data is not None else 0
 
+    def peak_device_bytes(self) -> int | None:
+        # XLA:CPU keeps no such count, and of the one device that a mesh is under SPMD torch_xla refuses to tell.
+        if self.hardware != "TPU" or self.mesh is not None:
+            return None
+        return int(torch_xla._XLAC._xla_memory_info(str(self.device))["peak_bytes_used"])
+
 
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:
     """Raises ValueError where several processes could not share a step."""
