@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.examples import example_job, made_up_feed
 from tests.training.test_worker import in_process, losses, table
+from training.backend import TorchBackend
+from training.loop import run_training
 from training.records import latest_checkpoint
+from training.run_log import peak_flops_per_second
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,3 +46,15 @@ def test_a_killed_worker_leaves_no_trace(runs: dict[str, Any], directory: Path) 
     tensors = [name for name in files[0] if name.endswith(".safetensors")]
     assert len(tensors) == 2
     assert all(files[0][name] == files[1][name] for name in tensors)
+
+
+def test_mfu_is_against_the_peak_of_the_gpu_and_its_memory_is_told(tmp_path: Path) -> None:
+    job = example_job(tmp_path / "checkpoints", device="cuda", logs_uri=str(tmp_path / "logs"))
+    told: dict[str, float] = {}
+    run_training(job, TorchBackend("cuda"), made_up_feed(job), tell=told.update)
+    assert told["peak_device_bytes"] > 0
+    peak = peak_flops_per_second(job, "cuda")
+    if peak is None:
+        assert "mfu" not in told, "a GPU that is not in our table"
+    else:
+        assert told["mfu"] == pytest.approx(told["model_flops_per_second"] / peak)
