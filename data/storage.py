@@ -106,6 +106,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise ValueError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
     _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
     _refuse_token()
+    _refuse_pickled_tokens()
     # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain GCS server.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
@@ -161,6 +162,17 @@ def _refuse_token() -> None:
                 f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and none is read here; unset it: "
                 f"{LOG_IN}"
             )
+
+
+def _refuse_pickled_tokens() -> None:
+    """Raises ValueError where gcsfs would unpickle the tokens of its login in a browser, which it does as it is
+    imported, whatever it is told as `token`. So this comes before any import of gcsfs."""
+    path = Path("~/.gcs_tokens").expanduser()
+    if os.path.lexists(path):
+        raise ValueError(
+            f"{path} is a pickle that gcsfs would load (a pickle can run any code), and no stored token is read here; "
+            f"remove it: {LOG_IN}"
+        )
 
 
 def check_bucket(uri: str) -> None:

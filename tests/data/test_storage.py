@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -210,6 +211,32 @@ def test_a_token_in_the_environment_is_refused_and_not_told(name: str, value: st
     assert done.returncode == 2, done.stderr
     assert f"(by {name.removesuffix('_TOKEN')} or" in done.stderr
     assert "secret" not in done.stdout + done.stderr
+
+
+class Trap:
+    """Unpickled, it leaves a file in the working directory."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("sprung", "w")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["gcsfs", "data.storage"])
+def test_the_tokens_that_gcsfs_pickles_are_not_loaded(way: str, tmp_path: Path) -> None:
+    """gcsfs alone loads them as it is imported, which is why."""
+    (tmp_path / ".gcs_tokens").write_bytes(pickle.dumps(Trap()))
+    use = "from data import storage; storage.exists('gs://bucket/x')" if way == "data.storage" else "import gcsfs"
+    done = subprocess.run(
+        [sys.executable, "-c", use],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (tmp_path / "sprung").exists() == (way == "gcsfs")
+    told = f"ValueError: {tmp_path}/.gcs_tokens is a pickle that gcsfs would load"
+    assert (told in done.stderr) == (way == "data.storage"), done.stderr
 
 
 @pytest.mark.parametrize(
