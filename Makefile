@@ -38,7 +38,7 @@ fit-env: .venv-fit/.complete
 # Known vulnerabilities of everything pinned; says so where no advisory feed can be reached.
 .PHONY: audit
 audit: .venv-audit/.complete
-	@.venv-audit/bin/python infra/audit.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt
+	@.venv-audit/bin/python infra/audit.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt requirements-audit.txt infra/requirements-tpu.txt
 .venv-audit/.complete: requirements-audit.txt | .venv
 	@[ -x .venv-audit/bin/python ] || $(BIN)/python -m venv --without-pip .venv-audit
 	VIRTUAL_ENV=.venv-audit $(BIN)/uv pip sync --quiet --require-hashes requirements-audit.txt

@@ -44,6 +44,8 @@ LARGE_CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x1
 USER = 1000
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
+HEALTH_PAGES = {"/api/gcs_healthz": PORTS["dashboard"], "/api/local_raylet_healthz": AGENT_PORT}
+"""Ray's own, which ask for no token -> port: the head's store of state, and the raylet of every node"""
 SCRAPING_NAMESPACES = ("gmp-system", "monitoring")
 """where Prometheus runs: Google's managed one, and the usual place of one's own"""
 PART_OF = "gemma2-on-ray"
@@ -243,9 +245,8 @@ def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: boo
 
 
 def _probes(role: str) -> dict[str, Any]:
-    """Ray's own health pages, which ask for no token: the raylet's on every node, the head's store of state too."""
-    raylet = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT_PORT}}
-    state = {"httpGet": {"path": "/api/gcs_healthz", "port": PORTS["dashboard"]}}
+    """Of the raylet on every node, and of the store of state too on the head."""
+    state, raylet = ({"httpGet": {"path": path, "port": port}} for path, port in HEALTH_PAGES.items())
     alive = {**(state if role == "head" else raylet), "periodSeconds": 10, "timeoutSeconds": 5}
     return {
         "startupProbe": {**raylet, "periodSeconds": 5, "failureThreshold": 60},

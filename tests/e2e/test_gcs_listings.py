@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from data import storage
+from data import schema, shards, storage
+from data.manifest import Dataset, Manifest, publish_manifest, read_manifest
 from pipelines.runner import Task, run_task
 from pipelines.stage import Resources
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
@@ -84,6 +86,28 @@ def listings_of_stages(proxy: FaultyProxy, folder: Path, documents: int) -> dict
         counts[name] = (len(made) - 1) // len(phases)
         counts[f"{name} again"] = len(listings(proxy, run))
     return counts
+
+
+def test_to_read_a_manifest_or_a_shard_lists_nothing(proxy: FaultyProxy) -> None:
+    run = f"gs://{BUCKET}/reading"
+    made = [shards.write_table(run, f"text/{k:05d}.parquet", pa.Table.from_pylist([], schema.TEXT)) for k in range(3)]
+    manifest = Manifest(
+        stage="collect_text", version=1, fingerprint="0" * 16, config={}, inputs={},
+        datasets={"text": Dataset(shards=tuple(made))},
+    )  # fmt: skip
+    assert publish_manifest(run, manifest)
+    before = proxy.counts.total()
+
+    def read() -> None:
+        assert read_manifest(run) == manifest
+        for shard in made:
+            assert shards.read_table(f"{run}/{shard.name}").num_rows == 0
+            with storage.open_input(f"{run}/{shard.name}") as file:
+                assert file.read(4) == b"PAR1"
+
+    assert listings(proxy, read) == []
+    assert proxy.counts.total() > before, "it did not go through the proxy"
+    assert listings(proxy, lambda: read_manifest(f"gs://{BUCKET}/none")) == []
 
 
 def test_training_lists_once_a_checkpoint_and_never_for_a_shard(proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 
 from infra.kuberay import RayCluster, RayJob, read_manifest
-from infra.manifests import ACCELERATORS, HOSTS, Request, manifests, offered, rented_slice
+from infra.manifests import ACCELERATORS, HEALTH_PAGES, HOSTS, Request, manifests, offered, rented_slice
 from infra.slices import CHIPS
 
 VERSION = "1.34"
@@ -161,7 +161,30 @@ def test_a_job_ends_with_its_cluster_and_a_preempted_worker_comes_back() -> None
         assert any(one["key"] == "cloud.google.com/gke-spot" for one in specs[name]["tolerations"]) is spot
     assert specs["tpu"]["terminationGracePeriodSeconds"] < 30
     assert {spec["restartPolicy"] for spec in specs.values()} == {"Never"}, "the autoscaler v2 makes new pods"
-    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(specs["tpu"]["containers"][0])
+
+
+PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
+
+
+def test_every_pod_of_the_cluster_is_probed_and_says_goodbye() -> None:
+    """tests/e2e/test_smoke.py asks a real Ray for these pages."""
+    job = manifests(TPU)[2]
+    for name, template in pods(job).items():
+        (container,) = template["spec"]["containers"]
+        if name == "submitter":  # its end is the job's
+            assert not PROBES & set(container)
+            continue
+        assert set(container) >= PROBES, name
+        for probe in PROBES:
+            page = container[probe]["httpGet"]
+            assert (page["path"], page["port"]) in HEALTH_PAGES.items(), (name, probe)
+            assert container[probe]["periodSeconds"] > container[probe].get("timeoutSeconds", 1)
+        assert container["livenessProbe"]["failureThreshold"] > container["readinessProbe"]["failureThreshold"]
+        assert container["lifecycle"]["preStop"]["exec"]["command"] == ["ray", "stop"]
+    head, cpu, tpu = (pods(job)[name]["spec"]["containers"][0] for name in ("head", "cpu", "tpu"))
+    assert head["livenessProbe"]["httpGet"]["path"] == "/api/gcs_healthz", "the store of state is what a head is for"
+    assert cpu["livenessProbe"]["httpGet"]["path"] == "/api/local_raylet_healthz"
+    assert tpu["livenessProbe"] == cpu["livenessProbe"]
 
 
 @pytest.mark.parametrize(

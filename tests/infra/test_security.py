@@ -2,49 +2,13 @@
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from infra.audit import NOT_RUN, judge
 from infra.ray_session import RaySession, protect_token_file, refuse_open_cluster
-
-
-def descendants() -> set[int]:
-    """This process and all below it."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def listening(pids: set[int]) -> dict[str, str]:
-    """Local address (hex, as the kernel has it) of every TCP socket that one of the processes listens on -> who."""
-    owners = {}
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                if match := re.match(r"socket:\[(\d+)\]", os.readlink(descriptor)):
-                    owners[match[1]] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80]
-            except OSError:
-                continue
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and words[9] in owners:
-                found[words[1]] = owners[words[9]]
-    return found
-
-
-LOOPBACK = re.compile(r"(0100007F|0000000000000000FFFF00000100007F|00000000000000000000000001000000):")
+from tests.sockets import descendants, listening, open_to_others
 
 
 @pytest.mark.slow
@@ -52,7 +16,7 @@ def test_the_embedded_ray_listens_on_loopback_only(ray_session: RaySession) -> N
     ray_session.start()
     sockets = listening(descendants())
     assert len(sockets) >= 4, "raylet, store of state, agent, driver"
-    assert {address: who for address, who in sockets.items() if not LOOPBACK.match(address)} == {}
+    assert open_to_others(sockets) == {}
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
@@ -108,6 +72,15 @@ def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     protect_token_file({"HOME": "/nowhere", "RAY_AUTH_TOKEN_PATH": str(token)})
     assert token.stat().st_mode & 0o777 == 0o600
     protect_token_file({"HOME": str(tmp_path / "none")})
+
+
+def test_everything_pinned_is_audited() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    (line,) = [one for one in (repository / "Makefile").read_text().splitlines() if "infra/audit.py" in one]
+    pinned = [*repository.glob("requirements*.txt"), *(repository / "infra").glob("requirements*.txt")]
+    assert sorted(line.partition("pip-audit ")[2].split()) == sorted(
+        path.relative_to(repository).as_posix() for path in pinned
+    )
 
 
 def test_an_audit_says_what_it_found_or_that_it_did_not_run() -> None:
