@@ -240,11 +240,15 @@ def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
     """
     chip: float | None = None
     if device == "cuda":
-        name = torch.cuda.get_device_name()
-        chip = next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
+        chip = gpu_flops(torch.cuda.get_device_name())
     elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         chip = job.chip_flops
     return None if chip is None else chip * job.chips
+
+
+def gpu_flops(name: str) -> float | None:
+    """Dense bfloat16 operations a second of a GPU that calls itself so; None where it is not in our table."""
+    return next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
 
 
 def _board(logs_uri: str) -> Any:

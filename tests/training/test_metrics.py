@@ -18,7 +18,8 @@ from training.config import TrainJob
 from training.goodput import Meter
 from training.loop import StepReport, run_training
 from training.metrics import CAUSES, FIELDS, METRICS
-from training.run_log import MetricsLog, last_account, read_lines
+from training.run_log import MetricsLog, gpu_flops, last_account, read_lines
+from training.worker.sizes import job_at
 
 CPU = TorchBackend("cpu")
 ABSENT_ON_A_CPU = {"mfu", "peak_device_bytes"}
@@ -96,6 +97,23 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     needed = 32 * job.sequence_length * train_flops_per_token(job.config.model, job.sequence_length)
     seconds = told["step_seconds"] + told["data_wait_seconds"]
     assert told["mfu"] == pytest.approx(needed / seconds / (chips * 197e12))
+
+
+def test_a_gpu_is_known_by_its_name_and_slower_cards_of_a_name_are_told_apart() -> None:
+    names = {
+        "NVIDIA H200": 989e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H100 NVL": 835e12,
+        "NVIDIA A100-SXM4-40GB": 312e12,
+        "Tesla T4": None,
+    }
+    assert {name: gpu_flops(name) for name in names} == names
+
+
+def test_chips_follow_an_elastic_run(tmp_path: Path) -> None:
+    job = job_with_logs(tmp_path, device="xla", mesh="replica=2,data=8,model=2", workers=8, config={"global_batch": 32})
+    assert (job.chips, job_at(job, 4).chips) == (32, 16)
 
 
 def test_a_tpu_of_an_unknown_kind_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
