@@ -2,7 +2,7 @@
 
     same_bits   200 steps straight against 200 steps with 5 kill -9, on every device here: lost, doubled, ulp
     saves       30 kill -9 during saves, at seeded moments: can the run always go on?
-    flips       20 planted bit flips, in weights, moments and gradients: how many does the watch or a replay find?
+    flips       96 planted bit flips: each of the 32 bits of a weight, a moment and a gradient: how many are found?
     alarms      1,000 steps without any: how many alarms?
     save_cost   mean step over 500 steps with a save every 50, against without
     worlds      1, 2, 4 and 4 -> 2 -> 4 workers in the middle of an epoch: the rows of each step
@@ -182,16 +182,16 @@ def saves(kills: int = 30, seed: int = 0) -> bool:
 class FlippingBackend(TorchBackend):
     """Plain PyTorch that flips one bit at one step: of a weight or moment between two steps, or of a gradient."""
 
-    def __init__(self, what: str, step: int, rng: random.Random) -> None:
+    def __init__(self, what: str, bit: int, step: int, rng: random.Random) -> None:
         super().__init__("cpu")
-        self.what, self.at, self.rng, self.steps, self.calls = what, step, rng, 0, 0
+        self.what, self.bit, self.at, self.rng, self.steps = what, bit, step, rng, 0
         self.targets: list[torch.Tensor] = []
 
     def flip(self, tensors: list[torch.Tensor]) -> None:
         tensor = self.rng.choice([one for one in tensors if one.numel()])
         bits = tensor.detach().view(torch.int32).view(-1)
         place = self.rng.randrange(len(bits))
-        bits[place] = bits[place] ^ (1 << self.rng.randrange(31))
+        bits[place] = bits[place] ^ (1 << self.bit if self.bit < 31 else -(1 << 31))
 
     def all_reduce_(self, tensors: Any) -> None:
         if self.what == "gradient" and self.steps == self.at:
@@ -203,8 +203,11 @@ class FlippingBackend(TorchBackend):
             self.flip(self.targets)
 
 
-def flips(count: int = 20, seed: int = 0) -> bool:
-    """Plants a flip a run; a run that the watch did not stop is replayed at its last step."""
+def flips(count: int = 96, seed: int = 0) -> bool:
+    """Plants a flip a run: of each of the 32 bits of a weight, a moment and a gradient, the sign's first.
+
+    A run that the watch did not stop is replayed at the ends of its stretches between checkpoints.
+    """
     from tests.training.examples import write_sequences
     from training import loop
     from training.faults import BadStep, Corrupted
@@ -212,15 +215,17 @@ def flips(count: int = 20, seed: int = 0) -> bool:
 
     rng = random.Random(seed)
     found = {"watch": 0, "bad step": 0, "replay": 0}
-    planted = {"weight": 0, "moment": 0, "gradient": 0}
+    kinds = ("weight", "moment", "gradient")
+    planted = dict.fromkeys(kinds, 0)
+    bits = rng.sample(range(31), 31)
     make_state = loop.init_state
     for number in range(count):
-        what = ("weight", "moment", "gradient")[number % 3]
+        what, bit = kinds[number % 3], (31, *bits)[number // 3 % 32]
         planted[what] += 1
         with tempfile.TemporaryDirectory() as temporary:
             job = example_job(Path(temporary) / "checkpoints", config={"steps": 20, "checkpoint_every_steps": 10})
             job = write_sequences(Path(temporary), job)
-            backend = FlippingBackend(what, rng.randrange(3, 19), rng)
+            backend = FlippingBackend(what, bit, rng.randrange(3, 19), rng)
 
             def remember(parameters: Any, *rest: Any, backend: FlippingBackend = backend, **named: Any) -> Any:
                 state = make_state(parameters, *rest, **named)
