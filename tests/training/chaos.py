@@ -1,7 +1,7 @@
 """python -m tests.training.chaos [PART ...]: kills, flipped bits and false alarms in training, counted. No Ray.
 
     same_bits   200 steps straight against 200 steps with 5 kill -9, on every device here: lost, doubled, ulp
-    saves       30 kill -9 during saves, at seeded moments: can the run always go on?
+    saves       30 kill -9 during saves, at seeded moments, 10 of them with two writers: can the run always go on?
     flips       96 planted bit flips: each of the 32 bits of a weight, a moment and a gradient: how many are found?
     alarms      1,000 steps without any: how many alarms?
     save_cost   mean step over 500 steps with a save every 50, against without
@@ -13,10 +13,8 @@ where a target is missed.
 
 import dataclasses
 import importlib.util
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,80 +27,12 @@ import torch
 
 from tests.chaos_log import record_folder
 from tests.training.examples import example_job, made_up_feed
+from tests.training.kills import first_step, in_process
 from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
 from training.config import TrainJob
 from training.loop import run_training
 from training.records import latest_checkpoint, list_checkpoints, read_rows
-
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-
-
-def killed_job(directory: Path, steps: int, device: str, every: int) -> TrainJob:
-    return example_job(
-        directory,
-        config={"steps": steps, "checkpoint_every_steps": every, "keep_last": 3, "keep_every_steps": 5 * every},
-        device=device,
-    )
-
-
-def train_and_die(directory: Path, steps: int, device: str, every: int, kill_at: int, moment: float) -> None:
-    """In a process of its own: trains, and at step `kill_at` kills itself, or in a save after it at `moment` (0 to 1).
-
-    A negative moment kills in the step itself.
-    """
-    from data import storage
-    from training import loop
-    from training.backend import make_backend
-
-    loop.FETCH_STEPS = 1
-    job = killed_job(directory, steps, device, every)
-    torch.set_num_threads(1)
-    armed, writes = False, 0
-    whole = storage.write_bytes, storage.create_exclusive, storage.remove
-
-    def dying(number: int) -> Callable[..., None]:
-        def write(uri: str, *data: bytes) -> None:
-            nonlocal writes
-            if armed:
-                writes += 1
-                if writes > int(moment * 9):  # 9: the writes and removals of a save that also retires one
-                    if data and number == 0:  # half of the file, as a kill in the middle of a write leaves it
-                        Path(uri).parent.mkdir(parents=True, exist_ok=True)
-                        Path(f"{uri}.dead.tmp").write_bytes(data[0][: len(data[0]) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-            whole[number](uri, *data)
-
-        return write
-
-    storage.write_bytes, storage.create_exclusive, storage.remove = dying(0), dying(1), dying(2)
-
-    def on_step(report: Any) -> None:
-        nonlocal armed
-        if kill_at and report.step >= kill_at:
-            if moment < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            armed = True
-
-    run_training(job, make_backend(job.device), made_up_feed(job), on_step)
-
-
-def in_process(directory: Path, steps: int, device: str, every: int, kill_at: int = 0, moment: float = -1.0) -> int:
-    """The exit code of `train_and_die` in a fresh process."""
-    words = [str(directory), str(steps), device, str(every), str(kill_at), str(moment)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.chaos", "_die", *words],
-        cwd=ROOT,
-        env=ENVIRONMENT | {"HOME": str(directory)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-        timeout=500,
-    )
-    if done.returncode not in (0, -signal.SIGKILL):
-        sys.stderr.write(done.stderr.decode()[-3000:])
-    return done.returncode
 
 
 def ulps(left: np.ndarray, right: np.ndarray) -> int:
@@ -158,25 +88,33 @@ def same_bits(devices: tuple[str, ...] = (), steps: int = 200, kills: int = 5, s
 
 
 def saves(kills: int = 30, seed: int = 0) -> bool:
+    """A third of the kills fall on one of two workers that each write their part of a checkpoint."""
+    pairs = kills // 3
+    return saves_of("cpu", kills - pairs, seed) and saves_of("pair", pairs, seed)
+
+
+def saves_of(device: str, kills: int, seed: int) -> bool:
     """Every process goes on where the last one was killed, and dies during one of its first saves."""
     rng = random.Random(seed)
-    steps, every, died, stuck = 10 * (kills + 8), 5, 0, 0
+    steps, every, died, stuck, older = 10 * (kills + 8), 5, 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         straight, killed = Path(temporary) / "straight", Path(temporary) / "killed"
         done = 0
-        for _ in range(kills):
-            code = in_process(killed, steps, "cpu", every, kill_at=done + rng.choice((1, 6)), moment=rng.random())
+        for number in range(kills + 1):
+            at = done + rng.choice((1, 6)) if number < kills else 0
+            code = in_process(killed, steps, device, every, kill_at=at, moment=rng.random(), dying=rng.randrange(2))
             died += code == -signal.SIGKILL
-            stuck += code not in (0, -signal.SIGKILL)
+            stuck += code not in ((-signal.SIGKILL, 0) if at else (0,))
+            older += first_step(killed) != done
             newest = latest_checkpoint(str(killed))
             if newest is not None:
                 done = load_checkpoint(newest).step  # raises where what is committed is not whole
-        stuck += in_process(killed, steps, "cpu", every) != 0
-        assert in_process(straight, steps, "cpu", every) == 0
+        assert in_process(straight, steps, device, every) == 0
         found = compared(killed, straight, steps)
         kept = [[uri.rpartition("/")[2] for uri in list_checkpoints(str(one))] for one in (killed, straight)]
-    tell(f"saves: runs {kills + 2}, kills {died}, not resumable {stuck}, {_figures(found)}")
-    return died == kills and not stuck and not any(found.values()) and kept[0] == kept[1]
+    told = f"not resumable {stuck}, begun before the newest {older}, {_figures(found)}"
+    tell(f"saves {device}: runs {kills + 2}, kills {died}, {told}")
+    return died == kills and not stuck and not older and not any(found.values()) and kept[0] == kept[1]
 
 
 class FlippingBackend(TorchBackend):
@@ -336,10 +274,6 @@ PARTS: dict[str, Callable[[], bool]] = {
 
 
 def main(words: list[str]) -> int:
-    if words[:1] == ["_die"]:
-        directory, steps, device, every, kill_at, moment = words[1:]
-        train_and_die(Path(directory), int(steps), device, int(every), int(kill_at), float(moment))
-        return 0
     if unknown := sorted(set(words) - PARTS.keys()):
         raise ValueError(f"no parts {unknown}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)

@@ -7,5 +7,7 @@ from tests.training import chaos
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_killed_in_its_saves_goes_on_to_the_same_bits() -> None:
-    assert chaos.saves(kills=2, seed=2)
+def test_a_run_killed_in_its_saves_goes_on_to_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two kills of one that writes alone, and one of two workers that write together."""
+    assert chaos.saves(kills=3, seed=2)
+    assert "saves pair: runs 3, kills 1, not resumable 0, begun before the newest 0, lost 0" in capsys.readouterr().out
