@@ -31,6 +31,8 @@ NO_ADDRESS = ("", "auto", "local")
 CLIENT_PORT = 10001
 """of Ray's client, where ray://HOST names none"""
 PROBE_SECONDS = 5.0
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""a question to a cluster that takes an empty message and changes nothing"""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -93,6 +95,39 @@ def _refuse_silence(address: str) -> None:
         ) from error
 
 
+def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
+    """Asks the cluster whether it is alive, as nobody and as ourselves. Ray itself would hang where it brings a token
+    that nobody asked for, and knock for 20 s with a wrong one.
+
+    Raises ValueError where a token is in use here and the cluster asks nobody for one, AuthenticationError where it
+    does not let us in. A Ray client's port answers other questions, and TLS certificates let nobody else in.
+    """
+    if "://" in address or environment.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    if environment.get("RAY_AUTH_MODE", "").lower() == "token" and _lets_in(address, {}):
+        raise ValueError(
+            f"the cluster at {address} asks nobody for a token: anyone who reaches it could run code as you; start it "
+            "with RAY_AUTH_MODE=token, as here, or unset RAY_ADDRESS to run here"
+        )
+    if _lets_in(address, get_auth_headers_if_auth_enabled({})) is False:
+        raise AuthenticationError("refused")
+
+
+def _lets_in(address: str, headers: Mapping[str, str]) -> bool | None:
+    """Whether the cluster answers who brings these headers; None: nobody can tell."""
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(CHECK_ALIVE)(b"", timeout=PROBE_SECONDS, metadata=list(headers.items()))
+        except grpc.RpcError as error:
+            return False if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
+    return True
+
+
 def protect_token_file(environment: Mapping[str, str]) -> None:
     """Takes a token file of ours from other users' eyes: `ray get-auth-token --generate` leaves it readable by all."""
     default = Path(environment.get("HOME", "/nowhere"), ".ray", "auth_token")
@@ -113,7 +148,7 @@ class RaySession:
     def start(self) -> None:
         """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here.
 
-        Raises ValueError for a cluster that does not answer, or that lets everybody in.
+        Raises ValueError for a cluster that does not answer, does not let us in, or lets everybody in.
         """
         if self.started_seconds is not None:
             return
@@ -128,7 +163,14 @@ class RaySession:
             address = services.get_ray_address_from_environment("auto", None)
             refuse_open_cluster({**os.environ, "RAY_ADDRESS": address})
             _refuse_silence(address)
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            try:
+                _refuse_at_the_door(address, os.environ)
+                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            except ray.exceptions.AuthenticationError as error:
+                raise ValueError(
+                    f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+                    "RAY_AUTH_TOKEN_PATH) to its token, or unset RAY_ADDRESS to run here"
+                ) from error
         else:
             self._start_embedded()
         _quiet_ray_data()

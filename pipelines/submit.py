@@ -49,6 +49,7 @@ def submit(words: Sequence[str]) -> int:
     shipped = check_size(REPOSITORY)
     protect_token_file(os.environ)
     logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # tells what it always leaves out
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
     client, job = _submitted(address, entrypoint)
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")

@@ -23,6 +23,8 @@ class RayCluster:
     """Where it listens and how to be let in."""
 
     dashboard: str
+    address: str
+    """what RAY_ADDRESS takes"""
     environment: dict[str, str]
 
     def submit(self, *words: str, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -34,8 +36,11 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(temporary: Path) -> Iterator[RayCluster]:
-    """Starts `ray start --head --block`, ends it by its pid. `temporary` must be short: Ray puts sockets below it."""
+def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCluster]:
+    """Starts `ray start --head --block`, ends it by its pid. `temporary` must be short: Ray puts sockets below it.
+
+    `open_to_anyone`: it asks nobody for a token.
+    """
     port, dashboard, agent = _free_ports(3)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -46,6 +51,8 @@ def ray_cluster(temporary: Path) -> Iterator[RayCluster]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CI": "true",
     }
+    if open_to_anyone:
+        environment["RAY_AUTH_MODE"] = "disabled"
     command = [str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command += [f"--num-cpus={os.cpu_count()}", "--object-store-memory=268435456", f"--temp-dir={temporary}"]
@@ -56,7 +63,7 @@ def ray_cluster(temporary: Path) -> Iterator[RayCluster]:
         )
     try:
         _wait_until_up(f"http://127.0.0.1:{dashboard}", environment["RAY_AUTH_TOKEN"], process, log)
-        yield RayCluster(f"http://127.0.0.1:{dashboard}", environment)
+        yield RayCluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

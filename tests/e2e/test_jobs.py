@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ import pytest
 from pipelines import recipes
 from pipelines.stage import stage_names
 from tests.chaos_log import chaos_run
-from tests.e2e.cluster import RAY, REPOSITORY, RayCluster
+from tests.e2e.cluster import RAY, REPOSITORY, RayCluster, ray_cluster
 from tests.e2e.conftest import SmokeRun, pipelines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,6 +30,8 @@ PROGRESS = re.compile(
     r"^train_model: [\d,]+ of 100,000,000 steps, [\d.e+]+ a second, [\d,]+ s left, loss \d", re.MULTILINE
 )
 CHECKPOINT_EVERY_STEPS = 200
+FILES = 800
+"""of a run that is long enough to be stopped in its middle"""
 
 
 def submit(cluster: RayCluster, *words: str, timeout: float = 300) -> tuple[int, str]:
@@ -55,10 +58,10 @@ def test_a_stage_as_a_job_says_how_it_goes_and_the_second_time_has_nothing_to_do
     assert "done before, nothing to do" in said
 
 
-def test_a_job_that_fails_fails_here_with_its_own_words(cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_job_with_a_missing_input_ends_here_as_it_did_there(cluster: RayCluster, tmp_path: Path) -> None:
     code, said = submit(cluster, "collect_text", "--input", str(tmp_path / "no"), "--root", str(tmp_path / "runs"))
-    assert code == 1
-    assert "FAILED" in said
+    assert code == 2
+    assert said.endswith(": FAILED\n"), "Ray's word for any exit code but 0"
     assert f"{tmp_path}/no" in said
 
 
@@ -70,6 +73,38 @@ def test_a_wrong_token_is_told_in_a_line(cluster: RayCluster, tmp_path: Path) ->
     assert "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
     statuses = [status(cluster, token) for token in (cluster.environment["RAY_AUTH_TOKEN"], None, "0" * 64)]
     assert statuses == [200, 401, 403]
+
+
+@pytest.mark.parametrize("wrong", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}])
+def test_a_driver_that_the_cluster_does_not_let_in_is_told_in_a_line(
+    cluster: RayCluster, tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    (tmp_path / "a.txt").write_text("A text.")
+    line = ["run", "collect_text", "--input", str(tmp_path / "a.txt"), "--root", str(tmp_path / "runs")]
+    done = pipelines(*line, **{**cluster.environment, "RAY_ADDRESS": cluster.address, **wrong})
+    assert done.returncode == 2, done.stderr
+    running, told = done.stderr.splitlines()
+    assert running.endswith(": running")
+    assert told.startswith(f"error: the cluster at {cluster.address} does not let us in; set RAY_AUTH_MODE=token and ")
+
+
+def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
+    """A real one on loopback, as at the end of a tunnel, with a token of ours that it does not ask for."""
+    with (
+        tempfile.TemporaryDirectory(prefix="g2r-open-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        ray_cluster(Path(folder), open_to_anyone=True) as cluster,
+    ):
+        ours = {**cluster.environment, "RAY_AUTH_MODE": "token"}
+        done = pipelines("submit", "smoke", "--root", str(tmp_path), "--address", cluster.dashboard, **ours)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert f"what answers at {cluster.dashboard} asks nobody for a token: anyone who reaches it could" in line
+        there = {**ours, "RAY_ADDRESS": cluster.address}
+        done = pipelines("run", "collect_text", "--input", "README.md", "--root", str(tmp_path), **there)
+        assert done.returncode == 2, done.stderr
+        assert f"the cluster at {cluster.address} asks nobody for a token: anyone who reaches it" in done.stderr
+        with urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=30) as answer:
+            assert json.load(answer) == []
 
 
 def status(cluster: RayCluster, token: str | None) -> int:
@@ -111,6 +146,46 @@ def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke:
     assert int(match[1].replace(",", "")) == stopped_at
     assert after == times, "it began anew"
     assert made.read_bytes() == reference.read_bytes()  # the sha256 of weights, moments, metrics and lineage
+
+
+def test_a_stopped_job_of_a_data_stage_is_finished_by_the_same_line_and_then_has_nothing_to_do(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    """A file makes a shard here. Shards of before the stop stay as they were, and the result is a local run's."""
+    (tmp_path / "in").mkdir()
+    for number in range(FILES):
+        (tmp_path / "in" / f"{number:04}.txt").write_text(f"Text {number}. " * 20)
+    line = ["collect_text", "--input", str(tmp_path / "in"), "--shard-bytes", "1"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    first = Job(cluster, [*line, "--root", str(there)], tmp_path / "first.log")
+    wait_for(lambda: len(finished_shards(there)) > 10, first)
+    first.stop()
+    before = {path: path.stat().st_mtime_ns for path in finished_shards(there)}
+    assert 10 < len(before) < FILES, "stopped in the middle"
+    assert not list(there.glob("collect_text/*/_MANIFEST.json"))
+
+    code, said = submit(cluster, *line, "--root", str(there))
+    assert code == 0, said
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "it began anew"
+    match = re.search(rf"^collect_text collect: goes on at (\d+) of {FILES} shards$", said, re.MULTILINE)
+    assert match, said
+    assert len(before) <= int(match[1]) < FILES  # a worker may finish one more while its driver stops
+    assert pipelines("run", *line, "--root", str(here)).returncode == 0
+    (made,), (reference,) = (list(root.glob("collect_text/*/_MANIFEST.json")) for root in (there, here))
+    assert made.read_bytes() == reference.read_bytes()  # the sha256 of every shard
+    for path in (made.parent / "text").iterdir():
+        assert path.read_bytes() == (reference.parent / "text" / path.name).read_bytes()
+
+    code, said = submit(cluster, *line, "--root", str(there))
+    assert code == 0, said
+    assert f"collect_text/{made.parent.name}: done before, nothing to do" in said
+
+
+def finished_shards(root: Path) -> list[Path]:
+    """Of the one run below `root`, while it is not finished itself: then its receipts go."""
+    receipts = root.glob("collect_text/*/_receipts/collect-*/*.json")
+    names = [(path, json.loads(path.read_bytes())["shards"]["text"][0]["name"]) for path in receipts]
+    return [path.parents[2] / name for path, name in names]
 
 
 class Job:

@@ -2,12 +2,18 @@
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 from infra.audit import NOT_RUN, judge
-from infra.ray_session import RaySession, protect_token_file, refuse_open_cluster
+from infra.ray_session import CHECK_ALIVE, REPOSITORY, RaySession, protect_token_file, refuse_open_cluster
 from tests.sockets import descendants, listening, open_to_others
 
 
@@ -59,6 +65,54 @@ def test_the_session_refuses_before_it_connects(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ValueError, match="anyone there could run code as you"):
         RaySession().start()
+
+
+@contextmanager
+def cluster_that_wants(token: str | None) -> Iterator[str]:
+    """The address of what answers as a cluster's store of state does (tests/e2e/test_jobs.py has real ones)."""
+
+    def alive(request: bytes, context: grpc.ServicerContext) -> bytes:
+        brought = dict(context.invocation_metadata()).get("authorization")
+        if token is not None and brought != f"Bearer {token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return request
+
+    service, method = CHECK_ALIVE.strip("/").split("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(alive)}
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, handlers=[grpc.method_handlers_generic_handler(service, handlers)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (None, "a" * 32, "asks nobody for a token: anyone who reaches it could run code as you; start it with"),
+        ("b" * 32, "a" * 32, "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
+        ("b" * 32, None, "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_cluster_for_everybody_or_not_for_us_is_told_before_ray_connects(
+    theirs: str | None, ours: str | None, told: str
+) -> None:
+    """In a process of its own: Ray reads mode and token once."""
+    with cluster_that_wants(theirs) as address:
+        mode = {"RAY_AUTH_MODE": "disabled"} if ours is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ours}
+        done = subprocess.run(
+            [sys.executable, "-c", "from infra.ray_session import RaySession; RaySession().start()"],
+            cwd=REPOSITORY,
+            env={**os.environ, **mode, "RAY_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr.splitlines()[-1].startswith(f"ValueError: the cluster at {address} {told}"), done.stderr
 
 
 def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:
