@@ -127,7 +127,7 @@ def trained(proxy: FaultyProxy, folder: Path, *, shards: int, checkpoints: int) 
     datasets = [dataclasses.replace(one, shard_rows=one.shard_rows[:1] * shards) for one in DATASETS]
     job = example_job(
         folder,
-        config={"steps": 24, "checkpoint_every_steps": 24 // checkpoints},
+        config={"steps": 8, "checkpoint_every_steps": 8 // checkpoints},
         checkpoints_uri=f"{root}/checkpoints",
         sequences=tuple((one, ("unread",) * shards) for one in datasets),
     )
