@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from pipelines.__main__ import main
 from tests.e2e.conftest import pipelines
 
 LINE = ("run", "collect_text", "--input", "README.md", "--root", "gs://somebodys/runs")
@@ -45,8 +47,17 @@ def test_a_bucket_without_permission_is_told(forbidding: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_bucket_out_of_reach_is_told(unused_port: int) -> None:
-    check_told(f"http://127.0.0.1:{unused_port}", "the bucket cannot be reached (Cannot connect to host 127.0.0.1")
+def test_a_bucket_out_of_reach_is_told(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gcsfs import retry
+
+    monkeypatch.setattr(retry, "random", SimpleNamespace(random=lambda: -60.0))  # six tries, but no wait between them
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{unused_port}")
+    assert main(list(LINE)) == 1
+    told = capsys.readouterr().err
+    assert "the bucket cannot be reached (Cannot connect to host 127.0.0.1" in told
+    assert len(told.splitlines()) == 1, told
 
 
 @pytest.fixture

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from infra.prices import CHIPS as PRICED
 from infra.prices import CONSTANTS, Prices, read_prices
 from infra.slices import CHIPS
+
+NAMES = ("usd_per_chip_hour", "watts_per_chip", "vcpus_per_chip", "grid_kg_per_kwh")
 
 
 def test_every_constant_says_where_it_comes_from() -> None:
     assert all(one.source and one.date for one in CONSTANTS.values())
-    for chip in CHIPS:
-        assert {f"{chip}.{name}" for name in ("usd_per_chip_hour", "watts_per_chip", "vcpus_per_chip")} <= set(
-            CONSTANTS
-        )
+    assert set(CHIPS) < set(PRICED)
+    for chip in PRICED:
+        assert {f"{chip}.{name}" for name in NAMES} <= set(CONSTANTS)
 
 
 def test_a_chip_hour_costs_its_price_and_draws_chip_and_host() -> None:
@@ -38,6 +40,17 @@ def test_a_file_replaces_constants(tmp_path: Path) -> None:
     assert prices.work(chip="v5p", chip_hours=10).usd == 20
     assert prices.constants["v5p.grid_kg_per_kwh"].source == "our grid"
     assert prices["pue"] == CONSTANTS["pue"].value
+
+
+def test_a_file_may_replace_every_constant(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps(dict.fromkeys(CONSTANTS, 7)))
+    prices = read_prices(str(path))
+    assert {prices[name] for name in CONSTANTS} == {7.0}
+    assert {one.source for one in prices.constants.values()} == {str(path)}
+    assert {name: one.unit for name, one in prices.constants.items()} == {
+        name: one.unit for name, one in CONSTANTS.items()
+    }
 
 
 @pytest.mark.parametrize(
