@@ -91,7 +91,7 @@ def write_sequences(root: Path, source: str, tokenizer: Tokenizer, texts: list[s
         made.append(shards.write_table(directory, name, part, row_group_rows=ROW_GROUP_ROWS))
     facts = {"sequence_length": LENGTH, "vocab_size": VOCAB, "row_group_rows": ROW_GROUP_ROWS, "targets": targets}
     dataset = Dataset(shards=tuple(made), facts={**facts, "source": source})
-    _publish(directory, "pack_sequences", {"sequences": dataset}, tokenizer.sha256)
+    publish_run(directory, "pack_sequences", {"sequences": dataset}, tokenizer.sha256)
     return directory
 
 
@@ -120,7 +120,7 @@ def train_teacher(root: Path, sequences: str, tokenizer_sha256: str, seed: int =
     run_training(job, TorchBackend("cpu"), direct_feed(job))
     files, steps = committed_files(directory)
     checkpoints = Dataset(shards=files["checkpoints"], facts={"steps": steps, "vocab_size": VOCAB})
-    _publish(directory, "train_model", {"checkpoints": checkpoints}, tokenizer_sha256)
+    publish_run(directory, "train_model", {"checkpoints": checkpoints}, tokenizer_sha256)
     return directory
 
 
@@ -150,7 +150,7 @@ def forge(
     return str(copy)
 
 
-def _publish(directory: str, stage: str, datasets: Mapping[str, Dataset], tokenizer_sha256: str) -> None:
+def publish_run(directory: str, stage: str, datasets: Mapping[str, Dataset], tokenizer_sha256: str) -> None:
     publish_manifest(
         directory,
         Manifest(
