@@ -51,7 +51,7 @@ def main(directory: Path) -> dict[str, Any]:
         while time.time() < deadline:
             time.sleep(0.5)
             drained["last_step"] = seen[-1].step
-            drained["interim"] = [uri[-8:] for uri in list_checkpoints(job.checkpoints_uri)]
+            drained["checkpoints"] = [uri[-8:] for uri in list_checkpoints(job.checkpoints_uri)]
         cluster.remove_node(nodes[node_id], allow_graceful=False)
 
     thread = threading.Thread(target=take_away)

