@@ -39,6 +39,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
+COUNTS = pytest.StashKey[chaos_log.Counts]()
+
+
+def _part_of(item: pytest.Item) -> str:
+    """What the table of `make chaos` calls it, of a test whose mark says so."""
+    mark = item.get_closest_marker("chaos")
+    return str(mark.args[0]) if mark is not None and mark.args else ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before its fixtures: those may be what takes long."""
+    if part := _part_of(item):
+        chaos_log.skip_if_passed(part, item.name)
+        item.stash[COUNTS] = chaos_log.Counts()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    if not (part := _part_of(item)):
+        return (yield)
+    with chaos_log.chaos_run(part, item.name, item.stash[COUNTS]):
+        return (yield)
+
+
+@pytest.fixture
+def counts(request: pytest.FixtureRequest) -> chaos_log.Counts:
+    """For the table: what the test has killed, compared and lost. Kept where the test is marked with its part."""
+    return request.node.stash.setdefault(COUNTS, chaos_log.Counts())
+
+
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
     """The URL of a GCS server (fake-gcs-server) that gs:// URIs of this process, its workers and children go to."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.chaos_log import record_folder
+from tests import chaos_log
 from tests.training.examples import example_job, made_up_feed
 from tests.training.kills import first_step, in_process
 from training.backend import TorchBackend
@@ -82,7 +82,10 @@ def same_bits(devices: tuple[str, ...] = (), steps: int = 200, kills: int = 5, s
                 died += in_process(killed, steps, device, 20, kill_at=at) == -signal.SIGKILL
             assert in_process(killed, steps, device, 20) == 0
             found = compared(killed, straight, steps)
-        tell(f"same_bits {device}: steps {steps}, runs {kills + 2}, kills {died}, {_figures(found)}")
+        tell(
+            f"same_bits {device}: steps {steps}, runs {kills + 2}, kills {died}, {_figures(found)}",
+            **{"runs": kills + 2, "kills": died, "compared": steps, **found},
+        )
         good = good and died == kills and not any(found.values())
     return good
 
@@ -113,7 +116,10 @@ def saves_of(device: str, kills: int, seed: int) -> bool:
         found = compared(killed, straight, steps)
         kept = [[uri.rpartition("/")[2] for uri in list_checkpoints(str(one))] for one in (killed, straight)]
     told = f"not resumable {stuck}, begun before the newest {older}, {_figures(found)}"
-    tell(f"saves {device}: runs {kills + 2}, kills {died}, {told}")
+    tell(
+        f"saves {device}: runs {kills + 2}, kills {died}, {told}",
+        **{"runs": kills + 2, "kills": died, "compared": steps, **found},
+    )
     return died == kills and not stuck and not older and not any(found.values()) and kept[0] == kept[1]
 
 
@@ -185,7 +191,12 @@ def flips(count: int = 96, seed: int = 0) -> bool:
             steps = (10, 20)  # the ends of the two stretches between checkpoints
             found["replay"] += any(replay(job, step).differences for step in steps)
     total = sum(found.values())
-    tell(f"flips: planted {count} {planted}, found {total} ({_figures(found)})")
+    tell(
+        f"flips: planted {count} {planted}, found {total} ({_figures(found)})",
+        runs=count,
+        compared=count,
+        lost=count - total,
+    )
     return total == count
 
 
@@ -213,7 +224,12 @@ def alarms(steps: int = 1000) -> bool:
                 raised += bool(result.differences)
         except Corrupted:
             raised += 1
-    tell(f"alarms: steps {steps}, replayed {replayed}, false alarms {raised}")
+    tell(
+        f"alarms: steps {steps}, replayed {replayed}, false alarms {raised}",
+        runs=1,
+        compared=replayed,
+        doubled=raised,
+    )
     return raised == 0 and replayed == steps
 
 
@@ -239,7 +255,8 @@ def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
     saving, plain = min(means[every]), min(means[steps])
     tell(
         f"save_cost: {steps} steps, a save every {every}: {saving * 1e3:.2f} ms a step, {plain * 1e3:.2f} ms without, "
-        f"ratio {saving / plain:.3f} (best of {rounds})"
+        f"ratio {saving / plain:.3f} (best of {rounds})",
+        runs=2 * rounds,
     )
     return saving / plain <= 1.05
 
@@ -249,7 +266,7 @@ def worlds() -> bool:
 
     with tempfile.TemporaryDirectory() as temporary:
         found = rows_by_world(Path(temporary))
-    tell(f"worlds: {found}")
+    tell(f"worlds: {found}", runs=4, compared=found["rows"])
     return bool(found["same_rows"]) and found["steps"] > 0
 
 
@@ -257,12 +274,14 @@ def _figures(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
-def tell(line: str) -> None:
-    TOLD.append(line)
+def tell(line: str, **figures: int) -> None:
+    """Prints a line, and keeps it and its figures for the record of the part."""
+    COUNTED.told += (line,)
+    COUNTED.add(**figures)
     print(line, flush=True)
 
 
-TOLD: list[str] = []
+COUNTED = chaos_log.Counts()
 PARTS: dict[str, Callable[[], bool]] = {
     "same_bits": same_bits,
     "saves": saves,
@@ -284,16 +303,16 @@ def main(words: list[str]) -> int:
 
 def passed(part: str, again: bool) -> bool:
     """Runs the part, unless it passed before on this code and nobody asks for it by name: then its figures are told."""
-    folder = record_folder()
-    record = folder.with_name(f"{folder.name}-training") / f"{part}.txt"
-    if record.exists() and not again:
-        print(record.read_text(), end="", flush=True)
+    global COUNTED
+    before = chaos_log.kept(f"training {part}", "all")
+    if before is not None and not again:
+        print(*before.told, sep="\n", flush=True)
         return True
-    TOLD.clear()
+    COUNTED, began = chaos_log.Counts(runs=0), time.monotonic()
     if not PARTS[part]():
         return False
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text("".join(f"{line}\n" for line in TOLD))
+    COUNTED.seconds = time.monotonic() - began
+    chaos_log.keep(f"training {part}", "all", COUNTED)
     return True
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.chaos_log import Counts
 from tests.training.examples import example_job
 from tests.training.test_worker import in_process, losses, table
 from training.worker.sizes import allowed_workers, job_at
 
 
-@pytest.mark.chaos
-def test_a_run_grows_without_a_lost_step_and_shrinks_to_its_last_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.chaos("training elastic")
+def test_a_run_grows_without_a_lost_step_and_shrinks_to_its_last_checkpoint(tmp_path: Path, counts: Counts) -> None:
     found = in_process("elastic_run", tmp_path)
     one, two, again = found["first_steps"]
     assert [two] == found["drains"], "the steps before a growth are in its checkpoint"
@@ -23,6 +24,7 @@ def test_a_run_grows_without_a_lost_step_and_shrinks_to_its_last_checkpoint(tmp_
     assert found["last"] == 1
     assert table(tmp_path, "elastic", "lineage").equals(table(tmp_path, "straight", "lineage"))
     np.testing.assert_allclose(losses(tmp_path, "elastic"), losses(tmp_path, "straight"), rtol=1e-5)
+    counts.add(kills=1, compared=len(losses(tmp_path, "elastic")))
 
 
 def test_sizes_are_those_that_share_the_rows_of_a_step(tmp_path: Path) -> None:

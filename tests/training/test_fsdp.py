@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.chaos_log import Counts
 from tests.training.divided import HALF, STEPS, divided_job, from_files, groups, runs, same, train
 from tests.training.examples import write_sequences
 from training.backend import TorchBackend
@@ -33,7 +34,7 @@ NO_GPU = "needs a GPU; nccl takes one worker a GPU"
     scope="module",
     params=[
         ("cpu", 2),
-        pytest.param(("cpu", 4), marks=pytest.mark.chaos),
+        pytest.param(("cpu", 4), marks=pytest.mark.chaos("training divided over four")),
         pytest.param(("cuda", GPUS), marks=pytest.mark.skipif(not GPUS, reason=NO_GPU)),
     ],
     ids=lambda param: "{}-{}".format(*param),
@@ -76,8 +77,11 @@ def column(directory: Path, name: str, of: str) -> list[Any]:
 
 @pytest.mark.usefixtures("found")
 @pytest.mark.parametrize("other", ["one", "whole"])
-def test_losses_and_rows_are_those_of_one_worker_and_of_whole_models(directory: Path, other: str) -> None:
+def test_losses_and_rows_are_those_of_one_worker_and_of_whole_models(
+    directory: Path, other: str, counts: Counts
+) -> None:
     assert len(losses(directory, "divided")) == STEPS
+    counts.add(compared=STEPS)
     np.testing.assert_allclose(losses(directory, "divided"), losses(directory, other), rtol=1e-5)
     np.testing.assert_allclose(
         column(directory, "divided", "grad_norm"), column(directory, other, "grad_norm"), rtol=1e-4
@@ -151,8 +155,8 @@ def test_a_bad_step_names_the_same_rows_as_with_whole_models(found: dict[str, An
         np.testing.assert_allclose(*([float(one[of]) for one in side] for side in rest), rtol=2e-3)
 
 
-@pytest.mark.chaos
-def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path) -> None:
+@pytest.mark.chaos("training divided, replayed")
+def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path, counts: Counts) -> None:
     """So it finds the same bits, and a moment that changed in the checkpoint that it begins from."""
     job = write_sequences(tmp_path, divided_job(str(tmp_path), "run", 2, steps=4, checkpoint_every_steps=2))
     job = dataclasses.replace(job, mesh="data=2", cpu_threads=1)
@@ -170,10 +174,11 @@ def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path) -> None:
     }
     (half / "COMMIT").write_text(json.dumps(commit))
     assert replay(job, 4).differences
+    counts.add(compared=2)
 
 
-@pytest.mark.chaos
-def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_path: Path) -> None:
+@pytest.mark.chaos("training divided in groups")
+def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> None:
     train(divided_job(str(tmp_path), "one", 1), TorchBackend("cpu"))
     found = run_workers(4, groups, str(tmp_path))
     assert found["back_and_forth"]
@@ -181,3 +186,4 @@ def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_pa
     for name in ("groups", "groups-resumed"):
         np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
         assert column(tmp_path, name, "weights_checksum") == column(tmp_path, "groups", "weights_checksum")
+        counts.add(compared=STEPS)

@@ -53,11 +53,12 @@ def test_no_step_after_the_first_compiles(found: dict[str, dict[str, Any]]) -> N
 @pytest.mark.chaos
 def test_every_mesh_of_up_to_eight_chips(tmp_path: Path) -> None:
     """Twenty shapes."""
-    with chaos_run("meshes", "shapes") as counts:
+    with chaos_run("training meshes", "shapes") as counts:
         found = found_on([*NAMES, *CONTINUED], tmp_path)
         assert len(NAMES) == 20
         check_losses(found)
         check_layout(found)
+        counts.runs = len(found)
         counts.compared = sum(len(one["losses"]) for one in found.values())
         for name in NAMES:
             print(f"{name}: {farthest(found[name]['losses'], found[ALONE]['losses']):.1e} from {ALONE}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos_log import Counts
 from tests.training.test_worker import in_process
 from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
 from training.worker.watch import looking
@@ -77,8 +78,8 @@ def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_
     check_alone(left)
 
 
-@pytest.mark.chaos
-def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
+@pytest.mark.chaos("training on a spare slice")
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path, counts: Counts) -> None:
     found = in_process("tpu_slices", tmp_path / "spare")
     first, second = found["attempts"]
     check_workers(first, second)
@@ -86,6 +87,8 @@ def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path:
     assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
     for attempt in (first, second):
         check_alone(attempt)
+        counts.add(compared=len(attempt))
+    counts.add(kills=1)
 
 
 def check_workers(*attempts: list[dict[str, Any]]) -> None:

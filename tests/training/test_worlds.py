@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos_log import Counts
 from tests.training.worlds import rows_by_world
 
 
@@ -12,9 +13,11 @@ def test_a_resized_run_takes_the_rows_and_losses_of_one_worker(tmp_path: Path) -
     check(rows_by_world(tmp_path, ("one", "resized")))
 
 
-@pytest.mark.chaos
-def test_every_number_of_workers_takes_the_same_rows(tmp_path: Path) -> None:
-    check(rows_by_world(tmp_path))
+@pytest.mark.chaos("training worlds")
+def test_every_number_of_workers_takes_the_same_rows(tmp_path: Path, counts: Counts) -> None:
+    found = rows_by_world(tmp_path)
+    check(found)
+    counts.add(runs=3, compared=found["rows"])
 
 
 def check(found: dict) -> None:
