@@ -6,7 +6,8 @@ python -m pipelines replay --run REF --step N
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, config or input.
+Exit codes: 0 done, 1 failed, 2 wrong usage, config or input, 130 stopped by Ctrl-C (training by SIGTERM too): the same
+line goes on where it was.
 """
 
 import os
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from data.storage import FullError
 from pipelines.config import no_such
-from pipelines.stage import VerdictError
+from pipelines.stage import StoppedError, VerdictError
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
@@ -35,7 +36,7 @@ def main(words: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except VerdictError as error:
+    except (VerdictError, StoppedError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:

@@ -34,6 +34,10 @@ class VerdictError(Exception):
     """A stage did its work, and its answer is no: exit code 1, and a run that is done and kept."""
 
 
+class StoppedError(Exception):
+    """The work stopped before its end, and one line says why and what to do: exit code 1, and a run that goes on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Read:
     """One named input of a stage."""

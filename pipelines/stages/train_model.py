@@ -18,7 +18,7 @@ from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.inputs import Input
 from pipelines.models import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
 from pipelines.slices import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
-from pipelines.stage import Context, Outcome, Read
+from pipelines.stage import Context, Outcome, Read, StoppedError
 from training.checkpoint import check_same_model
 from training.chips import held_seconds
 from training.config import DistillConfig, TrainingConfig, TrainJob
@@ -85,7 +85,8 @@ def run(context: Context, config: Config) -> Outcome:
     context.session.start()
     import ray
 
-    from training.faults import Drained  # imports torch
+    from training.faults import BadStep, Corrupted, Drained  # imports torch
+    from training.worker.budgets import UsedUp
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
     job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()))
@@ -108,6 +109,8 @@ def run(context: Context, config: Config) -> Outcome:
             )
         except Drained as drained:  # by a signal: no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained
+        except (BadStep, Corrupted, UsedUp) as error:
+            raise StoppedError(str(error)) from error
     context.chip_seconds.update(held_seconds(storage.join(context.directory, LOGS)))
     datasets, steps = committed_files(context.directory)
     return Outcome(

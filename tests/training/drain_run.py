@@ -1,4 +1,7 @@
-"""Run by test_worker.py in a process of its own: the node of a training worker is drained, then taken away."""
+"""Run by test_worker.py in a process of its own: the node of one of two workers is drained, then taken away.
+
+A third node is there to go on with. `straight` is the same run in one process.
+"""
 
 import json
 import os
@@ -14,6 +17,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.training.examples import example_job, write_sequences
+from training.backend import TorchBackend
+from training.config import TrainJob
+from training.feed import direct_feed
+from training.loop import run_training
 from training.records import list_checkpoints, read_rows
 from training.summary import StepReport
 from training.worker.driver import fit
@@ -26,20 +33,18 @@ def main(directory: Path) -> dict[str, Any]:
     temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
     (Path(temporary) / "ray").mkdir()  # where a Cluster notes its address
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(3))}
     ray.init(address=cluster.address, log_to_driver=False)
-    (directory / "drained").mkdir()
-    config = {"steps": STEPS, "checkpoint_every_steps": 300}
-    job = example_job(directory / "drained" / "checkpoints", config=config)
-    job = write_sequences(directory / "drained", job)
+    job = make_job(directory / "drained", workers=2)
     seen: list[StepReport] = []
     drained: dict[str, Any] = {}
 
     def take_away() -> None:
-        """Drains the node with the worker, and kills it when the time of the notice is over."""
+        """Drains the node of one worker, and kills it when the time of the notice is over."""
         actors = ray._private.state.actors().values()
-        (worker,) = (one for one in actors if "RayTrainWorker" in one["ActorClassName"] and one["State"] == "ALIVE")
-        node_id = worker["Address"]["NodeID"]
+        workers = [one for one in actors if "RayTrainWorker" in one["ActorClassName"] and one["State"] == "ALIVE"]
+        node_id, other = (one["Address"]["NodeID"] for one in workers)
+        assert node_id != other
         deadline = time.time() + NOTICE_SECONDS
         accepted, _ = ray._private.worker.global_worker.gcs_client.drain_node(
             node_id,
@@ -48,10 +53,13 @@ def main(directory: Path) -> dict[str, Any]:
             int(deadline * 1000),  # 2: DRAIN_NODE_REASON_PREEMPTION
         )
         drained["accepted"] = accepted
+        drained["checkpoints_before"] = len(list_checkpoints(job.checkpoints_uri))
         while time.time() < deadline:
             time.sleep(0.5)
             drained["last_step"] = seen[-1].step
             drained["checkpoints"] = [uri[-8:] for uri in list_checkpoints(job.checkpoints_uri)]
+            if len(drained["checkpoints"]) > drained["checkpoints_before"]:
+                drained.setdefault("saved_before_deadline", deadline - time.time())
         cluster.remove_node(nodes[node_id], allow_graceful=False)
 
     thread = threading.Thread(target=take_away)
@@ -66,15 +74,25 @@ def main(directory: Path) -> dict[str, Any]:
     thread.join()
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
+    straight = make_job(directory / "straight")
+    run_training(straight, TorchBackend("cpu"), direct_feed(straight))
     found = {
         **drained,
         "first_step": summary.first_step,
+        "workers": summary.workers,
         "each_once": metrics["step"].to_pylist() == list(range(1, STEPS + 1)),
     }
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
     return found
+
+
+def make_job(directory: Path, **overrides: Any) -> TrainJob:
+    directory.mkdir()
+    config = {"steps": STEPS, "checkpoint_every_steps": 300}
+    job = example_job(directory / "checkpoints", config=config, cpu_threads=1, **overrides)
+    return write_sequences(directory, job)
 
 
 if __name__ == "__main__":

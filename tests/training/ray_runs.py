@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from tests.training.examples import example_job, write_sequences
 from training.backend import TorchBackend
@@ -19,6 +21,7 @@ from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
 from training.loop import StepReport, run_training
+from training.worker.budgets import CountedFailures, Counts, Limits
 from training.worker.driver import fit
 
 
@@ -33,6 +36,7 @@ def main(directory: Path) -> dict[str, Any]:
         "xla": run(directory, "xla", device="xla"),
         "killed": killed(directory),
         "controller": controller_killed(directory),
+        "counted": counted(),
         "stopped": stopped(directory),
         "refused": refused(directory),
     }
@@ -125,6 +129,20 @@ def controller_killed(directory: Path) -> dict[str, Any]:
         "most_at_once": most,
         "groups_left": [state for state in groups if state != "REMOVED"],
     }
+
+
+def counted() -> list[str]:
+    """What the policies of three controllers, one after another, decide on one failure and one preemption each."""
+    failure = WorkerGroupError("a worker died", {0: RuntimeError("killed")})
+    preemption = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]}))
+    limits, key = Limits(failures=2, preemptions=1), b"training-counts/a-test"
+    config = ray.train.FailureConfig(max_failures=2, max_preemption_failures=1)
+    decisions = []
+    for _ in range(3):
+        policy = CountedFailures(config, key)
+        decisions += [policy.make_decision(error).value for error in (failure, preemption)]
+        decisions.append(Counts.read(key).used_up(limits))
+    return decisions
 
 
 def ray_processes(title: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.chaos_log import Counts
 from tests.training import agreement
 from training.checkpoint import load_checkpoint
 from training.local_workers import run_workers
@@ -80,14 +82,15 @@ def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any]
     np.testing.assert_allclose(losses(directory, name), losses(directory, "direct"), rtol=1e-5)
 
 
-@pytest.mark.chaos
-def test_four_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+@pytest.mark.chaos("training on four workers")
+def test_four_workers_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> None:
     """Beside the two above: the same global batch on four, whole, divided, and divided in each of two groups."""
     found = in_process("ray_worlds", tmp_path)
     assert found == {"one": 1, "four": 4, "divided": 4, "groups": 4}
     for name in ("four", "divided", "groups"):
         assert table(tmp_path, name, "lineage").equals(table(tmp_path, "one", "lineage"))
         np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
+        counts.add(runs=1, compared=len(losses(tmp_path, name)))
 
 
 def test_xla_takes_the_steps_of_the_cpu(directory: Path, runs: dict[str, Any]) -> None:
@@ -131,6 +134,28 @@ def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, run
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.chaos("training controllers killed")
+def test_failures_are_counted_over_all_controllers_of_a_run(tmp_path: Path, counts: Counts) -> None:
+    """A worker's death under the first one and that one's own are two, where one is allowed."""
+    found = in_process("budget_run", tmp_path)
+    assert found["kills"] == 2
+    counts.add(kills=2)
+    assert found["message"] == (
+        "Ray Train's controller died; failures of this run, over all of its controllers: 2, and --max-failures is 1; "
+        "the same line goes on from the newest checkpoint, and with --max-failures 2 or more it lasts longer "
+        "(-1: for ever)"
+    )
+
+
+def test_a_new_controller_goes_on_counting_failures_and_preemptions_apart(runs: dict[str, Any]) -> None:
+    first, second, third = (runs["counted"][place : place + 3] for place in (0, 3, 6))
+    assert first == ["RETRY", "RETRY", ""]
+    assert second[:2] == ["RETRY", "RAISE"]
+    assert re.match(r"preemptions of this run, .*: 2, and --max-preemptions is 1;", second[2])
+    assert third[:2] == ["RAISE", "RAISE"]
+    assert re.match(r"failures of this run, .*: 3, and --max-failures is 2;", third[2])
+
+
 def test_a_run_that_gets_sigterm_ends_behind_a_checkpoint_of_its_step(directory: Path, runs: dict[str, Any]) -> None:
     (checkpoint,) = list_checkpoints(str(directory / "stopped" / "checkpoints"))
     step = int(checkpoint[-8:])
@@ -144,16 +169,24 @@ def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any
     assert "belongs to another run: order_seed was 0 and is 5" in runs["refused"]
 
 
-@pytest.mark.chaos
-def test_a_drained_node_costs_no_step(tmp_path: Path) -> None:
-    """With no failure allowed: the loss of the node is one of the preemptions, counted apart."""
+@pytest.mark.chaos("training nodes drained")
+def test_a_drained_node_costs_no_step(tmp_path: Path, counts: Counts) -> None:
+    """The node of one of two workers. With no failure allowed: its loss is a preemption, which is counted apart."""
     found = in_process("drain_run", tmp_path)
     assert found["accepted"]
+    assert found["workers"] == 2
     assert found["checkpoints"][-1] == f"{found['first_step']:08d}", (
         "before it at most a regular one, on a fast machine"
     )
+    assert found["saved_before_deadline"] > 0, "seconds that were left of the notice"
     assert found["last_step"] - found["first_step"] <= 1
     assert found["each_once"]
+    rows = table(tmp_path, "drained", "lineage")
+    assert rows.equals(table(tmp_path, "straight", "lineage"))
+    np.testing.assert_allclose(losses(tmp_path, "drained"), losses(tmp_path, "straight"), rtol=1e-5)
+    counts.add(
+        kills=1, compared=len(losses(tmp_path, "drained")), lost=max(0, found["last_step"] - found["first_step"])
+    )
 
 
 def test_workers_stop_together_when_the_word_has_reached_one_of_them() -> None:

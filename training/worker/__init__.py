@@ -4,6 +4,7 @@
     on_worker   each worker's side: backend, feed, loop
     elastic     when a run grows and shrinks with its cluster; sizes: which numbers of workers can take its steps
     restarts    another controller where Ray's died
+    budgets     how often that and the rest may happen: counted over all controllers of a run
     slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
     stops       what the driver asks of its workers: to stop, or to make room for another number of them
     places      which host is where in which slice: arithmetic, without ray

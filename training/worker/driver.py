@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import tempfile
@@ -31,6 +32,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
 from training.worker.places import TpuSlices, one_host
@@ -43,6 +45,8 @@ from training.worker.watch import looking
 if TYPE_CHECKING:
     from training.config import TrainJob
     from training.summary import StepReport, TrainSummary
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 
@@ -78,14 +82,15 @@ def fit(
     `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
     a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often the workers are
     started again after one died, or after Ray's controller did, `max_preemptions` after a machine was taken away (-1:
-    always). With `fewest_workers` the run goes on with as few where nodes are missing, and grows up to `job.workers`
-    as they come (training/worker/elastic.py). `on_progress` hears about once a second of the newest step, in a thread.
-    `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes need one
-    that all of them see).
+    always); both are counted over all controllers of this call (training/worker/budgets.py). With `fewest_workers` the
+    run goes on with as few where nodes are missing, and grows up to `job.workers` as they come (elastic.py).
+    `on_progress` hears about once a second of the newest step, in a thread. `ray_storage_uri` is for Ray's own
+    bookkeeping (default: a temporary directory; workers on several nodes need one that all of them see).
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
-    Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...).
+    Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...), and
+    `UsedUp`, from training.worker.budgets, where workers, controllers or machines went more often than that.
     """
     from training.backend import check_workers, resolve_device
 
@@ -99,6 +104,8 @@ def fit(
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
     progress_key = f"training-progress/{os.getpid()}/{job.checkpoints_uri}".encode()
     ask_key = f"training-ask/{os.getpid()}/{job.checkpoints_uri}".encode()
+    counts_key = f"training-counts/{os.getpid()}/{job.checkpoints_uri}".encode()
+    limits = Limits(failures=max_failures, preemptions=max_preemptions)
     elastic = len(sizes) > 1
     with contextlib.ExitStack() as stack:
         if ray_storage_uri is None:
@@ -113,6 +120,7 @@ def fit(
                 train_on_worker,
                 sizes=sizes,
                 ask_key=ask_key,
+                counts_key=counts_key,
                 train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
                 backend_config=backend_config(job, tpu),
                 scaling_config=scaling_config(sizes, resources, tpu, use_gpu=job.device == "cuda"),
@@ -120,20 +128,20 @@ def fit(
                     name=f"train-{deaths}",  # what Ray noted of an earlier controller is not ours
                     storage_path=ray_storage_uri,
                     failure_config=ray.train.FailureConfig(
-                        max_failures=max_failures if max_failures == -1 else max_failures - deaths,
-                        max_preemption_failures=max_preemptions,
+                        max_failures=limits.failures, max_preemption_failures=limits.preemptions
                     ),
                 ),
             )
 
+        stack.callback(internal_kv._internal_kv_del, counts_key)
         stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
         try:
-            outcome = pickle.loads(fit_through_restarts(make_trainer, max_failures))
+            outcome = pickle.loads(fit_through_restarts(make_trainer, limits, counts_key))
         except TrainingFailedError as error:
-            raise _own_error(error) from error
+            raise _own_error(error, Counts.read(counts_key).used_up(limits)) from error
     if isinstance(outcome, BaseException):
         raise outcome
     summary: TrainSummary = outcome
@@ -141,18 +149,21 @@ def fit(
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer, with our policy for elastic runs and less a watchdog that cannot work without a dashboard.
+    """Ray's trainer, with our policies for failures and elastic runs, less a watchdog that asks a dashboard.
 
     The watchdog asks the dashboard's state API whether the controller is alive. Without a dashboard each question
     times out after 10 s, it never learns anything, and the controller waits for the last question at the end of every
     run.
     """
 
-    def __init__(self, *arguments: Any, sizes: tuple[int, ...], ask_key: bytes, **settings: Any) -> None:
+    def __init__(
+        self, *arguments: Any, sizes: tuple[int, ...], ask_key: bytes, counts_key: bytes, **settings: Any
+    ) -> None:
         super().__init__(*arguments, **settings)
-        self._sizes, self._ask_key = sizes, ask_key
+        self._sizes, self._ask_key, self._counts_key = sizes, ask_key, counts_key
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["failure_policy"] = CountedFailures(self.run_config.failure_config, self._counts_key)
         if len(self._sizes) > 1:
             settings["scaling_policy"] = ElasticPolicy(self.scaling_config, self._sizes, self._ask_key)
         return super()._initialize_and_run_controller(**settings)
@@ -193,16 +204,21 @@ def _has_dashboard() -> bool:
         return True
 
 
-def _own_error(error: TrainingFailedError) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; Ray's own where no worker raised one."""
+def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
+    """The error that a worker raised, out of Ray's wrapping; UsedUp, or else Ray's own, where no worker raised one."""
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
-        return error
+        return UsedUp(f"a machine was taken away; {used_up}") if used_up else error
     failure: BaseException = error.worker_failures[min(error.worker_failures)]
     while True:
         inner = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
         if not isinstance(inner, BaseException):
-            return failure
+            break
         failure = inner
+    if used_up and isinstance(failure, ray.exceptions.RayError):
+        return UsedUp(f"a training worker died; {used_up}")
+    if used_up and not isinstance(failure, ValueError):
+        logger.warning("the workers failed by an error of their own; %s", used_up)
+    return failure
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ process of the old one is gone from each node that is alive.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -24,17 +25,20 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from training.worker.budgets import Counts, Limits, UsedUp
+
 logger = logging.getLogger(__name__)
 
 ORPHANS_SECONDS = 60.0
 """that workers may take to end after their controller died"""
 
 
-def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], max_failures: int) -> Any:
+def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], limits: Limits, key: bytes) -> Any:
     """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
-    Raises RuntimeError where more than `max_failures` died (-1: any number may), or where workers of one do not end.
-    A controller that only cannot be reached for a moment is not replaced: it may still have its workers.
+    Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).
+    Raises UsedUp where that is one more than there may be, RuntimeError where workers of one do not end. A controller
+    that only cannot be reached for a moment is not replaced: it may still have its workers.
     """
     deaths = 0
     while True:
@@ -45,11 +49,11 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], max
             if state.actors().get(error.actor_id, {}).get("ActorClassName") != "TrainController":
                 raise
             deaths += 1
-            if -1 < max_failures < deaths:
-                raise RuntimeError(
-                    f"Ray Train's controller died, and --max-failures {max_failures} are used up; the same line goes "
-                    "on from the newest checkpoint"
-                ) from error
+            counts = Counts.read(key)
+            counts = dataclasses.replace(counts, failures=counts.failures + 1)
+            counts.write(key)
+            if told := counts.used_up(limits):
+                raise UsedUp(f"Ray Train's controller died; {told}") from error
             logger.warning("Ray Train's controller died; the run goes on under a new one")
             end_orphans(error.actor_id)
             _cancel_request(trainer)
