@@ -16,7 +16,7 @@ import pytest
 
 from infra.ray_session import RaySession
 from pipelines.stage import Context, Resources
-from tests import chaos_log
+from tests import chaos_log, credentials
 
 # Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
 WARNINGS_OF_OTHERS = (
@@ -88,10 +88,17 @@ def gcs_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_session(gcs_server: str) -> Iterator[RaySession]:
-    """One embedded Ray for all tests that run stages in this process."""
+def ray_session(gcs_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession]:
+    """One embedded Ray for all tests that run stages in this process.
+
+    Its workers have a planted credential in their environment, for tests/data/test_gcs.py to look where it went.
+    """
     before = dict(os.environ)
     session = RaySession(cpus=2)
+    with pytest.MonkeyPatch.context() as planted:
+        for name, value in credentials.plant(tmp_path_factory.mktemp("login")).items():
+            planted.setenv(name, value)
+        session.start()
     yield session
     session.close()
     for name in set(os.environ) - set(before):

@@ -21,6 +21,7 @@ from pipelines.inputs import external_input
 from pipelines.runner import Task, resolve_inputs, run_task
 from pipelines.stage import Resources, load_stage
 from pipelines.stages import collect_text
+from tests import credentials
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -160,8 +161,14 @@ def test_files_are_named_by_generation_and_checksum(bucket: str) -> None:
 
 
 def test_stages_run_with_their_root_in_a_bucket(
-    bucket: str, ray_session: RaySession, capfd: pytest.CaptureFixture[str]
+    bucket: str,
+    ray_session: RaySession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    for name, value in credentials.plant(tmp_path).items():  # the workers have it from tests/conftest.py
+        monkeypatch.setenv(name, value)
     storage.write_bytes(f"{bucket}/in/a.jsonl", b'{"text": "keep"}\n{"text": "  "}\n{"text": "\xff"}\n')
     storage.write_bytes(f"{bucket}/in/b.txt", b"and this")
     root, said = f"{bucket}/runs", list[str]()
@@ -195,7 +202,30 @@ def test_stages_run_with_their_root_in_a_bucket(
     assert sum(name.endswith(("_MANIFEST.json", "_RUN.json")) for name in files) == 4
     for where, text in [("logs", logs), *((name, storage.read_bytes(f"{root}/{name}").decode()) for name in files)]:
         assert not SECRET.search(text), where
-        assert os.environ["RAY_AUTH_TOKEN"] not in text, where
+
+    secrets = (credentials.SENTINEL, os.environ["RAY_AUTH_TOKEN"])
+    assert not [one for one in secrets if one in logs]
+    assert credentials.written_in_bucket(bucket, *secrets) == []
+    assert worker_variable("GOOGLE_OAUTH_ACCESS_TOKEN") == credentials.SENTINEL, "otherwise nothing was tested"
+    rays_own = Path(ray_logs())
+    assert list(rays_own.glob("*")), "there should be some"
+    assert list(credentials.written_in_folder(rays_own, *secrets)) == []
+
+
+def worker_variable(name: str) -> str | None:
+    """Of the environment of a Ray worker."""
+    import ray
+
+    found: str | None = ray.get(ray.remote(lambda: os.environ.get(name)).remote())
+    return found
+
+
+def ray_logs() -> str:
+    """The folder where the running Ray writes what it logs."""
+    from ray._private import worker
+
+    folder: str = worker._global_node.get_logs_dir_path()
+    return folder
 
 
 def test_a_model_is_imported_from_a_bucket_and_exported_to_it(bucket: str, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class RayCluster:
     dashboard: str
     address: str
     """what RAY_ADDRESS takes"""
+    agent: str
+    """of its node: where Kubernetes would ask after the raylet"""
     environment: dict[str, str]
 
     def submit(self, *words: str, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -63,7 +65,8 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
         )
     try:
         _wait_until_up(f"http://127.0.0.1:{dashboard}", environment["RAY_AUTH_TOKEN"], process, log)
-        yield RayCluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
+        urls = [f"http://127.0.0.1:{one}" for one in (dashboard, agent)]
+        yield RayCluster(urls[0], f"127.0.0.1:{port}", urls[1], environment)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

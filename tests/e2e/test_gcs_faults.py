@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
+from tests import credentials
 from tests.chaos_log import chaos_run
 from tests.e2e.conftest import SmokeRun, pipelines
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
@@ -63,9 +64,11 @@ def test_every_call_does_what_it_says_though_one_request_in_ten_fails(
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_the_whole_smoke_recipe_in_a_bucket_on_a_bad_day(
-    request: pytest.FixtureRequest, bad_day: tuple[str, FaultyProxy]
+    request: pytest.FixtureRequest, bad_day: tuple[str, FaultyProxy], tmp_path: Path
 ) -> None:
+    """On which a credential of the user's lies about, in a file and in the environment: it gets into nothing."""
     url, proxy = bad_day
+    planted = credentials.plant(tmp_path)
     with chaos_run("smoke on gs with faults and an outage", "smoke") as counts:
         smoke: SmokeRun = request.getfixturevalue("smoke")
         before = proxy.counts.total()
@@ -73,14 +76,17 @@ def test_the_whole_smoke_recipe_in_a_bucket_on_a_bad_day(
         waiting = threading.Thread(target=_outage_after, args=(proxy, before + 300))
         waiting.start()
         done = pipelines(
-            "run", "smoke", "--root", f"gs://{BUCKET}/runs", "--feed", "ray", timeout=1700, STORAGE_EMULATOR_HOST=url
-        )
+            "run", "smoke", "--root", f"gs://{BUCKET}/runs", "--feed", "ray", timeout=1700, STORAGE_EMULATOR_HOST=url,
+            **planted,
+        )  # fmt: skip
         waiting.join()
         assert done.returncode == 0, done.stderr[-4000:]
         assert proxy.counts["outage"] > 0
         counts.kills = proxy.counts.total() - proxy.counts["passed on"]
         counts.compared, counts.lost = _differing(smoke.root)
         assert counts.lost == 0
+        assert credentials.SENTINEL not in done.stdout + done.stderr
+        assert credentials.written_in_bucket(f"gs://{BUCKET}/runs", credentials.SENTINEL) == []
 
 
 def _outage_after(proxy: FaultyProxy, requests: int) -> None:

@@ -1,13 +1,19 @@
 """The whole path, end to end, on a real cluster; then what a user does next."""
 
 import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 
+from infra.manifests import AGENT_PORT, HEALTH_PAGES, PORTS
 from pipelines import recipes
 from pipelines.__main__ import main
-from tests.e2e.cluster import RayCluster
+from tests.e2e.cluster import RAY, RayCluster
 from tests.e2e.conftest import SmokeRun, pipelines
+from tests.sockets import listening, open_to_others, with_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -77,9 +83,36 @@ def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:
     assert "exit code 2" in done.stdout
 
 
-def test_the_cluster_refuses_whoever_has_no_token(cluster: RayCluster) -> None:
-    import urllib.error
-    import urllib.request
+def test_what_kubernetes_asks_of_a_pod_is_answered_without_a_token(cluster: RayCluster) -> None:
+    where = {PORTS["dashboard"]: cluster.dashboard, AGENT_PORT: cluster.agent}
+    for path, port in HEALTH_PAGES.items():
+        assert answer_of(f"{where[port]}{path}") == (200, b"success")
+    told = subprocess.run([str(RAY), "stop", "--help"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, "a pod's last command; to run it would stop every Ray of this machine"
 
+
+def answer_of(url: str) -> tuple[int, bytes]:
+    """Of a server that may still be starting, for which a startup probe waits too."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def test_the_cluster_listens_on_loopback_only(cluster: RayCluster) -> None:
+    """It is started as docs/laptop-to-pod.md says, which tests/e2e/test_laptop_to_pod.py holds to."""
+    sockets = listening(with_environment("RAY_AUTH_TOKEN", cluster.environment["RAY_AUTH_TOKEN"]))
+    assert len(sockets) >= 5, "store of state, raylet, agents, dashboard"
+    assert open_to_others(sockets) == {}
+
+
+def test_the_cluster_refuses_whoever_has_no_token(cluster: RayCluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
