@@ -62,7 +62,7 @@ def submit(words: Sequence[str]) -> int:
 
 def follow(client: Any, job: str, address: str) -> int:
     """The job's log as it comes, to stderr. Returns the exit code of the job's own line (0 done, 1 failed, 2 wrong
-    config or input); 1 where it has none (stopped, killed, never begun) or the connection was lost; 130: Ctrl-C.
+    config or input, 130 stopped); 1 where it has none (killed, never begun) or the connection was lost; 130: Ctrl-C.
 
     Whoever stops following does not stop the job.
     """
