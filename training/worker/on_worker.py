@@ -160,7 +160,8 @@ def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
         blocks = -(-steps // STEPS_IN_BLOCK)
         dataset = ray.data.range(steps, override_num_blocks=blocks).map_batches(load, batch_size=None)
         for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=STEPS_IN_BLOCK):
-            yield int(batch.pop("step")[0]), {name: np.ascontiguousarray(column[0]) for name, column in batch.items()}
+            # A copy: of Ray's own arrays, which cannot be written, torch warns.
+            yield int(batch.pop("step")[0]), {name: np.array(column[0]) for name, column in batch.items()}
 
     return feed
 
