@@ -64,10 +64,11 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
     assert broken_slices([*whole, *lacks_two, *headless, *other, *cpu], V5E) == {"lacks 2"}
 
 
-@pytest.mark.slow
-def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(tmp_path: Path) -> None:
+@pytest.mark.chaos("training on slices that come and go")
+def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(
+    tmp_path: Path, counts: Counts
+) -> None:
     found = in_process("tpu_slices", tmp_path / "elastic")
-    check_what_needs_no_cluster(found)
     both, left, again = found["attempts"]  # never on a, which lacks a host
     check_workers(both, left, again)
     for attempt in (both, again):
@@ -76,19 +77,19 @@ def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_
         assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
     assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["lost"]}
     check_alone(left)
+    counts.add(kills=1, compared=sum(map(len, found["attempts"])))
 
 
-@pytest.mark.chaos("training on a spare slice")
-def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path, counts: Counts) -> None:
+@pytest.mark.slow
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
     found = in_process("tpu_slices", tmp_path / "spare")
+    check_what_needs_no_cluster(found)
     first, second = found["attempts"]
     check_workers(first, second)
     (spare,) = {"b", "c"} - {found["lost"]}  # a lacks a host
     assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
     for attempt in (first, second):
         check_alone(attempt)
-        counts.add(compared=len(attempt))
-    counts.add(kills=1)
 
 
 def check_workers(*attempts: list[dict[str, Any]]) -> None:

@@ -88,6 +88,7 @@ def run(tpu: TpuSlices, folder: Path, attempts: int, sizes: tuple[int, ...]) -> 
         remember,
         sizes=sizes,
         ask_key=b"ask-test",
+        counts_key=b"counts-test",
         train_loop_config={"folder": str(folder), "attempts": attempts, "ask_key": b"ask-test"},
         backend_config=XlaConfig(device="TPU", hosts=tpu.hosts),
         scaling_config=scaling_config(sizes, {"CPU": 1}, tpu),
