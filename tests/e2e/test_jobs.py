@@ -17,7 +17,7 @@ import pytest
 
 from pipelines import recipes
 from pipelines.stage import stage_names
-from tests.chaos_log import chaos_run
+from tests.chaos_log import Counts, chaos_run
 from tests.e2e.cluster import RAY, REPOSITORY, RayCluster, ray_cluster
 from tests.e2e.conftest import SmokeRun, pipelines
 
@@ -148,8 +148,9 @@ def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke:
     assert made.read_bytes() == reference.read_bytes()  # the sha256 of weights, moments, metrics and lineage
 
 
+@pytest.mark.chaos("a job that is stopped and goes on")
 def test_a_stopped_job_of_a_data_stage_is_finished_by_the_same_line_and_then_has_nothing_to_do(
-    cluster: RayCluster, tmp_path: Path
+    cluster: RayCluster, tmp_path: Path, counts: Counts
 ) -> None:
     """A file makes a shard here. Shards of before the stop stay as they were, and the result is a local run's."""
     (tmp_path / "in").mkdir()
@@ -175,6 +176,8 @@ def test_a_stopped_job_of_a_data_stage_is_finished_by_the_same_line_and_then_has
     assert made.read_bytes() == reference.read_bytes()  # the sha256 of every shard
     for path in (made.parent / "text").iterdir():
         assert path.read_bytes() == (reference.parent / "text" / path.name).read_bytes()
+
+    counts.add(runs=2, kills=1, compared=FILES)
 
     code, said = submit(cluster, *line, "--root", str(there))
     assert code == 0, said
