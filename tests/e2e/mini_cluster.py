@@ -20,7 +20,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_NODES = 2
 WORK_SECONDS = 5.0
-"""how long the loss of a node waits for one that works"""
+"""how long a question for a node that works waits for one"""
 SOON_NOTICED = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -37,9 +37,11 @@ class MiniCluster:
     environment: dict[str, str]
     """for whoever wants to use it: RAY_ADDRESS and the token"""
 
-    def lose(self) -> bool:
-        """kill -9 to all processes of a worker node, one that works if there is one soon; whether it did."""
-        return bool(self._ask("lose")["worked"])
+    def lose(self) -> str | None:
+        """kill -9 to all processes of a worker node that works; its id. None, and all nodes stay, where none soon
+        does."""
+        lost: str | None = self._ask("lose")["lost"]
+        return lost
 
     def grow(self) -> None:
         """Adds a worker node."""
@@ -100,27 +102,27 @@ def main() -> None:
     head = {**shared, "num_cpus": 0, "include_dashboard": False, "_system_config": SOON_NOTICED}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(**shared, num_cpus=1) for _ in range(WORKER_NODES)]
-    worked = False
     for line in sys.stdin:
-        if line.strip() == "lose":
-            node, worked = _working(cluster, nodes)
+        lost = None
+        if line.strip() == "lose" and (node := _working(cluster, nodes)) is not None:
+            lost = node.node_id
             nodes.remove(node)
             cluster.remove_node(node, allow_graceful=False)
         elif line.strip() == "grow":
             nodes.append(cluster.add_node(**shared, num_cpus=1))
-        print(json.dumps({"address": cluster.address, "nodes": 1 + len(nodes), "worked": worked}), flush=True)
+        print(json.dumps({"address": cluster.address, "nodes": 1 + len(nodes), "lost": lost}), flush=True)
 
 
-def _working(cluster: Any, nodes: list[Any]) -> tuple[Any, bool]:
-    """(the first node whose CPU is taken, True), or (the first one, False) where none is for WORK_SECONDS."""
+def _working(cluster: Any, nodes: list[Any]) -> Any:
+    """The first node whose CPU is taken by a task; None where none is for WORK_SECONDS."""
     deadline = time.monotonic() + WORK_SECONDS
     while time.monotonic() < deadline:
         free = cluster.global_state.available_resources_per_node()
-        for node in nodes:
-            if free.get(node.node_id, {}).get("CPU", 0.0) < 1.0:
-                return node, True
+        for node in nodes:  # one that has just been added is not among them yet
+            if node.node_id in free and free[node.node_id].get("CPU", 0.0) < 1.0:
+                return node
         time.sleep(0.05)
-    return nodes[0], False
+    return None
 
 
 if __name__ == "__main__":
