@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,9 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _wait_until_up(f"http://127.0.0.1:{dashboard}", environment["RAY_AUTH_TOKEN"], process, log)
         urls = [f"http://127.0.0.1:{one}" for one in (dashboard, agent)]
+        pages = (f"{urls[0]}/api/jobs/", f"{urls[1]}/api/local_raylet_healthz")  # the agent is what starts jobs
+        _wait_until_up(pages, environment["RAY_AUTH_TOKEN"], process, log)
         yield RayCluster(urls[0], f"127.0.0.1:{port}", urls[1], environment)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -76,16 +77,19 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
             process.wait()
 
 
-def _wait_until_up(dashboard: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(pages: Sequence[str], token: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
+    waiting = list(pages)
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"ray start ended with {process.returncode}:\n{log.read_text()}")
-        request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        request = urllib.request.Request(waiting[0], headers={"Authorization": f"Bearer {token}"})
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 if answer.status == 200:
-                    return
+                    waiting.pop(0)
+            if not waiting:
+                return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)
     raise RuntimeError(f"the cluster did not come up in 90 s:\n{log.read_text()}")

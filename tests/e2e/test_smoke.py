@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 import urllib.error
 import urllib.request
 
@@ -86,24 +85,10 @@ def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:
 def test_what_kubernetes_asks_of_a_pod_is_answered_without_a_token(cluster: RayCluster) -> None:
     where = {PORTS["dashboard"]: cluster.dashboard, AGENT_PORT: cluster.agent}
     for path, port in HEALTH_PAGES.items():
-        assert answer_of(f"{where[port]}{path}") == (200, b"success")
+        with urllib.request.urlopen(f"{where[port]}{path}", timeout=10) as answer:
+            assert (answer.status, answer.read()) == (200, b"success"), path
     told = subprocess.run([str(RAY), "stop", "--help"], capture_output=True, text=True, check=False)
     assert told.returncode == 0, "a pod's last command; to run it would stop every Ray of this machine"
-
-
-def answer_of(url: str) -> tuple[int, bytes]:
-    """Of a server that may still be starting, for which a startup probe waits too."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError:
-            raise
-        except urllib.error.URLError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
 
 
 def test_the_cluster_listens_on_loopback_only(cluster: RayCluster) -> None:
