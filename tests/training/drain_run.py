@@ -1,6 +1,6 @@
 """Run by test_worker.py in a process of its own: the node of one of two workers is drained, then taken away.
 
-A third node is there to go on with. `straight` is the same run in one process.
+A third node is there to go on with. `straight` is the same run of two workers without Ray.
 """
 
 import json
@@ -17,9 +17,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.training.examples import example_job, write_sequences
-from training.backend import TorchBackend
+from training.backend import Backend
 from training.config import TrainJob
 from training.feed import direct_feed
+from training.local_workers import run_workers
 from training.loop import run_training
 from training.records import list_checkpoints, read_rows
 from training.summary import StepReport
@@ -74,8 +75,6 @@ def main(directory: Path) -> dict[str, Any]:
     thread.join()
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
-    straight = make_job(directory / "straight")
-    run_training(straight, TorchBackend("cpu"), direct_feed(straight))
     found = {
         **drained,
         "first_step": summary.first_step,
@@ -84,8 +83,13 @@ def main(directory: Path) -> dict[str, Any]:
     }
     ray.shutdown()
     cluster.shutdown()
+    run_workers(2, straight, make_job(directory / "straight", workers=2))
     shutil.rmtree(temporary, ignore_errors=True)
     return found
+
+
+def straight(backend: Backend, job: TrainJob) -> None:
+    run_training(job, backend, direct_feed(job, backend.rank, backend.world_size))
 
 
 def make_job(directory: Path, **overrides: Any) -> TrainJob:

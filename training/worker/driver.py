@@ -29,6 +29,7 @@ import ray.train
 from ray.experimental import internal_kv
 from ray.train.backend import BackendConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -205,20 +206,23 @@ def _has_dashboard() -> bool:
 
 
 def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; UsedUp, or else Ray's own, where no worker raised one."""
+    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so."""
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return UsedUp(f"a machine was taken away; {used_up}") if used_up else error
-    failure: BaseException = error.worker_failures[min(error.worker_failures)]
+    failures = [_unwrapped(error.worker_failures[rank]) for rank in sorted(error.worker_failures)]
+    if used_up and any(isinstance(one, ray.exceptions.RayError | RayTrainError) for one in failures):
+        return UsedUp(f"a training worker died; {used_up}")  # what the others raised follows from that
+    if used_up and not isinstance(failures[0], ValueError):
+        logger.warning("the workers failed by an error of their own; %s", used_up)
+    return failures[0]
+
+
+def _unwrapped(failure: BaseException) -> BaseException:
     while True:
         inner = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
         if not isinstance(inner, BaseException):
-            break
+            return failure
         failure = inner
-    if used_up and isinstance(failure, ray.exceptions.RayError):
-        return UsedUp(f"a training worker died; {used_up}")
-    if used_up and not isinstance(failure, ValueError):
-        logger.warning("the workers failed by an error of their own; %s", used_up)
-    return failure
 
 
 @contextlib.contextmanager

@@ -52,11 +52,11 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], lim
             counts = Counts.read(key)
             counts = dataclasses.replace(counts, failures=counts.failures + 1)
             counts.write(key)
+            end_orphans(error.actor_id)  # what it reserved would be missed by other runs, too
+            _cancel_request(trainer)
             if told := counts.used_up(limits):
                 raise UsedUp(f"Ray Train's controller died; {told}") from error
             logger.warning("Ray Train's controller died; the run goes on under a new one")
-            end_orphans(error.actor_id)
-            _cancel_request(trainer)
 
 
 def end_orphans(controller_id: str) -> None:
