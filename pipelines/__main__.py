@@ -57,8 +57,10 @@ def main(words: Sequence[str]) -> int:
             raise
         print(f"failed: {told}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(
+            f"stopped: {stop}" if str(stop) else "stopped; the same command goes on where this one was", file=sys.stderr
+        )
         return 130
 
 

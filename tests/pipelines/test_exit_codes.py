@@ -17,7 +17,8 @@ CODES = {"0", "1", "2", "130"}
         (ValueError("no such thing; name another"), 2, "error: no such thing; name another"),
         (VerdictError("the answer is no"), 1, "failed: the answer is no"),
         (StoppedError("a training worker died; --max-failures"), 1, "failed: a training worker died; --max-failures"),
-        (KeyboardInterrupt("asked to stop"), 130, "stopped; the same command goes on where this one was"),
+        (KeyboardInterrupt("asked to stop after step 3"), 130, "stopped: asked to stop after step 3"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on where this one was"),
     ],
     ids=lambda value: type(value).__name__,
 )
