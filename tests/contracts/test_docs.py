@@ -1,0 +1,24 @@
+"""What a document says is tested is tested."""
+
+import ast
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEST = re.compile(r"`((?:[\w/]+/)?\w+\.py)::(\w+)`(\*?)")
+
+
+def test_every_row_of_what_may_happen_to_a_training_run_names_tests_that_are_there() -> None:
+    """With a star where they are part of `make chaos` alone."""
+    lines = (REPOSITORY / "docs" / "training-faults.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert len(rows) >= 13
+    for row in rows:
+        named = TEST.findall(row.rpartition(" | ")[2])
+        assert named, row
+        for file, function, star in named:
+            path = REPOSITORY / (file if "/" in file else f"tests/training/{file}")
+            found = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.FunctionDef)]
+            (test,) = (one for one in found if one.name == function)
+            if path.name != "chaos.py":
+                assert bool(star) == any("mark.chaos" in ast.unparse(one) for one in test.decorator_list), row
