@@ -4,6 +4,7 @@ Ray's workers get their environment when Ray starts, so the server comes first a
 """
 
 import collections
+import importlib
 import logging
 import os
 import threading
@@ -27,7 +28,16 @@ WARNINGS_OF_OTHERS = (
 )
 
 
+# Ray reads these when it is first imported, for the life of the process: an import by some test that needs no session
+# would leave those of later tests without a token. So it is imported here, as a session would import it.
+READ_BY_RAY = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in READ_BY_RAY.items():
+            patch.setenv(name, value)
+        importlib.import_module("ray")
     for rule in WARNINGS_OF_OTHERS:
         config.addinivalue_line("filterwarnings", rule)
 
