@@ -16,7 +16,7 @@ def test_a_run_grows_without_a_lost_step_and_shrinks_to_its_last_checkpoint(tmp_
     found = in_process("elastic_run", tmp_path)
     one, two, again = found["first_steps"]
     assert [two] == found["drains"], "the steps before a growth are in its checkpoint"
-    assert one == 0 < two < again
+    assert one == 0 < two <= again  # equal where the node went before a regular checkpoint
     assert again % 200 == 0 or again == two
     workers = {int(step): number for step, number in found["workers"].items()}
     assert {number for step, number in workers.items() if two < step <= again} <= {2}
