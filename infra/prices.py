@@ -24,6 +24,7 @@ LIKE_V4 = f"{OURS}: none is published; as many operations a joule as v4 at its m
 MACHINES = "machine type of a host with 4 chips, vCPUs / 4"
 MEASURED = f"{OURS}: 1.0 GB of packaged text on 2 cores of x86_64, start of Ray not included (docs/costs.md)"
 AUTOSCALER = "kubernetes/autoscaler, gce_price_info.go"
+QUOTED = f"{OURS}: as others' public code quotes Google Cloud on demand, not looked up there"
 GPU_SHEET = "NVIDIA's data sheet of the SXM module: most that it draws"
 UNKNOWN = f"{OURS}: a chip that has no price here counts nothing; say what yours costs in a file"
 HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
@@ -63,8 +64,8 @@ CONSTANTS: Mapping[str, Constant] = {
     "v5e.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
     "v5p.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
     "v6e.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
-    "h100.usd_per_chip_hour": _constant(11.03, "USD", f"{PRICING}: a3-highgpu-8g, 88.25 a host of 8", "2025"),
-    "h200.usd_per_chip_hour": _constant(10.60, "USD", f"{PRICING}: a3-ultragpu-8g, 84.81 a host of 8", "2025"),
+    "h100.usd_per_chip_hour": _constant(11, "USD", f"{QUOTED}: a3-highgpu-8g, about 88 a host of 8", "2026-11"),
+    "h200.usd_per_chip_hour": _constant(10.8, "USD", f"{QUOTED}: a3-ultragpu-8g, about 87 a host of 8", "2026-11"),
     "a100.usd_per_chip_hour": _constant(5.07, "USD", f"{AUTOSCALER}: a2-ultragpu-1g, with 80 GB", "2025"),
     "other.usd_per_chip_hour": _constant(0, "USD", UNKNOWN, "2026-11"),
     "h100.watts_per_chip": _constant(700, "W", GPU_SHEET, "2023"),
