@@ -195,7 +195,7 @@ def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, caps
     amount = trained(str(tmp_path), chip_seconds={"NVIDIA H200": 4 * 3600.0})
     assert (amount.chip_hours, amount.core_hours) == (4.0, 0.0)
     cost = amount.work(PRICES)
-    assert cost.usd == pytest.approx(4 * 10.60)
+    assert cost.usd == pytest.approx(4 * CONSTANTS["h200.usd_per_chip_hour"].value)
     assert cost.kwh == pytest.approx(4 * (700 + 28 * 2.5) / 1000 * 1.10)
     assert cost.kg_co2e == pytest.approx(cost.kwh * 0.41272)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
