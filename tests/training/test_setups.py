@@ -111,3 +111,15 @@ def test_a_table_that_changed_is_not_read(tmp_path: Path, kind: str) -> None:
     path.write_bytes(data)
     with pytest.raises(Damaged, match=f"{kind}.parquet is damaged"):
         read_rows(job.checkpoints_uri, kind)
+
+
+def test_a_run_over_several_tpu_hosts_is_not_replayed_on_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its losses would be another device's, and be told as a wrong computation."""
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    job = moved_run(tmp_path, stops=())
+    hosts = {**read_setups(job.checkpoints_uri)[-1][1], "device": "xla", "workers": 2}
+    monkeypatch.setattr("training.replay.setups_between", lambda root, first, step: [(step, hosts)])
+    with pytest.raises(ValueError, match="2 workers on device 'xla' without a TPU"):
+        replay(job, 3)
