@@ -38,7 +38,7 @@ fit-env: .venv-fit/.complete
 # Known vulnerabilities of everything pinned; says so where no advisory feed can be reached.
 .PHONY: audit
 audit: .venv-audit/.complete
-	@.venv-audit/bin/python infra/audit.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt requirements-audit.txt infra/requirements-tpu.txt
+	@.venv-audit/bin/python infra/advisories.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt requirements-audit.txt infra/requirements-tpu.txt
 .venv-audit/.complete: requirements-audit.txt | .venv
 	@[ -x .venv-audit/bin/python ] || $(BIN)/python -m venv --without-pip .venv-audit
 	VIRTUAL_ENV=.venv-audit $(BIN)/uv pip sync --quiet --require-hashes requirements-audit.txt
@@ -55,7 +55,7 @@ rival-env: .venv-rival/.complete
 # docs/tpu-fit.md: cells that are missing are compiled, minutes each. FIT="--only gemma2_2b --minutes 20" chooses.
 .PHONY: fit-table
 fit-table: .venv fit-env
-	$(BIN)/python -m pipelines.fit_table $(FIT)
+	$(BIN)/python -m pipelines.fit.table $(FIT)
 
 .PHONY: requirements
 requirements:
@@ -85,7 +85,7 @@ test: .venv fit-env rival-env
 
 .PHONY: chaos
 chaos: .venv
-	$(BIN)/python -m tests.training.chaos
+	$(BIN)/python -m tests.programs.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 
 # STUDY=--full adds the ablations. What is finished is not run again.

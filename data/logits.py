@@ -43,7 +43,7 @@ class CodecSpec:
     vocab_size: int
     """ids go from 0 to vocab_size - 1"""
     estimator: Literal["sample", "topk", "full"] = "sample"
-    """what is kept (training/teacher.py has the formulas)"""
+    """what is kept (training/distill/teacher.py has the formulas)"""
     draws: int | None = None
     """of `sample`: draws from the teacher at each target, what its counts sum to"""
     weighted: bool = False

@@ -105,7 +105,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "sequences.bytes_per_token": _constant(2.4, "B", f"{HIGHER}: ids, segments, positions, mask, zstd", "2026-11"),
     "logits.ids_per_target": _constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
     "logits.bytes_per_id": _constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
-    "checkpoint.bytes_per_parameter": _constant(12, "B", "training/checkpoint.py: float32, two moments", "2026-11"),
+    "checkpoint.bytes_per_parameter": _constant(12, "B", "training/checkpoints: float32, two moments", "2026-11"),
     "speed.collect_text": _constant(21, "MB/s a core", MEASURED, "2026-11"),
     "speed.filter_text": _constant(6.5, "MB/s a core", MEASURED, "2026-11"),
     "speed.deduplicate_text": _constant(16, "MB/s a core", MEASURED, "2026-11"),

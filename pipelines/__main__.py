@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Sequence
 
 from data.storage import FullError
-from pipelines.config import no_such
-from pipelines.stage import StoppedError, VerdictError
+from pipelines.engine.config import no_such
+from pipelines.engine.stage import StoppedError, VerdictError
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
@@ -67,26 +67,26 @@ def main(words: Sequence[str]) -> int:
 def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: a typo in the command should not wait for torch.
     if command == "fit":
-        from pipelines.fit import fit
+        from pipelines.fit.command import fit
 
         return fit(words)
     if command == "submit":
-        from pipelines.submit import submit
+        from pipelines.cluster.submit import submit
 
         return submit(words)
     if command == "manifests":
-        from pipelines.manifests import print_manifests
+        from pipelines.cluster.kubernetes import print_manifests
 
         return print_manifests(words)
     if command == "trace":
-        from pipelines.trace_rows import trace
+        from pipelines.checkpoints.trace_rows import trace
 
         return trace(words)
     if command == "replay":
-        from pipelines.replay import replay_
+        from pipelines.checkpoints.replay import replay_
 
         return replay_(words)
-    from pipelines import commands
+    from pipelines.cli import commands
 
     return {
         "list": commands.list_,

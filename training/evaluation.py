@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
-from training.backend import Backend
+from training.backends.base import Backend
 from training.loop import HostBatch
 from training.loss import next_token_loss
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from model import Gemma2
-from training.backend import Backend, gather_slots
-from training.integrity import from_halves
+from training.backends.base import Backend, gather_slots
+from training.backends.checksum import from_halves
 from training.loss import LossFunction
 from training.step import VALUES
 

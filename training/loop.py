@@ -24,15 +24,28 @@ from torch import Tensor
 from data.logits import CodecSpec
 from data.schema import METRICS
 from model import Gemma2
-from training.async_checkpoint import BackgroundSaver
-from training.backend import Backend
-from training.checkpoint import ALONE, Checkpoint, check_same_model, load_checkpoint, load_newest, save_checkpoint
-from training.checkpoint_files import Writer, state_sizes
+from training.backends.base import Backend
+from training.checkpoints.background import BackgroundSaver
+from training.checkpoints.files import Writer, state_sizes
+from training.checkpoints.identity import check_can_be_carried_on, check_identity, check_lease
+from training.checkpoints.lineage import LineageRecorder
+from training.checkpoints.records import checkpoint_uri, list_commits
+from training.checkpoints.retention import apply_retention
+from training.checkpoints.save_load import (
+    ALONE,
+    Checkpoint,
+    check_same_model,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
+from training.checkpoints.setups import SetupRecord, setup_of
+from training.checkpoints.state import restore_state, snapshot_state
 from training.config import TrainingConfig, TrainJob
 from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
-from training.goodput import Meter
-from training.identity import check_can_be_carried_on, check_identity, check_lease
-from training.lineage import LineageRecorder
+from training.log.goodput import Meter
+from training.log.run_log import MetricsLog, Tell
+from training.log.summary import StepReport, TrainSummary
 from training.loss import (
     LossFunction,
     RunHead,
@@ -43,13 +56,7 @@ from training.loss import (
     next_token_loss,
 )
 from training.optim import init_state, learning_rate, step_scalars
-from training.records import checkpoint_uri, list_commits
-from training.retention import apply_retention
-from training.run_log import MetricsLog, Tell
-from training.setups import SetupRecord, setup_of
-from training.state import restore_state, snapshot_state
 from training.step import train_step
-from training.summary import StepReport, TrainSummary
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +87,7 @@ def run_training(
 ) -> TrainSummary:
     """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
 
-    `tell` hears the metrics of the run (training/metrics.py, by field) every few steps, in the first worker.
+    `tell` hears the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
     `drain` is asked after every step whether this machine is about to go; every worker has one, or none has.
 
     Raises ValueError where the newest checkpoint belongs to another config or other data, RuntimeError where the

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from training.backend import Backend, check_workers, make_backend, resolve_device
+from training.backends.base import Backend, check_workers, make_backend, resolve_device
+from training.backends.local_workers import run_workers
+from training.checkpoints.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
+from training.checkpoints.setups import Setup, in_setup, setups_between
 from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
-from training.local_workers import run_workers
+from training.log.summary import StepReport
 from training.loop import Feed, run_training
-from training.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
-from training.setups import Setup, in_setup, setups_between
-from training.summary import StepReport
 
 COMPARED = ("loss_sum", "targets", "grad_norm", "gradients_checksum", "weights_checksum")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
-from training.backend import Backend
+from training.backends.base import Backend
 from training.config import OptimizerConfig
 from training.loss import Batch, LossFunction
 from training.optim import OptimizerState, adamw_, loss_is_spike, update_statistics_
@@ -26,7 +26,7 @@ VALUES = (
     "bad",
     *(f"{name}_{half}" for name in ("weights_before", "gradients", "weights_after") for half in ("low", "high")),
 )
-"""what a step gives, float32 each; the checksums in halves of 16 bits (training/integrity.py)"""
+"""what a step gives, float32 each; the checksums in halves of 16 bits (training/backends/checksum.py)"""
 
 
 def train_step(

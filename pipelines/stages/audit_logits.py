@@ -1,8 +1,8 @@
 """Re-runs the teacher on a seeded sample of a cache of logits and gives a verdict; a failed one is exit code 1.
 
 Checked are the hashes of weights, tokenizer and rows; on the cache's own device that the same bytes come out again; on
-any device that what is kept is an honest estimate of the teacher (training/audit.py). The sample is of whole forward
-passes, at least one a shard, so what is drawn again is drawn as it was.
+any device that what is kept is an honest estimate of the teacher (training/distill/audit.py). The sample is of whole
+forward passes, at least one a shard, so what is drawn again is drawn as it was.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
 from data.manifest import Dataset
 from data.schema import sequence_hashes
-from pipelines import config as configs
-from pipelines.inputs import Input
-from pipelines.models import batches_of, checkpoint_of, codec_of, open_model, setup_of
-from pipelines.progress import advance
-from pipelines.shard_map import Receipt, ShardOutput, map_shards
-from pipelines.stage import FAILURE, Context, Outcome, Read
+from pipelines.checkpoints.loaded import batches_of, checkpoint_of, codec_of, open_model, setup_of
+from pipelines.engine import config as configs
+from pipelines.engine.inputs import Input
+from pipelines.engine.progress import advance
+from pipelines.engine.shard_map import Receipt, ShardOutput, map_shards
+from pipelines.engine.stage import FAILURE, Context, Outcome, Read
 from pipelines.stages import cache_logits
-from training.audit import FUNCTIONS, Tally, tally, z_limit
-from training.backend import resolve_device
+from training.backends.base import resolve_device
 from training.config import Device
+from training.distill.audit import FUNCTIONS, Tally, tally, z_limit
 
 VERSION = 2
 READS = {

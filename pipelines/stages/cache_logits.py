@@ -15,14 +15,21 @@ import pyarrow as pa
 from data import schema
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, encode
-from pipelines.config import digest, to_dict
-from pipelines.models import LoadedModel, batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
-from pipelines.progress import advance
-from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.stage import Context, Outcome, Read
-from training.backend import resolve_device
+from pipelines.checkpoints.loaded import (
+    LoadedModel,
+    batches_of,
+    check_same_tokenizer,
+    checkpoint_of,
+    open_model,
+    setup_of,
+)
+from pipelines.engine.config import digest, to_dict
+from pipelines.engine.progress import advance
+from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.engine.stage import Context, Outcome, Read
+from training.backends.base import resolve_device
 from training.config import Device
-from training.teacher import Estimator, Targets, capture
+from training.distill.teacher import Estimator, Targets, capture
 
 VERSION = 3
 READS = {

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from data import components, dedup, exchange, schema, shards
-from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
-from pipelines.shuffle import Shuffled, Split, finish_shuffle, plan_split
-from pipelines.stage import Context, Outcome, Read
+from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
+from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
+from pipelines.engine.stage import Context, Outcome, Read
 
 VERSION = 4
 READS = {"text": Read(help="documents", dataset="text")}

@@ -19,10 +19,10 @@ from data.shards import write_file
 from data.tokenizer import BOS, END_OF_TURN, EOS, PAD, Tokenizer
 from model import Gemma2, Gemma2Config, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
-from pipelines.model_card import Exported, model_card
-from pipelines.models import checkpoint_of
-from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import load_checkpoint
+from pipelines.checkpoints.loaded import checkpoint_of
+from pipelines.checkpoints.model_card import Exported, model_card
+from pipelines.engine.stage import Context, Outcome, Read
+from training.checkpoints.save_load import load_checkpoint
 
 VERSION = 1
 READS = {

@@ -19,11 +19,11 @@ from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
-from pipelines.inputs import Input
-from pipelines.models import CHECKPOINTS, committed_files
-from pipelines.stage import Context, Outcome, Read
-from training.checkpoint import save_checkpoint
-from training.records import checkpoint_uri, read_commit
+from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
+from pipelines.engine.inputs import Input
+from pipelines.engine.stage import Context, Outcome, Read
+from training.checkpoints.records import checkpoint_uri, read_commit
+from training.checkpoints.save_load import save_checkpoint
 
 CONFIG_FILE = "config.json"
 HF_ENDINGS = (".safetensors", ".safetensors.index.json")

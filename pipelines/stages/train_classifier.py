@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 
 from data import classifier
-from pipelines.inputs import ExternalFile
-from pipelines.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.stage import Context, Outcome, Read
+from pipelines.engine.inputs import ExternalFile
+from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
+from pipelines.engine.stage import Context, Outcome, Read
 
 VERSION = 1
 READS = {"labelled": Read(help="JSONL files of texts with labels", many=True)}

@@ -22,9 +22,9 @@ from torch import Tensor
 from model import Gemma2
 from pipelines.study.text import COLUMNS
 from training.config import DistillConfig, Tail
+from training.distill.teacher import sample_teacher, top_k_teacher
 from training.loop import HostBatch
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
-from training.teacher import sample_teacher, top_k_teacher
 
 SAMPLING_SEED = 0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.charts import Chart, Series, spread, svg, tick_label, ticks
+from pipelines.report.charts import Chart, Series, spread, svg, tick_label, ticks
 from pipelines.study.intervals import Difference
 
 WIDTH, HEIGHT = 720, 400

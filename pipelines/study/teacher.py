@@ -11,8 +11,8 @@ from data.order import MixturePhase, SequenceDataset
 from model import Gemma2
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
-from training.backend import TorchBackend
-from training.checkpoint import load_checkpoint
+from training.backends.base import TorchBackend
+from training.checkpoints.save_load import load_checkpoint
 from training.config import TrainingConfig, TrainJob
 from training.loop import HostBatch, StepReport, run_training
 

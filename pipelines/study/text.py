@@ -19,8 +19,8 @@ from data import shards, sources, storage
 from data.packing import Document, pack_documents
 from data.schema import SEQUENCES, content_hash
 from data.tokenizer import Tokenizer, train_tokenizer
-from pipelines.inputs import external_input
-from pipelines.recipes import STDLIB_EXCLUDE
+from pipelines.engine.inputs import external_input
+from pipelines.recipes.demo import STDLIB_EXCLUDE
 from pipelines.study.sizes import Sizes
 from training.loop import HostBatch
 

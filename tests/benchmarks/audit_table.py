@@ -1,6 +1,6 @@
 """Planted faults against `audit_logits`: how many of TRIALS forged caches it sees, and how many honest ones it passes.
 
-Every forgery has sound hashes throughout (tests/pipelines/forgeries.py). The columns on the right say which checks fail
+Every forgery has sound hashes throughout (tests/programs/forgeries.py). The columns on the right say which checks fail
 alone: what the cache says of itself, drawing again on the same device, the statistics that any device can take.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks.step_speed import Row
-from tests.pipelines.cached_runs import Runs, make_runs
-from tests.pipelines.forgeries import FAULTS, checks, forged, kinds_that_fail
+from tests.programs.cached_runs import Runs, make_runs
+from tests.programs.forgeries import FAULTS, checks, forged, kinds_that_fail
 
 TRIALS = 20
 ESTIMATORS = {"sample N=50": {}, "topk K=12": {"estimator": "topk", "top": 12}}

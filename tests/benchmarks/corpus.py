@@ -25,11 +25,11 @@ from data.manifest import Dataset, Manifest, publish_manifest, read_manifest
 from data.schema import text_bytes
 from data.shards import read_table, write_table
 from infra.ray_session import RaySession
-from pipelines.inputs import Input
-from pipelines.runner import Task, resolve_inputs, run_task
-from pipelines.stage import Resources, load_stage
+from pipelines.engine.inputs import Input
+from pipelines.engine.runner import Task, resolve_inputs, run_task
+from pipelines.engine.stage import Resources, load_stage
+from tests.programs.places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".cache" / "corpus"
 ABOUT = FOLDER / "about.json"
 SOURCES = r"^linux-source-[0-9.]+$"

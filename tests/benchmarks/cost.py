@@ -9,13 +9,13 @@ said in ASSUMED. Extrapolated: the product of both, as if costs grew with the to
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from pipelines.shuffle import MOST_READS
+from pipelines.engine.shuffle import MOST_READS
 from tests.benchmarks.step_speed import Row
+from tests.programs.places import REPOSITORY
 
-FIGURES = Path(__file__).resolve().parents[2] / "docs" / "data-costs.json"
+FIGURES = REPOSITORY / "docs" / "data-costs.json"
 TRILLIONS = (2, 8, 13)
 SHARD_BYTES = {"64 MiB": 64 << 20, "1 GiB": 1 << 30}
 STAGES = ("filter_text", "deduplicate_text", "tokenize_text", "pack_sequences")
@@ -120,7 +120,7 @@ def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reads(shards: int) -> int:
-    """Of pipelines/shuffle.py, from as many files as parts."""
+    """Of pipelines/engine/shuffle.py, from as many files as parts."""
     if shards * shards <= MOST_READS:
         return shards * shards
     width = math.isqrt(shards)

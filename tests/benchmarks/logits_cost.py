@@ -27,10 +27,11 @@ from data.tokenizer import Tokenizer
 from model import Gemma2
 from tests.benchmarks import step_run
 from tests.benchmarks.step_speed import Row
-from training.backend import Backend, make_backend
-from training.teacher import CHUNK_POSITIONS, Estimator, capture, count_draws
+from tests.programs.places import REPOSITORY
+from training.backends.base import Backend, make_backend
+from training.distill.teacher import CHUNK_POSITIONS, Estimator, capture, count_draws
 
-GEMMA = Path(__file__).resolve().parents[2] / ".cache" / "gemma_tokenizer.model"
+GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"
 VOCAB, DRAWS, ROWS, LENGTH, CANDIDATES = 256_000, 50, 32, 1024, 400
 ZIPF = {6: 2.45, 12: 1.70, 25: 1.12, 35: 0.72}
 """distinct ids of 50 draws, about -> exponent of the teacher's law"""

@@ -19,10 +19,10 @@ from data.manifest import MANIFEST_NAME, Dataset, Manifest, Shard, publish_manif
 from tests.benchmarks import cost
 from tests.benchmarks.stage_runs import warm_session, watching
 from tests.benchmarks.step_speed import Row
+from tests.programs.places import REPOSITORY
 
 SIZES = (10_000, 100_000, 1_000_000)
 TASKS = (200, 4_000)
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)

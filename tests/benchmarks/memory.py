@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.inputs import Input, external_input
+from pipelines.engine.inputs import Input, external_input
 from tests.benchmarks import corpus, cost
 from tests.benchmarks.stage_runs import bench_folder, run_stage, warm_session
 from tests.benchmarks.step_speed import Row

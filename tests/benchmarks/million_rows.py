@@ -27,9 +27,9 @@ from data.shards import write_table
 from infra.ray_session import RaySession
 from model import Gemma2Config
 from tests.benchmarks.step_speed import Row
-from tests.training.examples import example_job
-from training.backend import TorchBackend
-from training.checkpoint import save_checkpoint
+from tests.programs.examples import example_job
+from training.backends.base import TorchBackend
+from training.checkpoints.save_load import save_checkpoint
 from training.config import TrainJob
 from training.feed import direct_feed
 from training.loop import Feed, run_training

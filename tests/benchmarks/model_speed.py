@@ -10,7 +10,7 @@ import torch
 
 from model import Gemma2, generate
 from tests.benchmarks import step_run
-from tests.model.reference import in_transformers
+from tests.programs.reference import in_transformers
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from data.manifest import Manifest
 from infra.ray_session import RaySession
-from pipelines.inputs import Input
-from pipelines.runner import Task, run_task
-from pipelines.stage import Resources, load_stage
+from pipelines.engine.inputs import Input
+from pipelines.engine.runner import Task, run_task
+from pipelines.engine.stage import Resources, load_stage
+from tests.programs.places import REPOSITORY
 
 TICK = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_SECONDS = 0.2
@@ -87,7 +88,7 @@ def warm_session() -> Iterator[tuple[RaySession, Path]]:
 @contextlib.contextmanager
 def bench_folder() -> Iterator[Path]:
     """A new folder beside the corpus (whose shards are linked), gone afterwards."""
-    cache = Path(__file__).resolve().parents[2] / ".cache"
+    cache = REPOSITORY / ".cache"
     cache.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=cache))
     try:

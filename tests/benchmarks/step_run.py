@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from model import Gemma2, Gemma2Config
-from tests.model.reference import in_transformers
-from training.backend import Backend, make_backend
+from tests.programs.reference import in_transformers
+from training.backends.base import Backend, make_backend
 from training.config import OptimizerConfig
 from training.loss import next_token_loss
 from training.optim import init_state, step_scalars

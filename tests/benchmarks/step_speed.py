@@ -12,15 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from model import train_flops_per_token
 from tests.benchmarks import step_run
+from tests.programs.places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = ((32_000, 4, 512), (256_000, 1, 2048))
 SIDES = (("ours", "xla"), ("ours", "cpu"), ("transformers", "cpu"))
 TURNS, STEPS = 2, 3

@@ -22,14 +22,13 @@ import pyarrow as pa
 
 from data import hf_tokenizer, shards
 from data.tokenizer import Tokenizer
-from pipelines.inputs import external_input
+from pipelines.engine.inputs import external_input
 from pipelines.stages import tokenize_text
 from tests.benchmarks import corpus, tokenize_parts
 from tests.benchmarks.stage_runs import run_stage, warm_session
 from tests.benchmarks.step_speed import Row
+from tests.programs.places import REPOSITORY, RIVAL_PYTHON
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RIVAL = REPOSITORY / ".venv-rival" / "bin" / "python"
 SHARDS, CORES = 16, 2
 RIVAL_BYTES = 16_000_000
 """of text that a process of the rival is given"""
@@ -134,9 +133,9 @@ def _encode(model: str, uris: list[str], barrier: Any, told: Any) -> None:
 
 def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
     """Of datatrove's pipeline over the run's text, its start taken off."""
-    if not RIVAL.exists():
+    if not RIVAL_PYTHON.exists():
         raise corpus.MissingError("datatrove is not here: make rival-env")
-    words = [str(RIVAL), "-m", "tests.benchmarks.datatrove_pipelines", work, str(text / "text")]
+    words = [str(RIVAL_PYTHON), "-m", "tests.benchmarks.datatrove_pipelines", work, str(text / "text")]
     done = subprocess.run(
         [*words, str(folder / f"datatrove-{work}"), *more], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

@@ -2,9 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.programs.places import REPOSITORY
+
 TEST = re.compile(r"`((?:[\w/]+/)?\w+\.py)::(\w+)`(\*?)")
 
 
@@ -17,7 +17,7 @@ def test_every_row_of_what_may_happen_to_a_training_run_names_tests_that_are_the
         named = TEST.findall(row.rpartition(" | ")[2])
         assert named, row
         for file, function, star in named:
-            path = REPOSITORY / (file if "/" in file else f"tests/training/{file}")
+            path = REPOSITORY / file if "/" in file else next((REPOSITORY / "tests").rglob(file))
             found = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.FunctionDef)]
             (test,) = (one for one in found if one.name == function)
             if path.name != "chaos.py":

@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.programs.places import REPOSITORY
+
 PACKAGES = ("model", "data", "training", "infra", "pipelines")
 MAY_IMPORT = {
     "model": set(),
@@ -23,8 +24,8 @@ MAY_IMPORT = {
 }
 HOMES = {
     "ray": ("training/worker/", "infra/", "pipelines/"),
-    "torch_xla": ("training/xla/",),
-    "jax": ("training/xla/", "infra/aot.py"),
+    "torch_xla": ("training/backends/xla/",),
+    "jax": ("training/backends/xla/", "infra/aot.py"),
     "torch": ("model/", "training/", "infra/", "pipelines/"),  # all but data/
 }
 MAX_LINES = 400
@@ -104,7 +105,7 @@ def test_the_core_imports_where_ray_and_torch_xla_are_missing(names: list[str], 
     wanted = [
         relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         for path in modules(*names)
-        if not relative(path).startswith(("training/worker/", "training/xla/"))
+        if not relative(path).startswith(("training/worker/", "training/backends/xla/"))
     ]
     script = f"import sys, importlib\nfor name in {blocked!r}: sys.modules[name] = None\n"
     script += f"for name in {wanted!r}: importlib.import_module(name)\n"

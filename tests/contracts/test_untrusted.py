@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.test_layout import PACKAGES, git, modules, relative
-from tests.e2e.cluster import REPOSITORY
+from tests.programs.places import REPOSITORY
 
 PICKLE_MAY = {
     "training/worker/driver.py": "between our driver and our workers, within one cluster and its token",
     "training/worker/on_worker.py": "between our driver and our workers, within one cluster and its token",
     "infra/ray_session.py": "tasks to our own workers, within one cluster and its token",
-    "training/local_workers.py": "answers of our own child processes, in a temporary directory that only we can read",
+    "training/backends/local_workers.py": "answers of our own child processes, in a directory that only we can read",
     "model/google_weights.py": "names an exception; torch.load there has weights_only=True",
 }
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
@@ -78,4 +78,4 @@ def test_no_tracked_file_holds_a_credential() -> None:
 def test_every_server_of_ours_is_told_to_listen_on_loopback() -> None:
     """0.0.0.0 stands only where a pod's own network, behind its policy, is meant."""
     found = [relative(path) for path in modules(*PACKAGES) if "0.0.0.0" in path.read_text()]
-    assert found == ["infra/manifests.py"]
+    assert found == ["infra/kubernetes.py"]

@@ -15,8 +15,7 @@ import pytest
 import zstandard
 
 from data import sources
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.programs.places import REPOSITORY
 
 
 def read(path: Path, **options: object) -> tuple[list[str], list[str]]:

@@ -16,9 +16,8 @@ import pytest
 
 from data import heuristics
 from data.words import split_words
+from tests.programs.places import REPOSITORY, RIVAL_PYTHON
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RIVAL = REPOSITORY / ".venv-rival" / "bin" / "python"
 pytestmark = pytest.mark.slow
 
 THEIRS = {
@@ -104,10 +103,10 @@ def texts() -> list[str]:
 
 @cache
 def rival() -> dict[str, list[list[str | None]]]:
-    if not RIVAL.exists():
+    if not RIVAL_PYTHON.exists():
         pytest.skip("datatrove is not here: make rival-env")
     done = subprocess.run(
-        [RIVAL, "-m", "tests.data.datatrove_run"],
+        [RIVAL_PYTHON, "-m", "tests.programs.datatrove_run"],
         cwd=REPOSITORY, input=json.dumps({"texts": texts()}), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

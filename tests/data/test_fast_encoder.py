@@ -10,11 +10,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from data.fast_encoder import FastEncoder, NotExactError, broken_conditions, pieces_of, probes
 from data.tokenizer import Tokenizer, train_tokenizer
+from tests.programs.places import GEMMA_TOKENIZERS
 
-GEMMA = [
-    Path(__file__).resolve().parents[2] / ".cache" / "gemma_tokenizer.model",
-    Path(__file__).resolve().parents[3] / "shared" / "data" / "gemma_tokenizer.model",
-]
 ADVERSARIAL = [
     "",
     "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n",
@@ -62,7 +59,7 @@ def test_a_lower_block_beside_a_space_is_not_cut_from_it(own: bytes, monkeypatch
 
 @pytest.mark.slow
 def test_gemmas_own_model_too() -> None:
-    found = next((path for path in GEMMA if path.exists()), None)
+    found = next((path for path in GEMMA_TOKENIZERS if path.exists()), None)
     if found is None:
         pytest.skip("Gemma's tokenizer is not here: make tokenizer")
     model = found.read_bytes()

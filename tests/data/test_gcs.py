@@ -17,14 +17,14 @@ from data.manifest import Dataset, Manifest, Shard, publish_manifest, read_manif
 from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
 from model import hf_files
-from pipelines.inputs import external_input
-from pipelines.runner import Task, resolve_inputs, run_task
-from pipelines.stage import Resources, load_stage
+from pipelines.engine.inputs import external_input
+from pipelines.engine.runner import Task, resolve_inputs, run_task
+from pipelines.engine.stage import Resources, load_stage
 from pipelines.stages import collect_text
-from tests import credentials
+from tests.programs import credentials
+from tests.programs.places import REPOSITORY
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = re.compile(r"private_key|\btoken\b|_token\b|authorization|bearer|password|refresh", re.IGNORECASE)
 """words of credentials; `tokens` are ours"""
 CREATE = """
@@ -230,7 +230,7 @@ def ray_logs() -> str:
 
 def test_a_model_is_imported_from_a_bucket_and_exported_to_it(bucket: str, tmp_path: Path) -> None:
     from pipelines.stages import export_model, import_model
-    from tests.model.reference import lively_model
+    from tests.programs.reference import lively_model
 
     def run(name: str, config: object, root: str, **inputs: str) -> tuple[str, Manifest]:
         stage = load_stage(name)

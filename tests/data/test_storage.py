@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from data import shards, storage
+from tests.programs.places import REPOSITORY
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("gs", marks=pytest.mark.slow)])
@@ -202,7 +203,7 @@ def test_a_token_in_the_environment_is_refused_and_not_told(name: str, value: st
     """In a process of its own: fsspec reads them when it is imported."""
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "list", "--runs", "--root", "gs://bucket/runs"],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPOSITORY,
         env={**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:1", name: value},
         capture_output=True,
         text=True,
@@ -229,7 +230,7 @@ def test_the_tokens_that_gcsfs_pickles_are_not_loaded(way: str, tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, "-c", use],
         cwd=tmp_path,
-        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,

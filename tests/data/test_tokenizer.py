@@ -24,8 +24,8 @@ from data.tokenizer import (
     Tokenizer,
     train_tokenizer,
 )
+from tests.programs.places import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PROPERTY = settings(deadline=None, max_examples=200)
 
 NASTY = [

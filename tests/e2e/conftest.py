@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import REPOSITORY, RayCluster, ray_cluster
-from tests.e2e.mini_cluster import MiniCluster, mini_cluster
+from tests.programs.cluster import RayCluster, ray_cluster
+from tests.programs.mini_cluster import MiniCluster, mini_cluster
+from tests.programs.places import REPOSITORY
 
 
 @dataclass(frozen=True)

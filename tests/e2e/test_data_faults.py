@@ -1,7 +1,7 @@
 """kill -9 of Ray's workers and the loss of nodes while data stages run: the bytes of the undisturbed run, each once.
 
 A run is all data stages one after another over a mixed corpus. The driver outlives its workers here; what its own
-death leaves is tested in tests/pipelines/test_data_stages.py.
+death leaves is tested in tests/pipelines/stages/test_data_stages.py.
 """
 
 import os
@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from infra.ray_session import RaySession
-from tests.chaos_log import REPOSITORY, chaos_run
-from tests.e2e.mini_cluster import MiniCluster
-from tests.pipelines.in_process import CHAIN, run_chain
-from tests.pipelines.undisturbed import Reference, compare
+from tests.programs.chaos_log import chaos_run
+from tests.programs.in_process import CHAIN, run_chain
+from tests.programs.mini_cluster import MiniCluster
+from tests.programs.places import REPOSITORY
+from tests.programs.undisturbed import Reference, compare
 
 WORKER_RUNS, KILLS_IN_RUN = 20, 5
 NODE_RUNS = 5
@@ -95,7 +96,7 @@ def run_with_a_lost_node(reference: Reference, root: Path, nodes: MiniCluster, s
     """What `compare` says; a node goes in the stage that the seed names, and another comes after the run."""
     draw = random.Random(seed)
     stage = CHAIN[seed % len(CHAIN)][0]
-    command = [sys.executable, "-m", "tests.pipelines.on_ray", str(root), str(reference.corpus)]
+    command = [sys.executable, "-m", "tests.programs.on_ray", str(root), str(reference.corpus)]
     log = root.parent / f"{root.name}.log"
     with log.open("w") as output:
         driver = subprocess.Popen(command, cwd=REPOSITORY, env=nodes.environment, stdout=output, stderr=output)

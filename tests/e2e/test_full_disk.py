@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos_log import REPOSITORY
+from tests.programs.places import REPOSITORY
 
 SCRIPT = """
 set -u

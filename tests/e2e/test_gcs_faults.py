@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from tests import credentials
-from tests.chaos_log import chaos_run
 from tests.e2e.conftest import SmokeRun, pipelines
-from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.programs import credentials
+from tests.programs.chaos_log import chaos_run
+from tests.programs.faulty_proxy import FaultyProxy, faulty_proxy
 
 SHARE = 0.1
 OUTAGE_SECONDS = 30.0

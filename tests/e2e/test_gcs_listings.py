@@ -16,12 +16,12 @@ import pytest
 
 from data import schema, shards, storage
 from data.manifest import Dataset, Manifest, publish_manifest, read_manifest
-from pipelines.runner import Task, run_task
-from pipelines.stage import Resources
-from tests.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.pipelines.corpora import mixed_corpus
-from tests.pipelines.in_process import InProcess, chain
-from tests.training.examples import DATASETS, example_job, write_sequences
+from pipelines.engine.runner import Task, run_task
+from pipelines.engine.stage import Resources
+from tests.programs.corpora import mixed_corpus
+from tests.programs.examples import DATASETS, example_job, write_sequences
+from tests.programs.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.programs.in_process import InProcess, chain
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def test_training_lists_once_a_checkpoint_and_never_for_a_shard(proxy: FaultyPro
 
 def trained(proxy: FaultyProxy, folder: Path, *, shards: int, checkpoints: int) -> int:
     """Listings of a training on gs:// that reads `shards` shards a source and writes so many checkpoints."""
-    from training.backend import TorchBackend
+    from training.backends.base import TorchBackend
     from training.feed import direct_feed
     from training.loop import run_training
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import recipes
-from pipelines.stage import stage_names
-from tests.chaos_log import Counts, chaos_run
-from tests.e2e.cluster import RAY, REPOSITORY, RayCluster, ray_cluster
+from pipelines.engine.stage import stage_names
+from pipelines.recipes import demo as recipes
 from tests.e2e.conftest import SmokeRun, pipelines
+from tests.programs.chaos_log import Counts, chaos_run
+from tests.programs.cluster import RAY, RayCluster, ray_cluster
+from tests.programs.places import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -250,7 +251,7 @@ def wait_for(condition: Callable[[], object], *jobs: Job) -> None:
 def test_each_stage_alone_as_a_job_makes_the_bytes_of_the_whole_run(
     cluster: RayCluster, smoke: SmokeRun, tmp_path: Path, step: str
 ) -> None:
-    from pipelines.recipe import tasks_of
+    from pipelines.recipes.recipe import tasks_of
 
     with chaos_run("a stage as a job", step) as counts:
         root = tmp_path / "runs"
@@ -292,7 +293,7 @@ def test_each_stage_that_smoke_does_without_makes_the_same_bytes_as_a_job(
 
 def inputs_of(stage: str, root: Path, folder: Path) -> list[str]:
     """The inputs of a stage, of smoke's outputs or made in `folder`; they are named without their root."""
-    from pipelines.recipe import tasks_of
+    from pipelines.recipes.recipe import tasks_of
 
     runs = {
         name: f"{task.stage.name}/{task.fingerprint}"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import recipes
-from pipelines.recipe import tasks_of
-from tests.chaos_log import chaos_run
-from tests.e2e.cluster import REPOSITORY
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun, pipelines
+from tests.programs.chaos_log import chaos_run
+from tests.programs.places import REPOSITORY
 
 STEPS = [step.name for step in recipes.load("smoke").steps]
 IN_MAKE_TEST = ("pack", "teacher")

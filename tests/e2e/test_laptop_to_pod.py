@@ -10,13 +10,13 @@ import yaml
 
 from data import storage
 from infra.kuberay import read_manifest
-from pipelines import fit_table
 from pipelines.__main__ import main
-from pipelines.arguments import parse_recipe, parse_run, refuse_missing
-from pipelines.fit import Command, request_of
-from pipelines.recipe import save_recipe, tasks_of
-from pipelines.recipes import load
-from tests.e2e.cluster import REPOSITORY
+from pipelines.cli.arguments import parse_recipe, parse_run, refuse_missing
+from pipelines.fit import table as fit_table
+from pipelines.fit.command import Command, request_of
+from pipelines.recipes.demo import load
+from pipelines.recipes.recipe import save_recipe, tasks_of
+from tests.programs.places import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "laptop-to-pod.md").read_text()
 LINES = [
@@ -47,8 +47,8 @@ def test_every_other_line_is_tested() -> None:
 
 
 def test_a_cluster_starts_as_the_end_to_end_tests_start_it() -> None:
-    """tests/e2e/cluster.py does, with free ports; tests/e2e/test_smoke.py submits."""
-    cluster = (REPOSITORY / "tests" / "e2e" / "cluster.py").read_text()
+    """tests/programs/cluster.py does, with free ports; tests/e2e/test_smoke.py submits."""
+    cluster = (REPOSITORY / "tests" / "programs" / "cluster.py").read_text()
     (start,) = [line for line in COMMANDS if line.startswith("ray start")]
     for flag in shlex.split(start)[2:]:
         assert f'"{flag}' in cluster, flag
@@ -112,7 +112,7 @@ def test_the_jobs_of_a_recipe_have_all_that_they_need(
 
 
 def test_the_run_and_the_account_of_the_page_parse(tmp_path: Path) -> None:
-    """The demo itself is CI's (`.ci/run`); `account` is tests/pipelines/test_account.py's."""
+    """The demo itself is CI's (`.ci/run`); `account` is tests/pipelines/account/test_amounts.py's."""
     (run,) = of("run")
     command = parse_recipe(load("demo"), shlex.split(run)[5:])
     assert command.recipe.input() == ("~/notes",)

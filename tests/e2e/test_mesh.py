@@ -10,7 +10,7 @@ from data.manifest import read_manifest
 from pipelines.__main__ import main
 from tests.e2e.conftest import SmokeRun, pipelines
 from tests.e2e.test_errors import only
-from training.records import read_rows
+from training.checkpoints.records import read_rows
 
 MODEL = ("--model", "gemma2_tiny", "--model.vocab-size", "1024")
 QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

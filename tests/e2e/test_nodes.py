@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import recipes
-from pipelines.recipe import tasks_of
-from tests.chaos_log import REPOSITORY, chaos_run
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun
-from tests.e2e.mini_cluster import MiniCluster
-from tests.sockets import listening, open_to_others, with_environment
+from tests.programs.chaos_log import chaos_run
+from tests.programs.mini_cluster import MiniCluster
+from tests.programs.places import REPOSITORY
+from tests.programs.sockets import listening, open_to_others, with_environment
 
 STEPS = [step.name for step in recipes.load("smoke").steps]
 LONGEST_SECONDS = 400.0

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipelines import fit_table
 from pipelines.__main__ import main
-from pipelines.arguments import take
-from pipelines.fit import Command, request_of
-from pipelines.submit import check_line
-from tests.e2e.cluster import REPOSITORY
+from pipelines.cli.arguments import take
+from pipelines.cluster.submit import check_line
+from pipelines.fit import table as fit_table
+from pipelines.fit.command import Command, request_of
 from tests.e2e.conftest import pipelines
+from tests.programs.places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [

@@ -7,12 +7,12 @@ import urllib.request
 
 import pytest
 
-from infra.manifests import AGENT_PORT, HEALTH_PAGES, PORTS
-from pipelines import recipes
+from infra.kubernetes import AGENT_PORT, HEALTH_PAGES, PORTS
 from pipelines.__main__ import main
-from tests.e2e.cluster import RAY, RayCluster
+from pipelines.recipes import demo as recipes
 from tests.e2e.conftest import SmokeRun, pipelines
-from tests.sockets import listening, open_to_others, with_environment
+from tests.programs.cluster import RAY, RayCluster
+from tests.programs.sockets import listening, open_to_others, with_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from data.tokenizer import Tokenizer, train_tokenizer
-from pipelines.runner import Task, resolve_inputs, save_config
-from pipelines.stage import load_stage
-from tests.e2e.cluster import REPOSITORY
-from tests.pipelines.cached_runs import VOCAB, teacher_config, write_sequences
+from pipelines.engine.runner import Task, resolve_inputs, save_config
+from pipelines.engine.stage import load_stage
+from tests.programs.cached_runs import VOCAB, teacher_config, write_sequences
+from tests.programs.places import REPOSITORY
 
 DEADLINE_SECONDS = 200
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import recipes
-from pipelines.recipe import tasks_of
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun, pipelines
 
 pytestmark = pytest.mark.slow

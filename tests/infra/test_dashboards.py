@@ -11,8 +11,8 @@ import yaml
 
 from data.manifest import Shard
 from infra.ray_session import RaySession
-from tests.e2e.cluster import REPOSITORY
-from training.metrics import FIELDS, METRICS
+from tests.programs.places import REPOSITORY
+from training.log.metrics import FIELDS, METRICS
 
 FOLDER = REPOSITORY / "infra" / "dashboards"
 DASHBOARD = json.loads((FOLDER / "gemma2.json").read_text())
@@ -63,8 +63,8 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
     ray_session.start()
     import ray
 
-    from pipelines.stage_metrics import count_shard
-    from tests.training.examples import example_job
+    from pipelines.engine.counters import count_shard
+    from tests.programs.examples import example_job
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray Train's imports

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.cluster import REPOSITORY
+from tests.programs.places import REPOSITORY
 
 DOCKERFILE = (REPOSITORY / "infra" / "Dockerfile").read_text()
 FIT = (REPOSITORY / "requirements-fit.txt").read_text()

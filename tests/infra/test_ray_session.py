@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.ray_session import node_share
+from tests.programs.places import REPOSITORY
 
 TWICE = """
 from infra.ray_session import RaySession
@@ -25,7 +25,7 @@ def test_a_second_session_of_a_process_starts_too() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", TWICE],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,

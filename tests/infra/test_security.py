@@ -12,9 +12,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from infra.audit import NOT_RUN, judge
-from infra.ray_session import CHECK_ALIVE, REPOSITORY, RaySession, protect_token_file, refuse_open_cluster
-from tests.sockets import descendants, listening, open_to_others
+from infra.advisories import NOT_RUN, judge
+from infra.ray_session import CHECK_ALIVE, RaySession, protect_token_file, refuse_open_cluster
+from tests.programs.places import REPOSITORY
+from tests.programs.sockets import descendants, listening, open_to_others
 
 
 @pytest.mark.slow
@@ -129,11 +130,11 @@ def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_everything_pinned_is_audited() -> None:
-    repository = Path(__file__).resolve().parents[2]
-    (line,) = [one for one in (repository / "Makefile").read_text().splitlines() if "infra/audit.py" in one]
-    pinned = [*repository.glob("requirements*.txt"), *(repository / "infra").glob("requirements*.txt")]
+
+    (line,) = [one for one in (REPOSITORY / "Makefile").read_text().splitlines() if "infra/advisories.py" in one]
+    pinned = [*REPOSITORY.glob("requirements*.txt"), *(REPOSITORY / "infra").glob("requirements*.txt")]
     assert sorted(line.partition("pip-audit ")[2].split()) == sorted(
-        path.relative_to(repository).as_posix() for path in pinned
+        path.relative_to(REPOSITORY).as_posix() for path in pinned
     )
 
 

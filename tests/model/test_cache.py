@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model import Cache, gemma2_tiny
-from tests.model.reference import lively_model, random_tokens
+from tests.programs.reference import lively_model, random_tokens
 
 
 def decoded(model, tokens, chunks):

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from model import Cache, Gemma2, attend, gemma2_2b, gemma2_tiny
-from tests.model.reference import lively_model, random_tokens
+from tests.programs.reference import lively_model, random_tokens
 
 
 def by_hand(model, tokens):

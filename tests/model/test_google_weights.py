@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import gemma2_tiny, load_gemma_pytorch
-from tests.model.reference import lively_model
+from tests.programs.reference import lively_model
 
 
 def google_layout(model):

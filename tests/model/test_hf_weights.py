@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2, gemma2_tiny, load_hf, save_hf
-from tests.model.reference import lively_model, random_tokens
+from tests.programs.reference import lively_model, random_tokens
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -89,7 +89,7 @@ def test_transformers_loads_what_we_save_and_gives_our_logits(tmp_path, shard_by
 
 @pytest.mark.slow  # imports transformers
 def test_we_load_what_transformers_saves(tmp_path):
-    from tests.model.reference import in_transformers
+    from tests.programs.reference import in_transformers
 
     model = lively_model(layers=2, rope_theta=500.0)
     in_transformers(model).save_pretrained(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.model.numerics import bfloat16_logits, mean_rms, rms
+from tests.programs.numerics import bfloat16_logits, mean_rms, rms
 
 pytestmark = pytest.mark.slow  # imports transformers
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import PAPER_VOCAB_SIZE, VOCAB_SIZE, gemma2_tiny
-from tests.model.reference import in_transformers, lively_model, random_tokens
+from tests.programs.reference import in_transformers, lively_model, random_tokens
 
 pytestmark = pytest.mark.slow
 

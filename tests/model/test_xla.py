@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.programs.places import REPOSITORY
 
 pytest.importorskip("torch_xla")
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ print(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def report():
-    root = Path(__file__).parents[2]
+    root = REPOSITORY
     environment = os.environ | {"PJRT_DEVICE": "CPU", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True, timeout=300

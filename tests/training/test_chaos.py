@@ -1,8 +1,8 @@
-"""A seeded few of `python -m tests.training.chaos`; all of it is `make chaos`."""
+"""A seeded few of `python -m tests.programs.chaos`; all of it is `make chaos`."""
 
 import pytest
 
-from tests.training import chaos
+from tests.programs import chaos
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import torch
 
 from data.logits import CodecSpec
 from model import Gemma2, gemma2_tiny
-from tests.training.examples import example_job
+from tests.programs.examples import example_job
 from training.config import DistillConfig, OptimizerConfig, TrainingConfig
 from training.loop import loss_function
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model import Gemma2
-from tests.training.examples import example_job, made_up_feed
-from training.backend import TorchBackend
+from tests.programs.examples import example_job, made_up_feed
+from training.backends.base import TorchBackend
 from training.evaluation import evaluate
 
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training import chaos
-from tests.training.examples import example_job, made_up_feed
+from tests.programs import chaos
+from tests.programs.examples import example_job, made_up_feed
 from training import loop
-from training.backend import TorchBackend
-from training.checkpoint import load_checkpoint
+from training.backends.base import TorchBackend
+from training.backends.checksum import checksum, from_halves
+from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
+from training.checkpoints.save_load import load_checkpoint
 from training.config import TrainJob
 from training.faults import BadStep, Corrupted, Drained
-from training.integrity import checksum, from_halves
+from training.log.metrics import CAUSES
+from training.log.run_log import read_lines
 from training.loop import run_training
-from training.metrics import CAUSES
-from training.records import latest_checkpoint, list_checkpoints, read_rows
 from training.replay import replay
-from training.run_log import read_lines
 
 CPU = TorchBackend("cpu")
 BAD_TOKEN = 63
@@ -144,7 +144,7 @@ def test_planted_flips_are_found(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_replayed_step_is_the_recorded_one_and_one_that_was_not_taken_is_refused(tmp_path: Path) -> None:
-    from tests.training.examples import write_sequences
+    from tests.programs.examples import write_sequences
 
     job = write_sequences(tmp_path, example_job(tmp_path / "checkpoints"))
     run_training(job, CPU, chaos.made_up_feed_from(job))

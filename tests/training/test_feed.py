@@ -10,12 +10,12 @@ import pytest
 from data.logits import CodecSpec, Ranking, encode
 from data.schema import LOGITS
 from data.shards import read_table, write_table
-from tests.training.examples import VOCAB, example_job, write_sequences
-from training.backend import TorchBackend
+from tests.programs.examples import VOCAB, example_job, write_sequences
+from training.backends.base import TorchBackend
 from training.config import TrainJob
+from training.distill.teacher import sample_teacher
 from training.feed import direct_feed, make_loader
 from training.loop import StepReport, run_training
-from training.teacher import sample_teacher
 
 CPU = TorchBackend("cpu")
 DRAWS = 8

@@ -14,23 +14,23 @@ import torch
 
 from data.order import MixturePhase
 from data.schema import LINEAGE, METRICS
-from tests.training.examples import example_job, made_up_feed
-from training.backend import TorchBackend
-from training.checkpoint import load_checkpoint
+from tests.programs.examples import example_job, made_up_feed
+from tests.programs.places import REPOSITORY
+from training.backends.base import TorchBackend
+from training.checkpoints.records import latest_checkpoint, read_rows
+from training.checkpoints.save_load import load_checkpoint
 from training.config import OptimizerConfig, TrainJob
 from training.loop import StepReport, TrainSummary, run_training
-from training.records import latest_checkpoint, read_rows
 
 CPU = TorchBackend("cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 KILLED_RUN = """
 import os, signal, sys, time
 from pathlib import Path
-from tests.training.examples import example_job, made_up_feed
+from tests.programs.examples import example_job, made_up_feed
 from training import loop
-from training.backend import make_backend
-from training.records import latest_checkpoint
+from training.backends.base import make_backend
+from training.checkpoints.records import latest_checkpoint
 
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loop.FETCH_STEPS = 1
@@ -53,8 +53,8 @@ def train(job: TrainJob, reports: list[StepReport] | None = None) -> TrainSummar
 def run_in_process(directory: Path, device: str, kill_at: int) -> int:
     return subprocess.run(
         [sys.executable, "-c", KILLED_RUN, str(directory), device, str(kill_at)],
-        cwd=ROOT,
-        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(directory)},
+        cwd=REPOSITORY,
+        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HOME": str(directory)},
         check=False,
         timeout=300,
     ).returncode

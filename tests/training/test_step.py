@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.programs.places import REPOSITORY
+from training.checkpoints.records import latest_checkpoint, read_rows
 from training.loop import run_training
-from training.records import latest_checkpoint, read_rows
-
-ROOT = Path(__file__).resolve().parents[2]
 
 RUN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from tests.training.examples import example_job, made_up_feed
-from training.backend import make_backend
+from tests.programs.examples import example_job, made_up_feed
+from training.backends.base import make_backend
 from training.loop import run_training
 
 directory, device, rank, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -38,13 +37,13 @@ print(json.dumps({"compiles": summary.compiles}))
 def start(directory: Path, device: str, rank: int = 0, workers: int = 1, port: int = 0) -> subprocess.Popen[str]:
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(REPOSITORY),
         "HOME": str(directory.parent),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
     command = [sys.executable, "-c", RUN, str(directory), device, str(rank), str(workers)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -88,8 +87,8 @@ def test_the_step_moves_every_parameter_and_keeps_its_storage(tmp_path: Path) ->
     import torch
 
     from model import Gemma2
-    from tests.training.examples import example_job, made_up_feed
-    from training.backend import TorchBackend
+    from tests.programs.examples import example_job, made_up_feed
+    from training.backends.base import TorchBackend
     from training.loss import next_token_loss
     from training.optim import init_state, step_scalars
     from training.step import train_step
@@ -114,8 +113,8 @@ def test_the_step_moves_every_parameter_and_keeps_its_storage(tmp_path: Path) ->
 def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
     import torch
 
-    from tests.training.examples import example_job, made_up_feed
-    from training.backend import TorchBackend
+    from tests.programs.examples import example_job, made_up_feed
+    from training.backends.base import TorchBackend
 
     job = example_job(tmp_path, config={"steps": 2})
 
@@ -125,7 +124,7 @@ def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
 
     summary = run_training(job, TorchBackend("cpu"), nothing)
     assert (summary.loss, summary.tokens_seen) == (0.0, 0)
-    from training.checkpoint import load_checkpoint
+    from training.checkpoints.save_load import load_checkpoint
 
     uri = latest_checkpoint(str(tmp_path))
     assert uri is not None
@@ -135,9 +134,9 @@ def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
 
 
 def test_bfloat16_computes_from_float32_weights_and_moves_them(tmp_path: Path) -> None:
-    from tests.training.examples import example_job, made_up_feed
-    from training.backend import TorchBackend
-    from training.checkpoint import load_checkpoint
+    from tests.programs.examples import example_job, made_up_feed
+    from training.backends.base import TorchBackend
+    from training.checkpoints.save_load import load_checkpoint
 
     losses = {}
     for dtype in ("float32", "bfloat16"):

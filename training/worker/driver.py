@@ -45,7 +45,7 @@ from training.worker.watch import looking
 
 if TYPE_CHECKING:
     from training.config import TrainJob
-    from training.summary import StepReport, TrainSummary
+    from training.log.summary import StepReport, TrainSummary
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def fit(
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...), and
     `UsedUp`, from training.worker.budgets, where workers, controllers or machines went more often than that.
     """
-    from training.backend import check_workers, resolve_device
+    from training.backends.base import check_workers, resolve_device
 
     if tpu is None and job.device in ("auto", "xla"):
         tpu = one_host(ray.nodes())
@@ -239,7 +239,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
-    from training.summary import StepReport
+    from training.log.summary import StepReport
 
     last = 0
 

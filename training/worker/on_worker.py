@@ -19,10 +19,10 @@ from training.worker.sizes import job_at
 from training.worker.stops import Asked
 
 if TYPE_CHECKING:
-    from training.backend import Backend as TrainBackend
+    from training.backends.base import Backend as TrainBackend
     from training.config import TrainJob
+    from training.log.summary import StepReport
     from training.loop import Feed, HostBatch
-    from training.summary import StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few en
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
     """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
-    from training.backend import make_backend
+    from training.backends.base import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
     from training.loop import run_training
@@ -76,12 +76,12 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
 
 
 class _Gauges:
-    """The run's gauges, as training/metrics.py names them, on this node's metrics port."""
+    """The run's gauges, as training/log/metrics.py names them, on this node's metrics port."""
 
     def __init__(self, job: TrainJob) -> None:
         from ray.util.metrics import Gauge
 
-        from training.metrics import METRICS
+        from training.log.metrics import METRICS
 
         self.run = "/".join(job.checkpoints_uri.split("/")[-3:-1])  # stage/fingerprint
         self.gauges: dict[str, tuple[Any, dict[str, str]]] = {}

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.chips import SHORT_NAMES
+from training.log.chips import SHORT_NAMES
 
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
 TOPOLOGY = "ray.io/tpu-topology"

@@ -1,0 +1,58 @@
+"""Known vulnerabilities of what requirements*.txt pin, by pip-audit and the OSV database: `make audit`.
+
+    python infra/advisories.py .venv-audit/bin/pip-audit requirements.txt ...
+
+Exit codes: 0 nothing known, or not run because no advisory feed is reachable (it says so); 1 something is known, or the
+audit itself failed. Only hashed files are audited, so nothing is resolved or installed.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+UNREACHABLE = (
+    "ConnectionError",
+    "Max retries exceeded",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "Failed to connect",
+    "ProxyError",
+)
+NOT_RUN = "not run: no advisory feed reachable"
+
+
+def main(program: str, files: Sequence[str]) -> int:
+    """Audits each file; prints a line each, and a line for each vulnerability."""
+    worst = 0
+    for name in files:
+        command = [program, "-r", name, "--require-hashes", "--disable-pip", "-s", "osv", "-f", "json"]
+        done = subprocess.run(
+            [*command, "--progress-spinner", "off", "--timeout", "10"], capture_output=True, text=True, check=False
+        )
+        code, told = judge(done.stdout, done.stderr)
+        print(f"{name}: {told}")
+        worst = max(worst, code)
+    return worst
+
+
+def judge(stdout: str, stderr: str) -> tuple[int, str]:
+    """(exit code, what to say) of one run of pip-audit."""
+    try:
+        dependencies = json.loads(stdout)["dependencies"]
+    except (ValueError, KeyError, TypeError):
+        if any(word in stderr for word in UNREACHABLE):
+            return 0, NOT_RUN
+        return 1, f"the audit failed: {stderr.strip()[-2000:]}"
+    known = [(one, found) for one in dependencies for found in one.get("vulns", ())]
+    if not known:
+        return 0, f"nothing known of {len(dependencies)} packages"
+    lines = [
+        f"  {one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
+        for one, found in known
+    ]
+    return 1, "\n".join([f"{len(known)} known in {len(dependencies)} packages", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

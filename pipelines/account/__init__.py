@@ -1,0 +1,1 @@
+"""What a recipe takes (tokens, operations, hours, bytes, money, carbon): estimated before, measured after."""

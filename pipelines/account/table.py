@@ -1,0 +1,200 @@
+"""What a plan or an account says: a line a step, totals, the break-even of cached logits, the report's carbon.
+
+Figures of a plan are as good as its constants, which are printed below it with their sources.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from infra.prices import CHIPS, OTHER, Cost, Prices, priced_as
+from pipelines.account.amounts import Amount, Cache, caches, estimate
+from pipelines.cli.plan import size
+from pipelines.recipes.gemma2 import PUBLISHED, PUBLISHED_TONNES_CO2E
+
+if TYPE_CHECKING:
+    from pipelines.recipes.recipe import Recipe
+
+COLUMNS = ("step", "tokens", "FLOPs", "chip-hours", "core-hours", "stored", "USD", "kWh", "kgCO2e", "time")
+
+
+def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
+    """The plan of a recipe."""
+    amounts = estimate(recipe, prices)
+    yield f"What {recipe.name} would take (a reckoning from configs and the constants below; nothing is measured):"
+    yield from amount_lines(amounts, prices)
+    for cache in caches(recipe, amounts, prices):
+        yield from break_even_lines(cache, prices)
+    yield from _egress_lines(amounts, prices)
+    if recipe.name in PUBLISHED:
+        yield from published_lines(prices)
+    yield "constants (a JSON file after --prices replaces any):"
+    chips = {f"{kind}." for amount in amounts for kind in amount.chips}
+    others = tuple(f"{chip}." for chip in CHIPS)
+    for name, one in prices.constants.items():
+        if not name.startswith(others) or name.startswith(tuple(chips)):
+            yield f"  {name} = {one.value:g} {one.unit}".rstrip() + f"  ({one.source}; {one.date})"
+
+
+def amount_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
+    """The table, with totals by kind of stored data below it."""
+    costs = [amount.cost(prices) for amount in amounts]
+    rows = [_cells(amount, cost) for amount, cost in zip(amounts, costs, strict=True)]
+    total = sum(costs, Cost())
+    rows.append(
+        (
+            "all",
+            "",
+            _number(sum(amount.flops for amount in amounts)),
+            _number(sum(amount.chip_hours for amount in amounts)),
+            _number(sum(amount.core_hours for amount in amounts)),
+            size(sum(amount.stored_bytes for amount in amounts)),
+            *_money(total),
+            _time(sum(hours for amount in amounts if (hours := _hours(amount)))),
+        )
+    )
+    yield from aligned([COLUMNS, *rows])
+    kinds: dict[str, float] = {}
+    for amount in amounts:
+        for kind, count in amount.stored.items():
+            kinds[kind] = kinds.get(kind, 0.0) + count
+    yield "stored: " + "; ".join(f"{kind} {size(count)}" for kind, count in kinds.items())
+
+
+def measured_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
+    """The account of what has run, and what its figures are of."""
+    yield from amount_lines(amounts, prices)
+    yield from _egress_lines(amounts, prices)
+    held: dict[str, float] = {}
+    for amount in amounts:
+        for kind, hours in amount.chips.items():
+            held[kind] = held.get(kind, 0.0) + hours
+    yield (
+        "Times are of the attempts that finished, waiting included; core-hours are of all cores of their machine"
+        + ("; no chip was used." if not held else ", but of no step that had chips: a chip's host comes with it.")
+    )
+    if held:
+        kinds = ", ".join(f"{_number(hours)} hours of {kind}" for kind, hours in held.items())
+        yield f"Chips: {kinds}; of training in all attempts, from a worker's begin on, of other stages by shards."
+    for kind in held:
+        if priced_as(kind) == OTHER and not prices["other.usd_per_chip_hour"]:
+            yield (
+                f"{kind} has no price here and counts nothing: give other.usd_per_chip_hour, other.watts_per_chip and "
+                "other.vcpus_per_chip in a file after --prices"
+            )
+
+
+def _cells(amount: Amount, cost: Cost) -> tuple[str, ...]:
+    return (
+        amount.step,
+        _number(amount.tokens),
+        _number(amount.flops),
+        _number(amount.chip_hours),
+        _number(amount.core_hours),
+        size(amount.stored_bytes) if amount.stored else "",
+        *_money(cost),
+        _time(_hours(amount)),
+    )
+
+
+def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
+    """The teacher beside every student, against its logits kept once."""
+    monthly = prices.storage_usd_per_month(cache.stored_bytes)
+    months = prices["storage.months"]
+    kept = monthly * months
+    yield (
+        f"{cache.step}: a teacher's pass costs {_usd(cache.work.usd)}; its logits, {size(cache.stored_bytes)}, cost "
+        f"{_usd(monthly)} a month, {_usd(kept)} in {months:g} months."
+    )
+    if not cache.work.usd:
+        return
+    first = next((n for n in range(2, 10_000) if cache.work.usd + kept < n * cache.work.usd), None)
+    yield (
+        f"  online: each student pays the pass ({size(cache.teacher_bytes)} of teacher's parameters on its chips "
+        f"beside its own); cached: one pass and the storage. The cache is cheaper from "
+        + (f"{first} students (or epochs) on" if first else "no number of students on")
+        + (
+            f", while it is kept less than {cache.work.usd / monthly:,.1f} months for each pass saved."
+            if monthly
+            else "."
+        )
+    )
+    online, cached = _usd(cache.students * cache.work.usd), _usd(cache.work.usd + kept)
+    yield f"  With {cache.students} here, online would cost {online} and cached costs {cached}."
+
+
+def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
+    read = sum(count for one in amounts for kind, count in one.stored.items() if kind in ("sequences", "logits"))
+    trained = [one for one in amounts if one.stage == "train_model" and one.stored_bytes]
+    if read and trained:
+        yield (
+            f"egress: none while bucket and slice are in one region; reading sequences and logits from another cloud "
+            f"once would cost {_usd(prices.egress(read).usd)} ({size(read)})"
+        )
+
+
+def published_lines(prices: Prices) -> Iterator[str]:
+    """The three recipes together, beside what the report says."""
+    from pipelines.recipes import demo as recipes
+
+    tonnes = {}
+    for name in PUBLISHED:
+        amounts = estimate(recipes.load(name), prices)
+        trained = sum(one.cost(prices).kg_co2e for one in amounts if one.stage == "train_model") / 1000
+        tonnes[name] = (sum((one.cost(prices) for one in amounts), Cost()).kg_co2e / 1000, trained)
+    total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
+    each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
+    yield (
+        f"The report's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t of it training, the rest "
+        f"teachers' passes and data), {PUBLISHED_TONNES_CO2E:,.2f} tCO2eq published: "
+        f"{total / PUBLISHED_TONNES_CO2E:.2f} of it."
+    )
+    yield from (
+        "  Published is metered: hourly energy of TPU data centres, with overhead. This is arithmetic; they differ by",
+        f"  (1) utilization, {prices['mfu']:.0%} assumed: carbon goes as its inverse;",
+        "  (2) watts: v4's are published (ASIC and HBM), those of v5e and v5p are not;",
+        "  (3) grids: the report names no region, and 0.1 or 0.6 kg/kWh instead would make a third or twice of it;",
+        "  (4) what is counted: failed and repeated runs, teachers' passes are not said to be in the published figure.",
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns under each other: names to the left, numbers to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()
+
+
+def _hours(amount: Amount) -> float | None:
+    """Wall time: measured, or of all chips of its place at once; unknown for plain machines, whose number is yours."""
+    if amount.seconds is not None:
+        return amount.seconds / 3600
+    return amount.chip_hours / amount.place.chips if amount.place else None
+
+
+def _time(hours: float | None) -> str:
+    if not hours:
+        return ""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 3600:,.0f} s"
+
+
+def _money(cost: Cost) -> tuple[str, str, str]:
+    return _number(cost.usd), _number(cost.kwh), _number(cost.kg_co2e)
+
+
+def _usd(amount: float) -> str:
+    return f"${_number(amount) or '0'}"
+
+
+def _number(value: float) -> str:
+    """Three digits that count; large ones as a person would write them."""
+    if not value:
+        return ""
+    if value >= 1e15:
+        return f"{value:.2e}".replace("e+", "e")
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= limit:
+            return f"{value / limit:.2f}{unit}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,255 @@
+"""The model card of an exported checkpoint, written from manifests: data, tokens, teacher, losses, and every run.
+
+    checkpoint's manifest -> manifests of its inputs -> of theirs -> ... -> README.md
+
+Every manifest on the way has to be there and to list the bytes that its reader recorded, so that one checkpoint has one
+card. Cost: a small file a run, and the metrics tables of each training run.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from data import storage
+from data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data.shards import read_table
+from model import Gemma2Config
+from pipelines.engine.inputs import REFERENCE, Input
+
+LOSS_STEPS = 100
+"""the training loss that a card tells is the mean over so many last steps"""
+COUNTED = ("text", "tokens", "sequences", "logits")
+"""datasets whose rows a card counts"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What the card says of the files beside it."""
+
+    name: str
+    license: str
+    parameters: int
+    config: Gemma2Config
+    dtype: str
+    tokenizer_sha256: str
+    tokenizer_vocab_size: int
+
+
+def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Sequence[Input], root: str) -> str:
+    """README.md as Hugging Face shows it.
+
+    Raises ValueError where a manifest that the checkpoint rests on is missing or of other bytes, or an evaluation is
+    of another checkpoint.
+    """
+    runs = ancestry(checkpoint, root)
+    config = exported.config
+    lines = [
+        *_header(exported),
+        f"# {_line(exported.name)}",
+        "",
+        f"A Gemma 2 of {exported.parameters:,} parameters: {config.layers} layers of width {config.d_model}, "
+        f"{config.heads} query and {config.kv_heads} key heads of {config.head_dim}, {config.vocab_size:,} rows of "
+        f"embedding, window {config.window}. Weights are {exported.dtype}.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".", attn_implementation="eager")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```",
+        "",
+        "## Training",
+        "",
+        *_training(checkpoint, step, runs),
+        *_models_before(checkpoint, runs),
+        "## Data and runs",
+        "",
+        "| run | rows | tokens | bytes of text | left out |",
+        "|---|--:|--:|--:|---|",
+        *(f"| {' | '.join(_run(manifest))} |" for manifest in _manifests(runs)),
+        "",
+        "Runs are named by stage and fingerprint (sha256 over config and inputs); a run's `_MANIFEST.json` lists every "
+        "file with its hash. Rows of `collect_text` to `tokenize_text` are documents.",
+        "",
+        f"Tokenizer: {exported.tokenizer_vocab_size:,} pieces, sha256 `{exported.tokenizer_sha256}`.",
+        "",
+        "## Evaluation",
+        "",
+        *_evaluations(evaluations, checkpoint, step),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def ancestry(one: Input, root: str) -> dict[str, Input]:
+    """Reference -> input, of all that `one` was made from, sources first, and of itself.
+
+    Runs are looked for beside the run that read them, then below `root`. Raises ValueError where one is missing, or
+    holds other bytes than were read.
+    """
+    found: dict[str, Input] = {}
+
+    def visit(reader: Input) -> None:
+        for many in reader.manifest.inputs.values():
+            for recorded in many:
+                match = REFERENCE.match(recorded["reference"])
+                if match is None or recorded["reference"] in found:
+                    continue
+                roots = [reader.directory.rstrip("/").rsplit("/", 2)[0], root]
+                before = _find(recorded["reference"], match["stage"], match["fingerprint"], roots, reader)
+                if before.content() != recorded["content"]:
+                    raise ValueError(
+                        f"{before.directory} holds another {before.reference} than the one that {reader.reference} was "
+                        "made from (it was made again on another set-up); run the latter again"
+                    )
+                visit(before)
+        found[reader.reference] = reader
+
+    visit(one)
+    return found
+
+
+def _find(reference: str, stage: str, fingerprint: str, roots: list[str], reader: Input) -> Input:
+    match = REFERENCE.match(reference)
+    assert match is not None
+    for root in roots:
+        directory = storage.join(root, stage, fingerprint)
+        if read_manifest(directory) is not None:
+            return Input(
+                reference=reference,
+                given=reference,
+                directory=directory,
+                dataset=match["dataset"],
+                step=None if match["step"] is None else int(match["step"]),
+            )
+    raise ValueError(
+        f"no {MANIFEST_NAME} of {stage}/{fingerprint}, which {reader.reference} was made from; the model card tells of "
+        f"it, so copy that run (or its {MANIFEST_NAME} and metrics) to {storage.join(roots[-1], stage, fingerprint)}"
+    )
+
+
+def _header(exported: Exported) -> Iterator[str]:
+    """The YAML that Hugging Face reads; JSON strings are YAML strings."""
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
+    if exported.license:
+        yield f"license: {json.dumps(exported.license)}"
+    yield from ("tags:", "- gemma2", "---", "")
+
+
+def _training(one: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
+    """Bullets: how the weights of a checkpoint came about."""
+    manifest = one.manifest
+    yield f"- Checkpoint: `{one.reference}`, after step {step:,}"
+    if manifest.stage == "import_model":
+        (weights,) = manifest.inputs["weights"]
+        yield f"- Imported, not trained here: files `{weights['reference']}`"
+        yield ""
+        return
+    config = manifest.config
+    yield f"- Objective: {_objective(manifest, runs)}"
+    yield f"- Steps: {step:,} of {config['steps']:,}, {config['global_batch']:,} rows each; AdamW, {_optimizer(config)}"
+    loss, steps, tokens_seen = _last_loss(one, step)
+    yield f"- Tokens seen: {tokens_seen:,} targets"
+    yield f"- Loss: {loss:.4f} nats a target, the mean over the last {steps} steps"
+    if manifest.setup:
+        yield f"- Device: {manifest.setup['device']}, workers: {manifest.setup['workers']}"
+    yield ""
+
+
+def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
+    if manifest.config["objective"] == "next_token":
+        return "the next token"
+    facts = [runs[one["reference"]].data.facts for one in manifest.inputs["logits"]]
+    kept = sorted({_kept(one) for one in facts})
+    return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
+
+
+def _kept(facts: Mapping[str, Any]) -> str:
+    if facts["draws"] is not None:
+        return f"{facts['draws']} draws from the teacher's distribution"
+    return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
+
+
+def _optimizer(config: Mapping[str, Any]) -> str:
+    optimizer = config["optimizer"]
+    return (
+        f"learning rate {optimizer['learning_rate']:g} ({optimizer['decay']} after {optimizer['warmup_steps']} "
+        f"steps of warm-up), weight decay {optimizer['weight_decay']:g}"
+    )
+
+
+def _last_loss(one: Input, step: int) -> tuple[float, int, int]:
+    """Mean loss over the last steps up to `step`, how many those are, and the targets seen."""
+    last: list[tuple[int, float, int, int]] = []
+    for shard in one.manifest.datasets["metrics"].shards:
+        table = read_table(storage.join(one.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
+        table = table.filter(pc.field("step") <= step)
+        last += zip(*(column.to_pylist() for column in table.columns), strict=True)
+    last = sorted(last)[-LOSS_STEPS:]
+    targets = sum(row[2] for row in last)
+    return sum(row[1] for row in last) / max(1, targets), len(last), last[-1][3]
+
+
+def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str]:
+    """A section for each model that this one learned from or began as, and so on backwards."""
+    inputs = checkpoint.manifest.inputs
+    before = [("Initial weights", one["reference"]) for one in inputs.get("initial", ())]
+    for cached in inputs.get("logits", ()):
+        teachers = runs[cached["reference"]].manifest.inputs["teacher"]
+        before += [("Teacher", one["reference"]) for one in teachers]
+    for role, reference in dict.fromkeys(before):
+        one = runs[reference]
+        step = one.step if one.step is not None else one.data.facts["steps"][-1]
+        yield from (f"## {role}", "", *_training(one, step, runs), *_models_before(one, runs))
+
+
+def _manifests(runs: Mapping[str, Input]) -> list[Manifest]:
+    """Of each run once: several of its datasets may have been read."""
+    return list({one.directory: one.manifest for one in runs.values()}.values())
+
+
+def _run(manifest: Manifest) -> Iterator[str]:
+    """The cells of one run: what it made of what, in numbers."""
+    name = next((name for name in COUNTED if name in manifest.datasets), None)
+    dataset = manifest.datasets[name] if name else None
+    source = manifest.config.get("source")
+    yield f"`{manifest.stage}/{manifest.fingerprint}`" + (f" ({_line(str(source))})" if source else "")
+    yield f"{dataset.rows:,}" if dataset else ""
+    yield f"{dataset.tokens:,}" if dataset and dataset.tokens else ""
+    yield f"{dataset.facts['text_bytes']:,}" if dataset and "text_bytes" in dataset.facts else ""
+    yield ", ".join(f"{count:,} {_line(reason.replace('_', ' '))}" for reason, count in manifest.dropped.items())
+
+
+def _evaluations(evaluations: Sequence[Input], checkpoint: Input, step: int) -> Iterator[str]:
+    if not evaluations:
+        yield "None was given to this export."
+        return
+    yield "| held-out rows | targets | loss (nats a token) | perplexity | bits a byte | unigram loss |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for one in evaluations:
+        _check_evaluation(one, checkpoint, step)
+        facts = one.data.facts
+        unigram = f"{facts['unigram_loss_per_token']:.4f}" if "unigram_loss_per_token" in facts else ""
+        yield (
+            f"| `{one.manifest.inputs['heldout'][0]['reference']}` | {facts['targets']:,} | "
+            f"{facts['loss_per_token']:.4f} | {facts['perplexity']:.2f} | {facts['bits_per_byte']:.4f} | {unigram} |"
+        )
+
+
+def _check_evaluation(one: Input, checkpoint: Input, step: int) -> None:
+    manifest = one.manifest
+    if manifest.stage != "evaluate_model":
+        raise ValueError(f"{one.reference} is no evaluation; give runs of evaluate_model")
+    (evaluated,) = manifest.inputs["checkpoint"]
+    if evaluated["content"] != checkpoint.content() or one.data.facts["step"] != step:
+        raise ValueError(
+            f"{one.reference} evaluated step {one.data.facts['step']} of {evaluated['reference']}, and this exports "
+            f"step {step} of {checkpoint.reference}; evaluate the latter"
+        )
+
+
+def _line(text: str) -> str:
+    """The text on one line and within one cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,99 @@
+"""A training run opened again, finished or not, without Ray: its config, inputs and job, and the run of a reference.
+
+A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data import storage
+from infra.ray_session import RaySession
+from pipelines.engine import config as configs
+from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
+from pipelines.engine.runner import CONFIG_NAME
+from pipelines.engine.stage import Context, Read, Resources, load_stage
+from training.checkpoints.records import list_tables
+
+if TYPE_CHECKING:
+    from training.config import TrainJob
+
+STAGE = "train_model"
+CHECKPOINTS = "checkpoints"
+INPUTS = {"sequences": "sequences", "logits": "logits", "initial": CHECKPOINTS, "from": CHECKPOINTS}
+"""input of train_model -> dataset: as in READS there, which would import torch"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run of train_model."""
+
+    directory: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, tuple[Input, ...]]
+    step: int | None
+    """the step that the reference names; None: the last"""
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.directory.rstrip("/").split("/")[-2:])
+
+    @property
+    def root(self) -> str:
+        return self.directory.rstrip("/").rsplit("/", 2)[0]
+
+    @property
+    def checkpoints_uri(self) -> str:
+        return storage.join(self.directory, CHECKPOINTS)
+
+    def job(self, step: int) -> "TrainJob":
+        """The job, for a step that a checkpoint is behind. Raises ValueError where none is.
+
+        Its set-up is the default one: the steps' own are in the checkpoints (`training/checkpoints/setups.py`).
+        """
+        if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
+            raise ValueError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
+        context = Context(
+            stage=STAGE,
+            directory=self.directory,
+            fingerprint=self.name.rpartition("/")[2],
+            inputs={name: list(many) for name, many in self.inputs.items()},
+            resources=Resources(),
+            attempt="",
+            session=RaySession(None),  # not started
+            quiet=True,
+        )
+        stage = load_stage(STAGE)
+        job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
+        return job
+
+
+def open_run(reference: str, root: str) -> TrainedRun:
+    """Raises ValueError where the reference names no run of train_model."""
+    if match := REFERENCE.match(reference):
+        directory = storage.join(root, match["stage"], match["fingerprint"])
+    else:
+        match = SUFFIXED_PATH.match(reference)
+        assert match is not None
+        directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+    step = None if match["step"] is None else int(match["step"])
+    if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
+        directory, step = inside[1], int(inside[2])
+    try:
+        document = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
+    except FileNotFoundError:
+        raise ValueError(
+            f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
+            "shows the runs there are"
+        ) from None
+    if document["stage"] != STAGE:
+        raise ValueError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
+    own_root = directory.rstrip("/").rsplit("/", 2)[0]
+    inputs = {
+        name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)
+        for name, given in document["inputs"].items()
+    }
+    return TrainedRun(directory=directory, config=document["config"], inputs=inputs, step=step)

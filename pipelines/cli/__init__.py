@@ -1,0 +1,1 @@
+"""The command line: parsing of words and what each command does."""

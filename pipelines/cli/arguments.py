@@ -1,0 +1,321 @@
+"""The words after `run NAME` and `plan NAME`, read into configs: tyro over dataclasses made of the stage's or
+recipe's own.
+
+Stage: every Config field is a flag (`--max-characters 1000`; nested ones with a dot), so is every input and every
+field of Resources. Recipe: the same, with the step's name before the field (`--teacher.steps 300`). `--config FILE`
+sets the defaults.
+"""
+
+import dataclasses
+import json
+import keyword
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+import model
+from data import storage
+from infra.ray_session import in_submitted_job
+from pipelines.engine import config as configs
+from pipelines.engine.inputs import DEFAULT_ROOT, absolute
+from pipelines.engine.stage import Resources, Stage, load_stage
+from pipelines.recipes.recipe import Recipe, Step, replayed
+
+MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
+    "gemma2_2b": model.gemma2_2b,
+    "gemma2_9b": model.gemma2_9b,
+    "gemma2_27b": model.gemma2_27b,
+    "gemma2_tiny": model.gemma2_tiny,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCommand:
+    """What to run of one stage."""
+
+    stage: Stage
+    config: Any
+    inputs: dict[str, tuple[str, ...]]
+    resources: Resources
+    root: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeCommand:
+    """What to run of a recipe."""
+
+    recipe: Recipe
+    resources: Resources
+    root: str
+
+
+def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
+    """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
+    words, config_file = take(list(words), "--config")
+    words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
+    inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
+    saved: Any = dataclasses.MISSING
+    root = DEFAULT_ROOT
+    if config_file is not None:
+        document = _read_json(config_file)
+        if document.get("stage") != stage.name:
+            raise ValueError(
+                f"{config_file} is of {document.get('stage') or document.get('recipe')!r}, not of {stage.name!r}"
+            )
+        if not isinstance(document.get("config"), dict) or not isinstance(document.get("inputs", {}), dict):
+            raise ValueError(
+                f"{config_file}: 'config' and 'inputs' must be objects; a run's own _CONFIG.json is an example"
+            )
+        saved = configs.from_dict(stage.config, document["config"], config_file)
+        for name, given in document.get("inputs", {}).items():
+            if name not in stage.reads:
+                raise ValueError(f"{config_file}: {configs.no_such('input', name, stage.reads)}")
+            inputs[name] = configs.texts(given, f"{config_file}: input {name!r}")
+        root = _saved_root(document, config_file)
+    model_fields = {} if preset is None else {"model": _preset(preset)}
+    fields: list[Any] = [
+        (
+            _attribute(name),
+            Annotated[
+                tuple[str, ...],
+                tyro.conf.arg(name=name, help=f"{read.help}{' (optional)' if read.optional else ''}"),
+            ],
+            field(default=inputs[name]),
+        )
+        for name, read in stage.reads.items()
+    ]
+    fields.append(_config_field(stage.config, saved, model_fields))
+    parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
+    given = {name: getattr(parsed, _attribute(name)) for name in stage.reads}
+    return StageCommand(
+        stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
+    )
+
+
+def _attribute(name: str) -> str:
+    """The input's name as that of an attribute: `--from` is a word of Python."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
+    """Raises ValueError as `parse_stage` does."""
+    words, config_file = take(list(words), "--config")
+    root = DEFAULT_ROOT
+    if config_file is not None:
+        document = _read_json(config_file)
+        recipe, root = replayed(recipe, document, config_file), _saved_root(document, config_file)
+    paths = recipe.input()
+    fields: list[Any] = [
+        (
+            "input",
+            Annotated[tuple[str, ...], tyro.conf.arg(help="files, directories or globs of text")],
+            field(default=paths),
+        )
+    ]
+    outside = recipe.outside()
+    fields += [
+        (flag, Annotated[tuple[str, ...], tyro.conf.arg(help=_what(recipe, *place))], field(default=()))
+        for flag, place in outside.items()
+    ]
+    fields += [
+        (step.name, type(step.config), field(default=step.config))
+        for step in recipe.steps
+        if dataclasses.fields(step.config)
+    ]
+    parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, root)
+    if paths and not parsed.input:
+        raise ValueError("--input names nothing; give files, directories or globs after it, or leave it out")
+    own_text = parsed.input != paths
+    steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
+    given = {flag: getattr(parsed, flag) for flag in outside if getattr(parsed, flag)}
+    result = replace(recipe, steps=steps).with_input(parsed.input).with_outside(given)
+    return RecipeCommand(recipe=result, resources=parsed.resources, root=_root(parsed.root))
+
+
+def parse_run(recipe: Recipe, words: Sequence[str]) -> tuple[RecipeCommand, list[str]]:
+    """What `run RECIPE` is asked for, and the names of the steps to run: all, or those after `--only`, by which several
+    jobs share a recipe. Raises ValueError as `parse_recipe` does, and for a name that is no step's."""
+    words, only = take(list(words), "--only")
+    command = parse_recipe(recipe, words)
+    names = [step.name for step in recipe.steps]
+    chosen = names if only is None else only.split(",")
+    for name in chosen:
+        if name not in names:
+            raise ValueError(configs.no_such("step", name, names))
+    return command, chosen
+
+
+def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
+    """Raises ValueError where the chosen steps, or those they rest on, lack an input from outside."""
+    if missing := recipe.not_given(chosen):
+        everything = len(chosen) == len(recipe.steps)
+        whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
+        raise ValueError(f"{whose} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
+
+
+def _what(recipe: Recipe, step: str, name: str) -> str:
+    stage = next(one.stage for one in recipe.steps if one.name == step)
+    return load_stage(stage).reads[name].help
+
+
+def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
+    """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
+    config = getattr(parsed, step.name, step.config)
+    if own_text and step.stage == "collect_text" and config == step.config:
+        return replace(step, config=replace(config, source="text", exclude=()), note="Your files become text.")
+    return replace(step, config=config)
+
+
+def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The stage's Config as a field whose own fields are flags without a prefix."""
+    annotated: Any = Annotated[kind, tyro.conf.arg(name="")]
+    if saved is not dataclasses.MISSING:
+        return ("config", annotated, field(default=replace(saved, **overrides)))
+    if overrides:
+        # tyro takes defaults from an instance; fields that have none stay required through MISSING
+        values = {one.name: overrides.get(one.name, _default(one)) for one in dataclasses.fields(kind)}
+        instance: Any = object.__new__(kind)
+        for name, value in values.items():
+            object.__setattr__(instance, name, value)
+        return ("config", annotated, field(default_factory=lambda: instance))
+    required = any(_default(one) is tyro.MISSING for one in dataclasses.fields(kind))
+    return ("config", annotated, field() if required else field(default_factory=kind))
+
+
+def _default(one: "dataclasses.Field[Any]") -> Any:
+    if one.default is not dataclasses.MISSING:
+        return one.default
+    return one.default_factory() if one.default_factory is not dataclasses.MISSING else tyro.MISSING
+
+
+def _parse(program: str, fields: list[Any], words: list[str], summary: str, root: str) -> Any:
+    fields = [
+        *fields,
+        ("resources", Annotated[Resources, tyro.conf.arg(name="")], field(default_factory=Resources)),
+        (
+            "root",
+            Annotated[str, tyro.conf.arg(help="where runs are kept: a directory or gs://bucket/path")],
+            field(default=root),
+        ),
+    ]
+    command = make_dataclass("Command", fields, kw_only=True, frozen=True)
+    refuse_unknown(words, sorted(_flags(fields)))
+    return tyro.cli(
+        command,
+        args=words,
+        prog=f"python -m pipelines {program}",
+        description=summary,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+
+
+def _flags(fields: list[Any]) -> Iterator[str]:
+    """Every flag there is, with underscores."""
+    for name, kind, _ in fields:
+        inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
+        named = next((one.name for one in extra if getattr(one, "name", None) is not None), name)
+        if dataclasses.is_dataclass(inner):
+            yield from _nested(inner, named + "." if named else "")
+        else:
+            yield named
+
+
+def _nested(kind: Any, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        options = (
+            typing.get_args(hints[one.name]) if isinstance(hints[one.name], types.UnionType) else (hints[one.name],)
+        )
+        inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if inner is not None:
+            yield from _nested(inner, f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name
+
+
+def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest flag there is, for a word that names none. `flags` have underscores."""
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            if name not in flags and name != "help":
+                raise ValueError(
+                    f"{configs.no_such('field', name, flags)} (flags are the fields' names with -- before them)"
+                )
+
+
+def _field_names(kind: type) -> set[str]:
+    return {one.name for one in dataclasses.fields(kind)}
+
+
+def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
+    """`words` without `flag VALUE` (or `flag=VALUE`), and the value."""
+    for place, word in enumerate(words):
+        if word.startswith(flag + "="):
+            return words[:place] + words[place + 1 :], word.partition("=")[2]
+        if word == flag:
+            if place + 1 == len(words) or words[place + 1].startswith("--"):
+                raise ValueError(f"{flag} needs a value after it")
+            return words[:place] + words[place + 2 :], words[place + 1]
+    return words, None
+
+
+def _preset(name: str) -> Any:
+    if name not in MODEL_PRESETS:
+        raise ValueError(configs.no_such("model", name, MODEL_PRESETS))
+    return MODEL_PRESETS[name]()
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise ValueError(
+            f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
+        ) from error
+    if not isinstance(document, dict) or not ({"stage", "recipe"} & set(document)):
+        raise ValueError(f"{path} is no saved config: it names neither a stage nor a recipe")
+    return document
+
+
+def _saved_root(document: dict[str, Any], where: str) -> str:
+    root = document.get("root", DEFAULT_ROOT)
+    if not isinstance(root, str):
+        raise ValueError(f"{where}: 'root' must be a string, got {root!r}")
+    return root
+
+
+def _root(text: str) -> str:
+    """Where runs go, absolute: workers have other working directories.
+
+    Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job.
+    """
+    if not text:
+        raise ValueError("--root is empty; give a directory or gs://bucket/path")
+    if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
+        raise ValueError(
+            f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
+            "give an absolute path or gs://"
+        )
+    refuse_memory(text)
+    root = absolute(text).rstrip("/") or "/"
+    if not storage.is_remote(root) and os.path.exists(root) and not os.path.isdir(root):
+        raise ValueError(f"--root {text!r} is a file; give a directory, existing or not")
+    return root
+
+
+def refuse_memory(root: str) -> None:
+    """Raises ValueError for a root that no worker would see and that is gone with this process."""
+    if storage.is_memory(root):
+        raise ValueError(
+            f"--root {root!r} is seen by one process and vanishes with it; give a directory or gs://bucket/path"
+        )

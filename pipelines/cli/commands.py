@@ -1,0 +1,272 @@
+"""What each word of the command line does: list, status, show, plan, account, run."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import sys
+import textwrap
+import time
+import typing
+from typing import Any
+
+from data import storage
+from data.manifest import read_manifest
+from infra.prices import read_prices
+from infra.ray_session import RaySession
+from pipelines.account.amounts import measured
+from pipelines.account.table import estimate_lines, measured_lines
+from pipelines.cli.arguments import (
+    DEFAULT_ROOT,
+    parse_recipe,
+    parse_run,
+    parse_stage,
+    refuse_memory,
+    refuse_missing,
+    take,
+)
+from pipelines.cli.plan import last_of_stage, plan_lines
+from pipelines.cli.status import status_lines
+from pipelines.engine import config as configs
+from pipelines.engine.inputs import REFERENCE, absolute
+from pipelines.engine.runner import Task, read_run, resolve_inputs, run_task
+from pipelines.engine.stage import Stage, load_stage, stage_names
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.gemma2 import PUBLISHED
+from pipelines.recipes.recipe import Recipe, last_run, save_recipe, tasks_of
+from pipelines.report import write as report
+
+
+def list_(words: list[str]) -> int:
+    """Stages and recipes with a line each; `--runs [--root ROOT]`: the runs below ROOT."""
+    words, root = _take_root(words)
+    if words == ["--runs"]:
+        return _list_runs(root)
+    if words:
+        raise ValueError(f"list takes nothing, or --runs [--root ROOT]; got {' '.join(words)}")
+    width = max(map(len, [*stage_names(), *recipes.names()]))
+    print("recipes")
+    for name in recipes.names():
+        print(f"  {name:<{width}}  {recipes.load(name).summary}")
+    print("stages")
+    for name in stage_names():
+        print(f"  {name:<{width}}  {load_stage(name).summary}")
+    return 0
+
+
+def _take_root(words: list[str]) -> tuple[list[str], str]:
+    """`words` without `--root ROOT`, and ROOT."""
+    rest, root = take(words, "--root")
+    if root is None:
+        return rest, DEFAULT_ROOT
+    if not root:
+        raise ValueError("--root is empty; give a directory or gs://bucket/path")
+    refuse_memory(root)
+    storage.check_bucket(root)
+    return rest, root
+
+
+def _list_runs(root: str) -> int:
+    found = 0
+    for name in stage_names():
+        for fingerprint in storage.list_folders(storage.join(root, name)):
+            directory = storage.join(root, name, fingerprint)
+            manifest = read_manifest(directory)
+            state = "unfinished"
+            if manifest is not None:
+                state = ", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items()))
+            print(f"{name}/{fingerprint}  {read_run(directory).get('started', ''):<25}  {state}")
+            found += 1
+    if not found:
+        print(f"no runs under {root}")
+    return 0
+
+
+def status(words: list[str]) -> int:
+    """All runs below ROOT: done, running, failed, how far; asks no cluster."""
+    words, root = _take_root(words)
+    if words:
+        raise ValueError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
+    for line in status_lines(absolute(root)):
+        print(line)
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show STAGE/FINGERPRINT`)."""
+    words, root = _take_root(words)
+    if len(words) != 1:
+        raise ValueError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
+    (name,) = words
+    if match := REFERENCE.match(name):
+        manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
+        if manifest is None:
+            raise ValueError(f"no finished run {name!r} under {root}; `list --runs --root {root}` shows those that are")
+        print(manifest.to_json().decode(), end="")
+        return 0
+    target = _stage_or_recipe(name)
+    print(f"{name}: {target.summary}")
+    if isinstance(target, Stage):
+        for key, read in target.reads.items():
+            notes = (" (optional)" if read.optional else "") + (" (several)" if read.many else "")
+            print(f"  reads   --{key}: {read.help}{notes}")
+        print(f"  writes  {', '.join(target.writes)}")
+        for line in _fields(target.config, ""):
+            print(f"  field   {line}")
+    else:
+        for step in target.steps:
+            sources = [str(getattr(source, "step", source)) for many in step.inputs.values() for source in many]
+            print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(sources)}")
+    return 0
+
+
+def plan(words: list[str]) -> int:
+    """What would run and why; starts nothing."""
+    target, rest = _named(words, "plan")
+    rest, prices_file = take(rest, "--prices")
+    prices = read_prices(None if prices_file in (None, "default") else prices_file)
+    if isinstance(target, Stage):
+        if prices_file is not None:
+            raise ValueError("--prices goes with a recipe: a stage alone does not say what is done with its output")
+        command = parse_stage(target, rest)
+        storage.check_bucket(command.root)
+        inputs = resolve_inputs(target, command.config, command.inputs, command.root)
+        tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
+        before = last_of_stage(tasks[target.name])
+        notes: dict[str, str] = {}
+        root = command.root
+    else:
+        wanted = parse_recipe(target, rest)
+        storage.check_bucket(wanted.root)
+        tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
+        notes = {step.name: step.note for step in wanted.recipe.steps}
+    print(f"{target.name} in {root}: {target.summary}")
+    for line in plan_lines(tasks, before, notes):
+        print(line)
+    if isinstance(target, Recipe):
+        if missing := wanted.recipe.not_given():
+            print(f"`run` needs, besides: {', '.join(missing)}")
+        if prices_file is not None or target.name in PUBLISHED:
+            print()
+            for line in estimate_lines(wanted.recipe, prices):
+                print(line)
+    return 0
+
+
+def account(words: list[str]) -> int:
+    """What a recipe's finished steps took, in the table that `plan` reckons before."""
+    target, rest = _named(words, "account")
+    if isinstance(target, Stage):
+        raise ValueError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
+    rest, prices_file = take(rest, "--prices")
+    prices = read_prices(None if prices_file in (None, "default") else prices_file)
+    command = parse_recipe(target, rest)
+    storage.check_bucket(command.root)
+    amounts = measured(tasks_of(command.recipe, command.root))
+    if not amounts:
+        raise ValueError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
+    steps = len(command.recipe.steps)
+    print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
+    for line in measured_lines(amounts, prices):
+        print(line)
+    return 0
+
+
+def run(words: list[str]) -> int:
+    """Runs a stage or a recipe; what is done already is not done again."""
+    target, rest = _named(words, "run")
+    return _run_stage(target, rest) if isinstance(target, Stage) else _run_recipe(target, rest)
+
+
+def _run_stage(stage: Stage, words: list[str]) -> int:
+    command = parse_stage(stage, words)
+    storage.check_bucket(command.root)
+    inputs = resolve_inputs(stage, command.config, command.inputs, command.root)
+    task = Task(stage=stage, config=command.config, inputs=inputs, root=command.root)
+    session = RaySession(command.resources.cpus)
+    try:
+        run_task(task, command.resources, session, _say)
+    finally:
+        session.close()
+    print(f"{task.directory}")
+    return 0
+
+
+def _run_recipe(recipe: Recipe, words: list[str]) -> int:
+    command, chosen = parse_run(recipe, words)
+    storage.check_bucket(command.root)
+    refuse_missing(command.recipe, chosen)
+    tasks = tasks_of(command.recipe, command.root)
+    waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]
+    began = time.monotonic()
+    session = RaySession(command.resources.cpus)
+    if not waiting:
+        told = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
+        _say(f"{recipe.name}: {told} done before, nothing to do")
+    save_recipe(command.recipe, tasks, command.root)
+    try:
+        for number, (name, task) in enumerate(tasks.items(), start=1):
+            if waiting and name in chosen:
+                run_task(
+                    task,
+                    command.resources,
+                    session,
+                    lambda text, name=name, number=number: _say(f"[{number}/{len(tasks)}] {name}: {text}"),
+                )
+    finally:
+        session.close()
+    if waiting:
+        _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
+    report.write(command.recipe.name, tasks, command.root)
+    return 0
+
+
+def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:
+    if not words or words[0].startswith("-"):
+        raise ValueError(
+            f"{command} needs the name of a stage or recipe first: {', '.join([*recipes.names(), *stage_names()])}"
+        )
+    return _stage_or_recipe(words[0]), words[1:]
+
+
+def _stage_or_recipe(name: str) -> Stage | Recipe:
+    if name in recipes.names():
+        return recipes.load(name)
+    if name in stage_names():
+        return load_stage(name)
+    raise ValueError(configs.no_such("stage or recipe", name, [*recipes.names(), *stage_names()]))
+
+
+def _fields(kind: Any, prefix: str) -> list[str]:
+    """A line for each field at any depth: flag, type, default, what it means."""
+    hints = typing.get_type_hints(kind)
+    documentation = _field_docs(kind)
+    lines = []
+    for one in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[one.name]):
+            lines += _fields(hints[one.name], f"{prefix}{one.name}.")
+            continue
+        default = (
+            "required"
+            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+            else f"= {one.default!r}"
+        )
+        lines.append(f"--{prefix}{one.name.replace('_', '-')} {default}: {documentation.get(one.name, '')}")
+    return lines
+
+
+def _field_docs(kind: Any) -> dict[str, str]:
+    """Field name -> the docstring below it."""
+    found = {}
+    owners = [one for one in kind.__mro__ if "__dataclass_fields__" in vars(one)]
+    for owner in reversed(owners):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(body, ast.ClassDef)
+        for node, after in itertools.pairwise(body.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                found[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

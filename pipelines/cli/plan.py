@@ -1,0 +1,122 @@
+"""What would run, and why: told before anything starts. Reads manifests and hashes outside inputs; never starts Ray."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data import storage
+from data.manifest import Manifest, read_manifest
+from pipelines.engine import config as configs
+from pipelines.engine.runner import Task, code_sha256, read_run
+
+
+def plan_lines(
+    tasks: Mapping[str, Task], before: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Two lines a step: done or to run and what for; where, and what it holds or why it runs. Warnings at the end.
+
+    `before` is what last ran, by step (`recipe.last_run`, `last_of_stage`); `notes` what a step is for (otherwise its
+    stage's summary).
+    """
+    done = {name: task.manifest() for name, task in tasks.items()}
+    width = max(len(name) for name in tasks)
+    waiting = [name for name, manifest in done.items() if manifest is None]
+    yield f"{len(tasks)} step{'s'[: len(tasks) - 1]}: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
+    for number, (name, task) in enumerate(tasks.items(), start=1):
+        manifest = done[name]
+        note = (notes or {}).get(name) or task.stage.summary
+        yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
+        told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
+        tell = getattr(task.stage.module, "plan_notes", None)
+        for line in tell(task.config, task.inputs) if tell else ():
+            yield f"{'':<{width + 8}}{line}"
+    changed: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
+        if recorded not in (None, code_sha256(task.stage)):
+            changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)
+    for stage, names in changed.items():
+        yield (
+            f"warning: the code of {stage} changed since {', '.join(names)} ran and its VERSION did not; "
+            "if its output would differ, raise VERSION in its file and it runs again"
+        )
+
+
+def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting: list[str]) -> str:
+    """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
+    task = tasks[name]
+    if name not in before:
+        return "it did not finish" if storage.exists(task.directory) else "never ran here"
+    old, new = before[name], task.hashed()
+    changes = configs.differences(old["config"], new["config"])
+    if old["version"] != new["version"]:
+        changes.append(f"VERSION {old['version']} -> {new['version']}")
+    upstream = [
+        other
+        for other, source in tasks.items()
+        for many in task.inputs.values()
+        if other != name and any(one.directory == source.directory for one in many)
+    ]
+    changed = [
+        other for other in upstream if other in before and before[other]["fingerprint"] != tasks[other].fingerprint
+    ]
+    reasons = [f"{', '.join(changes)}"] if changes else []
+    if changed:
+        reasons.append(f"it reads {', '.join(dict.fromkeys(changed))}, which changes")
+    outside = [key for key, many in task.inputs.items() if any(one.external for one in many)]
+    if any(old["inputs"].get(key) != new["inputs"][key] for key in outside):
+        reasons.append(f"the files of {', '.join(outside)} changed")
+    if not upstream:  # a stage on its own: its inputs are runs that were named, or files
+        others = {*old["inputs"], *new["inputs"]} - set(outside)
+        named = sorted(key for key in others if old["inputs"].get(key) != new["inputs"].get(key))
+        reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
+    if not reasons:
+        blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
+        state = "it did not finish" if storage.exists(task.directory) else "its output is not there"
+        reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
+    return "because " + "; ".join(reasons)
+
+
+def last_of_stage(task: Task) -> dict[str, Any]:
+    """Stage name -> what its newest finished run in the task's root was made of; {} without one."""
+    folder = storage.join(task.root, task.stage.name)
+    newest: tuple[str, dict[str, Any]] = ("", {})
+    for fingerprint in storage.list_folders(folder):
+        directory = storage.join(folder, fingerprint)
+        manifest = read_manifest(directory)
+        if manifest is None:
+            continue
+        inputs = {name: [one["reference"] for one in many] for name, many in manifest.inputs.items()}
+        made_of = {
+            "version": manifest.version,
+            "config": dict(manifest.config),
+            "inputs": inputs,
+            "fingerprint": fingerprint,
+        }
+        newest = max(newest, (read_run(directory).get("started", ""), made_of), key=lambda pair: pair[0])
+    return {task.stage.name: newest[1]} if newest[1] else {}
+
+
+def _listed(made_of: Mapping[str, Any], key: str) -> str:
+    return ", ".join(made_of["inputs"].get(key, [])) or "not given"
+
+
+def holds(manifest: Manifest) -> str:
+    """Rows, tokens and bytes of each dataset."""
+    parts = []
+    for name, dataset in manifest.datasets.items():
+        if dataset.rows:
+            tokens = f", {dataset.tokens:,} tokens" if dataset.tokens else ""
+            parts.append(f"{name}: {dataset.rows:,} rows{tokens}, {size(dataset.bytes)}")
+        else:
+            parts.append(f"{name}: {size(dataset.bytes)}")
+    return "; ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes for a person to read: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)

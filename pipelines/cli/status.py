@@ -1,0 +1,180 @@
+"""python -m pipelines status [--root URI]: every run below ROOT: done, running, failed or stopped, and how far it is.
+
+Read from what runs leave anyway: manifests and `_RUN.json` (done), `_FAILED.json` (failed), leases with their heartbeat
+and committed checkpoints (training), receipts of finished shards and `_phases/` (data stages). Nothing is asked of a
+cluster and Ray is not started. Cost: a few small requests a run; folders are listed one level deep, and the longest
+has one entry a shard of a phase in progress. How far a training run is, is known to its newest checkpoint.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from data import storage
+from data.manifest import read_manifest
+from pipelines.cli.plan import holds
+from pipelines.engine import lease
+from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, read_run
+from pipelines.engine.shard_map import PHASES, RECEIPTS
+from pipelines.engine.stage import stage_names
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.recipe import LAST_NAME
+from pipelines.report.tables import duration
+from training.checkpoints.records import COMMIT_NAME, DIRECTORY_PATTERN
+
+SILENT_SECONDS = 600
+"""a data stage that finished no shard for so long is not called running"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """A run, as its directory tells."""
+
+    reference: str
+    """`stage/fingerprint`"""
+    state: str
+    """done, running, failed, stopped, or waiting: a step of a recipe that never began"""
+    told: str
+    """what it holds, how far it is, or why it failed"""
+    remaining_seconds: float | None = None
+    """while it runs and has a speed"""
+
+
+def status_lines(root: str, now: float | None = None) -> Iterator[str]:
+    """Recipes that were run here with their steps, then all other runs."""
+    now = time.time() if now is None else now
+    folders = {name: storage.list_folders(storage.join(root, name)) for name in stage_names()}
+    states = {
+        f"{name}/{fingerprint}": run_state(root, name, fingerprint, now)
+        for name, many in folders.items()
+        for fingerprint in many
+    }
+    listed: set[str] = set()
+    for recipe, steps in _saved_recipes(root):
+        found = {
+            step: states.get(reference)
+            or RunState(reference=reference, state="waiting", told="" if reference else "for an input from outside")
+            for step, reference in steps.items()
+        }
+        listed |= set(steps.values())
+        done = sum(one.state == "done" for one in found.values())
+        yield f"{recipe}: {done} of {len(found)} steps done"
+        yield from aligned_left([_row(step, one) for step, one in found.items()])
+    others = [one for reference, one in states.items() if reference not in listed]
+    if others:
+        yield "other runs" if listed else "runs"
+        yield from aligned_left([_row(one.reference, one) for one in others])
+    if not listed and not others:
+        yield f"no runs under {root}"
+
+
+def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
+    """Of one run."""
+    directory, reference = storage.join(root, stage, fingerprint), f"{stage}/{fingerprint}"
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        run = read_run(directory)
+        seconds = f", {duration(run['seconds'])}" if "seconds" in run else ""
+        return RunState(reference=reference, state="done", told=f"{holds(manifest)}{seconds}")
+    entries = dict(storage.list_level(directory))
+    leases = sorted(name for name in entries if name.startswith("_LEASE.") and name.endswith(".json"))
+    holder = _json(storage.join(directory, leases[-1])) if leases else None
+    alive = holder is not None and not holder.get("superseded") and not lease.is_stale(holder)
+    far = _training(directory, entries, now) if "checkpoints" in entries else _shards(directory, entries, now)
+    if FAILED_NAME in entries and not alive:
+        failed = _json(storage.join(directory, FAILED_NAME)) or {}
+        return RunState(reference=reference, state="failed", told=f"{far.told}; {failed.get('error', '')}".strip("; "))
+    running = alive if leases else now - far.seen < SILENT_SECONDS
+    return RunState(
+        reference=reference,
+        state="running" if running else "stopped",
+        told=far.told if running else f"{far.told}; last sign of life {duration(now - far.seen)} ago".strip("; "),
+        remaining_seconds=far.remaining_seconds if running else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Far:
+    told: str
+    seen: float
+    """when the run last left something, seconds since 1970"""
+    remaining_seconds: float | None = None
+
+
+def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
+    """By committed checkpoints; speed from those of this attempt, which began when `_CONFIG.json` was written."""
+    began = entries.get(CONFIG_NAME, now)
+    config = (_json(storage.join(directory, CONFIG_NAME)) or {}).get("config", {})
+    names = [name for name, _ in storage.list_level(storage.join(directory, "checkpoints"))]
+    steps = sorted(int(match[1]) for name in names if (match := DIRECTORY_PATTERN.fullmatch(name)))
+    committed: list[tuple[int, float]] = []
+    for step in reversed(steps):  # of hundreds only the newest are looked at
+        inside = dict(storage.list_level(storage.join(directory, "checkpoints", f"step-{step:08d}")))
+        if COMMIT_NAME in inside:
+            committed.append((step, inside[COMMIT_NAME]))
+            if inside[COMMIT_NAME] < began or len(committed) == 4:
+                break
+    wanted = int(config.get("steps", 0))
+    if not committed:
+        return _Far(told=f"no checkpoint yet, of {wanted:,} steps", seen=max(entries.values(), default=began))
+    step, when = committed[0]
+    then_step, then = committed[-1] if len(committed) > 1 else (0, began)
+    if then < began < when:  # from before this attempt: its steps took no time of this one
+        then = began
+    rate = (step - then_step) / (when - then) if when > then else 0.0
+    remaining = max(0.0, (wanted - step) / rate - (now - when)) if rate > 0 else None
+    seen = max(when, max(entries.values(), default=when))
+    return _Far(told=f"step {step:,} of {wanted:,} kept", seen=seen, remaining_seconds=remaining)
+
+
+def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
+    """By receipts of the newest phase."""
+    seen = max(entries.values(), default=now)
+    phases = storage.list_level(storage.join(directory, PHASES)) if PHASES in entries else []
+    if not phases:
+        return _Far(told="began", seen=seen)
+    name, began = max(phases, key=lambda one: one[1])
+    phase = name.removesuffix(".json")
+    record = _json(storage.join(directory, PHASES, name)) or {}
+    receipts = storage.list_level(storage.join(directory, RECEIPTS, phase))
+    last = max((when for _, when in receipts), default=began)
+    tasks, new = int(record.get("tasks", 0)), len(receipts) - int(record.get("done_before", 0))
+    rate = new / (last - began) if last > began else 0.0
+    remaining = max(0.0, (tasks - len(receipts)) / rate - (now - last)) if rate > 0 else None
+    told = f"{phase.rpartition('-')[0]}: {len(receipts):,} of {tasks:,} shards"
+    return _Far(told=told, seen=max(seen, last, began), remaining_seconds=remaining)
+
+
+def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Recipes that were last run here, with the reference of each step; empty where it lacks an input from outside."""
+    for name in recipes.names():
+        document = _json(storage.join(root, name, LAST_NAME))
+        if document is not None and isinstance(document.get("steps"), dict):
+            steps = document["steps"].items()
+            yield (
+                name,
+                {step: f"{one['stage']}/{one['fingerprint']}" if "fingerprint" in one else "" for step, one in steps},
+            )
+
+
+def _json(uri: str) -> dict[str, Any] | None:
+    """None where it is missing or was just being replaced."""
+    try:
+        document: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        return document
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _row(name: str, one: RunState) -> tuple[str, ...]:
+    left = "" if one.remaining_seconds is None else f", about {duration(one.remaining_seconds)} to go"
+    return f"  {name}", one.state, f"{one.told}{left}"
+
+
+def aligned_left(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Columns under each other, all to the left."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

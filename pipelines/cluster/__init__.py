@@ -1,0 +1,1 @@
+"""Clusters: submitting a Ray job, writing Kubernetes manifests."""

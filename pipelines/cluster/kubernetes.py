@@ -1,0 +1,224 @@
+"""python -m pipelines manifests train_model --recipe gemma2_2b_distill --root gs://bucket/runs --image IMAGE
+
+Prints Kubernetes objects (YAML) for one stage of a recipe: a job with a cluster of its own, which ends with it. The
+cluster runs `python -m pipelines run RECIPE --only STEP`, so what earlier jobs made is found by its fingerprint, and
+what is done is not done again. What follows `--` goes to `run`: inputs and fields that decide the fingerprint, or
+`--config` with a run's recipe.json; it is read here as the job will read it, so that no cluster starts for a line that
+ends with exit code 2. Starts nothing, and asks no bucket.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+import yaml
+
+from data import storage
+from infra.kubernetes import Request, manifests, rented_slice
+from infra.slices import Topology
+from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, take
+from pipelines.engine.config import no_such
+from pipelines.engine.inputs import REFERENCE
+from pipelines.engine.placement import mesh_of
+from pipelines.recipes import demo as recipes
+from pipelines.recipes.recipe import Place, Recipe, Step
+
+DRIVER_STAGES = ("import_model", "export_model")
+"""that hold a whole model in the driver, which runs on the head"""
+DRIVER_GIGABYTES = 160
+"""twice the 27B in bfloat16, and room"""
+MODEL_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model", "generate_text")
+TRAINING = "train_model"
+MESH_STAGES = ("cache_logits", "audit_logits", "evaluate_model")
+"""that divide a model over the chips of one host; training does over those of slices"""
+BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """The words after `manifests`."""
+
+    stage: tyro.conf.Positional[str]
+    """stage of the recipe, or name of a step"""
+    recipe: str
+    """recipe that the stage belongs to"""
+    root: str
+    """where runs are kept: gs://bucket/path"""
+    image: str
+    """container image, made from infra/Dockerfile, by its digest or a tag that does not move"""
+    topology: str = ""
+    """chips of one slice, as in v5e:16x16; empty: the recipe's, and none for a stage without a model"""
+    slices: int = 0
+    """slices of that shape; 0: the recipe's, or 1"""
+    kind: Literal["RayJob", "RayCluster"] = "RayJob"
+    """a job with its cluster, or a cluster to submit jobs to"""
+    cpu_workers: str = "0:16"
+    """fewest and most CPU pods"""
+    spot: bool = False
+    """workers on spot machines"""
+    name: str = ""
+    """of the objects; empty: from recipe and step"""
+    namespace: str = "ray"
+    """Kubernetes namespace"""
+    google_service_account: str = ""
+    """whom the pods act as: NAME@PROJECT.iam.gserviceaccount.com, bound to the Kubernetes account of the same name"""
+    token_secret: str = "ray-token"
+    """Secret that holds Ray's token as auth_token"""
+    deadline_hours: int = 24 * 14
+    """most hours that the job may take"""
+
+
+def print_manifests(words: list[str]) -> int:
+    """Prints the objects. Raises ValueError for what is not there or does not fit."""
+    words, further = _parted(words)
+    flags = {one.name for one in dataclasses.fields(Command)} - {"stage"}
+    refuse_unknown(words, sorted(flags | {"no_spot"}))
+    command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
+    request, place = request_of(command, further)
+    # Through JSON: YAML would write what two places share as an anchor, which few readers expect.
+    objects = yaml.safe_dump_all(json.loads(json.dumps(manifests(request))), sort_keys=False, width=120)
+    print(_heading(command, request, place))  # only now: a refusal leaves `> train.yaml` empty
+    print(objects, end="")
+    return 0
+
+
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and after it."""
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, Topology | None]:
+    """What to make manifests of; `further` words go to `run`. Raises ValueError, saying what is allowed."""
+    recipe = recipes.load(command.recipe)
+    step = _step(recipe, command.stage)
+    place = _place(command, step)
+    if not BUCKET.fullmatch(command.root):
+        raise ValueError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
+    if command.kind == "RayCluster" and further:
+        raise ValueError(
+            f"a RayCluster runs no line of its own, so {shlex.join(further)!r} after -- would be lost; "
+            "give it to the job that you submit to the cluster, or make a RayJob"
+        )
+    if not command.image:
+        raise ValueError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
+    fewest, _, most = command.cpu_workers.partition(":")
+    if not (fewest.isdecimal() and most.isdecimal()):
+        raise ValueError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
+    words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
+    if place is not None:
+        words += ["--device", "xla"]
+        given = any(word.partition("=")[0] == "--mesh" for word in further)
+        if step.stage == TRAINING:
+            words += ["--topology", place.name, "--slices", str(place.slices)]
+            if not given and step.place is not None and step.place.mesh and _is(place, step.place):
+                words += ["--mesh", step.place.mesh]
+        elif step.stage in MESH_STAGES and not given:
+            words += ["--mesh", f"data={place.chips}"]
+    if command.kind == "RayJob":
+        _check_line(recipe, [*words[5:], *further], command.root)
+    name = command.name or f"{recipe.name}-{step.name}".replace("_", "-")
+    request = Request(
+        name=name,
+        namespace=command.namespace,
+        entrypoint=shlex.join([*words, *further]),
+        image=command.image,
+        ray_version=importlib.metadata.version("ray"),
+        kind=command.kind,
+        topology=place,
+        cpu_workers=(int(fewest), int(most)),
+        head_gigabytes=DRIVER_GIGABYTES if step.stage in DRIVER_STAGES else 16,
+        spot=command.spot,
+        google_service_account=command.google_service_account,
+        token_secret=command.token_secret,
+        deadline_hours=command.deadline_hours,
+    )
+    return request, place
+
+
+def _is(place: Topology, of_recipe: Place) -> bool:
+    return (place.name, place.slices) == (of_recipe.topology, of_recipe.slices)
+
+
+def _step(recipe: Recipe, name: str) -> Step:
+    found = [step for step in recipe.steps if name in (step.name, step.stage)]
+    named = [step for step in found if step.name == name] or found
+    if not named:
+        known = [*(step.name for step in recipe.steps), *(step.stage for step in recipe.steps)]
+        raise ValueError(f"{recipe.name}: {no_such('stage or step', name, set(known))}")
+    if len(named) > 1:
+        names = ", ".join(step.name for step in named)
+        raise ValueError(f"{recipe.name} has several steps of {name}; name one of them instead: {names}")
+    return named[0]
+
+
+def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
+    """Raises ValueError where the job would end with exit code 2: for a word that `run` does not take, an input that is
+    missing, a path that pods do not see. A --config in a bucket is not read, so what it holds is not missed."""
+    if asked := [word for word in words if word in ("-h", "--help")]:
+        raise ValueError(f"a job that is asked for {asked[0]} would run nothing; `show {recipe.name}` tells its steps")
+    words, saved = take(list(words), "--config")
+    if saved is not None and not BUCKET.fullmatch(saved):
+        raise ValueError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
+    command, chosen = parse_run(recipe, words)
+    mesh_of(command.resources)
+    if command.root != root.rstrip("/"):
+        raise ValueError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
+    given = set(_outside(command.recipe)) - set(_outside(recipe))
+    if unseen := sorted(path for path in given if not (storage.is_remote(path) or REFERENCE.match(path))):
+        raise ValueError(f"input {unseen[0]!r} is not seen by all pods; copy it to a bucket and give gs://bucket/path")
+    if saved is None:
+        refuse_missing(command.recipe, chosen)
+
+
+def _outside(recipe: Recipe) -> list[str]:
+    """Every path from outside that the recipe reads."""
+    inputs = [many for step in recipe.steps for many in step.inputs.values()]
+    return [source for many in inputs for source in many if isinstance(source, str)]
+
+
+def _place(command: Command, step: Step) -> Topology | None:
+    if step.stage not in MODEL_STAGES:
+        for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
+            if value:
+                raise ValueError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
+        return None
+    text, slices = command.topology, command.slices
+    if not text and step.place is not None:
+        text, slices = step.place.topology, slices or step.place.slices
+    if not text:
+        raise ValueError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
+    place = rented_slice(text, slices or 1)
+    if place.hosts > 1 and step.stage != "train_model":
+        one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
+        raise ValueError(
+            f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "
+            f"one slice of one host, as in --topology {one_host} (several of them as replicas are not built)"
+        )
+    return place
+
+
+def _heading(command: Command, request: Request, place: Topology | None) -> str:
+    lines = [
+        f"# {request.kind} for {command.stage} of {command.recipe}, for KubeRay 1.6 or later. Not run here.",
+        "# Once, the token (no file keeps it):",
+        f"#   kubectl -n {request.namespace} create secret generic {request.token_secret} "
+        "--from-literal=auth_token=$(openssl rand -hex 32)",
+    ]
+    if request.kind == "RayCluster":
+        lines.append(f"# It runs nothing until you submit: ray job submit --address ... -- {request.entrypoint}")
+    if place is not None:
+        chips = f"{place.slices} x {place.name}: {place.hosts} hosts of {place.chips // place.hosts} chips"
+        lines.append(f"# {chips}." + (" Training on several hosts has not run on TPUs yet." if place.hosts > 1 else ""))
+    if request.google_service_account:
+        lines.append(
+            f"# Workload identity: gcloud iam service-accounts add-iam-policy-binding {request.google_service_account} "
+            f"--role roles/iam.workloadIdentityUser "
+            f'--member "serviceAccount:PROJECT.svc.id.goog[{request.namespace}/{request.name}]"'
+        )
+    return "\n".join(lines)

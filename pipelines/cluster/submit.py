@@ -1,0 +1,246 @@
+"""python -m pipelines submit NAME --address http://HOST:8265 [--detach] [flags of `run NAME`]
+
+One job on a running cluster: the line is checked here, what Ray would ship of this repository is measured, then the job
+runs `python -m pipelines run NAME ...` there. Submitting the same line again finds it done, or goes on with it.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from data import storage
+from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
+from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
+from pipelines.cli.plan import size
+from pipelines.engine import config as configs
+from pipelines.engine.runner import refuse_given
+from pipelines.engine.stage import load_stage, stage_names
+from pipelines.recipes import demo as recipes
+
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+MOST_BYTES = 64 << 20
+"""of the files of the repository; they go to every node. The code is a few MB, so more is data in the wrong place"""
+LARGEST_NAMED = 5
+PROBE_SECONDS = 30.0
+"""for the answer to who brings no token; a proxy before a head may take its time"""
+
+
+def submit(words: Sequence[str]) -> int:
+    """Submits and follows the job, or with `--detach` only tells its id. Returns its own exit code (0: handed over).
+
+    Raises ValueError for a line that `run` would refuse, a root that means something else on the cluster, a cluster
+    that does not answer, does not let us in or lets everybody in, and a repository too large to ship.
+    """
+    rest, address = take(list(words), "--address")
+    detach = "--detach" in rest
+    rest = [word for word in rest if word != "--detach"]
+    check_line(rest)
+    address = address or os.environ.get(ADDRESS_VARIABLE)
+    if not address:
+        raise ValueError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
+    check_address(address, os.environ)
+    shipped = check_size(REPOSITORY)
+    protect_token_file(os.environ)
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # tells what it always leaves out
+    entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
+    client, job = _submitted(address, entrypoint)
+    _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
+    _say_how(job, address)
+    if detach:
+        print(job)
+        return 0
+    return follow(client, job, address)
+
+
+def follow(client: Any, job: str, address: str) -> int:
+    """The job's log as it comes, to stderr. Returns the exit code of the job's own line (0 done, 1 failed, 2 wrong
+    config or input, 130 stopped); 1 where it has none (killed, never begun) or the connection was lost; 130: Ctrl-C.
+
+    Whoever stops following does not stop the job.
+    """
+    import aiohttp
+
+    try:
+        asyncio.run(_log(client, job))
+        while not (ended := client.get_job_info(job)).status.is_terminal():  # its log may end before it does
+            time.sleep(1.0)
+    except KeyboardInterrupt:
+        _say(f"no longer following: job {job} goes on")
+        _say_how(job, address)
+        return 130
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:  # those of requests are OSErrors
+        _say(f"the connection to {address} was lost ({_first_line(error)}): job {job} goes on if its cluster does")
+        _say_how(job, address)
+        return 1
+    never_begun = ended.status.value == "FAILED" and ended.driver_exit_code is None  # no word of it in the log
+    _say(f"job {job}: {ended.status.value}" + (f" ({_first_line(ended.message)})" if never_begun else ""))
+    return exit_code(ended.status.value, ended.driver_exit_code)
+
+
+def exit_code(status: str, driver: int | None) -> int:
+    """Of a job that ended: its line's own, where that is one (a signal's is negative); a failure is never 0."""
+    if status == "SUCCEEDED":
+        return 0
+    return driver if driver is not None and driver > 0 else 1
+
+
+def check_line(words: Sequence[str]) -> None:
+    """Raises ValueError where the cluster could not run this line, so that it is known before anything is shipped."""
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"submit needs the name of a stage or recipe first: {', '.join(_names())}")
+    name, *rest = words
+    if name not in _names():
+        raise ValueError(configs.no_such("stage or recipe", name, _names()))
+    _, root = take(rest, "--root")
+    if root is None or not (storage.is_remote(root) or os.path.isabs(root)):
+        raise ValueError(
+            f"--root is {root or 'not given'}; a job runs elsewhere: give gs://bucket/path, or an absolute path that "
+            "every node sees"
+        )
+    if name in recipes.names():
+        command, chosen = parse_run(recipes.load(name), rest)
+        refuse_missing(command.recipe, chosen)
+    else:
+        wanted = parse_stage(load_stage(name), rest)
+        refuse_given(wanted.stage, wanted.inputs)  # named, that is: they lie where only the cluster may see them
+
+
+def check_address(address: str, environment: Mapping[str, str]) -> None:
+    """Raises ValueError where it is no dashboard's, or where code and data would go to whoever asks for them."""
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        known = False
+    if not known:
+        raise ValueError(
+            f"--address is {address!r}; give the dashboard of the cluster's head as http://HOST:8265 or https://HOST"
+        )
+    refuse_open_host(parts.hostname or "", address, environment)
+
+
+def check_size(repository: Path) -> int:
+    """Bytes of the files that Ray would ship, without what .gitignore and .rayignore name; packs nothing.
+
+    Ray's own settings count as they do for Ray: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 ships what .gitignore names, too.
+    Raises ValueError, naming the largest files, over MOST_BYTES.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    sizes: dict[str, int] = {}
+
+    def measure(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(repository))] = path.stat().st_size
+
+    quiet = logging.getLogger("pipelines.cluster.submit")  # Ray tells each ignore file that it obeys
+    quiet.setLevel(logging.WARNING)
+    obeyed = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    left_out = _get_excludes(repository, ray_constants.get_runtime_env_default_excludes())
+    _dir_travel(repository, [left_out], measure, include_gitignore=obeyed, logger=quiet)
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_NAMED]
+        named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
+        raise ValueError(
+            f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
+            + ("" if obeyed else f"unset {ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
+            + "move them out, or name them in .rayignore"
+        )
+    return total
+
+
+def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
+    """(client, id of the job)."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        if asks_for_token(address):
+            client = _client(address)
+            return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
+    except AuthenticationError as error:
+        raise ValueError(
+            f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH) to its token"
+        ) from error
+    except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise ValueError(
+            f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
+            "dashboard's --address"
+        ) from error
+    except (RuntimeError, requests.exceptions.RequestException, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"what answers at {address} does not take the job as a Ray dashboard would ({_first_line(error)}); give "
+            "the dashboard's --address, or see why it is in trouble"
+        ) from error
+    raise ValueError(
+        f"what answers at {address} asks nobody for a token: anyone who reaches it could run code as you; start the "
+        "cluster with RAY_AUTH_MODE=token, and set the same here, with its token in RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the dashboard sends away who brings no token. A tunnel ends on loopback whatever it leads to, so the
+    address does not tell.
+
+    Raises what `requests` raises, and RuntimeError for an answer that no dashboard gives, open or closed.
+    """
+    import requests
+
+    answer = requests.get(
+        f"{address.rstrip('/')}/api/jobs/",
+        auth=lambda request: request,  # or requests would take a password from ~/.netrc
+        timeout=PROBE_SECONDS,
+        allow_redirects=False,
+    )
+    if answer.status_code != requests.codes.unauthorized and (not answer.ok or answer.is_redirect):
+        raise RuntimeError(f"{answer.status_code} to who brings no token, where 401 is due")
+    return answer.status_code == requests.codes.unauthorized
+
+
+def _client(address: str) -> Any:
+    """Ray's client takes RAY_API_SERVER_ADDRESS and RAY_ADDRESS before what it is told, so it is told by the first."""
+    from ray.job_submission import JobSubmissionClient
+
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        return JobSubmissionClient(address)
+    finally:
+        del os.environ[ADDRESS_VARIABLE]
+        if before is not None:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+async def _log(client: Any, job: str) -> None:
+    async for text in client.tail_job_logs(job):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _say_how(job: str, address: str) -> None:
+    _say(f"  follow  ray job logs {job} --address {address} --follow")
+    _say(f"  stop    ray job stop {job} --address {address}")
+
+
+def _first_line(told: BaseException | str) -> str:
+    return (str(told).strip() or type(told).__name__).splitlines()[0]
+
+
+def _names() -> list[str]:
+    return [*recipes.names(), *stage_names()]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

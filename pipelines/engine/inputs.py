@@ -1,0 +1,228 @@
+"""What a stage reads, resolved: a dataset of an earlier run, by reference or path, or files from outside, by content.
+
+References: `stage/fingerprint`, `stage/fingerprint:dataset`, `train_model/fingerprint@step`, or the path of a run's
+directory (with the same suffixes). Files from outside are fingerprinted by sorted (relative name, size, sha256), on
+gs:// by generation and crc32c; where they lie is not hashed.
+"""
+
+import functools
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from data import storage
+from data.manifest import MANIFEST_NAME, Dataset, Manifest, read_manifest
+from pipelines.engine.config import digest, no_such
+from pipelines.engine.stage import Read, stage_names
+
+DEFAULT_ROOT = "./runs"
+REFERENCE = re.compile(r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$")
+SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalFile:
+    """A file from outside."""
+
+    name: str
+    """relative to what was named on the command line"""
+    uri: str
+    bytes: int
+    content: str
+    """sha256, or generation and crc32c on gs://"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One resolved input."""
+
+    reference: str
+    """what is hashed: `stage/fingerprint[@step]:dataset`, or `content:<digest>` for files from outside"""
+    given: str
+    """as the user wrote it, absolute: what a replay uses (of files from outside: a JSON list)"""
+    directory: str = ""
+    """URI of the run it refers to"""
+    dataset: str = ""
+    step: int | None = None
+    files: tuple[ExternalFile, ...] = ()
+
+    @property
+    def external(self) -> bool:
+        return not self.directory
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """Of the run it refers to. Raises ValueError where that run has not finished."""
+        manifest = read_manifest(self.directory)
+        if manifest is None:
+            raise ValueError(
+                f"{self.directory} has no {MANIFEST_NAME}: that run has not finished; run it (again) first"
+            )
+        return manifest
+
+    @property
+    def data(self) -> Dataset:
+        """The dataset it names. Raises ValueError where the run has none of that name."""
+        if self.dataset not in self.manifest.datasets:
+            raise ValueError(f"{self.directory}: {no_such('dataset', self.dataset, self.manifest.datasets)}")
+        return self.manifest.datasets[self.dataset]
+
+    def uris(self) -> list[str]:
+        """Every file of it, in order."""
+        if self.external:
+            return [file.uri for file in self.files]
+        return [storage.join(self.directory, shard.name) for shard in self.data.shards]
+
+    def content(self) -> str:
+        """A digest of the bytes themselves, whatever run they came from."""
+        if self.external:
+            return self.reference
+        return "content:" + digest([(shard.name, shard.sha256) for shard in self.data.shards], 32)
+
+
+def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | None = None) -> Input:
+    """Turns what the user wrote into an Input. Raises ValueError that says what is missing and what would do."""
+    if read.external:
+        return external_input([text], select)
+    assert read.dataset is not None
+    if match := REFERENCE.match(text):
+        if match["stage"] not in stage_names():
+            raise ValueError(f"{text!r}: {no_such('stage', match['stage'], stage_names())}")
+        return _run_input(storage.join(root, match["stage"], match["fingerprint"]), match, read.dataset, text)
+    if read.file_allowed and storage.exists(text) and not storage.is_directory(text):
+        return external_input([text], None)
+    match = SUFFIXED_PATH.match(text)
+    assert match is not None
+    directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+    if not storage.exists(directory):
+        raise ValueError(
+            f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
+            f"of a run's directory"
+        )
+    if not storage.is_directory(directory):
+        raise ValueError(
+            f"{text!r} is a file, and this input takes {read.dataset!r} of a finished run; `run collect_text --input` "
+            "makes one of files of text"
+        )
+    return _run_input(directory, match, read.dataset, text)
+
+
+def run_reference(stage: str, fingerprint: str, dataset: str, step: int | None = None) -> str:
+    return f"{stage}/{fingerprint}{'' if step is None else f'@{step}'}:{dataset}"
+
+
+def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -> Input:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise ValueError(
+            f"{given!r}: {directory} holds no {MANIFEST_NAME}, so no finished run; `python -m pipelines list "
+            f"--runs` shows those that have"
+        )
+    name = match["dataset"] or dataset
+    if name not in manifest.datasets:
+        raise ValueError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
+    if name != dataset:  # held-out rows have the schema of training rows, and must never become them
+        raise ValueError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
+    step = None if match["step"] is None else int(match["step"])
+    if step is not None and step not in manifest.datasets[name].facts.get("steps", []):
+        steps = manifest.datasets[name].facts.get("steps", [])
+        raise ValueError(f"{given!r}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+    return Input(
+        reference=run_reference(manifest.stage, manifest.fingerprint, name, step),
+        given=given if REFERENCE.match(given) else _suffixed(directory, match),
+        directory=directory,
+        dataset=name,
+        step=step,
+    )
+
+
+def _suffixed(directory: str, match: re.Match[str]) -> str:
+    step = f"@{match['step']}" if match["step"] else ""
+    return directory + step + (f":{match['dataset']}" if match["dataset"] else "")
+
+
+def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -> Input:
+    """Files, directories and globs from outside, as one input.
+
+    A file's name is relative to the directory that was given; of several directories, each puts its own name before.
+    Raises ValueError where one is missing or nothing is left.
+    """
+    files: dict[str, ExternalFile] = {}
+    passed_over: list[str] = []
+    for path in paths:
+        several = len(paths) > 1 and storage.is_directory(path)
+        folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
+        for below, uri, size in _files_below(path):
+            name = folder + below
+            if select is not None and not select(name):
+                passed_over.append(name)
+                continue
+            if not _is_text(name):
+                raise ValueError(
+                    f"the name of the file {uri!r} is not UTF-8; rename it, or leave it out with --exclude"
+                )
+            if name in files and files[name].uri != uri:
+                raise ValueError(
+                    f"{files[name].uri} and {uri} have one name, {name!r}; give the folder above both instead"
+                )
+            files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=_content(uri))
+    if not files:
+        told = f"no file to read in {', '.join(paths)}"
+        if not passed_over:
+            raise ValueError(f"{told}: there is none")
+        raise ValueError(
+            f"{told}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
+            "name a pattern that it matches, as in --include '*.txt'"
+        )
+    ordered = tuple(files[name] for name in sorted(files))
+    return Input(
+        reference="content:" + digest([(file.name, file.bytes, file.content) for file in ordered], 32),
+        given=json.dumps([absolute(path) for path in paths]),
+        files=ordered,
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name can be stored: Python gives the bytes of a name that is not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def absolute(path: str) -> str:
+    """The path as it can be used from any directory."""
+    return path if storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
+
+
+def _files_below(path: str) -> list[tuple[str, str, int]]:
+    """(relative name, URI, bytes) of the files that `path` (file, directory or glob) stands for."""
+    if storage.exists(path):
+        if not storage.is_directory(path):
+            fs, inner = storage.filesystem(path)
+            return [(PurePosixPath(path).name, path, int(fs.info(inner)["size"]))]
+        below = [(name, storage.join(path, name), size) for name, size in storage.list_files(path)]
+        return [one for one in below if storage.is_remote(path) or os.path.isfile(one[1])]  # no pipe, no broken link
+    if any(character in path for character in "*?["):
+        fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
+        fs, inner = storage.filesystem(path)
+        scheme = path.partition("://")[0] + "://" if storage.is_remote(path) else ""
+        names = [scheme + name.lstrip("/") for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
+        found = [
+            (os.path.relpath(name, fixed), name, int(fs.size(name))) for name in names if not storage.is_directory(name)
+        ]
+        if found:
+            return found
+    raise ValueError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")
+
+
+def _content(uri: str) -> str:
+    fs, path = storage.filesystem(uri)
+    if storage.is_remote(uri) and not storage.is_memory(uri):
+        info = fs.info(path)
+        return f"{info['generation']}-{info['crc32c']}"
+    with io.BytesIO(storage.read_bytes(uri)) if storage.is_memory(uri) else open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

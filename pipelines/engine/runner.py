@@ -1,0 +1,309 @@
+"""Runs one stage: fingerprint, is it done, run, publish.
+
+    inputs + Config -> fingerprint -> ROOT/<stage>/<fingerprint>/ -> run -> _MANIFEST.json (last, exclusive) + _RUN.json
+
+A run whose manifest is there has nothing to do and starts nothing. An interrupted one goes on: finished shards and
+committed checkpoints are kept. Two drivers of one data stage both work, and at the manifest one of them learns that
+the other was first.
+"""
+
+import ast
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data import storage
+from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
+from infra.ray_session import REPOSITORY, RaySession
+from pipelines.engine import config as configs
+from pipelines.engine.inputs import Input, absolute, external_input, resolve, run_reference
+from pipelines.engine.lease import hold_lease
+from pipelines.engine.shard_map import clean_up
+from pipelines.engine.stage import FAILURE, Context, Outcome, Read, Resources, Stage, VerdictError
+
+CONFIG_NAME = "_CONFIG.json"
+FAILED_NAME = "_FAILED.json"
+"""why the last attempt ended, for `status`; removed when the next one begins"""
+LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
+                 "export_model")  # fmt: skip
+"""whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
+CODE_PREFIXES = ("data", "model", "training", "pipelines.checkpoints.loaded", "pipelines.checkpoints.model_card")
+"""modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
+PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage with its config and resolved inputs: all that decides the result."""
+
+    stage: Stage
+    config: Any
+    inputs: Mapping[str, tuple[Input, ...]]
+    root: str
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over stage, VERSION, the whole Config and the fingerprints of the inputs, 16 hex digits."""
+        return configs.digest(self.hashed())
+
+    def hashed(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "config": configs.to_dict(self.config),
+            "inputs": {name: [one.reference for one in many] for name, many in sorted(self.inputs.items())},
+        }
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.root, self.stage.name, self.fingerprint)
+
+    def manifest(self) -> Manifest | None:
+        """Of the finished run, or None. Raises ValueError where it was made from inputs that have changed since."""
+        manifest = read_manifest(self.directory)
+        if manifest is not None:
+            self._check_inputs_unchanged(manifest)
+        return manifest
+
+    def _check_inputs_unchanged(self, manifest: Manifest) -> None:
+        """A run elsewhere on another set-up can have one fingerprint and other bytes (weights): never mix the two."""
+        for name, recorded in manifest.inputs.items():
+            for one, before in zip(self.inputs.get(name, ()), recorded, strict=False):
+                present = None if one.external else read_manifest(one.directory)
+                if present is not None and one.content() != before["content"]:
+                    raise ValueError(
+                        f"{self.directory} was made from another {one.reference} than the one in "
+                        f"{one.directory} (same config, other "
+                        f"bytes: it was made again on another set-up); remove {self.directory} and run again"
+                    )
+
+
+def resolve_inputs(
+    stage: Stage, config: Any, given: Mapping[str, Sequence[str]], root: str
+) -> dict[str, tuple[Input, ...]]:
+    """What the user named, resolved. Raises ValueError for what is missing, unknown or too many."""
+    refuse_given(stage, given)
+    named = {name: [text for text in given.get(name, ()) if text] for name in stage.reads}
+    return {name: resolve_texts(stage.reads[name], config, texts, root) for name, texts in named.items() if texts}
+
+
+def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for inputs that are missing, unknown or too many; looks at none of them."""
+    for name in given:
+        if name not in stage.reads:
+            raise ValueError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
+    for name, read in stage.reads.items():
+        texts = [text for text in given.get(name, ()) if text]
+        if not texts and not read.optional:
+            raise ValueError(f"{stage.name} needs --{name} ({read.help})")
+        if len(texts) > 1 and not read.many:
+            raise ValueError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
+
+
+def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:
+    if read.external:
+        chosen = read.select
+        return (external_input(texts, None if chosen is None else lambda name: chosen(config, name)),)
+    return tuple(resolve(text, read, root) for text in texts)
+
+
+def future_input(task: Task, dataset: str, step: int | None = None) -> Input:
+    """The input that another task's output will be, known before that task has run."""
+    return Input(
+        reference=run_reference(task.stage.name, task.fingerprint, dataset, step),
+        given=run_reference(task.stage.name, task.fingerprint, dataset, step),
+        directory=task.directory,
+        dataset=dataset,
+        step=step,
+    )
+
+
+def run_task(task: Task, resources: Resources, session: RaySession, say: Any = print) -> Manifest:
+    """Runs the task unless its manifest is there; returns the manifest. What `run` raises comes out unchanged.
+
+    Raises VerdictError where the run is finished, now or before, and its answer is no.
+    """
+    where = f"{task.stage.name}/{task.fingerprint}"
+    if (done := task.manifest()) is not None:
+        clean_up(task.directory)  # of a driver that was killed after its manifest
+        say(f"{where}: done before, nothing to do")
+        return _accepted(done)
+    for many in task.inputs.values():
+        for one in many:
+            _ = one.external or one.data  # an unfinished input is refused before anything is written
+    context = Context(
+        stage=task.stage.name,
+        directory=task.directory,
+        fingerprint=task.fingerprint,
+        inputs={name: list(many) for name, many in task.inputs.items()},
+        resources=resources,
+        attempt=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        session=session,
+        quiet=os.environ.get("CI") == "true" or not sys.stderr.isatty(),
+    )
+    save_config(task)
+    storage.remove(storage.join(task.directory, FAILED_NAME))
+    say(f"{where}: running")
+    began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    with hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext() as lease:
+        if lease is not None and (theirs := read_manifest(task.directory)) is not None:
+            say(f"{where}: another driver finished it first; using its manifest")
+            return theirs
+        try:
+            outcome = task.stage.run(replace(context, lease=lease), task.config)
+        except Exception as error:
+            if (theirs := read_manifest(task.directory)) is not None:
+                say(f"{where}: another driver finished it first; using its manifest")
+                clean_up(task.directory)
+                return theirs
+            _save_failure(task, error)
+            raise
+        manifest = _manifest(task, outcome)
+        first = publish_manifest(task.directory, manifest)
+    seconds = time.monotonic() - began
+    if not first:
+        say(f"{where}: another driver published the same manifest first; using it")
+        clean_up(task.directory)
+        return manifest
+    run = {
+        "started": began_wall.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_driver_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "host": socket.gethostname(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "resources": asdict(resources),
+        "shards_by_node": dict(sorted(context.shards_by_node.items())),
+        "chip_seconds": {kind: round(held, 3) for kind, held in sorted(context.chip_seconds.items())},
+        "code_sha256": code_sha256(task.stage),
+        "log": outcome.log,
+    }
+    storage.write_bytes(storage.join(task.directory, RUN_NAME), (json.dumps(run, indent=1) + "\n").encode())
+    clean_up(task.directory)
+    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
+    return _accepted(manifest)
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a machine for GPUs has no torch_xla."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _accepted(manifest: Manifest) -> Manifest:
+    """Raises VerdictError where a finished run says no."""
+    for dataset in manifest.datasets.values():
+        if dataset.facts.get(FAILURE):
+            raise VerdictError(f"{manifest.stage}/{manifest.fingerprint}: {dataset.facts[FAILURE]}")
+    return manifest
+
+
+def _manifest(task: Task, outcome: Outcome) -> Manifest:
+    missing = set(task.stage.writes) ^ set(outcome.datasets)
+    assert not missing, f"{task.stage.name} declares {task.stage.writes} and made {sorted(outcome.datasets)}"
+    return Manifest(
+        stage=task.stage.name,
+        version=task.stage.version,
+        fingerprint=task.fingerprint,
+        config=configs.to_dict(task.config),
+        inputs={
+            name: [{"reference": one.reference, "content": one.content()} for one in many]
+            for name, many in sorted(task.inputs.items())
+        },
+        datasets=outcome.datasets,
+        dropped=outcome.dropped,
+        tokenizer_sha256=outcome.tokenizer_sha256,
+        setup=outcome.setup,
+    )
+
+
+def save_config(task: Task) -> None:
+    """Writes what `--config` replays: the resolved config and the inputs as given."""
+    document = {
+        "stage": task.stage.name,
+        "fingerprint": task.fingerprint,
+        "config": configs.to_dict(task.config),
+        "root": absolute(task.root),
+        "inputs": {
+            name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
+            for name, many in task.inputs.items()
+        },
+    }
+    storage.write_bytes(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _save_failure(task: Task, error: Exception) -> None:
+    """One line of it: `status` shows it. Where the storage is what failed there is nothing to do."""
+    lines = str(error).strip().splitlines()
+    told = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
+    record = {
+        "error": f"{type(error).__name__}: {told}"[:500],
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+    }
+    with suppress(OSError):
+        storage.write_bytes(storage.join(task.directory, FAILED_NAME), (json.dumps(record) + "\n").encode())
+
+
+def read_run(directory: str) -> dict[str, Any]:
+    """The run's log (times, host, versions), or {} where there is none."""
+    try:
+        run: dict[str, Any] = json.loads(storage.read_bytes(storage.join(directory, RUN_NAME)))
+        return run
+    except FileNotFoundError:
+        return {}
+
+
+def code_sha256(stage: Stage) -> str:
+    """Of the stage's file and the project's modules it rests on: what `plan` compares where VERSION stood still."""
+    sources = {Path(stage.module.__file__ or "")}
+    unread = list(sources)
+    while unread:
+        for found in _imported(unread.pop(), REPOSITORY) - sources:
+            sources.add(found)
+            unread.append(found)
+    digest = hashlib.sha256()
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _imported(source: Path, repository: Path) -> frozenset[Path]:
+    """Files of ours that a file imports, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
+    found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
+    return frozenset(path for path in found if path.exists())
+
+
+def _speeds(log: Mapping[str, Any]) -> str:
+    ending = "tokens_per_second"
+    speeds = {name.removesuffix("_per_second").replace("_", " "): log[name] for name in log if name.endswith(ending)}
+    return "".join(f", {speed:,.1f} {unit}/s" for unit, speed in speeds.items())
+
+
+def _counts(manifest: Manifest) -> str:
+    parts = [f"{name} {dataset.rows:,} rows" for name, dataset in manifest.datasets.items() if dataset.rows]
+    parts += [f"dropped {count:,} {reason}" for reason, count in manifest.dropped.items() if count]
+    return ": " + ", ".join(parts) if parts else ""

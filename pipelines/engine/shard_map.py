@@ -1,0 +1,285 @@
+"""Shards in, shards out: a Ray Data run over shard references, with our own sink, restartable shard by shard.
+
+`map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below
+`_staging/<attempt>`, moves them to their final names and leaves a receipt. Output shard k is a function of task k
+alone, so neither the number of workers nor the order in which they finish changes a byte. Work that gives more than
+fits a shard yields outputs one after another: each becomes a file of its own, and only one is in memory. A rerun skips
+every shard whose receipt and files are there. What a phase leaves for the next one (a shuffle's partitions) goes to
+datasets whose names begin with "_"; no manifest lists them.
+"""
+
+import json
+import secrets
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data import shards, storage
+from data.manifest import Dataset, Shard
+from infra.ray_session import REPOSITORY, in_submitted_job
+from pipelines.engine.config import digest
+from pipelines.engine.counters import count_shard
+from pipelines.engine.progress import Bar
+from pipelines.engine.progress import shard as shard_progress
+from pipelines.engine.stage import Context
+from training.log.chips import chips_held
+
+RECEIPTS = "_receipts"
+PHASES = "_phases"
+"""how many tasks each phase has: for `status`"""
+STAGING = "_staging"
+PACKAGES = ("data", "infra", "model", "pipelines", "tests", "training")
+READ_THREADS = 16
+"""requests at a time for the receipts of an interrupted run"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file that a task makes: a table, or plain bytes under a name of its own."""
+
+    table: pa.Table | None = None
+    data: bytes | None = None
+    name: str | None = None
+    """file name; None: the shard's number"""
+    tokens: int = 0
+    row_group_rows: int = shards.DEFAULT_ROW_GROUP_ROWS
+    opaque_columns: tuple[str, ...] = ()
+    """columns without dictionary and statistics"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOutput:
+    """What one task made."""
+
+    parts: Mapping[str, Part]
+    """dataset -> its file"""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """rows dropped, by reason"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """small JSON values for the stage to combine; of several outputs, numbers are summed and others the last one's"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What is known of one finished task."""
+
+    index: int
+    shards: Mapping[str, tuple[Shard, ...]]
+    """dataset -> its files, in order"""
+    dropped: Mapping[str, int]
+    facts: Mapping[str, Any]
+
+
+Work = Callable[[Any], ShardOutput | Iterator[ShardOutput]]
+
+_RAISED = {"input": ValueError, "full": storage.FullError, "bug": RuntimeError}
+"""what an error of a worker is in the driver"""
+
+
+def map_shards(
+    context: Context,
+    phase: str,
+    tasks: Sequence[Any],
+    work: Work,
+    *,
+    whole_node: bool = False,
+    setup: Mapping[str, Any] | None = None,
+    unit: str = "shard",
+    sizes: Sequence[int] | None = None,
+) -> list[Receipt]:
+    """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
+
+    Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
+    so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
+    computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. A
+    ValueError of ours and a full disk come out with their own words, any other as a RuntimeError with its traceback.
+    """
+    made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
+    phase = f"{phase}-{digest([made_of, setup], 8)}"
+    receipts = _finished(context.directory, phase, len(tasks))
+    units = dict(enumerate(sizes if sizes is not None else [1] * len(tasks)))
+    waiting = [k for k in range(len(tasks)) if k not in receipts]
+    title, before = f"{context.stage} {phase.rpartition('-')[0]}", sum(units[k] for k in receipts)
+    with context.progress(sum(units.values()), unit, title, before) as update:
+        bar = Bar(update, units, receipts)
+        if waiting:
+            _say_phase(context, phase, len(tasks), len(receipts))
+            context.session.start()
+            heard = bar.prefix if not context.quiet or in_submitted_job() else None
+            sink = Sink(context.directory, context.attempt, phase, work, heard)
+            with nullcontext() if heard is None else bar.listening():
+                for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):
+                    if row["error"]:
+                        raise _RAISED[row["kind"]](row["error"])
+                    receipt = _receipt(json.loads(row["receipt"]))
+                    receipts[receipt.index] = receipt
+                    context.shards_by_node[row["node"]] += 1
+                    for kind, held in json.loads(row["chip_seconds"]).items():
+                        context.chip_seconds[kind] = context.chip_seconds.get(kind, 0.0) + held
+                    count_shard(context.stage, receipt.shards, receipt.dropped)
+                    bar.finish(receipt.index)
+    return [receipts[k] for k in range(len(tasks))]
+
+
+class Sink:
+    """Runs in a Ray worker: computes one shard, publishes its files, then its receipt.
+
+    What the work raises comes back as words: Ray Data would hand on an exception of its own without ours. Errors of
+    I/O are raised, since Ray Data tries those again (infra/ray_session.py), except those that would come again.
+    """
+
+    def __init__(self, directory: str, attempt: str, phase: str, work: Work, heard: str | None) -> None:
+        self.directory, self.attempt, self.phase, self.work, self.heard = directory, attempt, phase, work, heard
+
+    def __call__(self, index: int, task: Any) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            receipt = self.publish(index, task)
+            taken = time.monotonic() - began
+            held = {kind: count * taken for kind, count in chips_held().items()}
+            return {"receipt": receipt, "error": "", "kind": "", "chip_seconds": json.dumps(held)}
+        except storage.FullError as error:
+            return _failure("full", str(error))
+        except (FileNotFoundError, PermissionError) as error:
+            return _failure("input", f"cannot read an input: {error}")
+        except OSError:
+            raise
+        except Exception as error:
+            if storage.what_failed(error):  # of the object store: tried again too
+                raise
+            if isinstance(error, ValueError) and _is_ours(error):  # what it got, what to do: exit code 2
+                return _failure("input", str(error) or repr(error))
+            return _failure("bug", f"a worker failed:\n{traceback.format_exc()}")
+
+    def publish(self, index: int, task: Any) -> str:
+        """Makes the shard; returns its receipt."""
+        published: dict[str, list[dict[str, Any]]] = {}
+        dropped: Counter[str] = Counter()
+        facts: dict[str, Any] = {}
+        with shard_progress(self.heard, index):
+            made = self.work(task)
+            one = isinstance(made, ShardOutput)
+            for number, output in enumerate([made] if isinstance(made, ShardOutput) else made):
+                for dataset, part in output.parts.items():
+                    name = f"{index:05d}" if one else f"{index:05d}-{number:05d}"
+                    published.setdefault(dataset, []).append(self._write(dataset, part, name))
+                dropped.update(output.dropped)
+                for name, value in output.facts.items():
+                    summed = isinstance(value, int | float) and not isinstance(value, bool)
+                    facts[name] = facts.get(name, 0) + value if summed else value
+        receipt = json.dumps(
+            {"index": index, "shards": published, "dropped": dict(dropped), "facts": facts}, sort_keys=True
+        )
+        storage.write_bytes(_receipt_uri(self.directory, self.phase, index), receipt.encode())
+        return receipt
+
+    def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
+        name = f"{dataset}/{part.name or f'{number}.parquet'}"
+        # of this execution alone: Ray may run a task again while a first copy of it still lives
+        staged = f"{STAGING}/{self.attempt}/{secrets.token_hex(4)}/{name}"
+        if part.table is not None:
+            shard = shards.write_table(
+                self.directory,
+                staged,
+                part.table,
+                row_group_rows=part.row_group_rows,
+                opaque_columns=part.opaque_columns,
+                tokens=part.tokens,
+            )
+        else:
+            assert part.data is not None
+            shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
+        storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
+        return {**asdict(shard), "name": name}
+
+
+def _failure(kind: str, error: str) -> dict[str, Any]:
+    return {"receipt": "", "error": error, "kind": kind, "chip_seconds": "{}"}
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it was raised by this project, which words its errors, and not by a library that was used wrongly.
+
+    What a library raises in C has our frame last and looks like ours.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = Path(frame.f_code.co_filename).resolve()
+    return any(raised_in.is_relative_to(REPOSITORY / package) for package in PACKAGES)
+
+
+def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
+    """The dataset `name` made of the receipts' shards, in order; tasks that made none of it are left out."""
+    return Dataset(shards=tuple(shard for one in receipts for shard in one.shards.get(name, ())), facts=facts)
+
+
+def uris_of(context: Context, receipts: Sequence[Receipt], name: str) -> list[str]:
+    """Where the files of the dataset `name` lie, in order."""
+    return [storage.join(context.directory, shard.name) for one in receipts for shard in one.shards.get(name, ())]
+
+
+def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
+    """Counts by reason, summed."""
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt.dropped)
+    return dict(sorted(total.items()))
+
+
+def clean_up(directory: str) -> None:
+    """After the manifest: removes the staging folders of all attempts, the receipts and what phases left for others."""
+    try:
+        for folder in storage.list_folders(directory):
+            if folder.startswith("_"):
+                # Another driver may still write here; it fails, finds the manifest and uses it.
+                with suppress(OSError):
+                    storage.remove_tree(storage.join(directory, folder))
+    except Exception as error:  # what stays is listed nowhere
+        if not (isinstance(error, OSError) or storage.what_failed(error)):
+            raise
+
+
+def _say_phase(context: Context, phase: str, tasks: int, done_before: int) -> None:
+    record = {"tasks": tasks, "done_before": done_before}
+    storage.write_bytes(storage.join(context.directory, PHASES, f"{phase}.json"), json.dumps(record).encode())
+
+
+def _receipt_uri(directory: str, phase: str, index: int) -> str:
+    return storage.join(directory, RECEIPTS, phase, f"{index:05d}.json")
+
+
+def _receipt(document: dict[str, Any]) -> Receipt:
+    made = {name: tuple(Shard(**shard) for shard in many) for name, many in document["shards"].items()}
+    return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
+
+
+def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
+    """The receipts of an interrupted run, by task: those with every file they name at the size they name.
+
+    Asks for what is there, one listing of the receipts and one of each dataset they name, not for each task: a new run
+    of a million shards starts at once.
+    """
+    folder = storage.join(directory, RECEIPTS, phase)
+    # what a killed write left has another ending
+    uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        found = [_receipt(json.loads(content)) for content in pool.map(storage.read_bytes, uris)]
+    datasets = {dataset for receipt in found for dataset in receipt.shards}
+    sizes = {
+        f"{dataset}/{name}": size
+        for dataset in datasets
+        for name, size in storage.list_files(storage.join(directory, dataset))
+    }
+    return {
+        receipt.index: receipt
+        for receipt in found
+        if receipt.index < tasks
+        and all(sizes.get(shard.name) == shard.bytes for many in receipt.shards.values() for shard in many)
+    }

@@ -1,0 +1,225 @@
+"""One cell of the fit check: a training step, traced and compiled for a slice, and the answer, kept in a cache.
+
+    FitRequest -> training/backends/xla/traced_step.py -> HLO -> infra/aot.py -> Cell
+
+Each half runs in a process of its own: the trace in this environment, the compile in `.venv-fit`, where libtpu and the
+jax that drives it are pinned as a pair (`make fit-env`). A cell's key covers the request, the code that is traced and
+the compiler's pins, so a cached answer is never of other code. Cost: minutes and a few GB for billions of parameters.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.ray_session import REPOSITORY
+from infra.slices import Topology, check_mesh, parse_topology
+from model import Gemma2Config
+from model.sharding import MeshShape
+from model.sharding import check_mesh as check_model_mesh
+from pipelines.engine.config import from_dict
+from training.config import Objective, Remat
+
+CACHE = Path(".cache/fit")
+FIT_PYTHON = REPOSITORY / ".venv-fit" / "bin" / "python"
+TRACED = (
+    *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "sharding")),
+    *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
+    "training/backends/gradients.py",
+    *(f"training/backends/xla/{name}.py" for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")),
+    *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
+    "requirements-fit.txt",
+)
+"""what a cell's numbers follow from, besides its request"""
+LANES = 128
+"""splash attention takes rows and heads of a multiple of this"""
+DEFAULT_MINUTES = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """A training step and the chips that it is to run on."""
+
+    name: str
+    """of the model, to print"""
+    model: Gemma2Config
+    """its sizes"""
+    topology: str
+    """chips of one slice, as in v5p:4x4x4"""
+    slices: int = 1
+    """how many of them, joined by the data-centre network"""
+    mesh: MeshShape
+    """how parameters and rows are divided over all chips"""
+    seq: int
+    """tokens in a row"""
+    batch: int
+    """rows of a step, over all chips"""
+    remat: Remat = "full"
+    """what the backward pass computes again"""
+    objective: Objective = "next_token"
+    """loss of the step"""
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of parameters and activations; the optimizer's moments are float32"""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, with what is allowed, for anything that no compiler could help."""
+        config = self.model
+        for name in ("seq", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.seq % LANES:
+            raise ValueError(
+                f"seq is {self.seq}, but splash attention takes rows of a multiple of {LANES} tokens; "
+                f"try --seq {max(LANES, round(self.seq / LANES) * LANES)}"
+            )
+        if config.head_dim % LANES:
+            raise ValueError(
+                f"head_dim is {config.head_dim}, but splash attention takes heads of a multiple of {LANES}; the "
+                "published sizes have 128 and 256"
+            )
+        check_mesh(self.mesh.sizes, self.place, heads=config.heads, kv_heads=config.kv_heads, batch=self.batch)
+        check_model_mesh(config, self.mesh)
+
+    @property
+    def place(self) -> Topology:
+        return parse_topology(self.topology, self.slices)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def trace_request(self) -> dict[str, Any]:
+        """What `training.backends.xla.traced_step.TraceRequest` takes."""
+        return {
+            "model": dataclasses.asdict(self.model),
+            "mesh": dataclasses.asdict(self.mesh),
+            "sequence_length": self.seq,
+            "rows": self.batch,
+            "remat": self.remat,
+            "objective": self.objective,
+            "parameter_dtype": self.parameter_dtype,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A request and its answer."""
+
+    request: FitRequest
+    code: str
+    """digest of the code that was traced and of the compiler's pins"""
+    trace: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`training.backends.xla.traced_step.Traced`, without the program"""
+    compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`infra.aot.Report`"""
+    error: str = ""
+    """why there is no answer: out of time, or a process that failed; never cached"""
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.compiled.get("fits")) and not self.problem
+
+    @property
+    def problem(self) -> str:
+        """Why the step could not be judged; empty where it could."""
+        return self.error or str(self.compiled.get("error", ""))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "Cell":
+        """Raises ValueError for anything that `to_json` did not write."""
+        return from_dict(cls, json.loads(text), where)
+
+
+def code_digest() -> str:
+    """Of every file that a cell's numbers follow from."""
+    digest = hashlib.sha256()
+    for name in TRACED:
+        digest.update(f"{name}\0".encode() + (REPOSITORY / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def run_cell(
+    request: FitRequest,
+    *,
+    cache: Path = CACHE,
+    minutes: float = DEFAULT_MINUTES,
+    say: Callable[[str], None] = lambda text: None,
+) -> Cell:
+    """The cached answer, or a new one. Raises ValueError where the compiler's environment is missing."""
+    code = code_digest()
+    key = hashlib.sha256(json.dumps([request.to_dict(), code], sort_keys=True).encode()).hexdigest()[:16]
+    kept = cache / f"{key}.json"
+    if kept.exists():
+        return Cell.from_json(kept.read_text(), str(kept))
+    if not FIT_PYTHON.exists():
+        raise ValueError(f"the TPU compiler is not installed ({FIT_PYTHON} is missing); run `make fit-env` once")
+    cell = _answer(request, code, minutes * 60, say)
+    if not cell.error:
+        cache.mkdir(parents=True, exist_ok=True)
+        new = kept.with_suffix(f".{os.getpid()}")
+        new.write_text(cell.to_json())
+        new.replace(kept)
+    return cell
+
+
+def _answer(request: FitRequest, code: str, seconds: float, say: Callable[[str], None]) -> Cell:
+    with tempfile.TemporaryDirectory(prefix="fit-") as scratch:
+        folder = Path(scratch)
+        (folder / "trace_request.json").write_text(json.dumps(request.trace_request()))
+        say("tracing the step")
+        words = ["-m", "training.backends.xla.traced_step", str(folder / "trace_request.json"), str(folder)]
+        problem, took = _run([sys.executable, *words], seconds)
+        if problem:
+            return Cell(request=request, code=code, error=f"the trace {problem}")
+        trace = json.loads((folder / "trace.json").read_text())
+        trace["process_seconds"] = round(took, 1)
+        compile_request = {
+            "hlo": str(folder / "hlo.pb"),
+            "topology": request.topology,
+            "slices": request.slices,
+            "num_partitions": trace["num_partitions"],
+            "donated": trace["donated"],
+        }
+        (folder / "compile_request.json").write_text(json.dumps(compile_request))
+        say(f"compiling for {request.topology}" + (f" x {request.slices}" if request.slices > 1 else ""))
+        words = ["-m", "infra.aot", str(folder / "compile_request.json"), str(folder / "report.json")]
+        problem, _ = _run([str(FIT_PYTHON), *words], seconds - took)
+        # the program's and its request's names are in the cell already
+        trace = {name: value for name, value in trace.items() if name not in ("request", "model", "donated")}
+        if problem:
+            return Cell(request=request, code=code, trace=trace, error=f"the compiler {problem}")
+        return Cell(request=request, code=code, trace=trace, compiled=json.loads((folder / "report.json").read_text()))
+
+
+def _run(words: list[str], seconds: float) -> tuple[str, float]:
+    """(what went wrong or nothing, seconds it took)."""
+    began = time.monotonic()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PJRT_", "XLA_", "TPU_"))}
+    try:
+        done = subprocess.run(
+            words,
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=max(1.0, seconds),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"was stopped: {seconds:.0f} s had passed (--minutes gives it more)", seconds
+    took = time.monotonic() - began
+    if done.returncode:
+        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
+        killed = " (killed, most likely for lack of memory)" if done.returncode == -9 else ""
+        return f"ended with {done.returncode}{killed}: {' '.join(last)}", took
+    return "", took

@@ -1,0 +1,221 @@
+"""What a compiled step comes to on one chip: memory, operations, traffic, a roofline; and the words for it.
+
+**Operations.** `model`: training FLOPs of model/flops.py, 3 x forward, windows counted, nothing recomputed. `executed`:
+the dots of the compiled program, loops counted (`matrix`), plus the attention kernels, which are opaque to the count
+and are taken from the model's visible keys: a forward kernel is 2 products, the backward pass 7 (3 in the kernel of the
+queries' gradient, 4 in that of the keys' and values'; FlashAttention-2, arXiv 2307.08691, in two kernels). How often
+the forward kernel runs is read from the program: kernels / layers - 2.
+
+**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the
+program should multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
+
+**MFU** = model / (roofline seconds x peak), from the bound where all resources overlap and from the one where none do
+(infra/slices.py). Both are bounds of arithmetic, not measurements: no latency, no kernel below its peak.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infra.slices import GIB, Roofline, model_flops_utilization, roofline
+from model import forward_flops_per_token, parameter_count, train_flops_per_token
+from pipelines.fit.cells import Cell, FitRequest
+
+BACKWARD_KERNELS = 2
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 7
+IMAGE_PIN = "torch_xla 2.9.0's own extra pins libtpu 0.0.21, which refuses the splash kernel; run this one on the TPU"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Numbers of one chip and one step; bytes, operations, seconds."""
+
+    parameter_bytes: int
+    optimizer_bytes: int
+    peak_bytes: int
+    """HBM at its fullest; where the compiler refused, its temporaries plus parameters, moments and batch"""
+    hbm_bytes: int
+    """what a program may use"""
+    model_flops: float
+    matrix_flops: float
+    matrix_ratio: float
+    """`matrix_flops` over what the program should multiply"""
+    executed_flops: float
+    bounds: Roofline | None
+    """None where nothing was compiled"""
+    best_mfu: float
+    worst_mfu: float
+    best_tokens_per_second: float
+    worst_tokens_per_second: float
+
+
+def figures(cell: Cell) -> Figures:
+    """Raises ValueError for a cell that could not be judged."""
+    if cell.problem:
+        raise ValueError(f"this cell has no figures: {cell.problem}")
+    request, compiled = cell.request, cell.compiled
+    chip = request.place.chip
+    tokens = request.batch * request.seq / request.mesh.chips
+    model_flops = tokens * train_flops_per_token(request.model, request.seq)
+    peak = int(compiled["peak_bytes"])
+    parameters, optimizer = int(cell.trace["parameter_bytes_per_chip"]), int(cell.trace["optimizer_bytes_per_chip"])
+    bounds = None
+    executed = matrix = ratio = 0.0
+    if compiled["code_bytes"]:
+        matrix = float(compiled["matrix_flops"])
+        ratio = matrix / _expected_matrix_flops(request, tokens)
+        executed = matrix + _kernel_flops(request, tokens, int(compiled["kernels"]))
+        sent = compiled["collectives"]
+        bounds = roofline(
+            chip,
+            flops=executed,
+            hbm_bytes=float(compiled["hbm_bytes"]),
+            ici_bytes=float(sum(one["ici_bytes"] for one in sent)),
+            dcn_bytes=float(sum(one["dcn_bytes"] for one in sent)),
+        )
+    else:  # refused: the compiler names the temporaries alone
+        peak += parameters + optimizer + _batch_bytes(request)
+    seconds = (bounds.best_seconds, bounds.worst_seconds) if bounds else (float("inf"), float("inf"))
+    mfu = [model_flops_utilization(chip, model_flops=model_flops, seconds=one) for one in seconds]
+    return Figures(
+        parameter_bytes=parameters,
+        optimizer_bytes=optimizer,
+        peak_bytes=peak,
+        hbm_bytes=int(compiled["hbm_limit_bytes"]),
+        model_flops=model_flops,
+        matrix_flops=matrix,
+        matrix_ratio=ratio,
+        executed_flops=executed,
+        bounds=bounds,
+        best_mfu=mfu[0],
+        worst_mfu=mfu[1],
+        best_tokens_per_second=tokens / seconds[0],
+        worst_tokens_per_second=tokens / seconds[1],
+    )
+
+
+def _block_matrices(request: FitRequest) -> int:
+    config = request.model
+    _, others = parameter_count(config)
+    return others - config.layers * 4 * config.d_model - config.d_model
+
+
+def _expected_matrix_flops(request: FitRequest, tokens: float) -> float:
+    blocks, head = _block_matrices(request), request.model.vocab_size * request.model.d_model
+    return tokens * (6.0 * (blocks + head) + (2.0 * blocks if request.remat == "full" else 0.0))
+
+
+def _kernel_flops(request: FitRequest, tokens: float, kernels: int) -> float:
+    config = request.model
+    matrices = 2.0 * (_block_matrices(request) + config.vocab_size * config.d_model)
+    forward = forward_flops_per_token(config, request.seq) - matrices
+    runs = kernels / config.layers - BACKWARD_KERNELS
+    return tokens * forward * max(0.0, runs + BACKWARD_PRODUCTS / FORWARD_PRODUCTS) if kernels else 0.0
+
+
+def _batch_bytes(request: FitRequest) -> int:
+    """Of one chip: tokens, segments, positions and the mask; for distillation 50 ids and counts at each target."""
+    a_token = 13 + (50 * 8 if request.objective == "distill" else 0)
+    return a_token * request.seq * request.batch // request.mesh.row_shards
+
+
+def as_json(cell: Cell) -> dict[str, Any]:
+    """What `fit --json` prints: the cell and, where it was judged, its figures."""
+    document: dict[str, Any] = {"fits": cell.fits, "problem": cell.problem, **asdict(cell)}
+    if not cell.problem:
+        found = figures(cell)
+        document["figures"] = asdict(found)
+        for one in ("best_mfu", "worst_mfu", "best_tokens_per_second", "worst_tokens_per_second"):
+            if found.bounds is None:
+                document["figures"][one] = None
+    return document
+
+
+def headline(request: FitRequest) -> str:
+    place = request.place
+    of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+    return (
+        f"{request.name}, {request.objective}, {request.batch} rows x {request.seq} tokens a step on {of} "
+        f"({place.chips} chips), mesh {request.mesh.text}, remat {request.remat}, {request.parameter_dtype}"
+    )
+
+
+def describe(cell: Cell) -> list[str]:
+    """The report, line by line."""
+    lines = [headline(cell.request)]
+    if cell.problem:
+        return [*lines, f"  not judged       {cell.problem}"]
+    found, compiled = figures(cell), cell.compiled
+    share = found.peak_bytes / found.hbm_bytes
+    verdict = "fits" if cell.fits else "DOES NOT FIT"
+    lines.append(
+        f"  {verdict:<16} {gib(found.peak_bytes)} of {gib(found.hbm_bytes)} HBM of a chip at the peak ({share:.0%})"
+    )
+    lines.append(f"  parameters       {gib(found.parameter_bytes)}, optimizer {gib(found.optimizer_bytes)}")
+    if not cell.fits:
+        lines += _largest(cell)
+    if found.bounds is not None:
+        lines += _speed(found, compiled["collectives"])
+        if compiled["unknown_loops"]:
+            lines.append(f"  counted once     loops of unknown length: {', '.join(compiled['unknown_loops'])}")
+    versions = compiled["versions"]
+    lines.append(
+        f"  compiler         libtpu {versions['libtpu']} with jax {versions['jax']}, "
+        f"{compiled['compile_seconds']:.0f} s, {gib(compiled['peak_memory_bytes'])} of this machine; "
+        f"trace {cell.trace['process_seconds']:.0f} s"
+    )
+    lines.append(f"  versions         {IMAGE_PIN}")
+    return lines
+
+
+def _speed(found: Figures, collectives: list[Mapping[str, Any]]) -> list[str]:
+    bounds = found.bounds
+    assert bounds is not None
+    lines = [
+        f"  operations       {found.model_flops:.3e} of the model, {found.executed_flops:.3e} executed; "
+        f"dots are {found.matrix_ratio:.3f} of the formula",
+    ]
+    for one in collectives:
+        wires = [f"{gib(one[f'{net}_bytes'])} sent over {net.upper()}" for net in ("ici", "dcn") if one[f"{net}_bytes"]]
+        lines.append(f"  {one['kind']:<16} {one['calls']:,} times, {', '.join(wires) or 'nothing sent'}")
+    lines.append(
+        f"  roofline         compute {bounds.compute_seconds:.3f} s, HBM {bounds.memory_seconds:.3f}, ICI "
+        f"{bounds.ici_seconds:.3f}, DCN {bounds.dcn_seconds:.3f}; bound by {bounds.bound_by}"
+    )
+    lines.append(
+        f"  at most          {found.best_tokens_per_second:,.0f} tokens/s a chip, MFU {found.best_mfu:.1%} (all "
+        f"overlaps); {found.worst_tokens_per_second:,.0f}, {found.worst_mfu:.1%} (nothing does)"
+    )
+    return lines
+
+
+def _largest(cell: Cell) -> list[str]:
+    lines = ["  largest          allocations of the compiler:"]
+    for one in cell.compiled["largest"][:8]:
+        made = one["operator"].rpartition("/")[2] or one["label"]
+        lines.append(
+            f"    {gib(one['bytes']):>10}  {shape_in_words(one['shape'], cell.request)}  ({one['kind']}, {made})"
+        )
+    return lines
+
+
+def shape_in_words(shape: str, request: FitRequest) -> str:
+    """`f32[4,8192,2304]` -> `f32[4 x 8192 tokens x 2304 d_model]`: sides that are known get their names."""
+    kind, _, sides = shape.rstrip("]").partition("[")
+    config, mesh = request.model, request.mesh
+    names: dict[int, str] = {}
+    for name, size in (
+        ("tokens", request.seq), ("vocabulary", config.vocab_size), ("ffw", config.ffw_dim),
+        ("d_model", config.d_model), ("vocabulary of a chip", config.vocab_size // mesh.model),
+        ("ffw of a chip", config.ffw_dim // mesh.model), ("rows of a chip", request.batch // mesh.row_shards),
+        ("pairs of layers", config.layers // 2),
+    ):  # fmt: skip
+        names.setdefault(size, name)
+    known = [
+        f"{side} {names[int(side)]}" if side.isdecimal() and int(side) in names else side for side in sides.split(",")
+    ]
+    return f"{kind}[{' x '.join(known)}]"
+
+
+def gib(amount: float) -> str:
+    return f"{amount / GIB:.2f} GiB"

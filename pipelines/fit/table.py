@@ -1,0 +1,151 @@
+"""`make fit-table`: docs/tpu-fit.md, the published sizes on the report's slices and on what a small team rents.
+
+    python -m pipelines.fit.table [--minutes 6] [--only TEXT] [--again]
+
+Each cell is a file of docs/tpu-fit/, so the table grows over days: a cell that is there is not compiled again, except
+one that ran out of time, and with --again one whose code has changed since. Cost: minutes a cell on two cores.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from infra.slices import GIB
+from model.sharding import MeshShape
+from pipelines.cli.arguments import MODEL_PRESETS
+from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
+from pipelines.fit.figures import figures, gib, headline
+from training.config import Objective
+
+CELLS = REPOSITORY / "docs" / "tpu-fit"
+TABLE = REPOSITORY / "docs" / "tpu-fit.md"
+SEQ = 8192
+REPORT: tuple[tuple[str, str, int, MeshShape], ...] = (
+    # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; 512 and 1024 do not divide d_model (2304
+    # and 3584), so two copies of the parameters stand there.
+    ("gemma2_2b", "v5e:16x16", 2, MeshShape(replica=2, data=256)),
+    ("gemma2_9b", "v4:8x16x32", 1, MeshShape(replica=2, data=512, model=4)),
+    ("gemma2_27b", "v5p:8x24x32", 1, MeshShape(data=768, model=8)),
+)
+RENTED = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
+HEADER = """# What fits on which TPUs
+
+Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure is the TPU compiler's, or follows from
+its program by the formulas of `pipelines/fit/figures.py` and `infra/slices.py` (chip figures and their sources are
+there). **Nothing here has run on a TPU.**
+
+A cell is our own training step (splash attention, loss in slices, backward, clip, AdamW, donated buffers) with float32
+parameters and activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
+
+- **HBM**: a chip at its fullest, of what the compiler lets a program use. Where it refused: its temporaries plus
+  parameters, moments and batch.
+- **at most**: tokens a second of one chip if compute, HBM and network overlap wholly, and in brackets if nothing
+  overlaps; **MFU** likewise. Both are arithmetic on bytes and operations: no latency, every kernel at its peak. A real
+  step lies below the first and may lie below the second.
+- **dots**: matrix operations in the compiled program over what the formula expects of it.
+- **compile**: seconds on two cores, other work beside it; **code**: digest of the sources that the cell was made with.
+
+"""
+COLUMNS = (
+    "model", "objective", "slice", "mesh", "fits", "HBM GiB", "at most tokens/s/chip", "MFU", "bound by", "dots",
+    "compile s", "code",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which cells to work on."""
+
+    minutes: float = 6.0
+    """most that one cell may take"""
+    only: str = ""
+    """cells whose name holds this text"""
+    again: bool = False
+    """also those that were made with other code"""
+
+
+def requests() -> dict[str, FitRequest]:
+    """Every cell of the table by its file's name."""
+    found = {}
+    places = [(name, topology, slices, mesh) for name, topology, slices, mesh in REPORT]
+    places += [(name, topology, 1, MeshShape(data=16)) for name, *_ in REPORT for topology in RENTED]
+    for name, topology, slices, mesh in sorted(places, key=lambda place: [one[0] for one in REPORT].index(place[0])):
+        for objective in get_args(Objective):
+            request = FitRequest(
+                name=name, model=MODEL_PRESETS[name](), topology=topology, slices=slices, mesh=mesh, seq=SEQ,
+                batch=mesh.row_shards, objective=objective,
+            )  # fmt: skip
+            found[f"{name}-{objective}-{topology.replace(':', '-')}"] = request
+    return found
+
+
+def main(words: list[str]) -> int:
+    """Fills in what is missing and writes the table."""
+    command = tyro.cli(Command, args=words, prog="python -m pipelines.fit.table", description=__doc__)
+    CELLS.mkdir(exist_ok=True)
+    code = code_digest()
+    for name, request in requests().items():
+        path = CELLS / f"{name}.json"
+        kept = _read(path)
+        done = kept is not None and not kept.error and kept.request == request
+        if command.only in name and not (done and (kept.code == code or not command.again)):  # type: ignore[union-attr]
+            print(headline(request), file=sys.stderr, flush=True)
+            cell = run_cell(request, minutes=command.minutes)
+            path.write_text(cell.to_json())
+            print(f"  {_verdict(cell)}", file=sys.stderr, flush=True)
+            TABLE.write_text(table())
+    TABLE.write_text(table())
+    return 0
+
+
+def table() -> str:
+    """The page, from the cells that are there."""
+    lines = [HEADER + "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    notes = []
+    for name, request in requests().items():
+        cell = _read(CELLS / f"{name}.json")
+        of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+        start = [request.name, request.objective, of, request.mesh.text]
+        lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
+        if cell is not None and cell.problem:
+            notes.append(f"- {request.name}, {request.objective}, {of}: {cell.problem}")
+    if notes:
+        lines += ["", "Could not be judged:", "", *notes]
+    cells = [cell for name in requests() if (cell := _read(CELLS / f"{name}.json")) is not None]
+    versions = sorted({f"libtpu {one.compiled['versions']['libtpu']}" for one in cells if one.compiled})
+    lines += ["", f"Compiled by {', '.join(versions) or 'nothing yet'}."]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(cell: Cell | None) -> list[str]:
+    if cell is None:
+        return ["not compiled yet", *[""] * 7]
+    if cell.problem:
+        return ["not judged (below)", *[""] * 6, cell.code]
+    found = figures(cell)
+    memory = f"{found.peak_bytes / GIB:.2f} of {found.hbm_bytes / GIB:.2f}"
+    seconds = f"{cell.compiled['compile_seconds']:.0f}"
+    if found.bounds is None:
+        return ["no", memory, "", "", "", "", seconds, cell.code]
+    speed = f"{found.best_tokens_per_second:,.0f} ({found.worst_tokens_per_second:,.0f})"
+    mfu = f"{found.best_mfu:.0%} ({found.worst_mfu:.0%})"
+    fits = "yes" if cell.fits else "no"
+    return [fits, memory, speed, mfu, found.bounds.bound_by, f"{found.matrix_ratio:.3f}", seconds, cell.code]
+
+
+def _verdict(cell: Cell) -> str:
+    if cell.problem:
+        return cell.problem
+    found = figures(cell)
+    return f"{'fits' if cell.fits else 'does not fit'}: {gib(found.peak_bytes)} of {gib(found.hbm_bytes)}"
+
+
+def _read(path: Path) -> Cell | None:
+    return Cell.from_json(path.read_text(), str(path)) if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The page that a recipe writes about its results."""

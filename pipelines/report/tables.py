@@ -1,0 +1,236 @@
+"""What a report says, in sentences and tables of words, for the terminal and for the page alike.
+
+Every figure carries its unit, in the cell or in the head of its column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from pipelines.cli.plan import size
+from pipelines.report.figures import EQUAL_NATS, Figures, ModelFigures
+
+NO_FIGURE = "-"
+OBJECTIVES = {"next_token": "the text", "distill": "the teacher's cached distribution"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of words."""
+
+    title: str
+    columns: tuple[str, ...]
+    """names; those that start with > hold numbers"""
+    rows: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...] = ()
+    """a bar for each row, from 0 to 1; empty: no bars"""
+    shares_of: str = ""
+    """the column that the bars stand beside"""
+    note: str = ""
+
+
+def headline(figures: Figures) -> list[str]:
+    """What came out, in a sentence or two."""
+    evaluated = [model for model in figures.models if model.evaluation is not None]
+    pairs = students(figures.models)
+    if not evaluated:
+        seconds = sum(step.seconds or 0.0 for step in figures.steps)
+        return [f"{len(figures.steps)} stages finished in {duration(seconds)}; none of them evaluates a model."]
+    shown = pairs[0][0] if pairs else min(evaluated, key=_loss)
+    evaluation = shown.evaluation
+    assert evaluation is not None
+    clauses = []
+    if "loss_per_token" in evaluation.unigram:
+        unigram = evaluation.unigram["loss_per_token"]
+        below = "below" if unigram >= evaluation.loss else "above"
+        clauses.append(f"{abs(unigram - evaluation.loss):.3f} {below} the unigram baseline ({unigram:.3f})")
+    clauses += [_comparison(shown, scratch) for distilled, scratch in pairs if distilled is shown]
+    first = (
+        f"After {shown.step:,} steps, {shown.name} predicts held-out text at {evaluation.loss:.3f} nats/token"
+        f"{': ' if clauses else ''}{', and '.join(clauses)}."
+    )
+    others = [
+        f"{distilled.name} ({_loss(distilled):.3f} nats/token) is {_comparison(distilled, scratch)}."
+        for distilled, scratch in pairs
+        if distilled is not shown
+    ]
+    return [first, *others]
+
+
+def students(models: Sequence[ModelFigures]) -> list[tuple[ModelFigures, ModelFigures]]:
+    """Pairs that differ in nothing but the objective, evaluated on the same rows: (distilled, from the text)."""
+    return [
+        (one, other)
+        for one, other in product(models, models)
+        if one.objective == "distill"
+        and other.objective == "next_token"
+        and one.setting == other.setting
+        and one.evaluation is not None
+        and other.evaluation is not None
+        and one.evaluation.heldout == other.evaluation.heldout
+    ]
+
+
+def _comparison(distilled: ModelFigures, scratch: ModelFigures) -> str:
+    gain = _loss(scratch) - _loss(distilled)
+    verdict = f"{abs(gain):.3f} {'better' if gain > 0 else 'worse'} than"
+    if abs(gain) < EQUAL_NATS:
+        verdict = "to three decimals equal to"
+    return f"{verdict} {scratch.name} ({_loss(scratch):.3f}), the same model that learned from the text alone"
+
+
+def _loss(model: ModelFigures) -> float:
+    assert model.evaluation is not None
+    return model.evaluation.loss
+
+
+def models_table(figures: Figures) -> Table:
+    """The models and the unigram baseline of each set of held-out rows."""
+    rows: list[tuple[str, ...]] = []
+    losses: list[float] = []
+    baselines: dict[tuple[str, float], tuple[str, ...]] = {}
+    for model in figures.models:
+        found = model.evaluation
+        figures_of = (NO_FIGURE,) * 3 if found is None else _held_out(found.loss, found.perplexity, found.bits_per_byte)
+        parameters = NO_FIGURE if model.parameters is None else f"{model.parameters:,}"
+        learns_from = OBJECTIVES.get(model.objective, model.objective or NO_FIGURE)
+        rows.append((model.name, *figures_of, f"{model.step:,}", parameters, learns_from))
+        losses.append(found.loss if found else 0.0)
+        if found is not None and found.unigram:
+            loss, perplexity, bits = (found.unigram[f] for f in ("loss_per_token", "perplexity", "bits_per_byte"))
+            baselines[found.heldout, loss] = _held_out(loss, perplexity, bits)
+    for (_, loss), cells in baselines.items():
+        rows.append(("unigram", *cells, NO_FIGURE, NO_FIGURE, "how often each token occurs"))
+        losses.append(loss)
+    targets = {model.evaluation.heldout: model.evaluation.targets for model in figures.models if model.evaluation}
+    return Table(
+        title="Models on held-out text",
+        columns=("model", ">loss, nats/token", ">perplexity", ">bits/byte", ">steps", ">parameters", "learns from"),
+        rows=tuple(rows),
+        shares=shares(losses),
+        shares_of=">loss, nats/token",
+        note=f"Held-out documents (2 %) are chosen by a hash of their id and trained on by nothing: "
+        f"{' and '.join(f'{count:,}' for count in targets.values())} target tokens. Lower is better; bits/byte does "
+        "not depend on the tokenizer. The unigram baseline knows how often each token occurs in the training rows. "
+        "Each model was trained once, with one seed: another seed moves its loss a little."
+        if targets
+        else "",
+    )
+
+
+def _held_out(loss: float, perplexity: float, bits_per_byte: float) -> tuple[str, str, str]:
+    return f"{loss:.3f}", f"{perplexity:,.1f}", f"{bits_per_byte:.3f}"
+
+
+def stages_table(figures: Figures) -> Table:
+    """Tokens and bytes of every step."""
+    sizes = [step.stored_bytes for step in figures.steps]
+    return Table(
+        title="Tokens and bytes",
+        columns=("step", ">text", ">tokens", ">stored", "made"),
+        rows=tuple(
+            (
+                step.name,
+                NO_FIGURE if step.text_bytes is None else size(step.text_bytes),
+                NO_FIGURE if step.tokens is None else f"{step.tokens:,}",
+                size(step.stored_bytes),
+                step.made,
+            )
+            for step in figures.steps
+        ),
+        shares=shares(sizes),
+        shares_of=">stored",
+        note="text: UTF-8, before compression. tokens: for steps that run a model, the tokens it predicted (a "
+        "training: over all its steps). stored: every file of the step, compressed; checkpoints hold the optimizer's "
+        "state too.",
+    )
+
+
+def times_table(figures: Figures) -> Table:
+    """Wall time and speed of every step."""
+    seconds = [step.seconds or 0.0 for step in figures.steps]
+    rows = [
+        (
+            step.name,
+            NO_FIGURE if step.seconds is None else f"{step.seconds:.1f} s",
+            step.speed or NO_FIGURE,
+            step.stage,
+            step.device or NO_FIGURE,
+        )
+        for step in figures.steps
+    ]
+    rows.append(("all", f"{sum(seconds):.1f} s", "", "", ""))
+    return Table(
+        title="Wall time and speed",
+        columns=("step", ">wall time", ">speed", "stage", "device"),
+        rows=tuple(rows),
+        shares=(*shares(seconds), 0.0),
+        shares_of=">wall time",
+        note="Wall time is that of the attempt that finished the step, with start-up (the first step starts Ray) and "
+        "compilation; the speed of a training leaves both out: it counts tokens of packed rows over the steps "
+        "after the first two. Other speeds are over the wall time.",
+    )
+
+
+def rejects_table(figures: Figures) -> Table:
+    """What was dropped, where and why."""
+    rows = [(step.name, reason, count) for step in figures.steps for reason, count in step.dropped.items() if count]
+    return Table(
+        title="What was left out, and why",
+        columns=("step", "reason", ">rows"),
+        rows=tuple((name, reason, f"{count:,}") for name, reason, count in rows),
+        note="Documents, or packed rows where the reason says so. Rejected documents are kept with their reason in the "
+        "step's rejects; its clusters name the document that stands for each duplicate.",
+    )
+
+
+def cache_table(figures: Figures) -> Table:
+    """What a stored teacher costs."""
+    return Table(
+        title="The teacher's cached logits",
+        columns=(
+            "step",
+            ">draws",
+            ">tokens",
+            ">ids/token",
+            ">bytes/token",
+            ">bytes/id",
+            ">stored",
+            ">of float32 logits",
+        ),
+        rows=tuple(
+            (
+                cache.name,
+                f"{cache.draws:,}" if cache.draws else f"top {cache.max_unique:,}",
+                f"{cache.targets:,}",
+                f"{cache.stored_ids / max(1, cache.targets):.1f} (at most {cache.max_unique:,})",
+                f"{cache.bytes / max(1, cache.targets):.1f} B",
+                f"{cache.bytes / max(1, cache.stored_ids):.2f} B",
+                size(cache.bytes),
+                f"{100 * cache.bytes / max(1, cache.targets * cache.vocab_size * 4):.2f} %",
+            )
+            for cache in figures.caches
+        ),
+        note="At each target token the teacher's distribution is sampled that many times (draws); ids that came up are "
+        "stored with their counts, an unbiased estimate (top K: the most likely ids, with their probabilities). Bytes "
+        "are those of the files, compression and row hashes included; the last column compares them with the "
+        "distribution over the whole vocabulary.",
+    )
+
+
+def shares(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Of the largest, from 0 to 1."""
+    largest = max(numbers, default=0)
+    return tuple(number / largest if largest > 0 else 0.0 for number in numbers)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+def visible(text: str) -> str:
+    """The text with control characters, escapes and lone surrogates spelled out: nothing in it commands a terminal."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -1,0 +1,116 @@
+"""The report of a recipe's run: a table on the terminal and ROOT/<recipe>/report.html, from the same figures.
+
+Both are functions of manifests, `_RUN.json` and listed shards. A page that was made from the same ones is left alone.
+"""
+
+import hashlib
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from data import storage
+from data.manifest import MANIFEST_NAME, RUN_NAME
+from pipelines.engine.runner import Task
+from pipelines.report.figures import Figures, read_figures
+from pipelines.report.page import page
+from pipelines.report.tables import (
+    Table,
+    cache_table,
+    headline,
+    models_table,
+    rejects_table,
+    stages_table,
+    times_table,
+    visible,
+)
+
+REPORT_NAME = "report.html"
+PIPED_WIDTH = 120
+"""columns where the output is no terminal"""
+SOURCES = ("write.py", "figures.py", "tables.py", "page.py", "charts.py")
+
+
+def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
+    """Prints the table and writes the page; returns its URI, or None where no step has finished."""
+    figures = read_figures(name, tasks)
+    if not figures.steps:
+        return None
+    print_report(figures)
+    uri = storage.join(root, name, REPORT_NAME)
+    origin = _origin(name, tasks)
+    if not _made_from(uri, origin):
+        storage.write_bytes(uri, page(figures, origin).encode())
+    print(f"report: {uri}", flush=True)
+    return uri
+
+
+def print_report(figures: Figures) -> None:
+    """To stdout: colours and the terminal's width on a terminal, plain text elsewhere."""
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print()
+    for table in (_steps(figures), rejects_table(figures), cache_table(figures)):
+        _print_table(console, table)
+    for one in figures.completions:
+        console.print(Text(visible(f"{one.model} continues {one.prompt!r} with"), style="bold"), soft_wrap=True)
+        console.print(Text(textwrap.indent(visible(one.continuation), "  ")), soft_wrap=True)
+        console.print()
+    _print_table(console, models_table(figures))  # last: what a reader looks for first
+    for sentence in headline(figures):
+        console.print(Text(visible(sentence), style="bold"), soft_wrap=True)
+
+
+def _steps(figures: Figures) -> Table:
+    """Amounts, time and speed side by side: a terminal is wide."""
+    amounts, times = stages_table(figures), times_table(figures)
+    rows = [(*one[:4], *other[1:3], one[4]) for one, other in zip(amounts.rows, times.rows, strict=False)]
+    name, *total = times.rows[-1]
+    return Table(
+        title="Steps",
+        columns=(*amounts.columns[:4], *times.columns[1:3], amounts.columns[4]),
+        rows=(*rows, (name, "", "", "", *total[:2], "")),
+    )
+
+
+def _print_table(console: Console, table: Table) -> None:
+    if not table.rows:
+        return
+    drawn = RichTable(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    for name in table.columns:
+        drawn.add_column(
+            Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", overflow="fold"
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(visible(cell)) for cell in row))
+    console.print(drawn)
+
+
+def _origin(name: str, tasks: Mapping[str, Task]) -> str:
+    """sha256 over the manifests and logs of the runs, and over the code that reports on them."""
+    digest = hashlib.sha256(name.encode())
+    for step, task in tasks.items():
+        digest.update(f"\n{step} {task.fingerprint}\n".encode())
+        for file in (MANIFEST_NAME, RUN_NAME):
+            try:
+                digest.update(storage.read_bytes(storage.join(task.directory, file)))
+            except FileNotFoundError:
+                digest.update(b"none")
+    for source in SOURCES:
+        digest.update(Path(__file__).with_name(source).read_bytes())
+    return digest.hexdigest()
+
+
+def _made_from(uri: str, origin: str) -> bool:
+    try:
+        return f'content="{origin}"'.encode() in storage.read_bytes(uri)
+    except FileNotFoundError:
+        return False

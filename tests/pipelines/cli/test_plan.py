@@ -1,0 +1,248 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data import shards, storage
+from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
+from pipelines.__main__ import main
+from pipelines.cli import plan
+from pipelines.cli.arguments import parse_recipe
+from pipelines.cli.plan import last_of_stage, plan_lines
+from pipelines.engine import runner as runner_module
+from pipelines.engine.runner import Task, code_sha256
+from pipelines.recipes.demo import load
+from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
+from pipelines.stages import collect_text, deduplicate_text, filter_text
+from tests.programs.places import REPOSITORY
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    steps = (
+        Step(
+            name="collect",
+            stage="collect_text",
+            config=collect_text.Config(),
+            inputs={"input": (str(tmp_path / "in"),)},
+        ),
+        Step(
+            name="filter",
+            stage="filter_text",
+            config=filter_text.Config(),
+            inputs={"text": (Output(step="collect", dataset="text"),)},
+        ),
+        Step(
+            name="dedup",
+            stage="deduplicate_text",
+            config=deduplicate_text.Config(),
+            inputs={"text": (Output(step="filter", dataset="text"),)},
+        ),
+    )
+    return Recipe(name="small", summary="Small.", steps=steps)
+
+
+def finish(task: Task, code: str | None = None, **facts: object) -> None:
+    """What the runner leaves of a finished task."""
+    made = {
+        name: Dataset(
+            shards=(shards.write_file(task.directory, f"{name}/00000.parquet", b"12345", rows=1234),), facts=facts
+        )
+        for name in task.stage.writes
+    }
+    hashed = task.hashed()
+    publish_manifest(
+        task.directory,
+        Manifest(
+            stage=task.stage.name,
+            version=task.stage.version,
+            fingerprint=task.fingerprint,
+            config=hashed["config"],
+            inputs={
+                name: [{"reference": one.reference, "content": one.content()} for one in many]
+                for name, many in task.inputs.items()
+            },
+            datasets=made,
+        ),
+    )
+    run = {"code_sha256": code or code_sha256(task.stage), "started": "2024-07-31T00:00:00"}
+    storage.write_bytes(storage.join(task.directory, RUN_NAME), json.dumps(run).encode())
+
+
+def with_config(recipe: Recipe, name: str, config: object) -> Recipe:
+    return replace(
+        recipe, steps=tuple(replace(step, config=config) if step.name == name else step for step in recipe.steps)
+    )
+
+
+def planned(recipe: Recipe, root: Path) -> str:
+    return "\n".join(plan_lines(tasks_of(recipe, str(root)), last_run(recipe, str(root))))
+
+
+def test_before_the_first_run_every_step_never_ran(recipe: Recipe, tmp_path: Path) -> None:
+    text = planned(recipe, tmp_path / "runs")
+    assert text.startswith("3 steps: 0 done, 3 to run")
+    assert text.count("never ran here") == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_step_tells_what_it_holds(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    text = planned(recipe, root)
+    assert text.startswith("3 steps: 1 done, 2 to run")
+    assert f"collect_text/{tasks['collect'].fingerprint}: rejects: 1,234 rows, 5 B; text: 1,234 rows, 5 B" in text
+
+
+def test_a_changed_field_is_named_and_so_is_what_follows_from_it(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    for task in tasks.values():
+        finish(task)
+    save_recipe(recipe, tasks, str(root))
+    assert planned(recipe, root).startswith("3 steps: 3 done, 0 to run")
+
+    text = planned(with_config(recipe, "filter", filter_text.Config(max_characters=7)), root)
+    assert text.startswith("3 steps: 1 done, 2 to run")
+    assert "because max_characters 1000000 -> 7" in text
+    assert "because it reads filter, which changes" in text
+
+
+def test_changed_files_are_named(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    for task in tasks.values():
+        finish(task)
+    save_recipe(recipe, tasks, str(root))
+    (tmp_path / "in" / "b.txt").write_text("more")
+    text = planned(recipe, root)
+    assert "because the files of input changed" in text
+    assert "because it reads collect, which changes" in text
+
+
+def test_an_interrupted_step_did_not_finish(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    save_recipe(recipe, tasks, str(root))
+    text = planned(recipe, root)
+    assert "because its output is not there\n" in text
+    assert "because its output is not there; it waits for filter" in text
+    storage.write_bytes(storage.join(tasks["filter"].directory, "_CONFIG.json"), b"{}")
+    assert "it did not finish" in planned(recipe, root)
+
+
+def test_a_stage_alone_is_compared_with_its_newest_run(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    assert last_of_stage(tasks["filter"]) == {}
+    finish(tasks["collect"])
+    finish(tasks["filter"])
+    changed = replace(tasks["filter"], config=filter_text.Config(max_characters=7))
+    alone = {"filter_text": changed}
+    text = "\n".join(plan_lines(alone, last_of_stage(changed)))
+    assert "because max_characters 1000000 -> 7" in text
+    other = {
+        **tasks["filter"].inputs,
+        "text": (replace(tasks["filter"].inputs["text"][0], reference="other/run:text"),),
+    }
+    moved = replace(tasks["filter"], inputs=other)
+    text = "\n".join(plan_lines({"filter_text": moved}, last_of_stage(moved)))
+    assert f"because --text is other/run:text, it was collect_text/{tasks['collect'].fingerprint}:text" in text
+
+
+def test_changed_code_with_the_old_version_is_a_warning(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    finish(tasks["filter"], code="0123456789abcdef")
+    (warning,) = [line for line in planned(recipe, root).splitlines() if line.startswith("warning")]
+    assert f"the code of filter_text (VERSION {filter_text.VERSION}) changed since filter ran" in warning
+    assert "raise VERSION" in warning
+
+
+def test_a_new_version_runs_again(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    save_recipe(recipe, tasks, str(root))
+    newer = {**tasks, "collect": replace(tasks["collect"], stage=replace(tasks["collect"].stage, version=99))}
+    text = "\n".join(plan_lines(newer, last_run(recipe, str(root))))
+    assert f"because VERSION {tasks['collect'].stage.version} -> 99" in text
+
+
+def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a copy of the sources: an edit of the rules counts, one of a module that it does not use does not."""
+    for name in ("data/filters.py", "data/packing.py", "data/schema.py", "data/shards.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    monkeypatch.setattr(runner_module, "REPOSITORY", tmp_path)
+    stage = tasks_of(recipe, str(tmp_path))["filter"].stage
+    before = code_sha256(stage)
+    (tmp_path / "data/packing.py").write_text("edited = True\n")
+    assert code_sha256(stage) == before
+    (tmp_path / "data/filters.py").write_text("edited = True\n")
+    assert code_sha256(stage) != before
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (7e15, "7000.0 TB")]
+)
+def test_sizes_are_for_people(count: float, text: str) -> None:
+    assert plan.size(count) == text
+
+
+@pytest.mark.slow
+def test_a_plan_never_imports_ray(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['ray'] = None\nfrom pipelines.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    words = ["plan", "smoke", "--root", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "never ran here" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_alone_needs_only_the_inputs_that_it_rests_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it leaves as recipe.json is completed by flags of later steps."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "one.txt").write_text("A text.")
+    (tmp_path / "items.txt").write_text("An item of an evaluation set.")
+    saved = str(tmp_path / "runs" / "gemma2_2b_distill" / "recipe.json")
+    run = ["run", "gemma2_2b_distill", "--root", str(tmp_path / "runs")]
+
+    assert main([*run, "--only", "filter"]) == 2
+    assert "gemma2_2b_distill --only filter needs --input;" in capsys.readouterr().err
+    assert main([*run, "--only", "filter", "--input", str(tmp_path / "text")]) == 2
+    assert "that run has not finished" in capsys.readouterr().err, "it would have run: nothing is missing"
+    assert set(last_run(load("gemma2_2b_distill"), str(tmp_path / "runs"))) == {"collect", "filter", "deduplicate"}
+
+    assert main(["status", "--root", str(tmp_path / "runs")]) == 0
+    told = capsys.readouterr().out
+    assert "gemma2_2b_distill: 0 of 10 steps done" in told
+    assert told.count("for an input from outside") == 7
+    assert main(["plan", *run[1:], "--config", saved]) == 0
+    told = capsys.readouterr().out
+    assert "decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in told
+
+    assert main([*run, "--only", "decontaminate", "--config", saved]) == 2
+    assert "needs --decontaminate-evaluation;" in capsys.readouterr().err
+    evaluation = ["--decontaminate-evaluation", str(tmp_path / "items.txt")]
+    assert main([*run, "--only", "decontaminate", "--config", saved, *evaluation]) == 2
+    assert "that run has not finished" in capsys.readouterr().err
+    command = parse_recipe(load("gemma2_2b_distill"), ["--config", saved])
+    assert command.recipe.not_given() == ["--tokenize-tokenizer", "--teacher-weights"]
+    assert command.recipe.not_given(["decontaminate"]) == []
+    assert command.recipe.not_given(["cache"]) == ["--tokenize-tokenizer", "--teacher-weights"]
+    assert command.recipe.not_given(["teacher"]) == ["--teacher-weights"]

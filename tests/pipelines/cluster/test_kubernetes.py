@@ -1,0 +1,152 @@
+"""`python -m pipelines manifests`: from a recipe's step to YAML."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.kuberay import RayJob, read_manifest
+from pipelines.__main__ import main
+from pipelines.recipes import demo as recipes
+
+WORDS = ["--root", "gs://bucket/runs", "--image", "registry/gemma2@sha256:0"]
+
+
+GIVEN = ["--", "--input", "gs://b/text", "--decontaminate-evaluation", "gs://b/items", "--tokenize-tokenizer",
+         "gs://b/tokenizer.model", "--teacher-weights", "gs://b/27b"]  # fmt: skip
+
+
+def objects(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
+    place = words.index("--") if "--" in words else len(words)
+    assert main(["manifests", *words[:place], *WORDS, *words[place:]]) == 0
+    return list(yaml.safe_load_all(capsys.readouterr().out))
+
+
+def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, job = objects(capsys, "train_model", "--recipe", "gemma2_2b_distill", *GIVEN)
+    read = read_manifest(job)
+    assert isinstance(read, RayJob)
+    assert read.name == "gemma2-2b-distill-train"
+    entrypoint = (
+        "python -m pipelines run gemma2_2b_distill --only train --root gs://bucket/runs --device xla "
+        "--topology v5e:16x16 --slices 2 --mesh replica=2,data=256"
+    )
+    assert read.spec.entrypoint == shlex.join([*entrypoint.split(), *GIVEN[1:]])
+    (group,) = [one for one in read.spec.ray_cluster_spec.worker_group_specs if one.group_name == "tpu"]
+    assert (group.replicas, group.num_of_hosts) == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("stage", "further", "mesh"),
+    [
+        ("teacher", (), " --topology v5e:2x2 --slices 1"),
+        ("teacher", ("--", "--mesh", "model=4"), " --slices 1 --mesh model=4"),
+        ("cache", (), " --device xla --mesh data=4"),
+        ("generate", (), " --device xla"),
+    ],
+)
+def test_a_slice_of_one_host_is_one_mesh(
+    stage: str, further: tuple[str, ...], mesh: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["manifests", stage, "--recipe", "demo", "--topology", "v5e:2x2", *WORDS, *further]
+    assert main(words) == 0
+    *_, job = yaml.safe_load_all(capsys.readouterr().out)
+    assert job["spec"]["entrypoint"].endswith(mesh)
+
+
+@pytest.mark.parametrize("recipe", ["gemma2_2b_distill", "smoke"])
+def test_every_step_of_a_recipe_has_manifests(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in recipes.load(recipe).steps:
+        model = step.stage in ("train_model", "cache_logits", "evaluate_model", "generate_text")
+        small = model and not (step.stage == "train_model" and step.place)
+        words = [*(["--topology", "v5e:2x2"] if small else []), *(GIVEN if recipe == "gemma2_2b_distill" else [])]
+        *_, job = objects(capsys, step.name, "--recipe", recipe, *words)
+        groups = {group["groupName"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+        assert groups == ({"cpu", "tpu"} if model else {"cpu"})
+
+
+def test_a_stage_that_holds_the_model_in_its_driver_has_a_large_head(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = {}
+    for step in ("teacher", "collect"):
+        *_, job = objects(capsys, step, "--recipe", "gemma2_2b_distill", *GIVEN)
+        (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+        memory[step] = container["resources"]["limits"]["memory"]
+    assert memory == {"teacher": "160Gi", "collect": "16Gi"}
+
+
+def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", "filter_text", "--recipe", "demo", *WORDS]) == 0
+    told = capsys.readouterr().out
+    assert "&id" not in told
+    assert "kind: Secret" not in told
+    assert "create secret generic ray-token" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train_modle --recipe demo", "no stage or step 'train_modle'; did you mean"),
+        (
+            "train_model --recipe demo",
+            "several steps of train_model; name one of them instead: teacher, distilled, scratch",
+        ),
+        ("teacher --recipe demo", "teacher has no slice of its own in demo; give --topology, as in v5e:2x2"),
+        ("teacher --recipe demo --topology v5e:16x15", "sides are 1, 2 or multiples of 4"),
+        ("teacher --recipe demo --topology v5p:4x4", "a v5p slice has 3 dimensions, as in v5p:4x4x4"),
+        ("collect --recipe demo --topology v5e:4x4", "runs no model, so --topology v5e:4x4 would stand idle"),
+        ("collect --recipe demo --slices 3", "runs no model, so --slices 3 would stand idle"),
+        (
+            "evaluate_distilled --recipe demo --topology v5e:4x4",
+            "is one process on one host, and 1 x v5e:4x4 has 4 hosts; give one slice of one host, as in --topology "
+            "v5e:2x2",
+        ),
+        ("cache --recipe gemma2_9b_distill", "1 x v4:8x16x32 has 1024 hosts; give one slice of one host, as in"),
+        ("cache --recipe demo --topology v5p:2x2x1 --slices 2", "has 2 hosts"),
+        ("collect --recipe gemma2_2b_distill", "gemma2_2b_distill --only collect needs --input;"),
+        ("collect --recipe demo -- --bogus 3", "no field 'bogus'"),
+        ("collect --recipe demo -- --only filter", "no field 'only'"),
+        ("collect --recipe demo -- --help", "a job that is asked for --help would run nothing"),
+        ("collect --recipe demo -- --root gs://other/runs", "give it once, before --"),
+        ("collect --recipe demo -- --input notes", "input 'notes' is not seen by all pods; copy it to a bucket"),
+        ("collect --recipe demo -- --config runs/demo/recipe.json", "give the recipe.json in a bucket"),
+        ("collect --recipe demo --deadline-hours 0", "activeDeadlineSeconds is 0"),
+        ("collect --recipe demo --kind RayCluster -- --input gs://b/text", "a RayCluster runs no line of its own"),
+        ("collect --recipe demo --cpu-workers many", "is not FEWEST:MOST"),
+        ("collect --recipe demo --topologie v5e:4x4", "no field 'topologie'; did you mean 'topology'?"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(line: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before, *after = line.split(" -- ")
+    words = ["manifests", *before.split(), *WORDS, *(["--", *after[0].split()] if after else [])]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == "", "nothing in train.yaml"
+
+
+@pytest.mark.parametrize("root", ["runs", "/data/runs", "s3://bucket/runs", "gs://", "gs:///runs"])
+def test_a_root_that_pods_do_not_share_is_refused(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", "collect", "--recipe", "demo", "--root", root, "--image", "i"]) == 2
+    assert "is not seen by all pods; give gs://bucket/path" in capsys.readouterr().err
+
+
+def test_a_config_in_a_bucket_is_the_jobs_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    further = ["--", "--config", "gs://bucket/runs/gemma2_2b_distill/recipe.json"]
+    *_, job = objects(capsys, "pack", "--recipe", "gemma2_2b_distill", *further)
+    assert job["spec"]["entrypoint"].endswith(shlex.join(further[1:]))
+
+
+def test_a_cluster_says_what_to_submit_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", "collect", "--recipe", "demo", "--kind", "RayCluster", *WORDS]) == 0
+    told = capsys.readouterr().out
+    assert "-- python -m pipelines run demo --only collect --root gs://bucket/runs\n" in told
+    assert "kind: RayCluster" in told
+
+
+def test_a_job_runs_one_step_and_needs_those_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["run", "smoke", "--root", str(tmp_path)]
+    assert main([*run, "--only", "teachr"]) == 2
+    assert "no step 'teachr'; did you mean 'teacher'?" in capsys.readouterr().err
+    assert main([*run, "--only", "filter"]) == 2
+    assert "that run has not finished; run it (again) first" in capsys.readouterr().err

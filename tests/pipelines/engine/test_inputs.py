@@ -1,0 +1,223 @@
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import shards
+from data.manifest import Dataset, Manifest, publish_manifest
+from pipelines.engine.inputs import Input, external_input, resolve
+from pipelines.engine.runner import Task, resolve_inputs
+from pipelines.engine.stage import Read, load_stage
+from pipelines.stages import collect_text
+
+TEXT = Read(help="documents", dataset="text")
+TOKENIZER = Read(help="tokenizer", dataset="tokenizer", file_allowed=True)
+FINGERPRINT = "0123456789abcdef"
+
+
+def finished_run(root: Path, stage: str, *datasets: str, steps: tuple[int, ...] = ()) -> Path:
+    """A run's directory with its manifest; each dataset holds one small file."""
+    directory = root / stage / FINGERPRINT
+    made = {
+        name: Dataset(
+            shards=(shards.write_file(str(directory), f"{name}/00000", name.encode()),), facts={"steps": list(steps)}
+        )
+        for name in datasets
+    }
+    manifest = Manifest(stage=stage, version=1, fingerprint=FINGERPRINT, config={}, inputs={}, datasets=made)
+    publish_manifest(str(directory), manifest)
+    return directory
+
+
+def corpus(folder: Path) -> Path:
+    for name, content in {"a.txt": "one", "b/c.txt": "two", "b/d.md": "three"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_a_reference_names_a_dataset_of_a_run_under_the_root(tmp_path: Path) -> None:
+    directory = finished_run(tmp_path, "filter_text", "text", "rejects")
+    found = resolve(f"filter_text/{FINGERPRINT}", TEXT, str(tmp_path))
+    assert found.reference == f"filter_text/{FINGERPRINT}:text"
+    assert found.uris() == [f"{directory}/text/00000"]
+    assert resolve(f"filter_text/{FINGERPRINT}:text", TEXT, str(tmp_path)).reference == found.reference
+
+
+@pytest.mark.parametrize("suffix", ["", ":text"])
+def test_the_path_of_a_run_means_the_same_as_its_reference(tmp_path: Path, suffix: str) -> None:
+    directory = finished_run(tmp_path, "filter_text", "text")
+    by_path = resolve(f"{directory}{suffix}", TEXT, "elsewhere")
+    assert by_path.reference == f"filter_text/{FINGERPRINT}:text"
+    assert by_path.given == f"{directory}{suffix}"
+
+
+def test_a_relative_path_is_remembered_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = finished_run(tmp_path, "filter_text", "text")
+    monkeypatch.chdir(directory.parent)
+    assert resolve(f"./{FINGERPRINT}", TEXT, "elsewhere").given == str(directory)
+
+
+def test_a_checkpoint_is_named_by_its_step(tmp_path: Path) -> None:
+    directory = finished_run(tmp_path, "train_model", "checkpoints", steps=(10, 20))
+    read = Read(help="checkpoint", dataset="checkpoints")
+    for text in (f"train_model/{FINGERPRINT}@10", f"{directory}@10", f"train_model/{FINGERPRINT}@10:checkpoints"):
+        found = resolve(text, read, str(tmp_path))
+        assert (found.step, found.reference) == (10, f"train_model/{FINGERPRINT}@10:checkpoints")
+    with pytest.raises(ValueError, match="no checkpoint of step 15; there are 10, 20"):
+        resolve(f"train_model/{FINGERPRINT}@15", read, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"filter_texts/{FINGERPRINT}", "no stage 'filter_texts'; did you mean 'filter_text'?"),
+        (f"filter_text/{FINGERPRINT[::-1]}", "holds no _MANIFEST.json, so no finished run"),
+        (f"filter_text/{FINGERPRINT}:txet", "no dataset 'txet'; did you mean 'text'?"),
+        (f"filter_text/{FINGERPRINT}:rejects", "this input takes 'text', got 'rejects'"),
+        (f"tokenize_text/{FINGERPRINT}", "no dataset 'text'; allowed: tokens"),
+        (f"tokenize_text/{FINGERPRINT}:tokens", "this input takes 'text', got 'tokens'"),
+        ("somewhere/else", "no run and no path 'somewhere/else'; give stage/fingerprint[:dataset]"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_says_what_would(tmp_path: Path, text: str, message: str) -> None:
+    finished_run(tmp_path, "filter_text", "text", "rejects")
+    finished_run(tmp_path, "tokenize_text", "tokens")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(text, TEXT, str(tmp_path))
+
+
+def test_held_out_rows_are_no_rows_to_train_on(tmp_path: Path) -> None:
+    finished_run(tmp_path, "pack_sequences", "sequences", "heldout")
+    with pytest.raises(ValueError, match="takes 'sequences', got 'heldout'"):
+        resolve(f"pack_sequences/{FINGERPRINT}:heldout", Read(help="rows", dataset="sequences"), str(tmp_path))
+
+
+def test_a_file_stands_in_where_it_may(tmp_path: Path) -> None:
+    (tmp_path / "my.model").write_bytes(b"pieces")
+    found = resolve(str(tmp_path / "my.model"), TOKENIZER, str(tmp_path))
+    assert found.external
+    assert found.uris() == [str(tmp_path / "my.model")]
+    with pytest.raises(ValueError, match="is a file, and this input takes 'text' of a finished run"):
+        resolve(str(tmp_path / "my.model"), TEXT, str(tmp_path))
+
+
+def test_files_are_named_by_content_whatever_their_place_time_and_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = corpus(tmp_path / "here")
+    there = tmp_path / "some" / "where"
+    shutil.copytree(here, there)
+    os.utime(there / "a.txt", (1, 1))
+    monkeypatch.chdir(tmp_path)
+    spellings = [[str(here)], [str(there)], ["here"], ["here/"], [f"{here}/**/*"], ["here/**/*"]]
+    references = {external_input(paths, None).reference for paths in spellings}
+    assert len(references) == 1
+    assert references.pop().startswith("content:")
+
+
+def edit(folder: Path) -> None:
+    (folder / "a.txt").write_text("0ne")
+
+
+def rename(folder: Path) -> None:
+    (folder / "a.txt").rename(folder / "z.txt")
+
+
+def add(folder: Path) -> None:
+    (folder / "new.txt").write_text("")
+
+
+def remove(folder: Path) -> None:
+    (folder / "b" / "d.md").unlink()
+
+
+@pytest.mark.parametrize("change", [edit, rename, add, remove])
+def test_any_change_of_names_or_contents_changes_the_fingerprint(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    folder = corpus(tmp_path)
+    before = external_input([str(folder)], None)
+    change(folder)
+    assert external_input([str(folder)], None).reference != before.reference
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = corpus(tmp_path)
+    found = external_input([str(folder)], lambda name: name.endswith(".txt"))
+    assert [file.name for file in found.files] == ["a.txt", "b/c.txt"]
+    assert [file.bytes for file in found.files] == [3, 3]
+
+
+def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
+    folder = corpus(tmp_path)
+    with pytest.raises(ValueError, match=r"leave none of 3 \(one is 'a.txt'\); name a pattern"):
+        external_input([str(folder)], lambda _: False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is none"):
+        external_input([str(tmp_path / "empty")], None)
+    with pytest.raises(ValueError, match="no file or directory '/nowhere'"):
+        external_input(["/nowhere"], None)
+    with pytest.raises(ValueError, match="no file or directory"):
+        external_input([f"{folder}/*.nothing"], None)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    corpus(tmp_path / "one" / "x")
+    corpus(tmp_path / "two" / "x")
+    with pytest.raises(ValueError, match=r"have one name, 'x/a\.txt'; give the folder above both"):
+        external_input([str(tmp_path / "one" / "x"), str(tmp_path / "two" / "x")], None)
+    external_input([str(tmp_path / "one" / "x"), str(tmp_path / "one" / "x")], None)
+
+
+def test_of_several_directories_each_puts_its_name_before_its_files(tmp_path: Path) -> None:
+    corpus(tmp_path / "x")
+    corpus(tmp_path / "y")
+    names = [file.name for file in external_input([str(tmp_path / "x"), str(tmp_path / "y")], None).files]
+    assert "x/a.txt" in names
+    assert "y/a.txt" in names
+
+
+def test_a_file_whose_name_is_not_utf8_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with pytest.raises(ValueError, match="is not UTF-8; rename it"):
+        external_input([str(tmp_path)], None)
+
+
+def task(root: Path, *inputs: str, **config: object) -> Task:
+    stage = load_stage("collect_text")
+    chosen = collect_text.Config(**config)  # type: ignore[arg-type]
+    return Task(
+        stage=stage, config=chosen, inputs=resolve_inputs(stage, chosen, {"input": inputs}, str(root)), root=str(root)
+    )
+
+
+def test_a_fingerprint_follows_inputs_and_config_and_not_the_root(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "in")
+    first = task(tmp_path / "runs", str(folder))
+    assert first.fingerprint == task(tmp_path / "other", str(folder)).fingerprint
+    assert first.directory == str(tmp_path / "runs" / "collect_text" / first.fingerprint)
+    assert first.fingerprint != task(tmp_path / "runs", str(folder), source="wiki").fingerprint
+    assert first.fingerprint != task(tmp_path / "runs", str(folder), exclude=("*.md",)).fingerprint
+    edit(folder)
+    assert first.fingerprint != task(tmp_path / "runs", str(folder)).fingerprint
+
+
+def test_inputs_that_are_missing_unknown_or_too_many_are_told(tmp_path: Path) -> None:
+    stage = load_stage("filter_text")
+    config = stage.config()
+    with pytest.raises(ValueError, match=r"filter_text needs --text \(documents\)"):
+        resolve_inputs(stage, config, {}, str(tmp_path))
+    with pytest.raises(ValueError, match="no input 'txet'; did you mean 'text'"):
+        resolve_inputs(stage, config, {"txet": ["a"]}, str(tmp_path))
+    with pytest.raises(ValueError, match="takes one --text, got 2: a, b"):
+        resolve_inputs(stage, config, {"text": ["a", "b"]}, str(tmp_path))
+
+
+def test_an_input_that_has_not_finished_cannot_be_read(tmp_path: Path) -> None:
+    unfinished = Input(reference="x", given="x", directory=str(tmp_path), dataset="text")
+    with pytest.raises(ValueError, match="that run has not finished"):
+        unfinished.uris()

@@ -1,0 +1,61 @@
+"""What `test_capture.py` looks at, on four virtual devices: `python -m tests.programs.capture_run`."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch_xla.runtime as xr
+
+from model import Gemma2
+from model.sharding import MeshShape
+from tests.programs.xla_examples import example_batch, example_config
+from training.backends.base import Backend, TorchBackend
+from training.backends.xla.backend import XlaBackend
+from training.distill.teacher import Estimator, Targets, capture
+
+MESHES = {"data=4": MeshShape(data=4), "data=2 model=2": MeshShape(data=2, model=2)}
+CONFIG, ROWS = example_config(3), example_batch()
+
+
+def captured(backend: Backend, estimator: Estimator) -> list[Targets]:
+    """What is kept of each row of the batch."""
+    model = backend.place_model(Gemma2(CONFIG, seed=3).requires_grad_(False))
+    batch = {**ROWS, "sequence_hash": np.arange(len(ROWS["tokens"]), dtype=np.uint64)}
+    return [row for kept in capture(model, backend, [batch], estimator, seed=0, teacher_hash="t") for row in kept]
+
+
+def agreement(one: list[Targets], other: list[Targets]) -> dict[str, float]:
+    """Share of targets with the same ids and counts; largest difference of log p where ids are the same."""
+    same, differences, targets = 0, [0.0], 0
+    for mine, theirs in zip(one, other, strict=True):
+        for target in range(len(mine["target_ids"])):
+            targets += 1
+            ids = [
+                dict(zip(side["target_ids"][target].tolist(), values[target].tolist(), strict=True))
+                for side in (mine, theirs)
+                for values in [side.get("target_counts", side.get("target_log_probs"))]
+                if values is not None
+            ]
+            if "target_counts" in mine:
+                same += {k: v for k, v in ids[0].items() if v} == {k: v for k, v in ids[1].items() if v}
+            else:
+                same += ids[0].keys() == ids[1].keys()
+                differences += [abs(ids[0][key] - ids[1][key]) for key in ids[0].keys() & ids[1].keys()]
+    return {"same": same / targets, "difference": max(differences), "targets": targets}
+
+
+def main() -> dict[str, Any]:
+    xr.use_spmd()
+    backends: dict[str, Backend] = {name: XlaBackend(mesh=mesh, remat="full") for name, mesh in MESHES.items()}
+    estimators = {"sample": Estimator(draws=50), "topk": Estimator(name="topk", top=5)}
+    expected = {name: captured(TorchBackend("cpu"), one) for name, one in estimators.items()}
+    found = {
+        f"{name} {mesh}": agreement(captured(backend, one), expected[name])
+        for name, one in estimators.items()
+        for mesh, backend in backends.items()
+    }
+    return {"agreement": found}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

@@ -1,0 +1,171 @@
+"""Workers on TPU slices: which environment each gets, and that only whole slices are used (hosts are made up)."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs.chaos_log import Counts
+from tests.training.worker.test_worker import in_process
+from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
+from training.worker.watch import looking
+
+V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
+
+
+def places(*named: tuple[str, int]) -> list[Place]:
+    return [Place(address=f"{name}{number}", slice_name=name, worker_id=str(number)) for name, number in named]
+
+
+def test_a_worker_is_where_its_host_is_and_not_where_its_rank_says() -> None:
+    found = xla_environments("TPU", places(("s", 2), ("s", 0), ("s", 1), ("s", 3)))
+    assert [one["TPU_WORKER_ID"] for one in found] == ["2", "0", "1", "3"]
+    assert {one["TPU_WORKER_HOSTNAMES"] for one in found} == {"s0,s1,s2,s3"}
+    assert all(one["PJRT_DEVICE"] == "TPU" and not any(key.startswith("MEGASCALE") for key in one) for one in found)
+
+
+def test_two_slices_are_told_of_each_other() -> None:
+    found = xla_environments("TPU", places(("t", 1), ("s", 0), ("t", 0), ("s", 1)), slices=2)
+    assert [one["MEGASCALE_SLICE_ID"] for one in found] == ["1", "0", "1", "0"]
+    assert [one["TPU_WORKER_HOSTNAMES"] for one in found] == ["t0,t1", "s0,s1", "t0,t1", "s0,s1"]
+    assert {(one["MEGASCALE_NUM_SLICES"], one["MEGASCALE_COORDINATOR_ADDRESS"]) for one in found} == {("2", "s0")}
+
+
+def test_a_cpu_and_a_single_host_need_no_more_than_the_device() -> None:
+    assert xla_environments("CPU", places(("", 0), ("", 0))) == [{"PJRT_DEVICE": "CPU"}] * 2
+    assert xla_environments("TPU", [Place(address="here")]) == [{"PJRT_DEVICE": "TPU"}]
+
+
+@pytest.mark.parametrize(
+    ("where", "slices", "message"),
+    [
+        ([("s", 0), ("s", 0)], 1, r"TPU_WORKER_IDs \['0', '0'\]; a slice of 2 hosts has each id from 0 to 1 once"),
+        ([("s", 0), ("t", 0)], 1, "are on the slices s, t, and the run is on 1"),
+        ([("s", 0), ("s", 1)], 2, "are on the slices s, and the run is on 2"),
+        ([("s", 0), ("s", 1), ("t", 0)], 2, "slices of unequal size: s has 2, t has 1 workers"),
+    ],
+)
+def test_anything_but_whole_equal_slices_is_refused(where: list[tuple[str, int]], slices: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        xla_environments("TPU", places(*where), slices)
+
+
+def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
+    def node(name: str, number: int, alive: bool = True, kind: str = "v5litepod-16") -> dict[str, Any]:
+        labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(number), "ray.io/tpu-pod-type": kind}
+        return {"Alive": alive, "Labels": labels}
+
+    whole = [node("whole", number) for number in range(4)]
+    lacks_two = [node("lacks 2", number, alive=number != 2) for number in range(4)]
+    headless = [node("headless", number) for number in range(1, 4)]  # nobody can choose it
+    other = [node("other", 0, kind="v5litepod-8")]
+    cpu = [{"Alive": True, "Labels": {}}]
+    assert broken_slices([*whole, *lacks_two, *headless, *other, *cpu], V5E) == {"lacks 2"}
+
+
+@pytest.mark.chaos("training on slices that come and go")
+def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(
+    tmp_path: Path, counts: Counts
+) -> None:
+    found = in_process("tpu_slices", tmp_path / "elastic")
+    both, left, again = found["attempts"]  # never on a, which lacks a host
+    check_workers(both, left, again)
+    for attempt in (both, again):
+        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
+        assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
+        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
+    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["lost"]}
+    check_alone(left)
+    counts.add(kills=1, compared=sum(map(len, found["attempts"])))
+
+
+@pytest.mark.slow
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
+    found = in_process("tpu_slices", tmp_path / "spare")
+    check_what_needs_no_cluster(found)
+    first, second = found["attempts"]
+    check_workers(first, second)
+    (spare,) = {"b", "c"} - {found["lost"]}  # a lacks a host
+    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
+    for attempt in (first, second):
+        check_alone(attempt)
+
+
+def check_workers(*attempts: list[dict[str, Any]]) -> None:
+    for attempt in attempts:
+        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
+        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
+        assert not any(one["torch_xla"] for one in attempt)
+
+
+def check_alone(attempt: list[dict[str, Any]]) -> None:
+    """On one slice of two hosts."""
+    assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
+    assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
+    assert all(one["megascale"] == {} for one in attempt), "left over from another run, or from two slices"
+
+
+def check_what_needs_no_cluster(found: dict[str, Any]) -> None:
+    assert found["pod_types"] == {
+        "TPU-V4 2x2x2": True,
+        "TPU-V5LITEPOD 4x4": True,
+        "TPU-V5P 2x2x4": True,
+        "TPU-V6E 4x4": True,
+    }
+    assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
+    assert found["devices"] == ["TPU", "TPU", "CPU"]
+
+
+def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 4.0}},
+        {"Alive": False, "Resources": {"TPU": 1.0}},
+    ]
+    assert one_host(nodes) == TpuSlices(chips_per_host=4)
+    assert one_host(nodes[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chips", "topology", "hosts", "given"),
+    [
+        ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
+        ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
+        ("", 4, "", 2, "as in v5e:4x4"),
+    ],
+)
+def test_one_host_of_a_slice_of_several_is_refused(
+    kind: str, chips: int, topology: str, hosts: int, given: str
+) -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
+    node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
+    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
+        one_host([node] * hosts)
+
+
+def test_a_host_that_is_a_whole_slice_is_taken() -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": "v4-8", "ray.io/tpu-topology": "2x2x1"}
+    assert one_host([{"Alive": True, "Resources": {"TPU": 4.0}, "Labels": labels}]) == TpuSlices(chips_per_host=4)
+
+
+def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = ["away", "away", "away", "full", "", ""]
+    looks: list[str] = []
+    seen = threading.Event()
+
+    def look() -> None:
+        looks.append(failures[len(looks)] if len(looks) < len(failures) else "")
+        if len(looks) >= len(failures):
+            seen.set()
+        if looks[-1]:
+            raise RuntimeError(looks[-1])
+
+    with looking("watch", look, 0.001):
+        assert seen.wait(10)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "away",
+        "full",
+        "looks work again",
+    ]

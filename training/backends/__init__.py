@@ -1,0 +1,1 @@
+"""Where a step computes: plain PyTorch, FSDP2, PyTorch/XLA."""

@@ -1,0 +1,151 @@
+"""PyTorch/XLA: the product's path, on a TPU and, compiled by the same compiler, on a CPU.
+
+Operations on the device are recorded; `step_boundary` hands the recorded step to XLA, which compiles it when it sees
+it for the first time and runs it in the background. Parameters and moments are updated in place: XLA writes into
+their own buffers. Nothing may read a value inside a step, since that would cut the program in two and wait for it.
+
+PJRT_DEVICE decides between TPU and CPU when torch_xla is imported; it is set here where nobody has set it.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import Gemma2
+from model.sharding import MeshShape, check_mesh, check_rows
+from training.backends.base import RowShare, WholeParameters, check_workers, every, gather_rows, has_tpu
+from training.config import Remat
+from training.optim import zeros_like
+
+os.environ.setdefault("PJRT_DEVICE", "TPU" if has_tpu() else "CPU")
+
+import torch_xla
+import torch_xla.runtime as xr
+from torch_xla.debug import metrics
+
+from training.backends.xla.checksum import checksum
+from training.backends.xla.head import scan_head
+from training.backends.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
+from training.backends.xla.mesh import ChipMesh, chips_by_process, share_of
+
+
+class XlaBackend(WholeParameters):
+    """One process on an XLA device, or on a mesh of devices: its own, or those of all processes of TPU slices.
+
+    With several processes each reads its rows, and the compiled step sums over all of them; what the hosts tell each
+    other goes over gloo. Several processes have not run yet: XLA has no collectives between them on a CPU.
+
+    Models for training scan their layers; on a TPU they attend by the splash kernel where it has their head size.
+    `remat` is `full` on a TPU and `none` elsewhere where it is not given: memory is what a TPU runs out of.
+    """
+
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, remat: Remat | None = None, mesh: MeshShape | None = None
+    ) -> None:
+        self.name = "xla"
+        self.rank = rank
+        self.world_size = world_size
+        self.snapshot_by_all = world_size > 1
+        self.mesh: ChipMesh | None = None
+        self.row_share, self.least_rows = RowShare(), 1
+        if world_size > 1:
+            check_processes(world_size, mesh)
+        if mesh is not None and mesh.chips > 1:
+            xr.use_spmd()
+            mine = [int(name.rpartition(":")[2]) for name in torch_xla._XLAC._xla_get_runtime_devices()]
+            found = self.gather(np.array([mine])).tolist()
+            self.mesh = ChipMesh(mesh, chips_by_process(found, mesh))
+            self.row_share = share_of(rank, found, mesh)
+            self.least_rows = mesh.row_shards // self.row_share.parts
+        self.device: torch.device = torch_xla.device()
+        self.hardware: str = xr.device_type()
+        self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
+        self.constrain = self.mesh.constrain if self.mesh else None
+        self.run_head = scan_head(mesh.row_shards if mesh else 1, self.constrain)
+
+    def place_model(
+        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+    ) -> Gemma2:
+        if self.mesh is not None:
+            check_mesh(model.config, self.mesh.shape)
+        if training:
+            model.model.layers = PairedLayers(list(model.model.layers))  # type: ignore[assignment,arg-type]
+            model.run_layers = scan_layers(self.remat, self.constrain)
+            if self.hardware == "TPU":
+                from training.backends.xla.attention import fits_splash, splash_attention  # imports jax
+
+                if fits_splash(model.config):
+                    model.attention = splash_attention(self.mesh.shape if self.mesh else None)
+        model.to(self.device)
+        if self.mesh is not None:
+            parameters = dict(model.named_parameters())
+            for name, spec in stacked_specs(parameters).items():
+                self.mesh.divide(parameters[name], spec)
+        return model
+
+    def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        for name, tensor in stack_tensors(tensors, into).items():
+            into[name].copy_(tensor)
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        zeros = zeros_like(tensor)
+        if self.mesh is not None:
+            self.mesh.divide_like(zeros, tensor)
+        return zeros
+
+    def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        tensors = [torch.from_numpy(array) for array in arrays.values()]
+        if self.mesh is None:
+            placed = torch_xla._XLAC._xla_tensors_from_aten(tensors, [str(self.device)] * len(tensors))
+        else:
+            for rows in {len(tensor) for tensor in tensors if tensor.ndim >= 2}:
+                check_rows(rows * self.row_share.parts, self.mesh.shape)
+            placed = self.mesh.place_rows(tensors, str(self.device), self.row_share)
+        return dict(zip(arrays, placed, strict=True))
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        pass  # the compiled step sums over all chips
+
+    def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
+        return checksum(tensors)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return gather_rows(rows, self.world_size)
+
+    def step_boundary(self) -> None:
+        torch_xla.sync()
+
+    def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
+        return [[float(element) for element in value] for value in torch_xla._XLAC._xla_get_cpu_tensors(list(values))]
+
+    def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
+        torch_xla.sync(wait=True)
+        if self.world_size == 1:
+            copies = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach() for tensor in tensors.values()])
+            return unstack_tensors(dict(zip(tensors, copies, strict=True)))
+        found: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():  # one at a time is whole on the chips and in the memory of every host
+            (copy,) = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach()])
+            found |= {key: one.clone() for key, one in unstack_tensors({name: copy}).items() if keeps(key)}
+        return found
+
+    def compiles(self) -> int:
+        data = metrics.metric_data("CompileTime")
+        return int(data[0]) if data is not None else 0
+
+    def peak_device_bytes(self) -> int | None:
+        # XLA:CPU keeps no such count, and of the one device that a mesh is under SPMD torch_xla refuses to tell.
+        if self.hardware != "TPU" or self.mesh is not None:
+            return None
+        return int(torch_xla._XLAC._xla_memory_info(str(self.device))["peak_bytes_used"])
+
+
+def check_processes(world_size: int, mesh: MeshShape | None) -> None:
+    """Raises ValueError where several processes could not share a step."""
+    if xr.device_type() != "TPU":
+        check_workers("xla", world_size)
+    if mesh is None or mesh.chips <= 1:
+        raise ValueError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")

@@ -1,0 +1,241 @@
+"""Our training step as an HLO program for a mesh of TPU chips, traced on any machine and never run.
+
+    TraceRequest -> model on `meta` -> placeholders, divided as model/sharding.py says -> train_step -> HLO -> Traced
+
+Parameters, moments and the batch are placeholders without a buffer, so 27B traces in a few GB. The process stands for
+all chips: torch_xla's annotations need their ids, not their presence. What the program needs on a chip is the
+compiler's to say (`infra/aot.py`); this module says nothing of numbers: the same code on XLA:CPU is tested for those.
+
+    python -m training.backends.xla.traced_step REQUEST.json OUT_DIR    writes OUT_DIR/hlo.pb and OUT_DIR/trace.json
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+# Before torch_xla is imported. A few virtual devices make it keep annotations; thousands would break the backward pass.
+os.environ["PJRT_DEVICE"] = "CPU"
+os.environ.setdefault("CPU_NUM_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import torch
+import torch_xla
+import torch_xla.core.xla_builder as xb
+import torch_xla.runtime as xr
+from torch import Tensor, nn
+
+from model import Gemma2, Gemma2Config
+from model.sharding import ROWS, MeshShape, Spec, check_mesh, check_rows, shard_shape
+from training.backends.base import Backend, TorchBackend
+from training.backends.xla.checksum import checksum
+from training.backends.xla.head import scan_head
+from training.backends.xla.layers import PairedLayers, scan_layers, stacked_specs
+from training.backends.xla.mesh import ChipMesh
+from training.backends.xla.remat import keeper
+from training.config import Objective, OptimizerConfig, Remat
+from training.loss import LossFunction, distill_loss, next_token_loss
+from training.optim import OptimizerState
+from training.step import train_step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceRequest:
+    """A training step, and the mesh that it is to run on."""
+
+    model: Gemma2Config
+    """sizes of the model"""
+    mesh: MeshShape
+    """chips along each axis"""
+    sequence_length: int
+    """tokens in a row"""
+    rows: int
+    """rows of a step, over all chips"""
+    remat: Remat = "full"
+    """what the backward pass computes again"""
+    objective: Objective = "next_token"
+    """which loss"""
+    targets: int = 50
+    """for `distill`: ids at a target, the width that they are padded to"""
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of parameters and activations; the moments are float32"""
+    attention: Literal["splash", "plain"] = "splash"
+    """`splash`: the TPU kernel; `plain`: model/attention.py, whose scores are [B, N, T, T]"""
+
+    def __post_init__(self) -> None:
+        keeper(self.remat)
+        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES), "attention": ("splash", "plain")}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
+        for name in ("sequence_length", "rows", "targets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1")
+        check_mesh(self.model, self.mesh)
+        check_rows(self.rows, self.mesh)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TraceRequest":
+        """The inverse of `json.dumps(dataclasses.asdict(request))`."""
+        fields = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(fields.keys() - known):
+            raise ValueError(f"a trace request has no fields {unknown}; it has {sorted(known)}")
+        return cls(**fields | {"model": Gemma2Config(**fields["model"]), "mesh": MeshShape(**fields["mesh"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traced:
+    """The program of one step."""
+
+    hlo: bytes
+    """serialized HloModuleProto"""
+    donated: tuple[int, ...]
+    """numbers of the program's arguments whose buffers are its results': parameters and moments"""
+    num_partitions: int
+    """chips"""
+    parameter_bytes_per_chip: int
+    optimizer_bytes_per_chip: int
+    trace_seconds: float
+
+
+def trace_step(request: TraceRequest) -> Traced:
+    """Traces one optimizer step. At most once in a process: torch_xla's count of devices is set for the mesh."""
+    began = time.perf_counter()
+    tracer = _Tracer(request)
+    model = tracer.model()
+    state = OptimizerState(first=tracer.moments(model), second=tracer.moments(model))
+    scalars = tracer.placeholder((3,), torch.float32, (None,))
+    values = train_step(
+        model, tracer.loss_function(), state, [tracer.batch()], scalars, OptimizerConfig(), tracer.backend()
+    )
+    updated = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    outputs = [*updated.values(), *state.first.values(), *state.second.values(), values]
+    hlo, donated = tracer.lower(outputs)
+    parameters, optimizer = tracer.bytes_per_chip(model)
+    return Traced(
+        hlo=hlo,
+        donated=donated,
+        num_partitions=request.mesh.chips,
+        parameter_bytes_per_chip=parameters,
+        optimizer_bytes_per_chip=optimizer,
+        trace_seconds=time.perf_counter() - began,
+    )
+
+
+class _Placeholders(TorchBackend):
+    """One worker on a device that exists in the trace alone."""
+
+    def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
+        if any(tensor.dtype != torch.float32 for tensor in tensors):
+            return torch.zeros(2, device=tensors[0].device)  # bfloat16 weights, which only a trace can have
+        return checksum(tensors)
+
+
+class _Tracer:
+    """Placeholders on a mesh, and which of them are donated."""
+
+    def __init__(self, request: TraceRequest) -> None:
+        self.request = request
+        xr.use_spmd()
+        torch_xla.device()
+        # The annotations of a mesh of any size need its ids only; everything else here uses one device.
+        xr.global_runtime_device_count = lambda: request.mesh.chips
+        self.constrain = ChipMesh(request.mesh).constrain
+        self.donated: list[Tensor] = []
+
+    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype, spec: Spec, donate: bool = False) -> Tensor:
+        tensor = xb.create_placeholder_tensor(shape, dtype)
+        _, (argument,) = torch_xla._XLAC._get_tensors_xla_device_data_node([tensor])
+        if donate:
+            self.donated.append(argument)
+        self.constrain(tensor, spec)
+        return tensor
+
+    def model(self) -> Gemma2:
+        request = self.request
+        with torch.device("meta"):
+            model = Gemma2(request.model)
+        model.model.layers = PairedLayers(list(model.model.layers))  # type: ignore[assignment,arg-type]
+        self.specs = stacked_specs(name for name, _ in model.named_parameters())
+        for name, parameter in list(model.named_parameters()):
+            owner, _, attribute = name.rpartition(".")
+            value = self.placeholder(
+                tuple(parameter.shape), DTYPES[request.parameter_dtype], self.specs[name], donate=True
+            )
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(value))
+        model.run_layers = scan_layers(request.remat, self.constrain)
+        if request.attention == "splash":
+            from training.backends.xla.attention import (
+                splash_attention,  # imports jax, which plain attention does not need
+            )
+
+            model.attention = splash_attention(request.mesh)
+        return model
+
+    def moments(self, model: Gemma2) -> dict[str, Tensor]:
+        return {
+            name: self.placeholder(tuple(parameter.shape), torch.float32, self.specs[name], donate=True)
+            for name, parameter in model.named_parameters()
+        }
+
+    def batch(self) -> dict[str, Tensor]:
+        shape = (self.request.rows, self.request.sequence_length)
+        columns = dict.fromkeys(("tokens", "segment_ids", "positions"), torch.int32) | {"loss_mask": torch.bool}
+        batch = {name: self.placeholder(shape, dtype, (ROWS, None)) for name, dtype in columns.items()}
+        if self.request.objective == "distill":
+            for name in ("target_ids", "target_counts"):
+                batch[name] = self.placeholder((*shape, self.request.targets), torch.int32, (ROWS, None, None))
+        return batch
+
+    def loss_function(self) -> LossFunction:
+        run_head = scan_head(self.request.mesh.row_shards, self.constrain)
+        if self.request.objective == "next_token":
+            return functools.partial(next_token_loss, run_head=run_head)
+        return functools.partial(distill_loss, draws=self.request.targets, run_head=run_head)
+
+    def backend(self) -> Backend:
+        return _Placeholders("cpu")  # of one worker: nothing to sum
+
+    def lower(self, outputs: list[Tensor]) -> tuple[bytes, tuple[int, ...]]:
+        context = torch_xla._XLAC.lowering.LoweringContext("train_step")
+        context.build(outputs)
+        numbers = [context.tensor_parameter_id(argument) for argument in self.donated]
+        assert -1 not in numbers, "a parameter or moment is no argument"
+        assert len(set(numbers)) == len(numbers), "two of them are one argument"
+        return context.hlo(), tuple(sorted(numbers))
+
+    def bytes_per_chip(self, model: Gemma2) -> tuple[int, int]:
+        elements = sum(
+            math.prod(shard_shape(parameter.shape, self.specs[name], self.request.mesh))
+            for name, parameter in model.named_parameters()
+        )
+        return elements * DTYPES[self.request.parameter_dtype].itemsize, elements * 2 * torch.float32.itemsize
+
+
+def main(request_path: str, out_directory: str) -> None:
+    request = TraceRequest.from_json(Path(request_path).read_text())
+    traced = trace_step(request)
+    out = Path(out_directory)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "hlo.pb").write_bytes(traced.hlo)
+    report: dict[str, Any] = {
+        field.name: getattr(traced, field.name) for field in dataclasses.fields(traced) if field.name != "hlo"
+    }
+    report["request"] = dataclasses.asdict(request)
+    report["model"] = dataclasses.asdict(request.model)
+    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (out / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

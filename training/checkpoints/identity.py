@@ -1,0 +1,78 @@
+"""Whether a checkpoint may be continued by a job: what has to be equal, and for carrying on, what may differ.
+
+A run continues its own checkpoints only if everything that decides the result is equal. Carrying on starts a new run
+behind another one's checkpoint: with its weights, moments and place in the order, and other steps, schedule or phases.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from data import storage
+from training.checkpoints.save_load import Checkpoint
+from training.config import TrainJob
+
+
+def check_lease(job: TrainJob) -> None:
+    """Raises RuntimeError where the lease file is gone or no longer carries the job's token."""
+    if job.lease_uri is None or job.lease_token is None:
+        return
+    try:
+        held = job.lease_token.encode() in storage.read_bytes(job.lease_uri)
+    except FileNotFoundError:
+        held = False
+    if not held:
+        raise RuntimeError(
+            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run; this one stops "
+            "without committing its checkpoint"
+        )
+
+
+def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
+    """Raises ValueError, naming what differs, where the checkpoint is of another config or other data."""
+    saved, ours = checkpoint.state["identity"], job.identity()
+    differing = sorted(_differences(saved, ours))
+    if differing:
+        raise ValueError(
+            f"{checkpoint.uri} belongs to another run: {'; '.join(differing)}; "
+            "give this run another checkpoints directory, or the config and inputs of that one"
+        )
+
+
+def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        for name in saved.keys() | ours.keys():
+            yield from _differences(saved.get(name), ours.get(name), f"{path}.{name}" if path else name)
+    elif saved != ours:
+        yield f"{path} was {saved!r} and is {ours!r}"
+
+
+def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
+    """Raises ValueError where the job could not take up the checkpoint's place in the order of rows.
+
+    Up to the checkpoint's step both orders have to be one: the same batch, seed and phases over the same rows. Datasets
+    that gave nothing until then may be added.
+    """
+    saved, ours, step = checkpoint.state["identity"], job.identity(), checkpoint.step
+    if checkpoint.optimizer is None or not checkpoint.optimizer.first:
+        raise ValueError(f"{checkpoint.uri} has no moments to carry on with; start from its weights with --initial")
+    if step >= job.config.steps:
+        raise ValueError(
+            f"{checkpoint.uri} has done {step} steps and this run is to end after {job.config.steps}; steps count from "
+            f"the start of the first run: give --steps more than {step}"
+        )
+    wrong = [
+        f"{name} was {saved[name]!r} and is {ours[name]!r}"
+        for name in ("sequence_length", "order_seed")
+        if saved[name] != ours[name]
+    ]
+    if saved["config"]["global_batch"] != ours["config"]["global_batch"]:
+        wrong.append(f"global_batch was {saved['config']['global_batch']} and is {ours['config']['global_batch']}")
+    mine = {dataset["name"]: dataset for dataset in ours["datasets"]}
+    for dataset in saved["datasets"]:
+        if mine.get(dataset["name"]) != dataset:
+            wrong.append(f"the rows of {dataset['name']!r} are not those of that run; name the same sequences")
+    before = [[phase for phase in one["phases"] if phase["start_step"] < step] for one in (saved, ours)]
+    if before[0] != before[1]:
+        wrong.append(f"the mixture before step {step} was {before[0]} and is {before[1]}; later phases may differ")
+    if wrong:
+        raise ValueError(f"{checkpoint.uri} cannot be carried on by this run: {'; '.join(wrong)}")

@@ -1,0 +1,66 @@
+"""Which rows each step took: recorded by the loop, kept with every checkpoint (`data.schema.LINEAGE`).
+
+Every worker records the rows that it was handed, not those that it should have been: the table is evidence.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.schema import LINEAGE
+from training.backends.base import Backend, gather_slots
+from training.config import TrainJob
+
+
+class LineageRecorder:
+    """The rows since the last regular checkpoint."""
+
+    def __init__(self, job: TrainJob, backend: Backend) -> None:
+        self._names = [dataset.name for dataset, _ in job.sequences]
+        self._backend, self._rows = backend, job.worker_rows
+        self._steps: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._before: pa.Table | None = None
+
+    def add(self, step: int, refs: np.ndarray, sequence_hashes: np.ndarray) -> None:
+        """This worker's rows of a step (from 1): refs int32 [b, 3] (dataset, shard, row), hashes uint64 [b]."""
+        self._steps.append((step, refs, sequence_hashes))
+
+    def restore(self, before: pa.Table | None) -> None:
+        """Rows of steps before, out of an interim checkpoint, which the next regular one holds too."""
+        self._before = before
+
+    def clear(self) -> None:
+        self._steps.clear()
+        self._before = None
+
+    def rows_of(self, step: int) -> list[str]:
+        """All workers' rows of a recorded step, as "dataset/shard/row" in slot order. Every worker has to ask."""
+        (refs,) = (refs for number, refs, _ in self._steps if number == step)
+        return [
+            f"{self._names[dataset]}/{shard}/{row}"
+            for dataset, shard, row in gather_slots(self._backend, refs).tolist()
+        ]
+
+    def table(self) -> pa.Table:
+        """The rows of all workers, in the order of steps and slots. Every worker has to ask."""
+        if not self._steps:
+            return self._before if self._before is not None else LINEAGE.empty_table()
+        backend, rows = self._backend, self._rows
+        steps = np.repeat(np.array([step for step, _, _ in self._steps], np.int64), rows)
+        first = backend.row_share.part * rows
+        slots = np.tile(np.arange(first, first + rows, dtype=np.int32), len(self._steps))
+        refs = np.concatenate([refs for _, refs, _ in self._steps])
+        hashes = np.concatenate([hashes for _, _, hashes in self._steps])
+        steps, slots, refs, hashes = (gather_slots(backend, part) for part in (steps, slots, refs, hashes))
+        order = np.lexsort((slots, steps))
+        columns: list[Any] = [
+            steps[order],
+            slots[order],
+            pa.array(self._names).take(pa.array(refs[order, 0])),
+            refs[order, 1],
+            refs[order, 2],
+            hashes[order],
+        ]
+        table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=LINEAGE)
+        return table if self._before is None else pa.concat_tables([self._before, table])

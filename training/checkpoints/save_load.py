@@ -1,0 +1,219 @@
+"""Checkpoints: a directory `step-00000100/` that is valid exactly when its `COMMIT` says so.
+
+    model.safetensors  optimizer.safetensors  [average.safetensors]
+    state.json  metrics.parquet  lineage.parquet  COMMIT
+
+Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
+holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
+ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
+split over several safetensors files, which several workers may write (`checkpoint_files.py`). Nothing is ever
+unpickled. Cost: one copy of weights and moments in host memory while saving, shared by the workers who write.
+
+A checkpoint that is no longer kept (`training/checkpoints/retention.py`) loses its tensors and keeps its tables, which
+`TABLES` then lists in COMMIT's place. An interim one, saved because the machine was about to go, says so in COMMIT; the
+next regular one holds its rows too and replaces it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import safetensors.torch
+from torch import Tensor
+
+from data import storage
+from data.shards import parquet_bytes
+from model import Gemma2Config
+from training.checkpoints.files import (
+    FIRST_PREFIX,
+    LOSS_NAME,
+    SECOND_PREFIX,
+    Writer,
+    collect_notes,
+    leave_note,
+    remove_notes,
+)
+from training.checkpoints.records import (
+    COMMIT_NAME,
+    DAMAGED_NAME,
+    FORMAT,
+    STATE_NAME,
+    TABLES_NAME,
+    Damaged,
+    checkpoint_uri,
+    encode_record,
+    list_checkpoints,
+    parse_table,
+    read_commit,
+    read_verified,
+)
+from training.optim import OptimizerState
+
+logger = logging.getLogger(__name__)
+
+
+ALONE = Writer()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint as read back, on the host."""
+
+    uri: str
+    """its directory"""
+    step: int
+    """steps that are done"""
+    weights: dict[str, Tensor]
+    """parameters by name"""
+    optimizer: OptimizerState | None
+    """the moments, or None where only the weights were asked for"""
+    state: dict[str, Any]
+    """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
+    tables: dict[str, pa.Table]
+    """the rows since the regular checkpoint before, by kind ("metrics", "lineage")"""
+    interim: bool = False
+    """whether the next regular checkpoint replaces it"""
+
+
+def save_checkpoint(
+    root: str,
+    *,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: OptimizerState | None,
+    state: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    before_commit: Callable[[], None] | None = None,
+    interim: bool = False,
+    writer: Writer = ALONE,
+) -> str:
+    """Writes and commits the checkpoint of `step` below `root`; returns its directory.
+
+    `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
+    raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
+    tensors; the first waits for the others and commits. Raises RuntimeError where a committed checkpoint of this step
+    is already there.
+    """
+    uri = checkpoint_uri(root, step)
+    commit_uri = storage.join(uri, COMMIT_NAME)
+    if writer.rank == 0 and read_commit(uri) is not None:
+        raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
+    # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
+    for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
+        storage.remove(name)
+
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(uri, name), data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    tensors = _by_file_names(weights, optimizer)
+    sizes = writer.sizes or {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    for name, members in writer.files(sizes):
+        shard = {member.partition("/")[2]: tensors[member].detach().contiguous() for member in members}
+        write(name, safetensors.torch.save(shard, metadata=None if name.startswith("optimizer") else {"format": "pt"}))
+    if writer.rank > 0:
+        leave_note(uri, writer, files)
+        return uri
+    for name, table in tables.items():
+        write(f"{name}.parquet", parquet_bytes(table))
+    write(STATE_NAME, encode_record(state))
+    if writer.count > 1:
+        files |= collect_notes(uri, writer)
+        remove_notes(uri)
+    if before_commit is not None:
+        before_commit()
+    commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
+    storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
+    return uri
+
+
+def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that is whole, down to the last bit; None where there is none.
+
+    A damaged one is said in a line and passed over; with `rename` its COMMIT becomes DAMAGED, so that the run can
+    write that step again.
+    """
+    for uri in reversed(list_checkpoints(root)):
+        try:
+            return load_checkpoint(uri)
+        except Damaged as error:
+            logger.warning("%s; continuing from the newest whole checkpoint before it", error)
+            if rename:
+                storage.move(storage.join(uri, COMMIT_NAME), storage.join(uri, DAMAGED_NAME))
+    return None
+
+
+def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
+    """Reads a checkpoint, with the sha256 of every file it reads checked.
+
+    Raises ValueError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
+    """
+    commit = read_commit(uri)
+    if commit is None:
+        raise Damaged(
+            f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
+        )
+
+    def tensors(kind: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in sorted(commit["files"]):
+            if name.startswith(kind) and name.endswith(".safetensors"):
+                found |= safetensors.torch.load(read_verified(uri, commit, name))
+        return found
+
+    moments = tensors("optimizer") if with_optimizer else {}
+    return Checkpoint(
+        uri=uri,
+        step=int(commit["step"]),
+        weights=tensors("model"),
+        optimizer=OptimizerState(
+            first=_without(FIRST_PREFIX, moments),
+            second=_without(SECOND_PREFIX, moments),
+            average=tensors("average") or None,
+            loss_statistics=moments.get(LOSS_NAME),
+        )
+        if with_optimizer
+        else None,
+        state=json.loads(read_verified(uri, commit, STATE_NAME)),
+        tables={
+            name.removesuffix(".parquet"): parse_table(read_verified(uri, commit, name))
+            for name in commit["files"]
+            if name.endswith(".parquet")
+        },
+        interim=bool(commit.get("interim")),
+    )
+
+
+def check_same_model(uri: str, config: Gemma2Config) -> None:
+    """Raises ValueError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
+    saved = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))["identity"]["config"]["model"]
+    wanted = dataclasses.asdict(config)
+    differing = [
+        f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
+        for name in wanted
+        if name != "init_std" and saved.get(name) != wanted[name]  # weights that are there are not drawn
+    ]
+    if differing:
+        raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
+
+
+def _by_file_names(weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> dict[str, Tensor]:
+    """The tensors as `kind/name`."""
+    found = {f"model/{name}": tensor for name, tensor in weights.items()}
+    if optimizer is not None:
+        found |= {f"optimizer/{FIRST_PREFIX}{name}": tensor for name, tensor in optimizer.first.items()}
+        found |= {f"optimizer/{SECOND_PREFIX}{name}": tensor for name, tensor in optimizer.second.items()}
+        found |= {f"average/{name}": tensor for name, tensor in (optimizer.average or {}).items()}
+        if optimizer.loss_statistics is not None:
+            found[f"optimizer/{LOSS_NAME}"] = optimizer.loss_statistics
+    return found
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

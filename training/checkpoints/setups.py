@@ -1,0 +1,85 @@
+"""In which set-up each step of a run was taken: one for all of them, or several where it was resized or moved.
+
+A checkpoint's state lists those of the steps since the regular checkpoint before it, each with the number of steps that
+were done when it began. The same set-up gives the same bits, so whoever computes a step again has to know its own.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model.sharding import MeshShape
+from training.backends.base import Backend
+from training.checkpoints.records import STATE_NAME, list_tables, read_verified
+from training.config import TrainJob
+
+Setup = Mapping[str, Any]
+"""device, workers, microbatch_rows, cpu_threads, remat [and mesh]: what decides the bits beside config and inputs"""
+
+
+def setup_of(job: TrainJob, backend: Backend) -> Setup:
+    """What a job runs in, as plain JSON values."""
+    return {
+        "device": backend.name,
+        "workers": backend.world_size,
+        **({"mesh": MeshShape.parse(job.mesh).text} if job.mesh else {}),
+        "microbatch_rows": job.microbatch_rows,
+        "cpu_threads": job.cpu_threads,
+        "remat": backend.remat,
+    }
+
+
+def in_setup(job: TrainJob, setup: Setup) -> TrainJob:
+    """The job as it would run there."""
+    return dataclasses.replace(
+        job,
+        device=setup["device"],
+        workers=setup["workers"],
+        mesh=setup.get("mesh", ""),
+        microbatch_rows=setup["microbatch_rows"],
+        cpu_threads=setup["cpu_threads"],
+        remat=setup["remat"] if setup["device"] == "xla" else None,
+    )
+
+
+class SetupRecord:
+    """Set-ups of the steps since the last regular checkpoint, as the next one lists them."""
+
+    def __init__(self, mine: Setup, step: int, before: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`before`: of the interim checkpoint that the run goes on from, whose steps the next one lists again."""
+        self._mine = mine
+        self._listed = _appended(before, step, mine)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """As plain JSON values: {"after": steps done before, "setup": ...}, in order."""
+        return list(self._listed)
+
+    def saved(self, step: int) -> None:
+        """A regular checkpoint of this step lists what was until now."""
+        self._listed = _appended((), step, self._mine)
+
+
+def read_setups(root: str) -> list[tuple[int, Setup]]:
+    """(steps done before, set-up) of a whole run, in order; only where it changes."""
+    found: list[dict[str, Any]] = []
+    for uri, record in list_tables(root):
+        state = json.loads(read_verified(uri, record, STATE_NAME))
+        for one in state["setups"]:
+            found = _appended(found, one["after"], one["setup"])
+    return [(one["after"], one["setup"]) for one in found]
+
+
+def setups_between(root: str, first: int, last: int) -> list[tuple[int, Setup]]:
+    """(steps done at its end, set-up) for the steps first + 1 to last, in order."""
+    found = read_setups(root)
+    ends = [after for after, _ in found[1:]] + [last]
+    return [
+        (min(end, last), setup) for (after, setup), end in zip(found, ends, strict=True) if end > first and after < last
+    ]
+
+
+def _appended(before: Sequence[Mapping[str, Any]], step: int, setup: Setup) -> list[dict[str, Any]]:
+    """What was there until `step`, and this set-up from then on."""
+    kept = [dict(one) for one in before if one["after"] < step]
+    return kept if kept and kept[-1]["setup"] == setup else [*kept, {"after": step, "setup": dict(setup)}]

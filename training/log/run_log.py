@@ -1,0 +1,259 @@
+"""What a training run tells while it runs, with clock times: JSON lines first, then TensorBoard and Prometheus.
+
+    loop -> Meter (seconds by cause) -> MetricsLog -> LOGS/metrics-<first step>-<begin>.jsonl
+                                                   -> event files beside them
+                                                   -> `tell`: gauges, by training/worker/on_worker.py
+
+One `began` line an attempt, one `step` line a step, one `summary` line whenever values were read back (every few
+steps) and after every checkpoint: percentiles of steps, and where the time of the run went. The names are those of
+training/log/metrics.py, the same in all three. Times are not in the tables that a manifest lists (METRICS of
+data/schema): those are a function of config, inputs and set-up.
+
+Lines are in the file as soon as they are told, so a kill loses none but of steps not read back yet. An object store
+cannot append: there a file is written at each checkpoint, and once a minute between them.
+"""
+
+import json
+import math
+import os
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data import storage
+from model.flops import train_flops_per_token
+from training.backends.base import Backend
+from training.config import TrainJob
+from training.log.chips import BEGAN, chips_held
+from training.log.goodput import Meter
+from training.log.metrics import CAUSES, FIELDS, PERCENTILES
+
+WINDOW_STEPS = 500
+"""steps that percentiles look back"""
+REMOTE_SECONDS = 60.0
+"""between two files on an object store, where there is no checkpoint"""
+TAIL_BYTES = 1 << 16
+"""of a file, read for its last account: some hundred lines"""
+GPU_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+"""dense bfloat16 operations a second by part of the name, from NVIDIA's data sheets; the first that fits counts"""
+
+Tell = Callable[[Mapping[str, float]], None]
+"""hears the newest value of every field"""
+
+
+class MetricsLog:
+    """Writes the lines, in the first worker; elsewhere it only counts. No file where the job names no directory."""
+
+    def __init__(
+        self, job: TrainJob, meter: Meter, first_step: int, backend: Backend, tell: Tell | None = None
+    ) -> None:
+        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.name == "xla"
+        self.summary: dict[str, Any] = {}
+        self._first = backend.rank == 0
+        self._uri = job.logs_uri if self._first else None
+        self._tell = tell if self._first else None
+        self._flops = train_flops_per_token(job.config.model, job.sequence_length)
+        self._peak = peak_flops_per_second(job, backend.name)
+        self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._waits: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._newest: dict[str, Any] = {}
+        self._since = time.time() - meter.account()["run_seconds"]
+        self._lines: list[str] = []
+        self._part = 0
+        self._flushed = time.monotonic()
+        self._name = f"metrics-{first_step:08d}-{int(time.time() * 1000):013d}"
+        self._first_step = self._repeat_until = self._furthest = first_step
+        self._board = _board(self._uri) if self._uri is not None and job.tensorboard else None
+
+    def begin(self) -> None:
+        """When all is ready for the first rows: takes over the account of the attempt before, and writes a line."""
+        earlier = last_account(self._uri) if self._uri is not None else None
+        if earlier is not None:
+            self.meter.go_on(earlier, time.time() - earlier["time"])
+            self._repeat_until = self._furthest = max(self._first_step, earlier["furthest_step"])
+        workers = self.backend.world_size
+        about = {"device": self.backend.name, "workers": workers, "chips": chips_held(workers)}
+        about |= {"computing_chips": self.job.chips, "peak_flops_per_second": self._peak, **self._account()}
+        self._write({"kind": BEGAN, "time": time.time(), "step": self._first_step, "since": self._since, **about})
+        self.flush()
+
+    def steps(self, reports: Sequence[Mapping[str, Any]], compiling: int) -> None:
+        """Of steps whose values were just read; `reports` as `StepReport`s' fields, the first `compiling` compiled."""
+        seconds, waits = self.meter.take_steps(self.asynchronous and not compiling)
+        tokens = self.job.config.global_batch * self.job.sequence_length
+        for number, (report, taken, wait) in enumerate(zip(reports, seconds, waits, strict=True)):
+            if number < compiling:
+                self.meter.seconds["compile"] += taken
+            elif report["step"] <= self._repeat_until:
+                self.meter.seconds["restart"] += taken
+            else:
+                self._recent.append(taken)
+                self._waits.append(wait)
+            self._furthest = max(self._furthest, report["step"])
+            if not self._first:
+                continue
+            tokens_per_second = tokens / (taken + wait)
+            self._newest = {
+                "kind": "step",
+                "time": time.time(),
+                **report,
+                "loss": report["loss_sum"] / max(1, report["targets"]),
+                "step_seconds": taken,
+                "data_wait_seconds": wait,
+                "tokens_per_second": tokens_per_second,
+                "model_flops_per_second": tokens_per_second * self._flops,
+                "mfu": None if self._peak is None else tokens_per_second * self._flops / self._peak,
+                "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_device_bytes": self.backend.peak_device_bytes(),
+            }
+            self._write(self._newest)
+            self._draw(self._newest)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that a person should find later: a bad step, a drain."""
+        self._write({"kind": kind, "time": time.time(), **fields})
+
+    def summarize(self, step: int, checkpoint: bool = False) -> None:
+        """A `summary` line; kept in `summary`, and told. All lines so far are in storage after a `checkpoint`."""
+        self.summary = {
+            "kind": "summary",
+            "time": time.time(),
+            "step": step,
+            "steps_wanted": self.job.config.steps,
+            **self._account(),
+        }
+        if self._recent:
+            recent, waits = np.array(self._recent), np.array(self._waits)
+            for percent, value in zip(PERCENTILES, np.percentile(recent, PERCENTILES), strict=True):
+                self.summary[f"step_seconds_p{percent}"] = float(value)
+            self.summary["step_seconds_mean"] = float(recent.mean())
+            self.summary["data_wait_share"] = float(waits.sum() / (recent.sum() + waits.sum()))
+        self._write(self.summary)
+        self._draw(self.summary)
+        if self._tell is not None:
+            both = {**self._newest, **self.summary}
+            self._tell({name: both[name] for name in FIELDS if both.get(name) is not None})
+        if self._uri is not None and (
+            checkpoint or not storage.is_remote(self._uri) or time.monotonic() - self._flushed > REMOTE_SECONDS
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Appends the lines to the file; on an object store, which cannot append, they are a file of their own."""
+        self._flushed = time.monotonic()
+        if self._uri is None or not self._lines:
+            return
+        text = "".join(self._lines).encode()
+        self._lines.clear()
+        if storage.is_remote(self._uri):
+            storage.write_bytes(storage.join(self._uri, f"{self._name}-{self._part:05d}.jsonl"), text)
+            self._part += 1
+            return
+        directory = Path(self._uri.removeprefix("file://"))
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / f"{self._name}.jsonl", "ab") as file:
+            file.write(text)
+
+    def close(self) -> None:
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+    def _account(self) -> dict[str, float]:
+        return {**self.meter.account(), "furthest_step": self._furthest}
+
+    def _draw(self, line: Mapping[str, Any]) -> None:
+        """In TensorBoard, where the step is the axis."""
+        if self._board is None:
+            return
+        for name in line.keys() & FIELDS - {"step"}:
+            if line[name] is not None and math.isfinite(line[name]):
+                self._board.add_scalar(name, line[name], line["step"])
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._uri is not None:
+            finite = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in line.items()
+            }
+            self._lines.append(json.dumps(finite) + "\n")
+
+
+def read_lines(logs_uri: str) -> Iterator[dict[str, Any]]:
+    """Every line of every attempt, in the order of attempts. A last line that a kill cut short is left out."""
+    for uri, _ in _log_files(logs_uri):
+        yield from _parsed(storage.read_bytes(uri))
+
+
+def last_account(logs_uri: str) -> dict[str, Any] | None:
+    """The newest line of all attempts that says where the time of the run went; None before the first attempt.
+
+    Reads the end of one file where that has one: a run of months has a line a step.
+    """
+    for uri, size in reversed(_log_files(logs_uri)):
+        for start in sorted({max(0, size - TAIL_BYTES), 0}, reverse=True):
+            lines = list(_parsed(storage.read_range(uri, start, size) if size else b""))
+            complete = (line for line in reversed(lines) if all(f"lost_seconds_{cause}" in line for cause in CAUSES))
+            if (found := next(complete, None)) is not None:
+                return found
+    return None
+
+
+def _log_files(logs_uri: str) -> list[tuple[str, int]]:
+    """(file, bytes), in the order in which they were begun: an attempt may begin at an earlier step than the last."""
+    found = []
+    for name, size in storage.list_files(logs_uri):
+        if name.endswith(".jsonl"):
+            begun = name.removesuffix(".jsonl").split("-")[2:]  # milliseconds, and the part on an object store
+            found.append((begun, storage.join(logs_uri, name), size))
+    return [(uri, size) for _, uri, size in sorted(found)]
+
+
+def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
+    """The lines that are whole."""
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:  # cut short
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
+    """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
+
+    Of a GPU by its name, of a TPU as the job says; None on a CPU, whose peak nobody states, and for unknown chips.
+    """
+    chip: float | None = None
+    if device == "cuda":
+        chip = gpu_flops(torch.cuda.get_device_name())
+    elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
+        chip = job.chip_flops
+    return None if chip is None else chip * job.chips
+
+
+def gpu_flops(name: str) -> float | None:
+    """Dense bfloat16 operations a second of a GPU that calls itself so; None where it is not in our table."""
+    return next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
+
+
+def _board(logs_uri: str) -> Any:
+    if storage.is_remote(logs_uri):
+        raise ValueError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(logs_uri.removeprefix("file://"))
