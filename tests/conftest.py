@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from infra.ray_session import RaySession
-from pipelines.engine.stage import Context, Resources
+from pipelines.engine.resources import Resources
+from pipelines.engine.stage import Context
 from tests.programs import chaos_log, credentials
 
 # Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.

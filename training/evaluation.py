@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import Gemma2
 from training.backends.base import Backend
-from training.loop import HostBatch
+from training.feed import HostBatch
 from training.loss import next_token_loss
 
 BOS = 2

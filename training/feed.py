@@ -4,13 +4,19 @@
 (worker/).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
 
 from data.loader import LogitsReader, SequenceReader, StepLoader
 from data.loader import direct_feed as read_steps
 from data.order import Order
-from training.config import TrainJob
-from training.loop import Feed, HostBatch
+from training.job import TrainJob
+
+HostBatch = Mapping[str, np.ndarray]
+
+Feed = Callable[[int, int], Iterable[tuple[int, HostBatch]]]
+"""(start_step, stop_step) -> this worker's (step, batch), in order"""
 
 
 def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader:

@@ -7,74 +7,20 @@ is a pure function of the step, so continuing at step s means asking the feed fo
 device every FETCH_STEPS steps, not at each: `on_step` hears of steps in order, a little late.
 """
 
-import dataclasses
-import logging
-import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor
 
-from data.logits import CodecSpec
-from data.schema import METRICS
-from model import Gemma2
 from training.backends.base import Backend
-from training.checkpoints.background import BackgroundSaver
-from training.checkpoints.files import Writer, state_sizes
-from training.checkpoints.identity import check_can_be_carried_on, check_identity, check_lease
-from training.checkpoints.lineage import LineageRecorder
-from training.checkpoints.records import checkpoint_uri, list_commits
-from training.checkpoints.retention import apply_retention
-from training.checkpoints.save_load import (
-    ALONE,
-    Checkpoint,
-    check_same_model,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-)
-from training.checkpoints.setups import SetupRecord, setup_of
-from training.checkpoints.state import restore_state, snapshot_state
-from training.config import TrainingConfig, TrainJob
-from training.faults import BadStep, Drained, WeightsWatch, bad_step_message, checksums, worst_rows
+from training.faults import Drained
+from training.feed import Feed
+from training.job import TrainJob
 from training.log.goodput import Meter
-from training.log.run_log import MetricsLog, Tell
+from training.log.run_log import Tell
 from training.log.summary import StepReport, TrainSummary
-from training.loss import (
-    LossFunction,
-    RunHead,
-    distill_full_loss,
-    distill_loss,
-    distill_topk_loss,
-    loop_head,
-    next_token_loss,
-)
-from training.optim import init_state, learning_rate, step_scalars
-from training.step import train_step
-
-logger = logging.getLogger(__name__)
-
-COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-FETCH_STEPS = 10
-"""steps between reading values back: the host prepares steps while the device works on earlier ones"""
-
-COMPILED_STEPS = 2
-"""steps at the start that compile, on a device that does"""
-
-DEVICE_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "target_ids", "target_counts", "target_log_probs",
-                  "target_tail", "target_probs")  # fmt: skip
-"""columns of a batch that the step needs on the device"""
-
-HostBatch = Mapping[str, np.ndarray]
-Feed = Callable[[int, int], Iterable[tuple[int, HostBatch]]]
-"""(start_step, stop_step) -> this worker's (step, batch), in order"""
+from training.run import COMPILED_STEPS, FETCH_STEPS, Run
 
 
 def run_training(
@@ -97,7 +43,7 @@ def run_training(
     _use_threads(job.cpu_threads)
     meter = Meter()
     with meter.spent("start"):
-        run = _Run(job, backend, on_step, meter, feed, tell)
+        run = Run(job, backend, on_step, meter, feed, tell)
     try:
         run.log.begin()
         return _train(run, feed, drain)
@@ -106,7 +52,7 @@ def run_training(
         run.log.close()
 
 
-def _train(run: "_Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSummary:
+def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSummary:
     backend, config, meter = run.backend, run.job.config, run.meter
     began = time.perf_counter()
     warm: float | None = None
@@ -159,225 +105,6 @@ def _train(run: "_Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSu
         steps_per_second=timed / (ended - warm) if warm is not None and timed > 0 else 0.0,
         metrics=dict(run.log.summary),
     )
-
-
-def loss_function(config: TrainingConfig, codec: CodecSpec | None, run_head: RunHead = loop_head) -> LossFunction:
-    """The loss that the config's objective and the kind of cached logits name."""
-    if config.objective == "next_token":
-        return partial(next_token_loss, run_head=run_head, z_loss=config.z_loss)
-    if codec is None:
-        raise ValueError("objective 'distill' needs to know what the cached logits are; pass their codec")
-    distill = config.distill
-    mix: dict[str, Any] = {
-        "temperature": distill.temperature,
-        "alpha": distill.alpha,
-        "run_head": run_head,
-        "z_loss": config.z_loss,
-    }
-    if codec.draws is not None:
-        return partial(distill_loss, draws=codec.draws, **mix)
-    if codec.estimator == "topk":
-        return partial(distill_topk_loss, tail=distill.tail, **mix)
-    return partial(distill_full_loss, **mix)
-
-
-class _Run:
-    """The moving parts: model, moments, and the rows to be written with the next checkpoint."""
-
-    def __init__(
-        self,
-        job: TrainJob,
-        backend: Backend,
-        on_step: Callable[[StepReport], None] | None,
-        meter: Meter,
-        feed: Feed,
-        tell: Tell | None,
-    ) -> None:
-        self.job, self.backend, self.on_step, self.meter, self.feed = job, backend, on_step, meter, feed
-        self.loss = loss_function(job.config, job.codec, backend.run_head)
-        self.saver = BackgroundSaver()
-        self.lineage = LineageRecorder(job, backend)
-        self.metrics: list[dict[str, Any]] = []
-        self.pending: deque[tuple[int, Tensor]] = deque()
-        self.last_report: StepReport | None = None
-        self.checkpoint_uri = ""
-        self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
-        self.step = self.tokens_seen = 0
-        self.model = Gemma2(job.config.model, seed=job.config.seed)
-        self.writer = self._writer()
-        checkpoint = self._start()
-        self.first_step = self.step
-        before = checkpoint.state["setups"] if checkpoint is not None and checkpoint.interim else ()
-        self.setups = SetupRecord(setup_of(job, backend), self.step, before)
-        if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
-            raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
-        backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
-        config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
-        wanted = config.optimizer.average_decay > 0, config.spike_sigmas > 0
-        self.optimizer = init_state(parameters, *wanted, zeros=backend.zeros_like)
-        if checkpoint is not None and checkpoint.optimizer is not None:
-            restore_state(backend, checkpoint.optimizer, self.optimizer)
-        backend.step_boundary()
-        self.watch = WeightsWatch(backend, checkpoint.state.get("weights_checksum") if checkpoint else None)
-        self.log = MetricsLog(job, meter, self.first_step, backend, tell)
-
-    def _writer(self) -> Writer:
-        """Who writes the checkpoints: the first worker, or, of parts of the tensors, each of them."""
-        backend, config = self.backend, self.job.config
-        if not backend.snapshot_by_all:
-            return ALONE
-        attempt = int(backend.gather(np.array([secrets.randbits(62)]))[0])
-        parameters = {name: one.numel() * one.element_size() for name, one in self.model.named_parameters()}
-        average, statistics = config.optimizer.average_decay > 0, config.spike_sigmas > 0
-        sizes = state_sizes(parameters, average=average, statistics=statistics)
-        return Writer(rank=backend.rank, count=backend.world_size, attempt=f"{attempt:016x}", sizes=sizes)
-
-    def _start(self) -> Checkpoint | None:
-        """Weights and step to begin with, and the checkpoint that the moments come from."""
-        job = self.job
-        checkpoint = load_newest(job.checkpoints_uri, rename=self.backend.rank == 0)
-        if checkpoint is not None:
-            check_identity(checkpoint, job)
-            if checkpoint.interim:
-                self.lineage.restore(checkpoint.tables["lineage"])
-                self.metrics += checkpoint.tables["metrics"].to_pylist()
-        elif job.carried_uri is not None:
-            check_same_model(job.carried_uri, job.config.model)
-            checkpoint = load_checkpoint(job.carried_uri)
-            check_can_be_carried_on(checkpoint, job)
-        elif job.initial_uri is not None:
-            check_same_model(job.initial_uri, job.config.model)
-            self.model.load_state_dict(load_checkpoint(job.initial_uri, with_optimizer=False).weights)
-        if checkpoint is not None:
-            self.checkpoint_uri = checkpoint.uri
-            self.model.load_state_dict(checkpoint.weights)
-            self.step, self.tokens_seen = checkpoint.step, checkpoint.state["tokens_seen"]
-        return checkpoint
-
-    def train(self, batch: HostBatch) -> None:
-        config = self.job.config
-        scalars = np.array(step_scalars(config.optimizer, self.step, config.steps), np.float32)
-        rows = len(batch["tokens"])
-        width = self.job.microbatch_rows or rows
-        columns = [name for name in DEVICE_COLUMNS if name in batch]
-        arrays = {"scalars": scalars}
-        for start in range(0, rows, width):
-            arrays |= {f"{name}/{start}": batch[name][start : start + width] for name in columns}
-        on_device = self.backend.to_device(arrays)
-        values = train_step(
-            self.model,
-            self.loss,
-            self.optimizer,
-            [{name: on_device[f"{name}/{start}"] for name in columns} for start in range(0, rows, width)],
-            on_device["scalars"],
-            config.optimizer,
-            self.backend,
-            compute_dtype=COMPUTE_TYPES[config.compute_dtype],
-            spike_sigmas=config.spike_sigmas,
-        )
-        self.backend.step_boundary()
-        self.step += 1
-        self.pending.append((self.step, values))
-        self.lineage.add(self.step, batch["refs"], batch["sequence_hash"])
-        self.meter.step_ended()
-
-    def flush(self) -> None:
-        """Reads the values of the steps since the last time. Raises `BadStep` and `Corrupted`."""
-        steps = [step for step, _ in self.pending]
-        fetched = self.backend.fetch([values for _, values in self.pending])
-        self.pending.clear()
-        config = self.job.config
-        reports = []
-        for step, values in zip(steps, fetched, strict=True):
-            loss_sum, targets, grad_norm, bad, *_ = values
-            self.tokens_seen += round(targets)
-            sums = checksums(values)
-            self.last_report = StepReport(
-                step=step,
-                loss_sum=loss_sum,
-                targets=round(targets),
-                learning_rate=learning_rate(config.optimizer, step - 1, config.steps),
-                grad_norm=grad_norm,
-                tokens_seen=self.tokens_seen,
-                bad=bool(bad),
-                weights_checksum=sums["weights_after"],
-                gradients_checksum=sums["gradients"],
-            )
-            reports.append(self.last_report)
-            if self.on_step is not None:
-                self.on_step(self.last_report)
-        rows = [dataclasses.asdict(report) for report in reports]
-        self.metrics += rows
-        if steps:
-            self.log.steps(rows, max(0, COMPILED_STEPS - (steps[0] - 1 - self.first_step)))
-        self.watch.check(steps, fetched)
-        for report in reports:
-            if report.bad:
-                self._meet_bad_step(report)
-
-    def _meet_bad_step(self, report: StepReport) -> None:
-        names = self.lineage.rows_of(report.step)
-        self.log.event("bad_step", step=report.step, loss=report.loss, grad_norm=report.grad_norm, rows=names)
-        if self.job.on_bad_step == "skip":
-            logger.warning("step %d was skipped: loss %g, gradient %g", report.step, report.loss, report.grad_norm)
-            return
-        _, batch = next(iter(self.feed(report.step - 1, report.step)))
-        columns = {name: batch[name] for name in DEVICE_COLUMNS if name in batch}
-        rows = worst_rows(self.model, self.loss, columns, names, self.backend)
-        self.log.event("bad_rows", step=report.step, rows=rows)
-        raise BadStep(bad_step_message(report.step, report.loss, report.grad_norm, rows))
-
-    def save(self, interim: bool = False) -> None:
-        """Takes a snapshot and hands it to the thread that writes it."""
-        self.flush()
-        with self.meter.spent("save"):
-            tables = {
-                "metrics": pa.Table.from_pylist(self.metrics, schema=METRICS),
-                "lineage": self.lineage.table(),
-            }
-            if self.backend.rank == 0 or self.backend.snapshot_by_all:
-                self._hand_over(tables, interim)
-        if not interim:
-            self.metrics = []
-            self.lineage.clear()
-            self.setups.saved(self.step)
-        self.log.summarize(self.step, checkpoint=True)
-
-    def _hand_over(self, tables: dict[str, pa.Table], interim: bool) -> None:
-        self.saver.wait()  # before the snapshot: two at once would be twice the memory
-        job, config = self.job, self.job.config
-        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        host_weights, state = snapshot_state(self.backend, weights, self.optimizer, self.writer)
-        step = self.step
-        about = {
-            "step": step,
-            "tokens_seen": self.tokens_seen,
-            "weights_checksum": self.last_report.weights_checksum if self.last_report else None,
-            "identity": job.identity(),
-            "setups": self.setups.listed(),
-        }
-        self.checkpoint_uri = checkpoint_uri(job.checkpoints_uri, step)
-
-        interim_before, self.interim_before = self.interim_before, interim
-
-        def write() -> None:
-            save_checkpoint(
-                job.checkpoints_uri,
-                step=step,
-                weights=host_weights,
-                optimizer=state,
-                state=about,
-                tables=tables,
-                before_commit=lambda: check_lease(job),
-                interim=interim,
-                writer=self.writer,
-            )
-            if self.writer.rank > 0:
-                return
-            if config.keep_last is not None or interim_before:
-                apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
-
-        self.saver.submit(write)
 
 
 def _use_threads(threads: int | None) -> None:

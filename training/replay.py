@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from training.backends.base import Backend, check_workers, make_backend, resolve_device
+from training.backends.base import Backend
+from training.backends.devices import check_workers, resolve_device
 from training.backends.local_workers import run_workers
+from training.backends.make import make_backend
 from training.checkpoints.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
 from training.checkpoints.setups import Setup, in_setup, setups_between
-from training.config import TrainJob
 from training.faults import Drained
-from training.feed import direct_feed
+from training.feed import Feed, direct_feed
+from training.job import TrainJob
 from training.log.summary import StepReport
-from training.loop import Feed, run_training
+from training.loop import run_training
 
 COMPARED = ("loss_sum", "targets", "grad_norm", "gradients_checksum", "weights_checksum")
 

@@ -21,7 +21,8 @@ from infra.prices import Cost, Prices, priced_as
 from infra.slices import Topology, parse_topology
 from model import Gemma2Config, gemma2_27b, parameter_count
 from model.flops import forward_flops_per_token, train_flops_per_token
-from pipelines.engine.runner import Task, read_run
+from pipelines.engine.runner import read_run
+from pipelines.engine.task import Task
 from pipelines.recipes.recipe import Output, Recipe, Step
 
 TEXT_STAGES = ("collect_text", "filter_text", "deduplicate_text", "decontaminate_text")

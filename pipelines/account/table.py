@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from infra.prices import CHIPS, OTHER, Cost, Prices, priced_as
 from pipelines.account.amounts import Amount, Cache, caches, estimate
-from pipelines.cli.plan import size
 from pipelines.recipes.gemma2 import PUBLISHED, PUBLISHED_TONNES_CO2E
+from pipelines.report.words import size
 
 if TYPE_CHECKING:
     from pipelines.recipes.recipe import Recipe
@@ -134,7 +134,7 @@ def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
 
 def published_lines(prices: Prices) -> Iterator[str]:
     """The three recipes together, beside what the report says."""
-    from pipelines.recipes import demo as recipes
+    from pipelines.recipes import registry as recipes
 
     tonnes = {}
     for name in PUBLISHED:

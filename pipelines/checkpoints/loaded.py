@@ -15,7 +15,9 @@ from model import Gemma2, Gemma2Config
 from model.sharding import MeshShape
 from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
-from training.backends.base import Backend, make_backend, resolve_device
+from training.backends.base import Backend
+from training.backends.devices import resolve_device
+from training.backends.make import make_backend
 from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
 from training.checkpoints.save_load import load_checkpoint
 from training.config import Device, check_mesh_device

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from data import storage
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
-from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
+from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, Read, resolve
+from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
-from pipelines.engine.stage import Context, Read, Resources, load_stage
+from pipelines.engine.stage import Context, load_stage
 from training.checkpoints.records import list_tables
 
 if TYPE_CHECKING:
-    from training.config import TrainJob
+    from training.job import TrainJob
 
 STAGE = "train_model"
 CHECKPOINTS = "checkpoints"

@@ -23,7 +23,8 @@ from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines.engine import config as configs
 from pipelines.engine.inputs import DEFAULT_ROOT, absolute
-from pipelines.engine.stage import Resources, Stage, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.stage import Stage, load_stage
 from pipelines.recipes.recipe import Recipe, Step, replayed
 
 MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {

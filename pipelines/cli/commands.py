@@ -29,9 +29,11 @@ from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.status import status_lines
 from pipelines.engine import config as configs
 from pipelines.engine.inputs import REFERENCE, absolute
-from pipelines.engine.runner import Task, read_run, resolve_inputs, run_task
-from pipelines.engine.stage import Stage, load_stage, stage_names
-from pipelines.recipes import demo as recipes
+from pipelines.engine.registry import stage_names
+from pipelines.engine.runner import read_run, run_task
+from pipelines.engine.stage import Stage, load_stage
+from pipelines.engine.task import Task, resolve_inputs
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.gemma2 import PUBLISHED
 from pipelines.recipes.recipe import Recipe, last_run, save_recipe, tasks_of
 from pipelines.report import write as report

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data import storage
-from data.manifest import Manifest, read_manifest
+from data.manifest import read_manifest
 from pipelines.engine import config as configs
-from pipelines.engine.runner import Task, code_sha256, read_run
+from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.runner import read_run
+from pipelines.engine.task import Task
+from pipelines.report.words import holds
 
 
 def plan_lines(
@@ -99,24 +102,3 @@ def last_of_stage(task: Task) -> dict[str, Any]:
 
 def _listed(made_of: Mapping[str, Any], key: str) -> str:
     return ", ".join(made_of["inputs"].get(key, [])) or "not given"
-
-
-def holds(manifest: Manifest) -> str:
-    """Rows, tokens and bytes of each dataset."""
-    parts = []
-    for name, dataset in manifest.datasets.items():
-        if dataset.rows:
-            tokens = f", {dataset.tokens:,} tokens" if dataset.tokens else ""
-            parts.append(f"{name}: {dataset.rows:,} rows{tokens}, {size(dataset.bytes)}")
-        else:
-            parts.append(f"{name}: {size(dataset.bytes)}")
-    return "; ".join(parts)
-
-
-def size(count: float) -> str:
-    """Bytes for a person to read: 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError(count)

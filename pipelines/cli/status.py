@@ -14,14 +14,13 @@ from typing import Any
 
 from data import storage
 from data.manifest import read_manifest
-from pipelines.cli.plan import holds
 from pipelines.engine import lease
+from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, read_run
 from pipelines.engine.shard_map import PHASES, RECEIPTS
-from pipelines.engine.stage import stage_names
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import LAST_NAME
-from pipelines.report.tables import duration
+from pipelines.report.words import duration, holds
 from training.checkpoints.records import COMMIT_NAME, DIRECTORY_PATTERN
 
 SILENT_SECONDS = 600

@@ -25,7 +25,7 @@ from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, t
 from pipelines.engine.config import no_such
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.placement import mesh_of
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Place, Recipe, Step
 
 DRIVER_STAGES = ("import_model", "export_model")

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from data import storage
 from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
 from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
-from pipelines.cli.plan import size
 from pipelines.engine import config as configs
-from pipelines.engine.runner import refuse_given
-from pipelines.engine.stage import load_stage, stage_names
-from pipelines.recipes import demo as recipes
+from pipelines.engine.registry import stage_names
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import refuse_given
+from pipelines.recipes import registry as recipes
+from pipelines.report.words import size
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 MOST_BYTES = 64 << 20

@@ -15,11 +15,35 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from data import storage
 from data.manifest import MANIFEST_NAME, Dataset, Manifest, read_manifest
 from pipelines.engine.config import digest, no_such
-from pipelines.engine.stage import Read, stage_names
+from pipelines.engine.registry import stage_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One named input of a stage."""
+
+    help: str
+    """what it is, in a few words"""
+    dataset: str | None = None
+    """name of the dataset it takes from the run it refers to; None for files from outside"""
+    file_allowed: bool = False
+    """whether a plain file from outside may stand in for the dataset (a tokenizer's .model)"""
+    many: bool = False
+    """whether it takes several"""
+    optional: bool = False
+    """whether the stage does without"""
+    select: Callable[[Any, str], bool] | None = None
+    """(config, relative name) -> whether a file from outside belongs to the input"""
+
+    @property
+    def external(self) -> bool:
+        return self.dataset is None
+
 
 DEFAULT_ROOT = "./runs"
 REFERENCE = re.compile(r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$")

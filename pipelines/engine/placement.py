@@ -5,7 +5,7 @@ from typing import Any
 
 from infra.slices import CHIPS, Topology, parse_topology
 from model.sharding import MeshShape, row_groups
-from pipelines.engine.stage import Resources
+from pipelines.engine.resources import Resources
 from training.worker.places import TpuSlices
 
 RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "TPU-V6E"}

@@ -7,10 +7,7 @@ committed checkpoints are kept. Two drivers of one data stage both work, and at 
 the other was first.
 """
 
-import ast
 import datetime
-import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,20 +17,22 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from data import storage
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
-from infra.ray_session import REPOSITORY, RaySession
+from infra.ray_session import RaySession
 from pipelines.engine import config as configs
-from pipelines.engine.inputs import Input, absolute, external_input, resolve, run_reference
+from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.inputs import absolute
 from pipelines.engine.lease import hold_lease
+from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
-from pipelines.engine.stage import FAILURE, Context, Outcome, Read, Resources, Stage, VerdictError
+from pipelines.engine.stage import FAILURE, Context, Outcome, VerdictError
+from pipelines.engine.task import Task
 
 CONFIG_NAME = "_CONFIG.json"
 FAILED_NAME = "_FAILED.json"
@@ -41,95 +40,7 @@ FAILED_NAME = "_FAILED.json"
 LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
                  "export_model")  # fmt: skip
 """whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
-CODE_PREFIXES = ("data", "model", "training", "pipelines.checkpoints.loaded", "pipelines.checkpoints.model_card")
-"""modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A stage with its config and resolved inputs: all that decides the result."""
-
-    stage: Stage
-    config: Any
-    inputs: Mapping[str, tuple[Input, ...]]
-    root: str
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over stage, VERSION, the whole Config and the fingerprints of the inputs, 16 hex digits."""
-        return configs.digest(self.hashed())
-
-    def hashed(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage.name,
-            "version": self.stage.version,
-            "config": configs.to_dict(self.config),
-            "inputs": {name: [one.reference for one in many] for name, many in sorted(self.inputs.items())},
-        }
-
-    @property
-    def directory(self) -> str:
-        return storage.join(self.root, self.stage.name, self.fingerprint)
-
-    def manifest(self) -> Manifest | None:
-        """Of the finished run, or None. Raises ValueError where it was made from inputs that have changed since."""
-        manifest = read_manifest(self.directory)
-        if manifest is not None:
-            self._check_inputs_unchanged(manifest)
-        return manifest
-
-    def _check_inputs_unchanged(self, manifest: Manifest) -> None:
-        """A run elsewhere on another set-up can have one fingerprint and other bytes (weights): never mix the two."""
-        for name, recorded in manifest.inputs.items():
-            for one, before in zip(self.inputs.get(name, ()), recorded, strict=False):
-                present = None if one.external else read_manifest(one.directory)
-                if present is not None and one.content() != before["content"]:
-                    raise ValueError(
-                        f"{self.directory} was made from another {one.reference} than the one in "
-                        f"{one.directory} (same config, other "
-                        f"bytes: it was made again on another set-up); remove {self.directory} and run again"
-                    )
-
-
-def resolve_inputs(
-    stage: Stage, config: Any, given: Mapping[str, Sequence[str]], root: str
-) -> dict[str, tuple[Input, ...]]:
-    """What the user named, resolved. Raises ValueError for what is missing, unknown or too many."""
-    refuse_given(stage, given)
-    named = {name: [text for text in given.get(name, ()) if text] for name in stage.reads}
-    return {name: resolve_texts(stage.reads[name], config, texts, root) for name, texts in named.items() if texts}
-
-
-def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
-    """Raises ValueError for inputs that are missing, unknown or too many; looks at none of them."""
-    for name in given:
-        if name not in stage.reads:
-            raise ValueError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
-    for name, read in stage.reads.items():
-        texts = [text for text in given.get(name, ()) if text]
-        if not texts and not read.optional:
-            raise ValueError(f"{stage.name} needs --{name} ({read.help})")
-        if len(texts) > 1 and not read.many:
-            raise ValueError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
-
-
-def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:
-    if read.external:
-        chosen = read.select
-        return (external_input(texts, None if chosen is None else lambda name: chosen(config, name)),)
-    return tuple(resolve(text, read, root) for text in texts)
-
-
-def future_input(task: Task, dataset: str, step: int | None = None) -> Input:
-    """The input that another task's output will be, known before that task has run."""
-    return Input(
-        reference=run_reference(task.stage.name, task.fingerprint, dataset, step),
-        given=run_reference(task.stage.name, task.fingerprint, dataset, step),
-        directory=task.directory,
-        dataset=dataset,
-        step=step,
-    )
 
 
 def run_task(task: Task, resources: Resources, session: RaySession, say: Any = print) -> Manifest:
@@ -269,32 +180,6 @@ def read_run(directory: str) -> dict[str, Any]:
         return run
     except FileNotFoundError:
         return {}
-
-
-def code_sha256(stage: Stage) -> str:
-    """Of the stage's file and the project's modules it rests on: what `plan` compares where VERSION stood still."""
-    sources = {Path(stage.module.__file__ or "")}
-    unread = list(sources)
-    while unread:
-        for found in _imported(unread.pop(), REPOSITORY) - sources:
-            sources.add(found)
-            unread.append(found)
-    digest = hashlib.sha256()
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _imported(source: Path, repository: Path) -> frozenset[Path]:
-    """Files of ours that a file imports, in functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
-    found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
-    return frozenset(path for path in found if path.exists())
 
 
 def _speeds(log: Mapping[str, Any]) -> str:

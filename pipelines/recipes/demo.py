@@ -6,13 +6,10 @@ report at full size are in `pipelines/recipes/gemma2.py`.
 """
 
 import sysconfig
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from model import Gemma2Config, parameter_count
-from pipelines.engine.config import no_such
-from pipelines.recipes.gemma2 import gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain
 from pipelines.recipes.recipe import Output, Recipe, Step
 from pipelines.stages import (
     cache_logits,
@@ -36,18 +33,6 @@ STDLIB_EXCLUDE = (
 """tests, installed packages, and tables that a program wrote: no text that a person did"""
 
 PROMPTS = ("def __init__(self, ", "import os\n", "class Error(Exception):\n")
-
-
-def names() -> list[str]:
-    """Every recipe there is."""
-    return sorted(_RECIPES)
-
-
-def load(name: str) -> Recipe:
-    """Raises ValueError for a name that is no recipe."""
-    if name not in _RECIPES:
-        raise ValueError(no_such("recipe", name, names()))
-    return _RECIPES[name]()
 
 
 def demo() -> Recipe:
@@ -241,8 +226,3 @@ def _training(
         checkpoint_every_steps=sizes.checkpoint_every_steps,
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=max(1, steps // 20)),
     )
-
-
-_RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (demo, smoke, gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain)
-}

@@ -11,8 +11,8 @@ from typing import Any
 from data import storage
 from pipelines.engine import config as configs
 from pipelines.engine.inputs import Input, absolute
-from pipelines.engine.runner import Task, future_input, resolve_texts
 from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, future_input, resolve_texts
 
 LAST_NAME = "recipe.json"
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from data import shards, storage
 from data.manifest import Dataset, Manifest
-from pipelines.engine.runner import Task, read_run
+from pipelines.engine.runner import read_run
+from pipelines.engine.task import Task
 
 SMOOTHED_SHARE = 25
 """a point of a smoothed curve is the mean over one 25th of the steps"""

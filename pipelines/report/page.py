@@ -14,14 +14,13 @@ from pipelines.report.tables import (
     OBJECTIVES,
     Table,
     cache_table,
-    duration,
     headline,
     models_table,
     rejects_table,
     stages_table,
     times_table,
-    visible,
 )
+from pipelines.report.words import duration, visible
 
 WIDE, NARROW = (860, 420), (400, 340)
 """sizes that the chart is drawn in: a phone gets its own, so that its letters stay readable"""

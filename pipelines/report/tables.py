@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pipelines.cli.plan import size
 from pipelines.report.figures import EQUAL_NATS, Figures, ModelFigures
+from pipelines.report.words import duration, size
 
 NO_FIGURE = "-"
 OBJECTIVES = {"next_token": "the text", "distill": "the teacher's cached distribution"}
@@ -222,15 +222,3 @@ def shares(numbers: Sequence[float]) -> tuple[float, ...]:
     """Of the largest, from 0 to 1."""
     largest = max(numbers, default=0)
     return tuple(number / largest if largest > 0 else 0.0 for number in numbers)
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-
-
-def visible(text: str) -> str:
-    """The text with control characters, escapes and lone surrogates spelled out: nothing in it commands a terminal."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
-        for character in text
-    )

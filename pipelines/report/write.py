@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data import storage
 from data.manifest import MANIFEST_NAME, RUN_NAME
-from pipelines.engine.runner import Task
+from pipelines.engine.task import Task
 from pipelines.report.figures import Figures, read_figures
 from pipelines.report.page import page
 from pipelines.report.tables import (
@@ -27,8 +27,8 @@ from pipelines.report.tables import (
     rejects_table,
     stages_table,
     times_table,
-    visible,
 )
+from pipelines.report.words import visible
 
 REPORT_NAME = "report.html"
 PIPED_WIDTH = 120

@@ -21,12 +21,12 @@ from data.manifest import Dataset
 from data.schema import sequence_hashes
 from pipelines.checkpoints.loaded import batches_of, checkpoint_of, codec_of, open_model, setup_of
 from pipelines.engine import config as configs
-from pipelines.engine.inputs import Input
+from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Receipt, ShardOutput, map_shards
-from pipelines.engine.stage import FAILURE, Context, Outcome, Read
+from pipelines.engine.stage import FAILURE, Context, Outcome
 from pipelines.stages import cache_logits
-from training.backends.base import resolve_device
+from training.backends.devices import resolve_device
 from training.config import Device
 from training.distill.audit import FUNCTIONS, Tally, tally, z_limit
 

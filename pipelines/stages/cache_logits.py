@@ -24,10 +24,11 @@ from pipelines.checkpoints.loaded import (
     setup_of,
 )
 from pipelines.engine.config import digest, to_dict
+from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
-from training.backends.base import resolve_device
+from pipelines.engine.stage import Context, Outcome
+from training.backends.devices import resolve_device
 from training.config import Device
 from training.distill.teacher import Estimator, Targets, capture
 

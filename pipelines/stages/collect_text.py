@@ -10,9 +10,9 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from data import schema, sources
-from pipelines.engine.inputs import ExternalFile
+from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 3
 WRITES = ("text", "rejects")

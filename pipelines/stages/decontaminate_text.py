@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import decontaminate, schema, shards
-from pipelines.engine.inputs import ExternalFile
+from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 2
 READS = {

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from data import components, dedup, exchange, schema, shards
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 4
 READS = {"text": Read(help="documents", dataset="text")}

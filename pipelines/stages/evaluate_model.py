@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
+from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
-from training.backends.base import resolve_device
+from pipelines.engine.stage import Context, Outcome
+from training.backends.devices import resolve_device
 from training.config import Device
 from training.evaluation import evaluate
 

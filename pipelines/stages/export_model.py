@@ -21,7 +21,8 @@ from model import Gemma2, Gemma2Config, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
 from pipelines.checkpoints.loaded import checkpoint_of
 from pipelines.checkpoints.model_card import Exported, model_card
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.inputs import Read
+from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.save_load import load_checkpoint
 
 VERSION = 1

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from data import filters, pii, schema, shards, storage
 from data.filters import Rules, Treatment
 from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 4
 READS = {

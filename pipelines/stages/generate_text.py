@@ -15,9 +15,10 @@ from data import schema, storage
 from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, open_model
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
-from training.backends.base import has_tpu, resolve_device
+from pipelines.engine.stage import Context, Outcome
+from training.backends.devices import has_tpu, resolve_device
 from training.config import Device
 
 VERSION = 2

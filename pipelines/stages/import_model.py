@@ -20,8 +20,8 @@ from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
-from pipelines.engine.inputs import Input
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.inputs import Input, Read
+from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import checkpoint_uri, read_commit
 from training.checkpoints.save_load import save_checkpoint
 

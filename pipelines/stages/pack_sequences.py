@@ -15,9 +15,10 @@ import xxhash
 from data import schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 5
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}

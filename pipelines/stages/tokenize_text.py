@@ -17,8 +17,9 @@ from data import schema, shards
 from data.fast_encoder import SPACE, cut_after
 from data.masking import masked_tokens
 from data.tokenizer import BOS, EOS, PART_BYTES, Tokenizer
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 6
 READS = {

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 
 from data import classifier
-from pipelines.engine.inputs import ExternalFile
+from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 1
 READS = {"labelled": Read(help="JSONL files of texts with labels", many=True)}

@@ -16,14 +16,15 @@ from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
-from pipelines.engine.inputs import Input
+from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
-from pipelines.engine.stage import Context, Outcome, Read, StoppedError
+from pipelines.engine.stage import Context, Outcome, StoppedError
 from training.checkpoints.records import STATE_NAME, latest_checkpoint, read_commit
 from training.checkpoints.save_load import check_same_model
 from training.checkpoints.setups import read_setups
-from training.config import DistillConfig, TrainingConfig, TrainJob
-from training.log.chips import held_seconds
+from training.config import DistillConfig, TrainingConfig
+from training.job import TrainJob
+from training.log.run_log import held_seconds
 from training.worker.sizes import allowed_workers
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import xxhash
 
 from data import schema, shards
 from data.tokenizer import Tokenizer, train_tokenizer
+from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
-from pipelines.engine.stage import Context, Outcome, Read
+from pipelines.engine.stage import Context, Outcome
 
 VERSION = 2
 READS = {"text": Read(help="documents to learn from", dataset="text")}

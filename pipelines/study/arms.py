@@ -23,7 +23,7 @@ from model import Gemma2
 from pipelines.study.text import COLUMNS
 from training.config import DistillConfig, Tail
 from training.distill.teacher import sample_teacher, top_k_teacher
-from training.loop import HostBatch
+from training.feed import HostBatch
 from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
 
 SAMPLING_SEED = 0

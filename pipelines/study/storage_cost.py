@@ -16,7 +16,7 @@ from model import Gemma2
 from pipelines.study.arms import Arm
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import Estimator, capture, weights_hash
 
 NAME = "bytes.json"

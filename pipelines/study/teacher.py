@@ -11,10 +11,12 @@ from data.order import MixturePhase, SequenceDataset
 from model import Gemma2
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.save_load import load_checkpoint
-from training.config import TrainingConfig, TrainJob
-from training.loop import HostBatch, StepReport, run_training
+from training.config import TrainingConfig
+from training.feed import HostBatch
+from training.job import TrainJob
+from training.loop import StepReport, run_training
 
 CHECKPOINT_EVERY_STEPS = 100
 

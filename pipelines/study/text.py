@@ -22,7 +22,7 @@ from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.engine.inputs import external_input
 from pipelines.recipes.demo import STDLIB_EXCLUDE
 from pipelines.study.sizes import Sizes
-from training.loop import HostBatch
+from training.feed import HostBatch
 
 HELDOUT_ONE_IN = 10
 """documents: the rule of the pipeline, one in 50, would leave a dozen of these to judge by"""

@@ -26,8 +26,10 @@ from data.schema import text_bytes
 from data.shards import read_table, write_table
 from infra.ray_session import RaySession
 from pipelines.engine.inputs import Input
-from pipelines.engine.runner import Task, resolve_inputs, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from tests.programs.places import REPOSITORY
 
 FOLDER = REPOSITORY / ".cache" / "corpus"

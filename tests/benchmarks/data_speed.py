@@ -15,8 +15,9 @@ from data.tokenizer import Tokenizer, train_tokenizer
 from infra.ray_session import RaySession
 from model import gemma2_tiny
 from tests.benchmarks.model_speed import Benchmark
-from training.config import TrainingConfig, TrainJob
+from training.config import TrainingConfig
 from training.feed import direct_feed
+from training.job import TrainJob
 
 LENGTH, ROWS, BATCH, STEPS = 1024, 2048, 16, 100
 TEXT_BYTES = 2_000_000

@@ -9,7 +9,7 @@ from torch import Tensor
 from model import Gemma2, Gemma2Config
 from pipelines.study.arms import counted, top_columns
 from tests.benchmarks.model_speed import Benchmark
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.config import OptimizerConfig
 from training.loss import LossFunction, distill_loss, distill_topk_loss, next_token_loss
 from training.optim import init_state, step_scalars

@@ -28,7 +28,8 @@ from model import Gemma2
 from tests.benchmarks import step_run
 from tests.benchmarks.step_speed import Row
 from tests.programs.places import REPOSITORY
-from training.backends.base import Backend, make_backend
+from training.backends.base import Backend
+from training.backends.make import make_backend
 from training.distill.teacher import CHUNK_POSITIONS, Estimator, capture, count_draws
 
 GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"

@@ -28,11 +28,11 @@ from infra.ray_session import RaySession
 from model import Gemma2Config
 from tests.benchmarks.step_speed import Row
 from tests.programs.examples import example_job
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.save_load import save_checkpoint
-from training.config import TrainJob
-from training.feed import direct_feed
-from training.loop import Feed, run_training
+from training.feed import Feed, direct_feed
+from training.job import TrainJob
+from training.loop import run_training
 
 SHARDS, ROWS, LENGTH, DOCUMENTS, GROUP = 8, 125_000, 64, 3, 256
 BATCH, BETWEEN = 100, 100

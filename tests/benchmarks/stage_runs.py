@@ -19,8 +19,10 @@ from typing import Any
 from data.manifest import Manifest
 from infra.ray_session import RaySession
 from pipelines.engine.inputs import Input
-from pipelines.engine.runner import Task, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task
 from tests.programs.places import REPOSITORY
 
 TICK = os.sysconf("SC_CLK_TCK")

@@ -21,7 +21,8 @@ import torch
 
 from model import Gemma2, Gemma2Config
 from tests.programs.reference import in_transformers
-from training.backends.base import Backend, make_backend
+from training.backends.base import Backend
+from training.backends.make import make_backend
 from training.config import OptimizerConfig
 from training.loss import next_token_loss
 from training.optim import init_state, step_scalars

@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from model import Attention, Gemma2, Gemma2Config, Placement, gemma2_2b, gemma2_tiny, train_flops_per_token
 from tests.benchmarks.step_speed import Row
 from tests.programs.reference import in_transformers
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.config import OptimizerConfig
 from training.loss import next_token_loss
 from training.optim import init_state, step_scalars

@@ -82,6 +82,37 @@ def test_a_package_imports_only_those_below_it(package: str) -> None:
     assert not wrong
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports anywhere, in functions and for type checking too."""
+    names = {
+        relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in modules(*PACKAGES)
+    }
+    graph: dict[str, set[str]] = {}
+    for path in modules(*PACKAGES):
+        module = relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        imported = set(imported_by(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[module] = (imported & names) - {module, module.rpartition(".")[0]}
+    return graph
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = import_graph()
+    while True:  # takes away what imports nothing that is left: a cycle stays
+        leaves = {module for module, imported in graph.items() if not imported & graph.keys()}
+        if not leaves:
+            break
+        graph = {module: imported for module, imported in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+def test_beside_the_rooms_of_pipelines_stand_only_two_files() -> None:
+    beside = {path.name for path in (REPOSITORY / "pipelines").iterdir() if path.is_file()}
+    assert beside == {"__init__.py", "__main__.py"}
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_is_imported_only_in_its_home(library: str) -> None:
     wrong = [

@@ -18,8 +18,10 @@ from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
 from model import hf_files
 from pipelines.engine.inputs import external_input
-from pipelines.engine.runner import Task, resolve_inputs, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages import collect_text
 from tests.programs import credentials
 from tests.programs.places import REPOSITORY

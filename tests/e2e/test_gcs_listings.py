@@ -16,8 +16,9 @@ import pytest
 
 from data import schema, shards, storage
 from data.manifest import Dataset, Manifest, publish_manifest, read_manifest
-from pipelines.engine.runner import Task, run_task
-from pipelines.engine.stage import Resources
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.task import Task
 from tests.programs.corpora import mixed_corpus
 from tests.programs.examples import DATASETS, example_job, write_sequences
 from tests.programs.faulty_proxy import FaultyProxy, faulty_proxy
@@ -119,7 +120,7 @@ def test_training_lists_once_a_checkpoint_and_never_for_a_shard(proxy: FaultyPro
 
 def trained(proxy: FaultyProxy, folder: Path, *, shards: int, checkpoints: int) -> int:
     """Listings of a training on gs:// that reads `shards` shards a source and writes so many checkpoints."""
-    from training.backends.base import TorchBackend
+    from training.backends.torch_backend import TorchBackend
     from training.feed import direct_feed
     from training.loop import run_training
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.engine.stage import stage_names
-from pipelines.recipes import demo as recipes
+from pipelines.engine.registry import stage_names
+from pipelines.recipes import registry as recipes
 from tests.e2e.conftest import SmokeRun, pipelines
 from tests.programs.chaos_log import Counts, chaos_run
 from tests.programs.cluster import RAY, RayCluster, ray_cluster

@@ -14,8 +14,8 @@ from pipelines.__main__ import main
 from pipelines.cli.arguments import parse_recipe, parse_run, refuse_missing
 from pipelines.fit import table as fit_table
 from pipelines.fit.command import Command, request_of
-from pipelines.recipes.demo import load
 from pipelines.recipes.recipe import save_recipe, tasks_of
+from pipelines.recipes.registry import load
 from tests.programs.places import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "laptop-to-pod.md").read_text()

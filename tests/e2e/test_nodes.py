@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun
 from tests.programs.chaos_log import chaos_run

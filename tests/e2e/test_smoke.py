@@ -9,7 +9,7 @@ import pytest
 
 from infra.kubernetes import AGENT_PORT, HEALTH_PAGES, PORTS
 from pipelines.__main__ import main
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 from tests.e2e.conftest import SmokeRun, pipelines
 from tests.programs.cluster import RAY, RayCluster
 from tests.programs.sockets import listening, open_to_others, with_environment

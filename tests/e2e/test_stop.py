@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from data.tokenizer import Tokenizer, train_tokenizer
-from pipelines.engine.runner import Task, resolve_inputs, save_config
+from pipelines.engine.runner import save_config
 from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from tests.programs.cached_runs import VOCAB, teacher_config, write_sequences
 from tests.programs.places import REPOSITORY
 

@@ -22,11 +22,12 @@ from model import Gemma2
 from tests.programs.examples import made_up_feed
 from tests.programs.meshes import QUICK_COMPILES, mesh_job, mesh_of
 from tests.programs.places import REPOSITORY
-from training.backends.base import Backend, TorchBackend
+from training.backends.base import Backend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import checkpoint_uri, read_commit
 from training.checkpoints.save_load import load_checkpoint, save_checkpoint
 from training.checkpoints.state import restore_state, snapshot_state
-from training.config import TrainJob
+from training.job import TrainJob
 from training.loop import run_training
 from training.optim import init_state
 

@@ -15,7 +15,7 @@ from model import attend
 from model.attention import Attention, Placement
 from model.sharding import MeshShape
 from tests.programs.xla_examples import example_batch, example_config, largest_difference, loss_and_gradients
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.backends.xla.attention import LANES, _backward, _Call, _forward, splash_attention
 from training.backends.xla.backend import XlaBackend
 from training.config import Remat

@@ -21,12 +21,15 @@ from data.packing import Document, pack_documents
 from data.tokenizer import Tokenizer, train_tokenizer
 from model import Gemma2Config, gemma2_tiny
 from pipelines.checkpoints.loaded import committed_files
-from pipelines.engine.runner import Task, resolve_inputs, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from tests.programs.in_process import InProcess
-from training.backends.base import TorchBackend
-from training.config import OptimizerConfig, TrainingConfig, TrainJob
+from training.backends.torch_backend import TorchBackend
+from training.config import OptimizerConfig, TrainingConfig
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import run_training
 
 VOCAB, LENGTH, SHARD_ROWS, SHARDS, ROW_GROUP_ROWS = 1024, 64, 24, 3, 8

@@ -9,7 +9,8 @@ import torch_xla.runtime as xr
 from model import Gemma2
 from model.sharding import MeshShape
 from tests.programs.xla_examples import example_batch, example_config
-from training.backends.base import Backend, TorchBackend
+from training.backends.base import Backend
+from training.backends.torch_backend import TorchBackend
 from training.backends.xla.backend import XlaBackend
 from training.distill.teacher import Estimator, Targets, capture
 

@@ -28,10 +28,10 @@ import torch
 from tests.programs import chaos_log
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.kills import first_step, in_process
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
 from training.checkpoints.save_load import load_checkpoint
-from training.config import TrainJob
+from training.job import TrainJob
 from training.loop import run_training
 
 

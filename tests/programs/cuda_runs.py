@@ -11,7 +11,7 @@ import ray
 import torch
 
 from tests.programs.ray_runs import job_named, killed, run
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.feed import direct_feed
 from training.loop import run_training
 

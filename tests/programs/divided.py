@@ -13,13 +13,15 @@ import torch
 from model import Gemma2, gemma2_tiny
 from tests.programs.examples import example_job, made_up_feed
 from training import loop
-from training.backends.base import Backend, TorchBackend
+from training.backends.base import Backend
 from training.backends.fsdp import FsdpBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.save_load import load_checkpoint
 from training.checkpoints.state import restore_state, snapshot_state
-from training.config import Device, OptimizerConfig, TrainJob
+from training.config import Device, OptimizerConfig
 from training.faults import BadStep, Corrupted, Drained
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import run_training
 from training.optim import init_state
 

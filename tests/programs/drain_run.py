@@ -20,8 +20,8 @@ from tests.programs.examples import example_job, write_sequences
 from training.backends.base import Backend
 from training.backends.local_workers import run_workers
 from training.checkpoints.records import list_checkpoints, read_rows
-from training.config import TrainJob
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.log.summary import StepReport
 from training.loop import run_training
 from training.worker.driver import fit

@@ -19,10 +19,10 @@ from ray.cluster_utils import Cluster
 
 from tests.programs.examples import example_job, write_sequences
 from tests.programs.tpu_slices import SOON_NOTICED
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import list_checkpoints
-from training.config import TrainJob
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.log.run_log import read_lines
 from training.log.summary import StepReport
 from training.loop import run_training

@@ -12,8 +12,9 @@ from data.packing import Document, pack_documents
 from data.schema import sequence_hashes
 from data.shards import write_table
 from model import gemma2_tiny
-from training.config import OptimizerConfig, TrainingConfig, TrainJob
-from training.loop import Feed, HostBatch
+from training.config import OptimizerConfig, TrainingConfig
+from training.feed import Feed, HostBatch
+from training.job import TrainJob
 
 VOCAB = 64
 LENGTH = 24

@@ -14,8 +14,8 @@ import pyarrow as pa
 from data import schema, shards, storage
 from data.manifest import RUN_NAME, Dataset, Manifest, Shard, publish_manifest
 from pipelines.engine.inputs import Input
-from pipelines.engine.runner import Task, future_input
 from pipelines.engine.stage import Context, Outcome, Stage
+from pipelines.engine.task import Task, future_input
 from training.config import OptimizerConfig
 
 

@@ -19,12 +19,14 @@ from data.logits import PLANES, Ranking, Targets, decode, encode
 from data.manifest import Manifest, read_manifest
 from pipelines.checkpoints.loaded import LoadedModel, batches_of, checkpoint_of, open_model
 from pipelines.engine import config as configs
-from pipelines.engine.runner import resolve_texts, run_task
-from pipelines.engine.stage import Resources, VerdictError, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import VerdictError, load_stage
+from pipelines.engine.task import resolve_texts
 from pipelines.stages import cache_logits
 from tests.programs.cached_runs import EARLIER, Runs, forge
 from tests.programs.in_process import InProcess
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import map_logits
 
 FAULTS = (

@@ -14,8 +14,10 @@ from typing import Any
 
 from data.manifest import Manifest
 from infra.ray_session import RaySession
-from pipelines.engine.runner import Task, future_input, resolve_texts, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, future_input, resolve_texts
 
 CHAIN: tuple[tuple[str, dict[str, Any], dict[str, tuple[str, str]]], ...] = (
     ("collect_text", {"source": "corpus", "shard_bytes": 100_000}, {"input": ("", "documents")}),

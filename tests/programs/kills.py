@@ -21,7 +21,7 @@ import torch
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
 from training.backends.base import Backend
-from training.config import TrainJob
+from training.job import TrainJob
 
 ENVIRONMENT = {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 PAIR = "pair"

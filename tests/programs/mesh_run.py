@@ -11,7 +11,8 @@ import torch_xla.runtime as xr
 from model import Gemma2
 from model.sharding import MeshShape
 from tests.programs.xla_examples import example_batch, example_config, largest_difference, loss_and_gradients
-from training.backends.base import RowShare, TorchBackend
+from training.backends.base import RowShare
+from training.backends.torch_backend import TorchBackend
 from training.backends.xla.backend import XlaBackend
 from training.backends.xla.mesh import share_of
 from training.checkpoints.state import restore_state, snapshot_state

@@ -28,7 +28,8 @@ from training import loop
 from training.checkpoints.records import checkpoint_uri
 from training.checkpoints.save_load import load_checkpoint
 from training.checkpoints.state import snapshot_state
-from training.config import OptimizerConfig, TrainJob
+from training.config import OptimizerConfig
+from training.job import TrainJob
 from training.optim import OptimizerState, init_state
 
 STEPS, SAVED = 20, 10

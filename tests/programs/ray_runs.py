@@ -16,10 +16,10 @@ from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from tests.programs.examples import example_job, write_sequences
-from training.backends.base import TorchBackend
-from training.config import TrainJob
+from training.backends.torch_backend import TorchBackend
 from training.faults import Drained
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import StepReport, run_training
 from training.worker.budgets import CountedFailures, Counts, Limits
 from training.worker.driver import fit

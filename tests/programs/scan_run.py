@@ -16,7 +16,7 @@ from tests.programs.xla_examples import (
     loss_and_gradients,
     loss_function,
 )
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.backends.xla.backend import XlaBackend
 from training.backends.xla.layers import unstack_tensors
 from training.config import OptimizerConfig, Remat

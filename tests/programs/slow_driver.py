@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra.ray_session import RaySession
-from pipelines.engine.runner import Task, resolve_inputs, run_task
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
 from pipelines.engine.shard_map import ShardOutput
-from pipelines.engine.stage import Context, Outcome, Resources, load_stage
+from pipelines.engine.stage import Context, Outcome, load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages import filter_text
 
 PATIENCE_SECONDS = 60

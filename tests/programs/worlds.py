@@ -10,12 +10,12 @@ import torch
 from data.order import MixturePhase
 from tests.programs.examples import example_job, write_sequences
 from tests.training.test_feed import DRAWS, SPEC, write_logits
-from training.backends.base import TorchBackend
 from training.backends.local_workers import run_workers
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
-from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import run_training
 
 STEPS = 16  # of 4 rows: 64, from 48 that there are

@@ -13,8 +13,7 @@ from data.logits import CodecSpec
 from model import Gemma2, gemma2_tiny
 from tests.programs.examples import example_job
 from training.config import DistillConfig, OptimizerConfig, TrainingConfig
-from training.loop import loss_function
-from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss
+from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, loss_function
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from model import Gemma2
 from tests.programs.examples import example_job, made_up_feed
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.evaluation import evaluate
 
 

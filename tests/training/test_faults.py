@@ -12,12 +12,12 @@ import torch
 from tests.programs import chaos
 from tests.programs.examples import example_job, made_up_feed
 from training import loop
-from training.backends.base import TorchBackend
 from training.backends.checksum import checksum, from_halves
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
 from training.checkpoints.save_load import load_checkpoint
-from training.config import TrainJob
 from training.faults import BadStep, Corrupted, Drained
+from training.job import TrainJob
 from training.log.metrics import CAUSES
 from training.log.run_log import read_lines
 from training.loop import run_training

@@ -11,10 +11,10 @@ from data.logits import CodecSpec, Ranking, encode
 from data.schema import LOGITS
 from data.shards import read_table, write_table
 from tests.programs.examples import VOCAB, example_job, write_sequences
-from training.backends.base import TorchBackend
-from training.config import TrainJob
+from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import sample_teacher
 from training.feed import direct_feed, make_loader
+from training.job import TrainJob
 from training.loop import StepReport, run_training
 
 CPU = TorchBackend("cpu")

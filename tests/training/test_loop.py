@@ -16,10 +16,11 @@ from data.order import MixturePhase
 from data.schema import LINEAGE, METRICS
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, read_rows
 from training.checkpoints.save_load import load_checkpoint
-from training.config import OptimizerConfig, TrainJob
+from training.config import OptimizerConfig
+from training.job import TrainJob
 from training.loop import StepReport, TrainSummary, run_training
 
 CPU = TorchBackend("cpu")

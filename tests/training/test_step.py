@@ -88,7 +88,7 @@ def test_the_step_moves_every_parameter_and_keeps_its_storage(tmp_path: Path) ->
 
     from model import Gemma2
     from tests.programs.examples import example_job, made_up_feed
-    from training.backends.base import TorchBackend
+    from training.backends.torch_backend import TorchBackend
     from training.loss import next_token_loss
     from training.optim import init_state, step_scalars
     from training.step import train_step
@@ -114,7 +114,7 @@ def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
     import torch
 
     from tests.programs.examples import example_job, made_up_feed
-    from training.backends.base import TorchBackend
+    from training.backends.torch_backend import TorchBackend
 
     job = example_job(tmp_path, config={"steps": 2})
 
@@ -135,7 +135,7 @@ def test_a_step_without_any_target_changes_no_moment(tmp_path: Path) -> None:
 
 def test_bfloat16_computes_from_float32_weights_and_moves_them(tmp_path: Path) -> None:
     from tests.programs.examples import example_job, made_up_feed
-    from training.backends.base import TorchBackend
+    from training.backends.torch_backend import TorchBackend
     from training.checkpoints.save_load import load_checkpoint
 
     losses = {}

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from training.backends.base import Backend, make_backend
+from training.backends.base import Backend
+from training.backends.make import make_backend
 from training.config import Device
 
 Work = Callable[..., Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 from data import storage
 from training.checkpoints.save_load import Checkpoint
-from training.config import TrainJob
+from training.job import TrainJob
 
 
 def check_lease(job: TrainJob) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data.schema import LINEAGE
 from training.backends.base import Backend, gather_slots
-from training.config import TrainJob
+from training.job import TrainJob
 
 
 class LineageRecorder:

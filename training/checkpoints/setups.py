@@ -12,7 +12,7 @@ from typing import Any
 from model.sharding import MeshShape
 from training.backends.base import Backend
 from training.checkpoints.records import STATE_NAME, list_tables, read_verified
-from training.config import TrainJob
+from training.job import TrainJob
 
 Setup = Mapping[str, Any]
 """device, workers, microbatch_rows, cpu_threads, remat [and mesh]: what decides the bits beside config and inputs"""

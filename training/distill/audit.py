@@ -27,7 +27,7 @@ from torch import Tensor
 from model import Gemma2
 from training.backends.base import Backend
 from training.distill.teacher import Estimator, Targets, map_logits, top_k_teacher
-from training.loop import HostBatch
+from training.feed import HostBatch
 
 FUNCTIONS = ("log p", "most likely id", "p", "coin")
 LOG_FLOOR = -20.0

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from model import Gemma2
 from training.backends.base import Backend
-from training.loop import HostBatch
+from training.feed import HostBatch
 
 EstimatorName = Literal["sample", "topk", "full"]
 Targets = dict[str, np.ndarray]

@@ -9,12 +9,9 @@ device that the process has not opened itself.
 
 import os
 import sys
-from collections.abc import Mapping
 
 SHORT_NAMES = {"v5litepod": "v5e"}
 """generations of TPUs that a topology calls otherwise than a pod's type does"""
-BEGAN = "began"
-"""kind of the line that each attempt's log starts with"""
 
 
 def chips_held(processes: int = 1) -> dict[str, int]:
@@ -26,7 +23,8 @@ def chips_held(processes: int = 1) -> dict[str, int]:
     if "torch_xla" in sys.modules and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         from training.backends.xla.chips import tpu_chips
 
-        return {kind: count * processes for kind, count in tpu_chips().items()}
+        accelerator_type, count = tpu_chips()
+        return {kind_of(accelerator_type): count * processes}
     return {}
 
 
@@ -34,22 +32,3 @@ def kind_of(accelerator_type: str) -> str:
     """A TPU's type as topologies call it: `v5litepod-16` -> v5e, `v4-8` -> v4; `TPU` where the machine does not say."""
     generation = accelerator_type.partition("-")[0].lower()
     return SHORT_NAMES.get(generation, generation) or "TPU"
-
-
-def held_seconds(logs_uri: str) -> dict[str, float]:
-    """Kind of chip -> chip-seconds of all attempts of a training run, by its logs: from each begin to its last line.
-
-    What a killed attempt did after the last line that it wrote is not in them.
-    """
-    from training.log.run_log import read_lines  # imports torch
-
-    held: dict[str, float] = {}
-    chips: Mapping[str, int] = {}
-    last = 0.0
-    for line in read_lines(logs_uri):
-        if line["kind"] == BEGAN:
-            chips, last = line["chips"], line["since"]
-        for kind, count in chips.items():
-            held[kind] = held.get(kind, 0.0) + count * max(0.0, line["time"] - last)
-        last = line["time"]
-    return held

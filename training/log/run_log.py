@@ -29,10 +29,13 @@ import torch
 from data import storage
 from model.flops import train_flops_per_token
 from training.backends.base import Backend
-from training.config import TrainJob
-from training.log.chips import BEGAN, chips_held
+from training.job import TrainJob
+from training.log.chips import chips_held
 from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, PERCENTILES
+
+BEGAN = "began"
+"""kind of the line that each attempt's log starts with"""
 
 WINDOW_STEPS = 500
 """steps that percentiles look back"""
@@ -257,3 +260,21 @@ def _board(logs_uri: str) -> Any:
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(logs_uri.removeprefix("file://"))
+
+
+def held_seconds(logs_uri: str) -> dict[str, float]:
+    """Kind of chip -> chip-seconds of all attempts of a training run, by its logs: from each begin to its last line.
+
+    What a killed attempt did after the last line that it wrote is not in them.
+    """
+
+    held: dict[str, float] = {}
+    chips: Mapping[str, int] = {}
+    last = 0.0
+    for line in read_lines(logs_uri):
+        if line["kind"] == BEGAN:
+            chips, last = line["chips"], line["since"]
+        for kind, count in chips.items():
+            held[kind] = held.get(kind, 0.0) + count * max(0.0, line["time"] - last)
+        last = line["time"]
+    return held

@@ -44,7 +44,7 @@ from training.worker.stops import stopping_on_signals
 from training.worker.watch import looking
 
 if TYPE_CHECKING:
-    from training.config import TrainJob
+    from training.job import TrainJob
     from training.log.summary import StepReport, TrainSummary
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def fit(
     Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...), and
     `UsedUp`, from training.worker.budgets, where workers, controllers or machines went more often than that.
     """
-    from training.backends.base import check_workers, resolve_device
+    from training.backends.devices import check_workers, resolve_device
 
     if tpu is None and job.device in ("auto", "xla"):
         tpu = one_host(ray.nodes())

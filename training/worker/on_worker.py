@@ -20,9 +20,9 @@ from training.worker.stops import Asked
 
 if TYPE_CHECKING:
     from training.backends.base import Backend as TrainBackend
-    from training.config import TrainJob
+    from training.feed import Feed, HostBatch
+    from training.job import TrainJob
     from training.log.summary import StepReport
-    from training.loop import Feed, HostBatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few en
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
     """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
-    from training.backends.base import make_backend
+    from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
     from training.loop import run_training

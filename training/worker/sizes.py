@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.config import TrainJob
+    from training.job import TrainJob
 
 
 def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from model.sharding import MeshShape
 from pipelines.__main__ import main
 from pipelines.account.amounts import Amount, caches, estimate, measured
 from pipelines.account.table import break_even_lines, estimate_lines
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.gemma2 import PUBLISHED
 from pipelines.recipes.recipe import tasks_of
 from tests.pipelines.cli.test_plan import finish

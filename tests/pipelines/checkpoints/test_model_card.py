@@ -10,7 +10,7 @@ import pytest
 from model import gemma2_tiny
 from pipelines.checkpoints.model_card import Exported, ancestry, model_card
 from pipelines.engine.inputs import Input
-from pipelines.engine.runner import future_input
+from pipelines.engine.task import future_input
 from tests.programs.fake_runs import FakeRuns, whole_path
 
 EXPORTED = Exported(

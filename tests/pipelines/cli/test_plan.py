@@ -13,9 +13,10 @@ from pipelines.cli import plan
 from pipelines.cli.arguments import parse_recipe
 from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.engine import runner as runner_module
-from pipelines.engine.runner import Task, code_sha256
-from pipelines.recipes.demo import load
+from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.task import Task
 from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
+from pipelines.recipes.registry import load
 from pipelines.stages import collect_text, deduplicate_text, filter_text
 from tests.programs.places import REPOSITORY
 

@@ -14,10 +14,12 @@ from infra.ray_session import RaySession
 from pipelines.__main__ import main
 from pipelines.cli.status import run_state, status_lines
 from pipelines.engine.lease import hold_lease
-from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, Task, resolve_inputs, run_task
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, run_task
 from pipelines.engine.shard_map import PHASES, RECEIPTS, clean_up
-from pipelines.engine.stage import Resources, load_stage
-from pipelines.recipes import demo as recipes
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
+from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import save_recipe, tasks_of
 from pipelines.stages import collect_text
 from tests.pipelines.cli.test_plan import finish

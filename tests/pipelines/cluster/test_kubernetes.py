@@ -8,7 +8,7 @@ import yaml
 
 from infra.kuberay import RayJob, read_manifest
 from pipelines.__main__ import main
-from pipelines.recipes import demo as recipes
+from pipelines.recipes import registry as recipes
 
 WORDS = ["--root", "gs://bucket/runs", "--image", "registry/gemma2@sha256:0"]
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines.cli.arguments import parse_stage
 from pipelines.engine import config as configs
-from pipelines.engine.stage import load_stage, stage_names
+from pipelines.engine.registry import stage_names
+from pipelines.engine.stage import load_stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import pytest
 
 from data import shards
 from data.manifest import Dataset, Manifest, publish_manifest
-from pipelines.engine.inputs import Input, external_input, resolve
-from pipelines.engine.runner import Task, resolve_inputs
-from pipelines.engine.stage import Read, load_stage
+from pipelines.engine.inputs import Input, Read, external_input, resolve
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages import collect_text
 
 TEXT = Read(help="documents", dataset="text")

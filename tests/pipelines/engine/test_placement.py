@@ -6,7 +6,7 @@ import pytest
 
 from infra.slices import CHIPS
 from pipelines.engine.placement import RAY_NAMES, chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
-from pipelines.engine.stage import Resources
+from pipelines.engine.resources import Resources
 from training.worker.places import TpuSlices
 
 

@@ -15,8 +15,10 @@ from data import shards, storage
 from data.manifest import Dataset, Manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.cli.arguments import parse_stage
-from pipelines.engine.runner import Task, future_input, read_run, resolve_inputs, run_task
-from pipelines.engine.stage import Context, Outcome, Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import read_run, run_task
+from pipelines.engine.stage import Context, Outcome, load_stage
+from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import collect_text, filter_text
 from tests.programs.places import REPOSITORY
 

@@ -11,8 +11,8 @@ from data.manifest import read_manifest
 from data.schema import VERDICT
 from data.shards import read_table, write_table
 from pipelines.__main__ import main
+from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
-from pipelines.engine.stage import Resources
 from pipelines.stages import audit_logits
 from tests.programs.cached_runs import EARLIER, Runs, forge, make_runs
 from tests.programs.forgeries import FAULTS, checks, forged, kinds_that_fail

@@ -16,8 +16,9 @@ from data import storage
 from data.manifest import MANIFEST_NAME, Manifest, publish_manifest, read_manifest
 from data.shards import read_table
 from infra.ray_session import RaySession
+from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
-from pipelines.engine.stage import Context, Resources
+from pipelines.engine.stage import Context
 from pipelines.stages.train_model import Config as TrainConfig
 from pipelines.stages.train_model import make_job
 from tests.programs.cached_runs import (
@@ -31,9 +32,10 @@ from tests.programs.cached_runs import (
 )
 from tests.programs.in_process import InProcess
 from tests.programs.places import REPOSITORY
-from training.backends.base import TorchBackend
-from training.config import DistillConfig, OptimizerConfig, TrainJob
+from training.backends.torch_backend import TorchBackend
+from training.config import DistillConfig, OptimizerConfig
 from training.feed import direct_feed, make_loader
+from training.job import TrainJob
 from training.loop import run_training
 
 pytestmark = pytest.mark.slow

@@ -15,16 +15,18 @@ from data.manifest import Dataset
 from data.order import Order
 from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.checkpoints.loaded import committed_files
-from pipelines.engine.runner import Task, resolve_inputs
-from pipelines.engine.stage import Context, Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.stage import Context, load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages.train_model import make_job
 from tests.programs.cached_runs import SHARDS, VOCAB, publish_run, teacher_config, write_sequences
 from tests.programs.in_process import InProcess
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import checkpoint_uri, read_rows
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
-from training.config import OptimizerConfig, TrainJob
+from training.config import OptimizerConfig
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import run_training
 from training.optim import learning_rate
 

@@ -15,8 +15,10 @@ import pytest
 from data.manifest import Manifest
 from model import gemma2_tiny
 from pipelines.engine import shuffle
-from pipelines.engine.runner import Task, resolve_inputs, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, resolve_inputs
 from tests.programs.chaos_log import chaos_run
 from tests.programs.corpora import web_corpus
 from tests.programs.in_process import CHAIN, InProcess, chain, run_chain

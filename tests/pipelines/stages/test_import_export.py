@@ -15,8 +15,10 @@ from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
 from model import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2, gemma2_tiny, load_hf, save_hf
 from pipelines.checkpoints.loaded import check_same_tokenizer, checkpoint_of, open_model
-from pipelines.engine.runner import Task, future_input, resolve_inputs, run_task
-from pipelines.engine.stage import Resources, load_stage
+from pipelines.engine.resources import Resources
+from pipelines.engine.runner import run_task
+from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import export_model, import_model
 from tests.model.test_google_weights import google_layout
 from tests.programs.reference import lively_model, random_tokens

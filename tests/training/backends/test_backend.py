@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.programs.places import REPOSITORY
-from training.backends.base import TorchBackend, check_workers, has_tpu, make_backend, resolve_device
+from training.backends.devices import check_workers, has_tpu, resolve_device
+from training.backends.make import make_backend
+from training.backends.torch_backend import TorchBackend
 from training.config import check_mesh_device
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.programs.examples import example_job, made_up_feed
 from tests.training.worker.test_worker import in_process, losses, table
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint
 from training.log.run_log import peak_flops_per_second
 from training.loop import run_training

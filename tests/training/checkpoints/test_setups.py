@@ -12,12 +12,12 @@ import pytest
 
 from pipelines.checkpoints.loaded import committed_files
 from tests.programs.examples import example_job, write_sequences
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import Damaged, list_checkpoints, list_commits, read_rows
 from training.checkpoints.setups import read_setups, setups_between
-from training.config import TrainJob
 from training.faults import Drained
 from training.feed import direct_feed
+from training.job import TrainJob
 from training.loop import run_training
 from training.replay import replay
 

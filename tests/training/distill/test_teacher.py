@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import Gemma2, gemma2_tiny
-from training.backends.base import TorchBackend
+from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import Estimator, capture, draw_ids, sample_teacher, top_k_teacher, weights_hash
 
 KEY = {"seed": 3, "teacher_hash": "a" * 64, "sequence_hash": 2**63 + 11}

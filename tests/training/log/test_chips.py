@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.log.chips import chips_held, held_seconds, kind_of
+from training.log.chips import chips_held, kind_of
+from training.log.run_log import held_seconds
 
 
 def lines(folder: Path, name: str, *records: dict[str, object]) -> None:

@@ -13,8 +13,8 @@ from infra.slices import CHIPS
 from model.flops import train_flops_per_token
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
-from training.backends.base import TorchBackend
-from training.config import TrainJob
+from training.backends.torch_backend import TorchBackend
+from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, METRICS
 from training.log.run_log import MetricsLog, gpu_flops, last_account, read_lines

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
-from training.backends.base import RowShare, WholeParameters, check_workers, every, gather_rows, has_tpu
+from training.backends.base import RowShare, WholeParameters, every, gather_rows
+from training.backends.devices import check_workers, has_tpu
 from training.config import Remat
 from training.optim import zeros_like
 

@@ -4,12 +4,10 @@ import os
 
 import torch_xla.runtime as xr
 
-from training.log.chips import kind_of
 
-
-def tpu_chips() -> dict[str, int]:
-    """Kind, as in a topology (v5e) -> chips that the process has."""
-    return {kind_of(_accelerator_type()): xr.addressable_runtime_device_count()}
+def tpu_chips() -> tuple[str, int]:
+    """The accelerator type of this host ('' where the machine does not say), and the chips that the process has."""
+    return _accelerator_type(), xr.addressable_runtime_device_count()
 
 
 def _accelerator_type() -> str:

@@ -18,7 +18,7 @@ from torch_xla.experimental.scan import _scan_impl_flat as scan
 
 from model.sharding import ROWS, Spec
 from training.backends.xla.layers import STREAM, Constrain
-from training.loss import Head, RunHead
+from training.loss_head import Head, RunHead
 
 TABLE_SPEC: Spec = ("model", "data")
 PARTS_SPEC: Spec = (ROWS, "model", None)

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from model import Gemma2, Gemma2Config
 from model.sharding import ROWS, MeshShape, Spec, check_mesh, check_rows, shard_shape
-from training.backends.base import Backend, TorchBackend
+from training.backends.base import Backend
+from training.backends.torch_backend import TorchBackend
 from training.backends.xla.checksum import checksum
 from training.backends.xla.head import scan_head
 from training.backends.xla.layers import PairedLayers, scan_layers, stacked_specs

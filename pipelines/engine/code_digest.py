@@ -1,0 +1,38 @@
+"""A digest of the code that a stage rests on: `plan` compares it where VERSION stood still."""
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+from infra.ray_session import REPOSITORY
+from pipelines.engine.stage import Stage
+
+CODE_PREFIXES = ("data", "model", "training", "pipelines.checkpoints.loaded", "pipelines.checkpoints.model_card")
+"""modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
+
+
+def code_sha256(stage: Stage) -> str:
+    """Of the stage's file and the project's modules it rests on: what `plan` compares where VERSION stood still."""
+    sources = {Path(stage.module.__file__ or "")}
+    unread = list(sources)
+    while unread:
+        for found in _imported(unread.pop(), REPOSITORY) - sources:
+            sources.add(found)
+            unread.append(found)
+    digest = hashlib.sha256()
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _imported(source: Path, repository: Path) -> frozenset[Path]:
+    """Files of ours that a file imports, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
+    found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
+    return frozenset(path for path in found if path.exists())

@@ -1,0 +1,63 @@
+"""Where, and with how much, a stage runs: recorded with the run, never hashed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where and with how much to run: recorded, never hashed."""
+
+    device: Literal["auto", "xla", "cuda", "cpu"] = "auto"
+    """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
+    workers: int = 1
+    """Ray Train workers"""
+    min_workers: int | None = None
+    """as few a run of train_model goes on with where nodes are missing, and grows again as they come; None: all"""
+    topology: str = ""
+    """slice that train_model runs on, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
+    slices: int = 1
+    """how many of them, as data replicas"""
+    min_slices: int | None = None
+    """as few of them a run of train_model goes on with, as with min_workers; None: all"""
+    mesh: str = ""
+    """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
+    chips along data (generate_text always takes one chip). For train_model on cpu and cuda its workers are the chips:
+    data=N divides the model over them, the default on cuda, and replica=N repeats it, the default on cpu"""
+    microbatch_rows: int | None = None
+    """rows of the global batch that one worker computes at a time; None: all of its rows"""
+    remat: Literal["none", "projections", "full"] | None = None
+    """what the backward pass computes again on xla; None: full on a TPU, none elsewhere"""
+    feed: Literal["direct", "ray"] = "direct"
+    """who reads the training rows: the worker itself, or a Ray Data pipeline"""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """where a training step's loss or gradient is not finite, or its loss a spike: stop, or go on without its update"""
+    max_failures: int = 3
+    """how often the training workers are started again after one died"""
+    max_preemptions: int = -1
+    """the same after a machine was taken away, which is counted apart; -1: always"""
+    tensorboard: bool = False
+    """whether a training run writes event files for TensorBoard beside its logs (local roots only)"""
+    cpus: int | None = None
+    """CPUs that the embedded Ray may use; None: all"""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for fewest, all_of in (("min_workers", "workers"), ("min_slices", "slices")):
+            if (value := getattr(self, fewest)) is not None and value > getattr(self, all_of):
+                raise ValueError(
+                    f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
+                )
+        if self.mesh:
+            from model.sharding import MeshShape  # imports torch
+
+            MeshShape.parse(self.mesh)
+        for name in ("max_failures", "max_preemptions"):
+            if getattr(self, name) < -1:
+                raise ValueError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")

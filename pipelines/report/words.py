@@ -1,0 +1,36 @@
+"""Numbers as a person reads them: bytes, durations, what a dataset holds."""
+
+from data.manifest import Manifest
+
+
+def holds(manifest: Manifest) -> str:
+    """Rows, tokens and bytes of each dataset."""
+    parts = []
+    for name, dataset in manifest.datasets.items():
+        if dataset.rows:
+            tokens = f", {dataset.tokens:,} tokens" if dataset.tokens else ""
+            parts.append(f"{name}: {dataset.rows:,} rows{tokens}, {size(dataset.bytes)}")
+        else:
+            parts.append(f"{name}: {size(dataset.bytes)}")
+    return "; ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes for a person to read: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+def visible(text: str) -> str:
+    """The text with control characters, escapes and lone surrogates spelled out: nothing in it commands a terminal."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
