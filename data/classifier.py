@@ -18,6 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from data import storage
+from data.errors import UserError
 
 TEST_ONE_IN = 10
 SCORED_CHARACTERS = 50_000
@@ -70,13 +71,13 @@ class Classifier:
 
     @staticmethod
     def from_bytes(data: bytes, uri: str = "") -> "Classifier":
-        """Raises ValueError where the bytes are no classifier of ours."""
+        """Raises UserError where the bytes are no classifier of ours."""
         try:
             tensors = load_tensors(data)
             settings = json.loads(tensors["settings"].tobytes())
             features = Features(**settings["features"])
             if tensors["weights"].shape != (features.weights,):
-                raise ValueError(f"weights {tensors['weights'].shape} for {features.weights} features")
+                raise UserError(f"weights {tensors['weights'].shape} for {features.weights} features")
             return Classifier(
                 features=features,
                 kept_label=settings["kept_label"],
@@ -84,7 +85,7 @@ class Classifier:
                 bias=float(tensors["bias"][0]),
             )
         except Exception as error:  # safetensors has an error of its own
-            raise ValueError(
+            raise UserError(
                 f"{uri or 'this file'} is no classifier ({error}); name the output of train_classifier"
             ) from error
 
@@ -96,20 +97,20 @@ def load(uri: str) -> Classifier:
 
 
 def read_labelled(uri: str, name: str, text_field: str, label_field: str) -> Iterator[tuple[str, str]]:
-    """(text, label) of each line of a JSONL file. Raises ValueError, naming the line, for one that has not both."""
+    """(text, label) of each line of a JSONL file. Raises UserError, naming the line, for one that has not both."""
     for number, line in enumerate(storage.read_bytes(uri).splitlines()):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{name}, line {number + 1} is not JSON ({error}); labelled texts are JSON lines"
             ) from error
         fields = list(record) if isinstance(record, dict) else []
         text, label = (record.get(field) if fields else None for field in (text_field, label_field))
         if not isinstance(text, str) or not isinstance(label, str | int | bool):
-            raise ValueError(
+            raise UserError(
                 f"{name}, line {number + 1} needs a string {text_field!r} and a label {label_field!r} (a word or a "
                 f"whole number); it has {', '.join(fields) or 'no fields'}"
             )
@@ -124,13 +125,13 @@ def is_test(text: str) -> bool:
 def train(
     texts: Sequence[str], labels: Sequence[str], kept_label: str, features: Features, inverse_penalty: float
 ) -> tuple[Classifier, dict[str, Any]]:
-    """(classifier, its calibration). Raises ValueError where one of the labels is missing among either part."""
+    """(classifier, its calibration). Raises UserError where one of the labels is missing among either part."""
     kept = np.array([label == kept_label for label in labels])
     test = np.array([is_test(text) for text in texts])
     for name, part in (("train on", ~test), ("test on", test)):
         if not (part & kept).any() or not (part & ~kept).any():
             found = ", ".join(sorted(set(labels))) or "none"
-            raise ValueError(
+            raise UserError(
                 f"of {len(texts)} labelled texts {int((part & kept).sum())} of label {kept_label!r} and "
                 f"{int((part & ~kept).sum())} others are left to {name} (labels: {found}); give some hundred of each, "
                 "or set --kept-label"

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from data.errors import UserError
+
 EXPANSION = 200
 FREE_BYTES = 256 << 20
 SUFFIXES = (".gz", ".zst")
@@ -21,7 +23,7 @@ BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
 class Expansion:
-    """Counts bytes in and out. Raises ValueError where a stream gives far too many for what it is."""
+    """Counts bytes in and out. Raises UserError where a stream gives far too many for what it is."""
 
     def __init__(self, name: str, read: Callable[[], int]) -> None:
         """`read` tells how many compressed bytes were taken so far."""
@@ -30,7 +32,7 @@ class Expansion:
     def add(self, count: int) -> None:
         self.given += count
         if self.given > FREE_BYTES and self.given > EXPANSION * max(self.read(), 1):
-            raise ValueError(
+            raise UserError(
                 f"{self.name} expands more than {EXPANSION} times ({self.given:,} bytes so far): that is a "
                 "decompression bomb and no text; leave it out with --exclude"
             )

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import minhash, schema, storage
+from data.errors import UserError
 
 INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64())])
 
@@ -24,7 +25,7 @@ INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64
 def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | None]:
     """The text of each line of a JSONL evaluation set: its `fields`, or all its strings, one below the other.
 
-    None for a blank line. Raises ValueError, naming the line, for one that is no object or lacks a field.
+    None for a blank line. Raises UserError, naming the line, for one that is no object or lacks a field.
     """
     for number, line in enumerate(storage.read_bytes(uri).splitlines()):
         if not line.strip():
@@ -33,13 +34,13 @@ def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | Non
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{name}, line {number + 1} is not JSON ({error}); evaluation sets are JSON lines"
             ) from error
         if not isinstance(record, dict):
-            raise ValueError(f"{name}, line {number + 1} is no JSON object; evaluation sets have one object a line")
+            raise UserError(f"{name}, line {number + 1} is no JSON object; evaluation sets have one object a line")
         if missing := [field for field in fields if field not in record]:
-            raise ValueError(
+            raise UserError(
                 f"{name}, line {number + 1} has no field {', '.join(missing)}; it has {', '.join(record)}: set --fields"
             )
         yield "\n\n".join(_strings([record[field] for field in fields] if fields else list(record.values())))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import shards, storage
+from data.errors import UserError
 
 MAGIC = 0x45584348414E4745
 READ_THREADS = 16
@@ -40,7 +41,7 @@ def split(table: pa.Table, part_of: np.ndarray, parts: int) -> list[pa.Table]:
 
 
 def gather(uris: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
-    """The rows of one part in all files, in the order of the files. Raises ValueError where a file is damaged."""
+    """The rows of one part in all files, in the order of the files. Raises UserError where a file is damaged."""
     # On object storage a read is a wait. On a disk it is not, and threads would each keep memory.
     with ThreadPoolExecutor(READ_THREADS if uris and storage.is_remote(uris[0]) else 1) as pool:
         tables = [table for table in pool.map(lambda uri: _read(uri, part), uris) if table is not None]
@@ -54,7 +55,7 @@ def _read(uri: str, part: int) -> pa.Table | None:
     numbers = _NUMBER.iter_unpack(head) if len(head) == 2 * _NUMBER.size else ()
     places = [number for number, check in numbers if number ^ MAGIC == check]
     if len(places) < 2:
-        raise ValueError(f"{uri} is damaged in its header; remove the run that wrote it and run that again")
+        raise UserError(f"{uri} is damaged in its header; remove the run that wrote it and run that again")
     begin, end = places if part else (_NUMBER.size * (places[0] + 1), places[1])
     if begin == end:
         return None
@@ -65,4 +66,4 @@ def _read(uri: str, part: int) -> pa.Table | None:
                 raise OSError(f"{table.num_rows} rows where its footer says {file.metadata.num_rows}")
             return table
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error
+        raise UserError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import re2
 
 from data import classifier, heuristics, pii, schema
+from data.errors import UserError
 from data.heuristics import Objection
 from data.words import split_words
 
@@ -47,9 +48,9 @@ class Rules:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.pii if name not in pii.CLASSES]:
-            raise ValueError(f"no class of personal data {', '.join(unknown)}; there are {', '.join(pii.CLASSES)}")
+            raise UserError(f"no class of personal data {', '.join(unknown)}; there are {', '.join(pii.CLASSES)}")
         if wrong := {value for value in self.pii.values() if value not in get_args(Treatment)}:
-            raise ValueError(f"got {wrong}; allowed are {get_args(Treatment)}")
+            raise UserError(f"got {wrong}; allowed are {get_args(Treatment)}")
 
 
 def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Counter[str]]:
@@ -67,7 +68,7 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
             continue
         objection, left, removed = _judge(text, rules)
         if objection is None and left != text and spans[row]:
-            raise ValueError(
+            raise UserError(
                 f"document {table['id'][row].as_py()} has masked spans, which rules that remove lines cannot keep in "
                 "place; run filter_text before decontaminate_text, or without --c4"
             )

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.errors import UserError
 from data.shards import open_parquet
 
 READERS = 4
@@ -56,7 +57,7 @@ def find_document(shard_uris: Sequence[str], document: str) -> list[Place]:
 def documents_of_rows(shard_uris: Sequence[str], rows: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[dict]]:
     """For each (shard, row): its documents as {"id", "start", "end"}, in order. Reads one row group a row at most.
 
-    Raises ValueError where a shard has no such row.
+    Raises UserError where a shard has no such row.
     """
     found: dict[tuple[int, int], list[dict]] = {}
     by_shard: dict[int, list[int]] = {}
@@ -64,11 +65,11 @@ def documents_of_rows(shard_uris: Sequence[str], rows: Iterable[tuple[int, int]]
         by_shard.setdefault(shard, []).append(row)
     for shard, wanted in sorted(by_shard.items()):
         if not 0 <= shard < len(shard_uris):
-            raise ValueError(f"there is no shard {shard}; there are {len(shard_uris)}")
+            raise UserError(f"there is no shard {shard}; there are {len(shard_uris)}")
         file = open_parquet(shard_uris[shard])
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
         if wanted and not 0 <= max(wanted) < (ends[-1] if len(ends) else 0):
-            raise ValueError(f"{shard_uris[shard]} has {ends[-1] if len(ends) else 0} rows and no row {max(wanted)}")
+            raise UserError(f"{shard_uris[shard]} has {ends[-1] if len(ends) else 0} rows and no row {max(wanted)}")
         groups: dict[int, pa.ChunkedArray] = {}
         for row in wanted:
             group = int(np.searchsorted(ends, row, side="right"))

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.errors import UserError
 from data.logits import PLANES, CodecSpec, Ragged, Ranking, decode
 from data.order import Order
 from data.schema import sequence_hashes
@@ -40,7 +41,7 @@ T = TypeVar("T")
 class StepLoader:
     """The batches of one worker, by step.
 
-    Raises ValueError where the readers do not match the order's datasets, or the workers do not divide the batch.
+    Raises UserError where the readers do not match the order's datasets, or the workers do not divide the batch.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class StepLoader:
     ) -> None:
         for kind, given in (("sequences", readers), ("logits", logits_readers)):
             if given is not None and len(given) != len(order.datasets):
-                raise ValueError(
+                raise UserError(
                     f"got {len(given)} readers of {kind} for {len(order.datasets)} datasets; each dataset needs its own"
                 )
         if logits_readers is not None and len({reader.max_unique for reader in logits_readers}) > 1:
-            raise ValueError(
+            raise UserError(
                 "readers of logits differ in max_unique; a batch has one K, so give all of them the largest"
             )
         order.worker_rows(0, rank, world_size)
@@ -66,7 +67,7 @@ class StepLoader:
         self._readers, self._logits_readers = readers, logits_readers
 
     def load(self, step: int) -> Batch:
-        """This worker's rows of a step. Raises ValueError where a file is damaged or logits belong to other rows."""
+        """This worker's rows of a step. Raises UserError where a file is damaged or logits belong to other rows."""
         refs = np.array(self.order.worker_rows(step, self.rank, self.world_size), np.int32)
         parts, places = [], []
         for dataset in np.unique(refs[:, 0]).tolist():
@@ -74,7 +75,7 @@ class StepLoader:
             parts.append(self._read(dataset, [(shard, row) for _, shard, row in refs[mine].tolist()]))
             places.append(mine)
         if len(lengths := {part["tokens"].shape[1] for part in parts}) > 1:
-            raise ValueError(
+            raise UserError(
                 f"datasets of one mixture have rows of {sorted(lengths)} tokens; pack them with one sequence_length"
             )
         back = np.argsort(np.concatenate(places))
@@ -91,7 +92,7 @@ class StepLoader:
             shard, row = rows[index]
             mask, wanted_hash = batch["loss_mask"][index], int(batch["sequence_hash"][index])
             if found_hash != wanted_hash or len(targets.unique) != mask.sum():
-                raise ValueError(
+                raise UserError(
                     f"row {row} of {logits.uris[shard]} holds logits of sequence {found_hash:016x} with "
                     f"{len(targets.unique)} targets, and row {row} of {sequences.uris[shard]} is sequence "
                     f"{wanted_hash:016x} with {mask.sum()}: the logits were computed on other sequences; run "
@@ -108,7 +109,7 @@ def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: i
     An exception of the loader is raised here, at its step. The thread ends with the iteration, also one left early.
     """
     if prefetch < 1:
-        raise ValueError(f"got prefetch={prefetch}; at least 1 batch is read ahead")
+        raise UserError(f"got prefetch={prefetch}; at least 1 batch is read ahead")
     ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(prefetch)
     stopped = threading.Event()
 
@@ -159,9 +160,7 @@ class SequenceReader:
         columns = {name: table[name].combine_chunks() for name in ROW_COLUMNS}
         lengths = {int(length) for name in ROW_COLUMNS[:4] for length in np.unique(np.diff(columns[name].offsets))}
         if len(lengths) != 1:
-            raise ValueError(
-                f"{uri} has rows of {sorted(lengths)} tokens; packed rows have one length: pack them again"
-            )
+            raise UserError(f"{uri} has rows of {sorted(lengths)} tokens; packed rows have one length: pack them again")
         shape = (table.num_rows, lengths.pop())
         group = {
             name: columns[name].flatten().to_numpy(zero_copy_only=False).reshape(shape) for name in ROW_COLUMNS[:4]
@@ -169,13 +168,13 @@ class SequenceReader:
         group["sequence_hash"] = columns["sequence_hash"].to_numpy()
         hashes = sequence_hashes(group["tokens"], group["segment_ids"], group["loss_mask"])
         if (wrong := np.flatnonzero(hashes != group["sequence_hash"])).size:
-            raise ValueError(
+            raise UserError(
                 f"{uri} is damaged: tokens, segments or mask of {wrong.size} of {len(hashes)} rows read together are "
                 "not those that their sequence_hash was made of; remove the run that wrote it and run that again"
             )
         low, high = int(group["tokens"].min()), int(group["tokens"].max())
         if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
-            raise ValueError(
+            raise UserError(
                 f"{uri} holds token ids {low} to {high}, and the vocabulary has 0 to "
                 f"{(self._vocab_size or 2**31) - 1}; tokenize and pack with the tokenizer that the model is trained for"
             )
@@ -200,7 +199,7 @@ class LogitsReader:
         self.spec = spec
         self.made_as = made_as
         if max_unique is None and spec.draws is None:
-            raise ValueError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
+            raise UserError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
         self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
         self._groups = _RowGroups(
             self.uris, ("sequence_hash", *PLANES), lambda table, _: table, check=self._check_made_as
@@ -217,7 +216,7 @@ class LogitsReader:
             try:
                 targets = decode([columns], self.spec, ranking)
             except ValueError as error:
-                raise ValueError(f"row {row} of {self.uris[shard]}: {error}") from error
+                raise UserError(f"row {row} of {self.uris[shard]}: {error}") from error
             decoded.append((sequence_hash.as_py(), targets))
         return decoded
 
@@ -249,7 +248,7 @@ class LogitsReader:
     def _check_made_as(self, file: pq.ParquetFile, uri: str) -> None:
         found = (file.schema_arrow.metadata or {}).get(MADE_AS, b"nothing").decode()
         if self.made_as is not None and found != self.made_as:
-            raise ValueError(
+            raise UserError(
                 f"{uri} was made as {found} (a digest of teacher, estimator and codec), and its manifest is of "
                 f"{self.made_as}: it is a shard of another run; run cache_logits again"
             )
@@ -257,7 +256,7 @@ class LogitsReader:
     def _ranking(self, table: pa.Table, uri: str) -> Ranking:
         first = table["ranking"][0]
         if not first.is_valid:
-            raise ValueError(f"{uri} has no ranking in its first row; run cache_logits again")
+            raise UserError(f"{uri} has no ranking in its first row; run cache_logits again")
         return Ranking.from_bytes(first.as_py(), self.spec.vocab_size)
 
 
@@ -293,7 +292,7 @@ class _RowGroups(Generic[T]):
     def _locate(self, shard: int, row: int) -> tuple[int, int]:
         _, ends = self._file(shard)
         if not 0 <= row < (ends[-1] if len(ends) else 0):
-            raise ValueError(
+            raise UserError(
                 f"{self._uris[shard]} has {ends[-1] if len(ends) else 0} rows and no row {row}; its manifest is of "
                 "another file: run the stage that wrote it again"
             )
@@ -307,14 +306,14 @@ class _RowGroups(Generic[T]):
             file = open_parquet(uri)
             metadata = file.metadata
             if missing := sorted(set(self._columns) - set(file.schema_arrow.names)):
-                raise ValueError(
+                raise UserError(
                     f"{uri} has no columns {missing}; it has {file.schema_arrow.names}: name another dataset"
                 )
             if self._check is not None:
                 self._check(file, uri)
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if self._row_group_rows is not None and any(count != self._row_group_rows for count in rows[:-1]):
-                raise ValueError(
+                raise UserError(
                     f"{uri} has row groups of {sorted(set(rows[:-1]))} rows and its manifest says "
                     f"{self._row_group_rows}; run the stage that wrote it again"
                 )
@@ -332,7 +331,7 @@ class _RowGroups(Generic[T]):
             try:
                 table = self._file(shard)[0].read_row_group(group, columns=list(self._columns))
             except (OSError, pa.ArrowException) as error:
-                raise ValueError(
+                raise UserError(
                     f"{uri} is damaged ({error}); remove the run that wrote it and run that again"
                 ) from error
             self._groups[key] = self._decode(table, uri)

@@ -19,6 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from data.errors import UserError
+
 EXPONENT_BITS = 5
 """bits of a symbol that say how many bits of the gap follow; the other three hold the count"""
 FULL_COUNT = 8
@@ -53,11 +55,11 @@ class CodecSpec:
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab_size <= 2**31:
-            raise ValueError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31")
+            raise UserError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31")
         if self.estimator == "sample" and (self.draws is None or not 1 <= self.draws < 2**16):
-            raise ValueError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}")
+            raise UserError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}")
         if self.estimator != "sample" and (self.draws is not None or self.weighted):
-            raise ValueError(f"got draws={self.draws}, weighted={self.weighted}; {self.estimator!r} draws nothing")
+            raise UserError(f"got draws={self.draws}, weighted={self.weighted}; {self.estimator!r} draws nothing")
 
     @property
     def count_bits(self) -> int:
@@ -80,15 +82,15 @@ class Ranking:
     """The ids of a vocabulary by falling frequency in a shard's rows; those that it does not have come last, by id."""
 
     def __init__(self, listed: np.ndarray, vocab_size: int) -> None:
-        """listed: the ids that the shard has, most frequent first. Raises ValueError for an id twice or beyond."""
+        """listed: the ids that the shard has, most frequent first. Raises UserError for an id twice or beyond."""
         self.listed = listed.astype("<i4")
         missing = np.ones(vocab_size, bool)
         if listed.size and not 0 <= listed.min() <= listed.max() < vocab_size:
-            raise ValueError(f"a ranking of ids {listed.min()} to {listed.max()}; the vocabulary has {vocab_size}")
+            raise UserError(f"a ranking of ids {listed.min()} to {listed.max()}; the vocabulary has {vocab_size}")
         missing[listed] = False
         self.ids = np.concatenate([self.listed, np.flatnonzero(missing).astype(np.int32)])
         if len(self.ids) != vocab_size:
-            raise ValueError("a ranking names an id twice; it is damaged: make the cache again")
+            raise UserError("a ranking names an id twice; it is damaged: make the cache again")
         self.ranks = np.empty(vocab_size, np.int32)
         self.ranks[self.ids] = np.arange(vocab_size, dtype=np.int32)
 
@@ -125,10 +127,10 @@ class Ragged:
     def padded(self, width: int) -> Targets:
         """As the columns of a batch, [P, width] (and the tail [P]).
 
-        Raises ValueError where a target has more than `width` ids.
+        Raises UserError where a target has more than `width` ids.
         """
         if len(self.unique) and self.unique.max() > width:
-            raise ValueError(f"a target has {self.unique.max()} different ids, and max_unique is {width}; raise it")
+            raise UserError(f"a target has {self.unique.max()} different ids, and max_unique is {width}; raise it")
         filled = np.arange(width) < self.unique[:, None]
 
         def spread(values: np.ndarray, filling: float = 0) -> np.ndarray:
@@ -151,18 +153,18 @@ class Ragged:
 def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, bytes]:
     """One row's targets, by the names of a batch's columns, in any order of ids, as the bytes of PLANES.
 
-    A slot with count 0, or log-probability -inf, is empty. Raises ValueError for an id outside the vocabulary or twice
+    A slot with count 0, or log-probability -inf, is empty. Raises UserError for an id outside the vocabulary or twice
     in a target, for counts that do not sum to `draws`, and for probabilities that do not sum to 1.
     """
     ids = targets["target_ids"]
     values = targets["target_counts" if spec.estimator == "sample" else "target_log_probs"]
     if ids.shape != values.shape or ids.ndim != 2:
-        raise ValueError(f"got ids {ids.shape} and values {values.shape}; both must be [targets, slots]")
+        raise UserError(f"got ids {ids.shape} and values {values.shape}; both must be [targets, slots]")
     if spec.estimator == "sample" and (values < 0).any():
-        raise ValueError(f"got a count of {values.min()}; counts are 0 (an empty slot) or more")
+        raise UserError(f"got a count of {values.min()}; counts are 0 (an empty slot) or more")
     used = values > 0 if spec.estimator == "sample" else values > -np.inf
     if (given := ids[used]).size and not 0 <= given.min() <= given.max() < spec.vocab_size:
-        raise ValueError(f"ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
+        raise UserError(f"ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
     # empty slots sort behind every rank
     ranks = np.where(used, ranking.ranks[np.where(used, ids, 0)].astype(np.int64), spec.vocab_size)
     order = np.argsort(ranks, axis=1, kind="stable")
@@ -173,10 +175,10 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
     gaps = np.diff(flat_ranks, prepend=-1)
     starts = np.cumsum(unique) - unique
     if len(unique) and unique.min() < 1:
-        raise ValueError("the targets given: a target has no ids")
+        raise UserError("the targets given: a target has no ids")
     gaps[starts] = flat_ranks[starts] + 1
     if (gaps < 1).any():
-        raise ValueError("the targets given: an id is in a target twice")
+        raise UserError("the targets given: an id is in a target twice")
 
     counts = flat_values.astype(np.int64) if spec.estimator == "sample" else np.ones(len(gaps), np.int64)
     exponents = _log2(gaps)
@@ -198,7 +200,7 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
         if spec.estimator != "sample":
             sums = np.exp(targets["target_log_probs"].astype(np.float64)).sum(axis=1) + targets["target_tail"]
             if len(sums) and np.abs(sums - 1).max() > 1e-3:
-                raise ValueError(f"probabilities and tail sum to {sums.min()} to {sums.max()}, not to 1")
+                raise UserError(f"probabilities and tail sum to {sums.min()} to {sums.max()}, not to 1")
             with np.errstate(divide="ignore"):
                 units = np.append(units, _to_units(np.log(targets["target_tail"].astype(np.float64)), spec))
         encoded |= {"high": (units >> 8).astype(np.uint8).tobytes(), "low": units.astype(np.uint8).tobytes()}
@@ -208,18 +210,18 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
 def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged:
     """The targets of some rows of one shard, together.
 
-    Raises ValueError where the bytes are not what `encode` wrote under this spec and ranking.
+    Raises UserError where the bytes are not what `encode` wrote under this spec and ranking.
     """
     for row in rows:
         if len(row["unique"]) % np.dtype(spec.unique_type).itemsize:
-            raise ValueError(f"{len(row['unique'])} bytes of numbers of {spec.unique_type[-1]} bytes; {_DAMAGED}")
+            raise UserError(f"{len(row['unique'])} bytes of numbers of {spec.unique_type[-1]} bytes; {_DAMAGED}")
     unique = [np.frombuffer(row["unique"], spec.unique_type).astype(np.int64) for row in rows]
     symbols = [np.frombuffer(row["symbols"], np.uint8) for row in rows]
     for of, row_symbols in zip(unique, symbols, strict=True):
         if of.sum() != len(row_symbols):
-            raise ValueError(f"{len(row_symbols)} symbols of {of.sum()} ids; {_DAMAGED}")
+            raise UserError(f"{len(row_symbols)} symbols of {of.sum()} ids; {_DAMAGED}")
         if len(of) and of.min() < 1:
-            raise ValueError(f"a target has no ids; {_DAMAGED}")
+            raise UserError(f"a target has no ids; {_DAMAGED}")
     all_unique, all_symbols = np.concatenate([np.zeros(0, np.int64), *unique]), np.concatenate([_NONE, *symbols])
     exponents = (all_symbols & (1 << EXPONENT_BITS) - 1).astype(np.int64)
     counts = (all_symbols >> EXPONENT_BITS).astype(np.int64) + 1
@@ -232,7 +234,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     ends = np.cumsum(gaps)
     ranks = ends - np.repeat(ends[starts] - gaps[starts], all_unique) - 1
     if len(ranks) and ranks.max() >= spec.vocab_size:
-        raise ValueError(f"ids beyond the vocabulary of {spec.vocab_size}; {_DAMAGED}")
+        raise UserError(f"ids beyond the vocabulary of {spec.vocab_size}; {_DAMAGED}")
     found = Ragged(all_unique, ranking.ids[ranks], None, None, None)
     if spec.estimator == "sample":
         _check_counts(counts, starts, spec, "cached logits (damaged, or written with other numbers)")
@@ -244,7 +246,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
         units = np.frombuffer(row["high"], np.uint8).astype(np.int64) << 8
         expected = len(row_symbols) + (len(of) if spec.estimator != "sample" else 0)
         if not len(units) == len(row["low"]) == expected:
-            raise ValueError(f"{len(units)} and {len(row['low'])} bytes of {expected} logarithms; {_DAMAGED}")
+            raise UserError(f"{len(units)} and {len(row['low'])} bytes of {expected} logarithms; {_DAMAGED}")
         units |= np.frombuffer(row["low"], np.uint8)
         values.append(units[: len(row_symbols)])
         tails.append(units[len(row_symbols) :])
@@ -256,7 +258,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     # Rounding leaves the sum off by up to LOG_UNIT / 2: shared by all, it is a distribution again.
     sums = np.add.reduceat(np.exp(logs), starts) + tail if len(starts) else tail
     if len(sums) and np.abs(sums - 1).max() > 1e-2:
-        raise ValueError(f"probabilities of a target sum to {sums.min():.4f} to {sums.max():.4f}; {_DAMAGED}")
+        raise UserError(f"probabilities of a target sum to {sums.min():.4f} to {sums.max():.4f}; {_DAMAGED}")
     logs = logs - np.repeat(np.log(sums), all_unique)
     return Ragged(all_unique, found.ids, None, logs.astype(np.float32), (tail / sums).astype(np.float32))
 
@@ -266,19 +268,19 @@ _NONE = np.zeros(0, np.uint8)
 
 
 def _check_counts(counts: np.ndarray, starts: np.ndarray, spec: CodecSpec, what: str) -> None:
-    """Raises ValueError unless the counts of each target sum to the draws."""
+    """Raises UserError unless the counts of each target sum to the draws."""
     sums = np.add.reduceat(counts, starts) if len(starts) else counts
     if (sums != spec.draws).any():
-        raise ValueError(f"{what}: counts of a target sum to {sums.min()} to {sums.max()}, not to {spec.draws} draws")
+        raise UserError(f"{what}: counts of a target sum to {sums.min()} to {sums.max()}, not to {spec.draws} draws")
 
 
 def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
     """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight.
 
-    Raises ValueError for a log-weight beyond the span: cut off it would be a bias that nobody sees.
+    Raises UserError for a log-weight beyond the span: cut off it would be a bias that nobody sees.
     """
     if spec.estimator == "sample" and len(logs) and np.abs(logs).max() >= LOG_WEIGHT_SPAN:
-        raise ValueError(
+        raise UserError(
             f"a log-weight of {logs[np.abs(logs).argmax()]:.1f}; the cache holds those between ±{LOG_WEIGHT_SPAN:g}: "
             "draw from a proposal nearer to the teacher (a temperature nearer to 1)"
         )
@@ -315,7 +317,7 @@ def _pack(values: np.ndarray, widths: np.ndarray) -> bytes:
 
 
 def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """The integers of some bit streams, `lengths` of them each. Raises ValueError where a stream is not as long."""
+    """The integers of some bit streams, `lengths` of them each. Raises UserError where a stream is not as long."""
     bits = np.cumsum(widths)
     last = np.cumsum(lengths)
     used = np.diff(np.concatenate([[0], bits[last[last > 0] - 1]])) if len(widths) else np.zeros(0, np.int64)
@@ -324,7 +326,7 @@ def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: 
     sizes = np.array([len(stream) for stream in streams], np.int64)
     if (wrong := np.flatnonzero(sizes != -(-expected // 8))).size:
         row = wrong[0]
-        raise ValueError(f"{sizes[row]} bytes of bits where {-(-expected[row] // 8)} are due; {_DAMAGED}")
+        raise UserError(f"{sizes[row]} bytes of bits where {-(-expected[row] // 8)} are due; {_DAMAGED}")
     # Each stream begins at a byte: what the last byte of those before it leaves free is skipped.
     skipped = np.cumsum(8 * sizes - expected) - (8 * sizes - expected)
     first_bit = bits - widths + np.repeat(skipped, lengths)

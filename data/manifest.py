@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data import storage
+from data.errors import UserError
 
 MANIFEST_NAME = "_MANIFEST.json"
 RUN_NAME = "_RUN.json"
@@ -88,7 +89,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: bytes, uri: str = "") -> "Manifest":
-        """Raises ValueError where the text is no manifest of this format."""
+        """Raises UserError where the text is no manifest of this format."""
         try:
             document = json.loads(text)
             if document.pop("format") != FORMAT:
@@ -99,7 +100,7 @@ class Manifest:
             }
             return Manifest(datasets=datasets, **document)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{uri or 'this file'} is not a manifest of format {FORMAT} ({type(error).__name__}: {error}); "
                 f"name the directory of a finished run, the one that holds {MANIFEST_NAME}"
             ) from error

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data.errors import UserError
+
 
 def masked_tokens(
     text: str, tokens: Sequence[int], token_bytes: np.ndarray, spans: Sequence[Mapping[str, int]]
 ) -> list[dict[str, int]]:
     """Token ranges [start, end) of `tokens` that overlap the character ranges `spans` of `text`.
 
-    `token_bytes[id]` is the number of UTF-8 bytes that id decodes to, 0 for control ids. Raises ValueError for a span
+    `token_bytes[id]` is the number of UTF-8 bytes that id decodes to, 0 for control ids. Raises UserError for a span
     outside the text.
     """
     if not spans:
@@ -24,7 +26,7 @@ def masked_tokens(
     for span in spans:
         start, end = span["start"], span["end"]
         if not 0 <= start <= end <= len(text):
-            raise ValueError(f"masked span [{start}, {end}) is outside a text of {len(text)} characters")
+            raise UserError(f"masked span [{start}, {end}) is outside a text of {len(text)} characters")
         if start == end:
             continue  # inside a token, and yet no character of it
         inside = np.flatnonzero((ends > byte_of[start]) & (starts < byte_of[end]) & (ends > starts))

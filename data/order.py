@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from data.errors import UserError
+
 PERIOD = 65_536
 """slots in the mixture pattern: weights are exact to 1/65536"""
 _EPOCHS_KEPT = 2  # of permuted row groups, for each dataset: a batch may straddle two
@@ -38,9 +40,9 @@ class SequenceDataset:
 
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
-            raise ValueError(f"dataset {self.name!r}: got row_group_rows={self.row_group_rows}; it must be at least 1")
+            raise UserError(f"dataset {self.name!r}: got row_group_rows={self.row_group_rows}; it must be at least 1")
         if min(self.shard_rows, default=0) < 0:
-            raise ValueError(f"dataset {self.name!r}: a shard cannot have {min(self.shard_rows)} rows")
+            raise UserError(f"dataset {self.name!r}: a shard cannot have {min(self.shard_rows)} rows")
 
     @property
     def rows(self) -> int:
@@ -71,7 +73,7 @@ class RowRef(NamedTuple):
 class Order:
     """Random access to the order of rows. Steps count from 0: a checkpoint at step s has seen steps 0 to s - 1.
 
-    Raises ValueError where the phases do not start at step 0 and ascend, or name a dataset that is missing or empty.
+    Raises UserError where the phases do not start at step 0 and ascend, or name a dataset that is missing or empty.
     """
 
     def __init__(
@@ -82,13 +84,13 @@ class Order:
         self.global_batch = global_batch
         self.seed = seed
         if global_batch < 1:
-            raise ValueError(f"got global_batch={global_batch}; a step needs at least 1 row")
+            raise UserError(f"got global_batch={global_batch}; a step needs at least 1 row")
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names):
-            raise ValueError(f"got datasets {names}; each needs a name of its own")
+            raise UserError(f"got datasets {names}; each needs a name of its own")
         starts = [phase.start_step for phase in self.phases]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(
+            raise UserError(
                 f"got phases that start at steps {starts}; the first must start at 0 and each after the last"
             )
         self._patterns = [_Pattern(_integer_weights(phase, self.datasets)) for phase in self.phases]
@@ -106,9 +108,9 @@ class Order:
         return [RowRef(*row) for row in self.row_array(step).tolist()]
 
     def worker_rows(self, step: int, rank: int, world_size: int) -> list[RowRef]:
-        """The contiguous part of `rows(step)` that one worker takes. Raises ValueError for an uneven split."""
+        """The contiguous part of `rows(step)` that one worker takes. Raises UserError for an uneven split."""
         if self.global_batch % world_size or not 0 <= rank < world_size:
-            raise ValueError(
+            raise UserError(
                 f"got rank {rank} of {world_size} workers for a global batch of {self.global_batch}: ranks go from 0 "
                 "to workers - 1, and the number of workers must divide the global batch; change one of the two"
             )
@@ -136,7 +138,7 @@ class Order:
     def _locate(self, step: int) -> tuple[int, int]:
         """The phase of a step and the number of the step's first slot in it."""
         if step < 0:
-            raise ValueError(f"got step {step}; steps count from 0")
+            raise UserError(f"got step {step}; steps count from 0")
         phase = sum(phase.start_step <= step for phase in self.phases) - 1
         return phase, (step - self.phases[phase].start_step) * self.global_batch
 
@@ -228,13 +230,13 @@ def _integer_weights(phase: MixturePhase, datasets: Sequence[SequenceDataset]) -
     weights = dict(phase.weights)
     rows = {dataset.name: dataset.rows for dataset in datasets}
     if len(weights) < len(phase.weights):
-        raise ValueError(f"{where} names a dataset twice: {[name for name, _ in phase.weights]}; give each one weight")
+        raise UserError(f"{where} names a dataset twice: {[name for name, _ in phase.weights]}; give each one weight")
     if unknown := sorted(weights.keys() - rows.keys()):
-        raise ValueError(f"{where} names unknown datasets {unknown}; there are {sorted(rows)}")
+        raise UserError(f"{where} names unknown datasets {unknown}; there are {sorted(rows)}")
     if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or not any(weights.values()):
-        raise ValueError(f"{where} has weights {weights}; they must be 0 or more, finite, and one of them above 0")
+        raise UserError(f"{where} has weights {weights}; they must be 0 or more, finite, and one of them above 0")
     if empty := sorted(name for name, weight in weights.items() if weight and not rows[name]):
-        raise ValueError(f"{where} takes rows from {empty}, which hold none; leave them out or fill them")
+        raise UserError(f"{where} takes rows from {empty}, which hold none; leave them out or fill them")
     total = math.fsum(weights.values())
     shares = [weights.get(dataset.name, 0.0) / total * PERIOD for dataset in datasets]
     rounded = [math.floor(share) for share in shares]
@@ -242,5 +244,5 @@ def _integer_weights(phase: MixturePhase, datasets: Sequence[SequenceDataset]) -
     for i in by_remainder[: PERIOD - sum(rounded)]:
         rounded[i] += 1
     if lost := [d.name for d, share, units in zip(datasets, shares, rounded, strict=True) if share and not units]:
-        raise ValueError(f"{where} gives {lost} less than 1/{PERIOD} of the rows; raise the weight or set it to 0")
+        raise UserError(f"{where} gives {lost} less than 1/{PERIOD} of the rows; raise the weight or set it to 0")
     return rounded

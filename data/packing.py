@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from data.errors import UserError
 from data.schema import SEQUENCES, sequence_hashes
 
 
@@ -38,12 +39,12 @@ class Document:
     def __post_init__(self) -> None:
         count = len(self.tokens)
         if not count:
-            raise ValueError(
+            raise UserError(
                 f"document {self.id!r} has no tokens; an empty text still has <bos> and <eos>: tokenize it again"
             )
         for start, end in self.masked:
             if not 0 <= start <= end <= count:
-                raise ValueError(
+                raise UserError(
                     f"document {self.id!r} masks tokens {start} to {end}, but has {count}: tokenize it again"
                 )
 
@@ -68,10 +69,10 @@ def pack_documents(
 ) -> pa.Table:
     """A SEQUENCES table of the documents.
 
-    Raises ValueError for a length below 2, or for more tokens than a shard can hold.
+    Raises UserError for a length below 2, or for more tokens than a shard can hold.
     """
     if sequence_length < 2:
-        raise ValueError(
+        raise UserError(
             f"got sequence_length={sequence_length}; a row needs at least 2 tokens: one, and the next to predict"
         )
     documents = list(documents)
@@ -79,9 +80,7 @@ def pack_documents(
         return SEQUENCES.empty_table()
     lengths = np.array([len(document.tokens) for document in documents], np.int64)
     if lengths.sum() + sequence_length >= 2**31:
-        raise ValueError(
-            f"got {lengths.sum()} tokens for one shard, which holds less than 2**31: pack into more shards"
-        )
+        raise UserError(f"got {lengths.sum()} tokens for one shard, which holds less than 2**31: pack into more shards")
     segments = _PACKINGS[packing](lengths, sequence_length)
     rows = len(segments.first_of_row)
     slots = rows * sequence_length

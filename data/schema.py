@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from data.errors import UserError
+
 HELDOUT_ONE_IN = 50
 """one document in so many is held out (2 %)"""
 
@@ -189,9 +191,9 @@ def sequence_hash(tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.nda
 
 
 def sequence_hashes(tokens_BT: np.ndarray, segment_ids_BT: np.ndarray, loss_mask_BT: np.ndarray) -> np.ndarray:
-    """`sequence_hash` of each row, uint64 [B]. Raises ValueError where the shapes differ."""
+    """`sequence_hash` of each row, uint64 [B]. Raises UserError where the shapes differ."""
     if not tokens_BT.shape == segment_ids_BT.shape == loss_mask_BT.shape:
-        raise ValueError(
+        raise UserError(
             f"tokens {tokens_BT.shape}, segment_ids {segment_ids_BT.shape} and loss_mask {loss_mask_BT.shape} "
             "must have one shape"
         )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
+from data.errors import UserError
 from data.manifest import Shard
 
 DEFAULT_ROW_GROUP_ROWS = 4096
@@ -68,7 +69,7 @@ def write_file(directory: str, name: str, data: bytes, *, rows: int = 0, tokens:
 def open_parquet(uri: str) -> pq.ParquetFile:
     """A Parquet file whose page checksums are verified as pages are read.
 
-    Raises ValueError where the file is not Parquet, FileNotFoundError where it is missing.
+    Raises UserError where the file is not Parquet, FileNotFoundError where it is missing.
     """
     try:
         # a file on this disk is read by Arrow itself: half the time of a read through a Python file
@@ -77,27 +78,25 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # OSError: a footer that is no Thrift
-        raise ValueError(
+        raise UserError(
             f"{uri} is not a Parquet file ({error}); if it was one, it is damaged: write it again"
         ) from error
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole file, checked. Raises ValueError where it is damaged, not Parquet, or lacks one of `columns`."""
+    """The whole file, checked. Raises UserError where it is damaged, not Parquet, or lacks one of `columns`."""
     with open_parquet(uri) as file:
         names = file.schema_arrow.names
         if missing := [name for name in columns or () if name not in names]:
-            raise ValueError(
-                f"{uri} has no column {', '.join(missing)}; it has {', '.join(names)}: it is another table"
-            )
+            raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(names)}: it is another table")
         try:
             # one thread: a task has one core, and more threads on it cost twice the time
             table = file.read(columns=list(columns) if columns is not None else None, use_threads=False)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error
+            raise UserError(f"{uri} is damaged ({error}); remove the run that wrote it and run that again") from error
         # Checksums cover the data of pages, not their headers: a damaged header can end a column early, silently.
         if table.num_rows != file.metadata.num_rows:
-            raise ValueError(
+            raise UserError(
                 f"{uri} is damaged ({table.num_rows} rows where its footer says {file.metadata.num_rows}); "
                 "remove the run that wrote it and run that again"
             )

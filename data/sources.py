@@ -15,6 +15,7 @@ import ftfy
 import pyarrow as pa
 
 from data import compressed, schema, shards, storage, web
+from data.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KEPT_BYTES = 4096
@@ -79,7 +80,7 @@ class Reject:
 def collect(source: str, files: Sequence[tuple[str, str]], options: Options, batch_bytes: int) -> Iterator[Batch]:
     """Documents and rejects of `files` (name, URI) in order, in batches of about `batch_bytes` of text, at least one.
 
-    Raises ValueError, naming the file, where one is not of the kind its name says or breaks.
+    Raises UserError, naming the file, where one is not of the kind its name says or breaks.
     """
     rows, size = _Rows(source), 0
     for name, uri in files:
@@ -100,7 +101,7 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
 
 
 def read_records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
-    """The records of one file, None for those that never were documents. Raises ValueError for a bad file."""
+    """The records of one file, None for those that never were documents. Raises UserError for a bad file."""
     if name.endswith(JSONL_SUFFIXES):
         yield from _read_jsonl(name, uri, options)
     elif name.endswith(".parquet"):
@@ -212,7 +213,7 @@ def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reje
         bad = []
         yield outcome
     if bad and not objects:
-        raise ValueError(
+        raise UserError(
             f"{name} is not JSON lines: none of its first {len(bad)} lines is a JSON object ({bad[0].detail}); "
             "rename it to .txt to take it as one document, or leave it out with --exclude"
         )
@@ -223,7 +224,7 @@ def _lines(name: str, uri: str, most_bytes: int) -> Iterator[tuple[bytes, int]]:
         try:
             yield from compressed.bounded_lines(compressed.open_stream(name, raw), most_bytes)
         except compressed.BROKEN as error:
-            raise ValueError(
+            raise UserError(
                 f"{name} ends or breaks inside its compressed stream ({error}); fetch {uri} again"
             ) from error
 
@@ -241,7 +242,7 @@ def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Re
                 else:
                     yield Record(offset=offset, text=page.text, metadata=page.metadata)
         except (OSError, EOFError) as error:
-            raise ValueError(f"{name} is no web archive, or breaks ({error}); fetch {uri} again") from error
+            raise UserError(f"{name} is no web archive, or breaks ({error}); fetch {uri} again") from error
 
 
 def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
@@ -284,7 +285,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
     names, text_field = file.schema_arrow.names, options.text_field
     for wanted in (text_field, *options.metadata_fields):
         if wanted not in names:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no column {wanted!r}; it has {', '.join(names)}: set --text-field or --metadata-fields"
             )
     kind = file.schema_arrow.field(text_field).type
@@ -292,7 +293,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
     kind = kind.value_type if dictionary else kind
     bytes_kind = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
     if bytes_kind not in (pa.binary(), pa.large_binary()):
-        raise ValueError(
+        raise UserError(
             f"{name}: column {text_field!r} holds {kind}, not strings: set --text-field to a column of strings"
         )
     offset = 0
@@ -306,9 +307,9 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
                 yield _parse_value(value, offset, others[place] if others else {}, options.max_document_bytes)
                 offset += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
+        raise UserError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
     if offset != file.metadata.num_rows:
-        raise ValueError(
+        raise UserError(
             f"{name} is damaged ({offset} rows where its footer says {file.metadata.num_rows}); fetch {uri} again, "
             "or leave it out with --exclude"
         )
@@ -338,11 +339,11 @@ def _refuse_magic(name: str, uri: str, allowed: bytes | None) -> None:
         head = file.read(8)
     for magic, kind in MAGIC.items():
         if head.startswith(magic) and magic != allowed:
-            raise ValueError(
+            raise UserError(
                 f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with "
                 f"--exclude"
             )
     if allowed is not None and head and not head.startswith(allowed):
-        raise ValueError(
+        raise UserError(
             f"{name} is not compressed as its name says; give it its right name, or leave it out with --exclude"
         )

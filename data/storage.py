@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from data.errors import UserError
+
 GCS_PROTOCOLS = ("gs", "gcs")
 _memory_lock = threading.Lock()
 """around an exclusive create on memory://, which looks first and writes then"""
@@ -95,7 +97,7 @@ def is_memory(uri: str) -> bool:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `uri` and the path inside it. Raises ValueError for a protocol we do not know."""
+    """The fsspec filesystem of `uri` and the path inside it. Raises UserError for a protocol we do not know."""
     protocol, separator, _ = uri.partition("://")
     if not separator or protocol == "file":
         return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).absolute())
@@ -103,7 +105,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         fs = fsspec.filesystem("memory")
         return fs, fs._strip_protocol(uri)
     if protocol not in GCS_PROTOCOLS:
-        raise ValueError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
+        raise UserError(f"no storage for {uri!r}: allowed are local paths, gs://bucket/path and memory://path")
     _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
     _refuse_token()
     _refuse_pickled_tokens()
@@ -139,25 +141,25 @@ def _bucket_filesystem() -> Any:
 
 @functools.cache
 def _refuse_key_file(path: str) -> None:
-    """Raises ValueError where Google's libraries would read a service account's key, which lies there for whoever
+    """Raises UserError where Google's libraries would read a service account's key, which lies there for whoever
     reads the disk and is good for years."""
     try:
         document = json.loads(Path(path).read_bytes()) if path else None
     except (OSError, ValueError):
         return  # missing or no JSON: their own words will do
     if isinstance(document, dict) and document.get("type") == "service_account":
-        raise ValueError(
+        raise UserError(
             f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
             f"it: {LOG_IN}"
         )
 
 
 def _refuse_token() -> None:
-    """Raises ValueError where fsspec would hand gcsfs a token or a key: it takes options from FSSPEC_GS,
+    """Raises UserError where fsspec would hand gcsfs a token or a key: it takes options from FSSPEC_GS,
     FSSPEC_GCS_TOKEN and their like in the environment, and from files in ~/.config/fsspec."""
     for protocol in GCS_PROTOCOLS:
         if fsspec.config.conf.get(protocol, {}).get("token") not in NO_SECRETS:
-            raise ValueError(
+            raise UserError(
                 f"fsspec is set to use a token of its own for {protocol}:// (by FSSPEC_{protocol.upper()} or "
                 f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and none is read here; unset it: "
                 f"{LOG_IN}"
@@ -165,28 +167,28 @@ def _refuse_token() -> None:
 
 
 def _refuse_pickled_tokens() -> None:
-    """Raises ValueError where gcsfs would unpickle the tokens of its login in a browser, which it does as it is
+    """Raises UserError where gcsfs would unpickle the tokens of its login in a browser, which it does as it is
     imported, whatever it is told as `token`. So this comes before any import of gcsfs."""
     path = Path("~/.gcs_tokens").expanduser()
     if os.path.lexists(path):
-        raise ValueError(
+        raise UserError(
             f"{path} is a pickle that gcsfs would load (a pickle can run any code), and no stored token is read here; "
             f"remove it: {LOG_IN}"
         )
 
 
 def check_bucket(uri: str) -> None:
-    """Raises ValueError where `uri` is on gs:// and its bucket does not exist. One request; elsewhere none."""
+    """Raises UserError where `uri` is on gs:// and its bucket does not exist. One request; elsewhere none."""
     if not is_remote(uri) or is_memory(uri):
         return
     fs, path = filesystem(uri)
     bucket, _, prefix = path.strip("/").partition("/")
     if not bucket:
-        raise ValueError(f"{uri!r} names no bucket; give gs://bucket/path")
+        raise UserError(f"{uri!r} names no bucket; give gs://bucket/path")
     try:
         fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"there is no bucket {bucket!r}; check its name in {uri}, or make it: gcloud storage buckets create "
             f"gs://{bucket}"
         ) from None

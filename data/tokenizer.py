@@ -28,6 +28,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from data import storage
+from data.errors import UserError
 from data.fast_encoder import FastEncoder, NotExactError, pieces_of
 
 PAD: Final = 0
@@ -78,10 +79,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> 
 
     Texts are cut at newlines, which no learned piece holds (runs of newlines and spaces are pieces already), and long
     lines further, before a space: no piece crosses the start of a word, so the cut loses nothing.
-    Raises ValueError where the texts are too few or too varied for `vocab_size`, or it is not in 1024..256000.
+    Raises UserError where the texts are too few or too varied for `vocab_size`, or it is not in 1024..256000.
     """
     if not SMALLEST_VOCAB <= vocab_size <= LARGEST_VOCAB:
-        raise ValueError(f"got vocab_size={vocab_size}; allowed are {SMALLEST_VOCAB} to {LARGEST_VOCAB}")
+        raise UserError(f"got vocab_size={vocab_size}; allowed are {SMALLEST_VOCAB} to {LARGEST_VOCAB}")
     lines = _Lines(texts)
     model_file = io.BytesIO()
     try:
@@ -131,7 +132,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "Tokenizer":
-        """Raises ValueError where the bytes are no SentencePiece model, or its ids 0-472 are not Gemma's."""
+        """Raises UserError where the bytes are no SentencePiece model, or its ids 0-472 are not Gemma's."""
         return cls(model)
 
     @classmethod
@@ -140,7 +141,7 @@ class Tokenizer:
         try:
             return cls(storage.read_bytes(uri))
         except ValueError as error:
-            raise ValueError(f"{uri}: {error}") from error
+            raise UserError(f"{uri}: {error}") from error
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -151,12 +152,12 @@ class Tokenizer:
         """Ids of the text, without <bos> and <eos>; `decode` gives the text back (but U+2581 becomes a space).
 
         The named symbols of the vocabulary are spelled out, so that no text can forge a turn; `allow_special` lets them
-        be matched, for text that this program wrote. Raises ValueError for a lone surrogate, which is no Unicode.
+        be matched, for text that this program wrote. Raises UserError for a lone surrogate, which is no Unicode.
         """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"the text has a lone surrogate ({error.object[error.start : error.end]!a}), which UTF-8 cannot hold; "
                 "decode its bytes again with errors='replace'"
             ) from error
@@ -218,7 +219,7 @@ class Tokenizer:
         """The text of the ids. Control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"got ids {ids.min()} to {ids.max()}; this tokenizer has 0 to {self.vocab_size - 1}: "
                 "decode with the tokenizer that encoded them"
             )
@@ -278,18 +279,18 @@ def _training_error(message: str, vocab_size: int, characters: int) -> ValueErro
 
 
 def _checked_pieces(model: bytes) -> list[tuple[str, int]]:
-    """(piece, type) of each id. Raises ValueError for anything but a SentencePiece model with Gemma's layout."""
+    """(piece, type) of each id. Raises UserError for anything but a SentencePiece model with Gemma's layout."""
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     except Exception as error:  # protobuf's DecodeError, from whichever of its implementations is installed
-        raise ValueError(
+        raise UserError(
             f"not a SentencePiece model ({len(model)} bytes: {error}); name a file that train_tokenizer wrote, "
             "or Gemma's tokenizer.model"
         ) from error
     pieces = [(piece.piece, piece.type) for piece in proto.pieces]
     for id, (expected, found) in enumerate(zip(LAYOUT, [*pieces, *[("nothing", 0)] * len(LAYOUT)], strict=False)):
         if expected != found:
-            raise ValueError(
+            raise UserError(
                 f"not Gemma's id layout: id {id} is {found[0]!r} (type {found[1]}) and must be {expected[0]!r} (type "
                 f"{expected[1]}); train one with train_tokenizer, or take Gemma's tokenizer.model"
             )

@@ -15,6 +15,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encodi
 from resiliparse.parse.html import HTMLTree
 
 from data.compressed import Expansion
+from data.errors import UserError
 
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz", ".warc.wet.gz")
 MARKUP = ("text/html", "application/xhtml+xml")
@@ -40,7 +41,7 @@ class Page:
 def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) -> Iterator[Page | None]:
     """A page for each response and conversion, in order; None for a record of another kind (request, metadata).
 
-    Raises ValueError where a record is cut or the file is no archive, OSError where it cannot be read.
+    Raises UserError where a record is cut or the file is no archive, OSError where it cannot be read.
     """
     expansion = Expansion(name, raw.tell)
     for record in ArchiveIterator(raw, parse_http=True, auto_decode="all"):
@@ -51,7 +52,7 @@ def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) ->
         head = record.reader.read(most_bytes + 1)
         expansion.add(len(head))
         if len(head) <= most_bytes and declared.isdigit() and not _is_whole(record, head):
-            raise ValueError(f"{name} is cut or damaged inside record {record.record_id or '?'}")
+            raise UserError(f"{name} is cut or damaged inside record {record.record_id or '?'}")
         yield _page(record, head, most_bytes, main_content)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.errors import UserError
 from infra.hlo_account import account
 from infra.slices import Topology, parse_topology, sent_bytes
 
@@ -118,10 +119,10 @@ def compile_report(
 ) -> Report:
     """Compiles `hlo` (a serialized HloModuleProto, annotated for SPMD partitioning) for all chips of `topology`.
 
-    Raises ValueError where the number of partitions is not the number of chips.
+    Raises UserError where the number of partitions is not the number of chips.
     """
     if num_partitions != topology.chips:
-        raise ValueError(
+        raise UserError(
             f"the program has {num_partitions} partitions, but {topology.name} x {topology.slices} has "
             f"{topology.chips} chips; trace it for a mesh of {topology.chips}"
         )

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from infra.errors import UserError
+
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -38,7 +40,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Splits the text. Raises ValueError where it holds no entry computation."""
+    """Splits the text. Raises UserError where it holds no entry computation."""
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     entry, current = "", ""
@@ -55,7 +57,7 @@ def parse(text: str) -> Module:
         elif line == "}":
             current = ""
     if not entry:
-        raise ValueError(f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module")
+        raise UserError(f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module")
     return Module(entry=entry, computations=computations, roots=roots)
 
 
@@ -78,7 +80,7 @@ def _balanced(text: str, start: int) -> int:
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0:
             return place + 1
-    raise ValueError(f"unbalanced parentheses in HLO text: {text[start : start + 80]!r}")
+    raise UserError(f"unbalanced parentheses in HLO text: {text[start : start + 80]!r}")
 
 
 def leaves(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
@@ -107,5 +109,5 @@ def _bits(kind: str) -> int:
         return BITS[kind]
     match = re.match(r"[a-z]+(\d+)", kind)
     if match is None:
-        raise ValueError(f"unknown element type {kind!r} in HLO text")
+        raise UserError(f"unknown element type {kind!r} in HLO text")
     return int(match[1])

@@ -59,7 +59,7 @@ class Account:
 
 
 def account(text: str, slices: int = 1) -> Account:
-    """Reads the text of an optimized, partitioned module. Raises ValueError where there is no entry computation."""
+    """Reads the text of an optimized, partitioned module. Raises UserError where there is no entry computation."""
     module = parse(text)
     found = Account()
     started = _started(module)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from infra.errors import UserError
+
 API_VERSION = "ray.io/v1"
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 """a label of DNS, short enough for what the operator appends to it (47 characters, KubeRay's own limit for a RayJob)"""
@@ -48,7 +50,7 @@ class AutoscalerOptions:
 
     def __post_init__(self) -> None:
         if self.idle_timeout_seconds < 0:
-            raise ValueError(f"idleTimeoutSeconds is {self.idle_timeout_seconds}, but must not be negative")
+            raise UserError(f"idleTimeoutSeconds is {self.idle_timeout_seconds}, but must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,12 @@ class WorkerGroupSpec:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.replicas <= self.max_replicas:
-            raise ValueError(
+            raise UserError(
                 f"group {self.group_name}: replicas {self.replicas} must lie between minReplicas {self.min_replicas} "
                 f"and maxReplicas {self.max_replicas}"
             )
         if self.num_of_hosts < 1:
-            raise ValueError(f"group {self.group_name}: numOfHosts is {self.num_of_hosts}, but must be at least 1")
+            raise UserError(f"group {self.group_name}: numOfHosts is {self.num_of_hosts}, but must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,12 @@ class RayClusterSpec:
 
     def __post_init__(self) -> None:
         if self.autoscaler_options is not None and not self.enable_in_tree_autoscaling:
-            raise ValueError("autoscalerOptions without enableInTreeAutoscaling does nothing; set both or neither")
+            raise UserError("autoscalerOptions without enableInTreeAutoscaling does nothing; set both or neither")
         # The operator looks for -dev and the like no more than we do: the numbers in front count.
         version = re.match(r"(\d+)\.(\d+)\.(\d+)", self.ray_version)
         if version is None or tuple(map(int, version.groups())) < TOKEN_SINCE:
             since = ".".join(map(str, TOKEN_SINCE))
-            raise ValueError(f"rayVersion is {self.ray_version!r}, but authOptions.mode token needs {since} or later")
+            raise UserError(f"rayVersion is {self.ray_version!r}, but authOptions.mode token needs {since} or later")
         self._check_group("head", self.head_group_spec)
         for group in self.worker_group_specs:
             self._check_group(group.group_name, group)
@@ -109,15 +111,15 @@ class RayClusterSpec:
         pod = group.template.get("spec", {})
         containers = pod.get("containers", [])
         if not containers:
-            raise ValueError(f"group {where}: its pods have no container")
+            raise UserError(f"group {where}: its pods have no container")
         if refused := [name for name in OPERATOR_PARAMS if name in group.ray_start_params]:
-            raise ValueError(f"group {where}: rayStartParams may not have {refused[0]!r}")
+            raise UserError(f"group {where}: rayStartParams may not have {refused[0]!r}")
         names = {one["name"] for one in containers[0].get("env", ())}
         if where == "head" and (refused := [name for name in OPERATOR_ENV if name in names]):
-            raise ValueError(f"group head: its container may not set {refused[0]}")
+            raise UserError(f"group head: its container may not set {refused[0]}")
         second = self.autoscaler_options is not None and self.autoscaler_options.version == "v2"
         if second and pod.get("restartPolicy", "Never") != "Never":  # a dead node is replaced, never brought back
-            raise ValueError(
+            raise UserError(
                 f"group {where}: restartPolicy is {pod['restartPolicy']}, but the autoscaler v2 allows only Never"
             )
 
@@ -139,13 +141,13 @@ class RayJobSpec:
 
     def __post_init__(self) -> None:
         if self.ttl_seconds_after_finished and not self.shutdown_after_job_finishes:
-            raise ValueError("ttlSecondsAfterFinished works only with shutdownAfterJobFinishes")
+            raise UserError("ttlSecondsAfterFinished works only with shutdownAfterJobFinishes")
         if self.active_deadline_seconds < 1:
-            raise ValueError(f"activeDeadlineSeconds is {self.active_deadline_seconds}, but must be positive")
+            raise UserError(f"activeDeadlineSeconds is {self.active_deadline_seconds}, but must be positive")
         if self.ttl_seconds_after_finished < 0:
-            raise ValueError(f"ttlSecondsAfterFinished is {self.ttl_seconds_after_finished}, but must not be negative")
+            raise UserError(f"ttlSecondsAfterFinished is {self.ttl_seconds_after_finished}, but must not be negative")
         if self.backoff_limit < 0:
-            raise ValueError(f"backoffLimit is {self.backoff_limit}, but must not be negative")
+            raise UserError(f"backoffLimit is {self.backoff_limit}, but must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class _Resource:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(
+            raise UserError(
                 f"name {self.name!r} is none for a {type(self).__name__}: at most 47 of a-z, 0-9, -, a letter first"
             )
 
@@ -185,11 +187,11 @@ class RayCluster(_Resource):
 
 
 def read_manifest(document: Mapping[str, Any]) -> RayJob | RayCluster:
-    """The typed object of a manifest. Raises ValueError for another kind, and for a field that the model has not, that
+    """The typed object of a manifest. Raises UserError for another kind, and for a field that the model has not, that
     is missing or of another type."""
     kinds = {"RayJob": (RayJob, RayJobSpec), "RayCluster": (RayCluster, RayClusterSpec)}
     if document.get("apiVersion") != API_VERSION or document.get("kind") not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{document.get('apiVersion')} {document.get('kind')} is no {' or '.join(kinds)} of {API_VERSION}"
         )
     kind, spec = kinds[document["kind"]]
@@ -218,14 +220,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         names = {_camel(one.name): one for one in dataclasses.fields(kind)}
         if unknown := sorted(set(value) - set(names)):
-            raise ValueError(f"{where}.{unknown[0]}: {kind.__name__} has no such field; it has {', '.join(names)}")
+            raise UserError(f"{where}.{unknown[0]}: {kind.__name__} has no such field; it has {', '.join(names)}")
         needed = [
             key
             for key, one in names.items()
             if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         ]
         if missing := [key for key in needed if key not in value]:
-            raise ValueError(f"{where}.{missing[0]} is missing")
+            raise UserError(f"{where}.{missing[0]} is missing")
         read = {names[key].name: _read(hints[names[key].name], one, f"{where}.{key}") for key, one in value.items()}
         return kind(**read)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -238,7 +240,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     else:
         fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not fits:
-        raise ValueError(f"{where} is {value!r}; allowed: {arguments or kind}")
+        raise UserError(f"{where} is {value!r}; allowed: {arguments or kind}")
     return value
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infra.errors import UserError
 from infra.kuberay import (
     NAME,
     AuthOptions,
@@ -85,10 +86,10 @@ class Request:
     def __post_init__(self) -> None:
         for label, name in (("name", self.name), ("namespace", self.namespace), ("token secret", self.token_secret)):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{label} {name!r} is no name: at most 47 of a-z, 0-9 and -, a letter first")
+                raise UserError(f"{label} {name!r} is no name: at most 47 of a-z, 0-9 and -, a letter first")
         fewest, most = self.cpu_workers
         if not 0 <= fewest <= most or most < 1:
-            raise ValueError(f"cpu workers {fewest}:{most}: give the fewest and the most, as in 0:16, and 1 at least")
+            raise UserError(f"cpu workers {fewest}:{most}: give the fewest and the most, as in 0:16, and 1 at least")
 
 
 def offered(chip: str) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ def offered(chip: str) -> tuple[str, ...]:
 
 
 def rented_slice(text: str, slices: int = 1) -> Topology:
-    """`v5e:16x16` -> Topology. Raises ValueError for a slice that Kubernetes Engine has not."""
+    """`v5e:16x16` -> Topology. Raises UserError for a slice that Kubernetes Engine has not."""
     place = parse_topology(text, slices)
     shape = text.partition(":")[2]
     if place.chip.dimensions == 2:
@@ -110,7 +111,7 @@ def rented_slice(text: str, slices: int = 1) -> Topology:
         known = shape in SMALL_CUBES or cube
     if not known:
         more = "" if place.chip.dimensions == 2 else ", and others of rising multiples of 4"
-        raise ValueError(
+        raise UserError(
             f"no {place.chip.name} slice has topology {shape}; there are {', '.join(offered(place.chip.name))}{more}"
         )
     return place

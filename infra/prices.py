@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.errors import UserError
+
 OURS = "ours"
 PRICING = "Google Cloud's list prices on demand"
 CLOUD_REGIONS = "GoogleCloudPlatform/region-carbon-info, data/yearly/2024.csv, hourly grid mix"
@@ -178,7 +180,7 @@ class Prices:
 def read_prices(path: str | None) -> Prices:
     """The built-in constants, with those of a JSON file in their place: {"v5p.usd_per_chip_hour": 2.9, ...}.
 
-    A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises ValueError for a file
+    A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises UserError for a file
     that cannot be read, a name that there is not, or a value that is no number of at least 0.
     """
     if path is None:
@@ -186,11 +188,11 @@ def read_prices(path: str | None) -> Prices:
     try:
         given = json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise ValueError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
+        raise UserError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
+        raise UserError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
     if not isinstance(given, dict):
-        raise ValueError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
+        raise UserError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
     return Prices(constants={**CONSTANTS, **{name: _given(name, value, path) for name, value in given.items()}})
 
 
@@ -198,11 +200,11 @@ def _given(name: str, value: object, path: str) -> Constant:
     if name not in CONSTANTS:
         close = difflib.get_close_matches(name, CONSTANTS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(CONSTANTS)}"
-        raise ValueError(f"{path}: no constant {name!r}; {hint}")
+        raise UserError(f"{path}: no constant {name!r}; {hint}")
     fields = value if isinstance(value, dict) else {"value": value}
     number = fields.get("value")
     if set(fields) - {"value", "source", "date"} or not isinstance(number, int | float) or not 0 <= number < 1e30:
-        raise ValueError(
+        raise UserError(
             f"{path}: {name} is {value!r}; allowed is a number of at least 0, or an object of value, source and date"
         )
     return replace(

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from infra.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 TPU_SLICE_NAME = "ray.io/tpu-slice-name"
@@ -42,7 +44,7 @@ def in_submitted_job() -> bool:
 
 
 def refuse_open_cluster(environment: Mapping[str, str]) -> None:
-    """Raises ValueError for a cluster in RAY_ADDRESS that other machines reach and that asks nobody for a token.
+    """Raises UserError for a cluster in RAY_ADDRESS that other machines reach and that asks nobody for a token.
 
     Which cluster `auto` stands for is not known here: RaySession looks, and checks that one.
     """
@@ -52,13 +54,13 @@ def refuse_open_cluster(environment: Mapping[str, str]) -> None:
 
 
 def refuse_open_host(host: str, address: str, environment: Mapping[str, str]) -> None:
-    """Raises ValueError where `host` is reached over the network and no token is in use.
+    """Raises UserError where `host` is reached over the network and no token is in use.
 
     Whoever reaches the ports of such a cluster runs code on it, as us.
     """
     if environment.get("RAY_AUTH_MODE", "").lower() == "token" or _is_loopback(host):
         return
-    raise ValueError(
+    raise UserError(
         f"the cluster at {address} is reached over the network and no token is in use "
         "(RAY_AUTH_MODE is not 'token'): anyone there could run code as you; start it with RAY_AUTH_MODE=token and set "
         "the same here, with the token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -66,7 +68,7 @@ def refuse_open_host(host: str, address: str, environment: Mapping[str, str]) ->
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Of HOST:PORT, or of ray://HOST[:PORT]. Raises ValueError for anything else."""
+    """Of HOST:PORT, or of ray://HOST[:PORT]. Raises UserError for anything else."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         port = parts.port or (CLIENT_PORT if parts.scheme == "ray" else None)
@@ -74,7 +76,7 @@ def host_and_port(address: str) -> tuple[str, int]:
             return parts.hostname, port
     except ValueError:  # a port that is no number, a bracket that is not closed
         pass
-    raise ValueError(f"RAY_ADDRESS is {address!r}; give HOST:PORT, ray://HOST:PORT or auto, or unset it to run here")
+    raise UserError(f"RAY_ADDRESS is {address!r}; give HOST:PORT, ray://HOST:PORT or auto, or unset it to run here")
 
 
 def _is_loopback(host: str) -> bool:
@@ -85,11 +87,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse_silence(address: str) -> None:
-    """Raises ValueError where nothing listens; Ray itself would go on asking for minutes."""
+    """Raises UserError where nothing listens; Ray itself would go on asking for minutes."""
     try:
         socket.create_connection(host_and_port(address), timeout=PROBE_SECONDS).close()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"no cluster answers at {address} ({error.strerror or error}); set RAY_ADDRESS to the HOST:PORT of one "
             "that runs, or unset it: then a Ray of its own starts here"
         ) from error
@@ -99,7 +101,7 @@ def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
     """Asks the cluster whether it is alive, as nobody and as ourselves. Ray itself would hang where it brings a token
     that nobody asked for, and knock for 20 s with a wrong one.
 
-    Raises ValueError where a token is in use here and the cluster asks nobody for one, AuthenticationError where it
+    Raises UserError where a token is in use here and the cluster asks nobody for one, AuthenticationError where it
     does not let us in. A Ray client's port answers other questions, and TLS certificates let nobody else in.
     """
     if "://" in address or environment.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -108,7 +110,7 @@ def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
     from ray.exceptions import AuthenticationError
 
     if environment.get("RAY_AUTH_MODE", "").lower() == "token" and _lets_in(address, {}):
-        raise ValueError(
+        raise UserError(
             f"the cluster at {address} asks nobody for a token: anyone who reaches it could run code as you; start it "
             "with RAY_AUTH_MODE=token, as here, or unset RAY_ADDRESS to run here"
         )
@@ -148,7 +150,7 @@ class RaySession:
     def start(self) -> None:
         """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here.
 
-        Raises ValueError for a cluster that does not answer, does not let us in, or lets everybody in.
+        Raises UserError for a cluster that does not answer, does not let us in, or lets everybody in.
         """
         if self.started_seconds is not None:
             return
@@ -167,7 +169,7 @@ class RaySession:
                 _refuse_at_the_door(address, os.environ)
                 ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
             except ray.exceptions.AuthenticationError as error:
-                raise ValueError(
+                raise UserError(
                     f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
                     "RAY_AUTH_TOKEN_PATH) to its token, or unset RAY_ADDRESS to run here"
                 ) from error
@@ -229,13 +231,13 @@ def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a task that computes with a model asks of Ray to have a node to itself (`nodes` as of ray.nodes()).
 
     All chips of a TPU host where the cluster has one; otherwise all CPUs of the smallest node that has any, one where
-    no node is there yet. Raises ValueError for hosts of a slice of several: such a task is one process.
+    no node is there yet. Raises UserError for hosts of a slice of several: such a task is one process.
     """
     alive = [node for node in nodes if node["Alive"]]
     hosts = [node for node in alive if node["Resources"].get("TPU")]
     slices = Counter(node.get("Labels", {}).get(TPU_SLICE_NAME) for node in hosts)
     if several := sorted(name for name, count in slices.items() if name is not None and count > 1):
-        raise ValueError(
+        raise UserError(
             f"the slice {several[0]} has {slices[several[0]]} hosts, and this stage computes in one process; use a "
             "slice of one host, as v5e:2x2"
         )

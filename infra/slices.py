@@ -25,6 +25,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infra.errors import UserError
+
 GIB = 2**30
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -112,33 +114,33 @@ class Topology:
 def parse_topology(text: str, slices: int = 1) -> Topology:
     """`v5p:4x4x4` -> Topology.
 
-    Raises ValueError for an unknown chip, a wrong number of dimensions, a side that no slice has, too many chips.
+    Raises UserError for an unknown chip, a wrong number of dimensions, a side that no slice has, too many chips.
     """
     name, _, shape_text = text.partition(":")
     if name not in CHIPS:
-        raise ValueError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(CHIPS)}, as in v5p:4x4x4")
+        raise UserError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(CHIPS)}, as in v5p:4x4x4")
     chip = CHIPS[name]
     example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
     if not re.fullmatch(r"\d+(x\d+)*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
-        raise ValueError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
+        raise UserError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
     shape = tuple(map(int, shape_text.split("x")))
     sides_known = all(side in (1, 2) or (side % 4 == 0 and side) for side in shape)
     if not sides_known or shape[0] < 2 or shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             f"topology {text!r}: sides are 1, 2 or multiples of 4, and a host is 2x2 of the first two; try {example}"
         )
     if math.prod(shape) > chip.largest_slice:
-        raise ValueError(
+        raise UserError(
             f"topology {text!r} has {math.prod(shape)} chips, but a {name} slice has at most {chip.largest_slice}; "
             "choose a smaller one and several of it (--slices)"
         )
     if slices < 1:
-        raise ValueError(f"slices is {slices}, but must be at least 1")
+        raise UserError(f"slices is {slices}, but must be at least 1")
     return Topology(chip=chip, shape=shape, slices=slices)
 
 
 def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_heads: int, batch: int) -> None:
-    """Raises ValueError unless the mesh covers the chips once, its model axis divides the heads and lies in a slice,
+    """Raises UserError unless the mesh covers the chips once, its model axis divides the heads and lies in a slice,
     and the rows of a step divide over the other axes."""
     product = math.prod(mesh.values())
     written = ",".join(f"{axis}={size}" for axis, size in mesh.items())
@@ -146,18 +148,18 @@ def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_he
     allowed = [size for size in divisors(math.gcd(heads, kv_heads)) if topology.chips_per_slice % size == 0]
     if product != topology.chips:
         pairs = ", ".join(f"data={topology.chips // size},model={size}" for size in allowed)
-        raise ValueError(
+        raise UserError(
             f"mesh {written} has {product} places, but {topology.name} x {topology.slices} has {topology.chips} chips; "
             f"their product must be equal: {pairs}"
         )
     if model not in allowed:
-        raise ValueError(
+        raise UserError(
             f"model={model} must divide the heads ({heads}), the key heads ({kv_heads}) and the "
             f"{topology.chips_per_slice} chips of a slice; allowed: {', '.join(map(str, allowed))}"
         )
     rows = mesh["replica"] * mesh["data"]
     if batch < 1 or batch % rows:
-        raise ValueError(
+        raise UserError(
             f"batch is {batch} rows, but each of the {rows} places along replica x data takes the same number; "
             f"try --batch {max(1, round(batch / rows)) * rows}"
         )
@@ -169,9 +171,9 @@ def divisors(number: int) -> list[int]:
 
 def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
     """Bytes that each of `group` chips sends in one collective whose operand has `operand_bytes` on a chip (module
-    docstring's table, with an all-gather's result = group x operand). Raises ValueError for an unknown kind."""
+    docstring's table, with an all-gather's result = group x operand). Raises UserError for an unknown kind."""
     if kind not in KINDS:
-        raise ValueError(f"unknown collective {kind!r}; known: {', '.join(KINDS)}")
+        raise UserError(f"unknown collective {kind!r}; known: {', '.join(KINDS)}")
     if kind == "collective-permute":
         return float(operand_bytes)
     if kind == "all-gather":

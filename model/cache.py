@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.attention import Placement
 from model.config import Gemma2Config
+from model.errors import UserError
 
 EMPTY = -1
 """Segment of a slot that holds nothing: no query's segment equals it."""
@@ -83,7 +84,7 @@ class Cache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if batch_rows < 1 or max_length < 1:
-            raise ValueError(
+            raise UserError(
                 f"got batch_rows={batch_rows} and max_length={max_length}, but a cache holds at least one row of one "
                 "token; give both as 1 or more"
             )

@@ -6,6 +6,8 @@ No I/O and no torch here: a configuration can be read, hashed and compared witho
 from dataclasses import dataclass, replace
 from typing import Any
 
+from model.errors import UserError
+
 VOCAB_SIZE = 256_000
 """Pieces of Gemma's tokenizer: the rows of the embedding in the published PyTorch and Hugging Face weights."""
 
@@ -52,18 +54,18 @@ class Gemma2Config:
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1; set {name}=1 or more")
+                raise UserError(f"{name} is {value!r}, but must be a whole number of at least 1; set {name}=1 or more")
         for name in ("attention_softcap", "final_softcap", "rope_theta", "norm_eps", "init_std"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ValueError(f"{name} is {value!r}, but must be a number above 0; leave it out for Gemma 2's own")
+                raise UserError(f"{name} is {value!r}, but must be a number above 0; leave it out for Gemma 2's own")
         if self.heads % self.kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"heads is {self.heads} and kv_heads is {self.kv_heads}, but every key head serves the same number of "
                 f"query heads; choose a kv_heads that divides {self.heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"head_dim is {self.head_dim}, but rotary embeddings need an even one; try {self.head_dim + 1}"
             )
 

@@ -5,6 +5,7 @@ as is usual (under 1 % at the published sizes).
 """
 
 from model.config import Gemma2Config
+from model.errors import UserError
 
 
 def parameter_count(config: Gemma2Config, vocab_size: int | None = None) -> tuple[int, int]:
@@ -27,9 +28,7 @@ def forward_flops_per_token(config: Gemma2Config, sequence_length: int) -> float
     does more than this.
     """
     if sequence_length < 1:
-        raise ValueError(
-            f"sequence_length is {sequence_length}, but must be at least 1 token; give the length of a row"
-        )
+        raise UserError(f"sequence_length is {sequence_length}, but must be at least 1 token; give the length of a row")
     matrices = config.layers * _block_matrix_parameters(config) + config.vocab_size * config.d_model
     keys = sum(_mean_keys(config.layer_window(layer), sequence_length) for layer in range(config.layers))
     return 2.0 * matrices + 4.0 * config.heads * config.head_dim * keys

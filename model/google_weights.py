@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.config import Gemma2Config
+from model.errors import UserError
 from model.gemma2 import Gemma2
 from model.hf_weights import EMBEDDING, assemble, check_tensors, fit_vocabulary
 
@@ -30,12 +31,12 @@ def load_gemma_pytorch(
 ) -> Gemma2:
     """The model in a `.ckpt` file or a directory of shards, on the CPU; `dtype` and `vocab_size` as in `load_hf`.
 
-    Raises ValueError naming what is missing, unknown or of a wrong shape, and on quantized checkpoints.
+    Raises UserError naming what is missing, unknown or of a wrong shape, and on quantized checkpoints.
     """
     path = Path(path)
     stored = _read(path)
     if any(name.endswith("weight_scaler") for name in stored):
-        raise ValueError(f"{path} is quantized (it holds a weight_scaler); fetch the bfloat16 checkpoint instead")
+        raise UserError(f"{path} is quantized (it holds a weight_scaler); fetch the bfloat16 checkpoint instead")
     state: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name == "freqs_cis" or name.endswith(("local_freqs_cis", "global_freqs_cis")):
@@ -45,7 +46,7 @@ def load_gemma_pytorch(
         elif name.endswith(".qkv_proj.weight"):
             q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
             if tensor.shape[0] != q_rows + 2 * kv_rows:
-                raise ValueError(
+                raise UserError(
                     f"{path}: {name} has {tensor.shape[0]} rows, not {q_rows} + 2 * {kv_rows}; "
                     "give the configuration of this checkpoint's size"
                 )
@@ -64,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         index = path / GOOGLE_INDEX_FILE
         if not index.exists():
-            raise ValueError(f"{path} has no {GOOGLE_INDEX_FILE}; give a .ckpt file or the directory of a sharded one")
+            raise UserError(f"{path} has no {GOOGLE_INDEX_FILE}; give a .ckpt file or the directory of a sharded one")
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         state: dict[str, Tensor] = {}
         for name in names:
@@ -75,12 +76,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     if not path.exists():
-        raise ValueError(f"there is no {path}; give a .ckpt file or the directory of a sharded one")
+        raise UserError(f"there is no {path}; give a .ckpt file or the directory of a sharded one")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint of plain tensors ({error}); fetch it again") from error
+        raise UserError(f"{path} is not a checkpoint of plain tensors ({error}); fetch it again") from error
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no model_state_dict of tensors; it is not a gemma_pytorch checkpoint")
+        raise UserError(f"{path} holds no model_state_dict of tensors; it is not a gemma_pytorch checkpoint")
     return state

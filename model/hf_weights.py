@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from model.config import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2Config
+from model.errors import UserError
 from model.gemma2 import Gemma2
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -53,7 +54,7 @@ def load_hf(
 
     `vocab_size` is needed only to change between 256000 rows, one per token, and the 256128 of the paper: dropping
     cuts the last 128 rows, adding appends rows of zeros, whose logits are 0 (mask them where probabilities matter).
-    Raises ValueError naming what is missing, unknown or of a wrong shape.
+    Raises UserError naming what is missing, unknown or of a wrong shape.
     """
     directory = Path(directory)
     config = config_from_hf(_read_json(directory / CONFIG_FILE))
@@ -65,13 +66,13 @@ def load_hf(
     state: dict[str, Tensor] = {}
     for name, tensor in _read_tensors(listing):
         if not tensor.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"{directory}: {name} holds {tensor.dtype}, but weights are floating point; export it unquantized"
             )
         state[name] = tensor if dtype is None else tensor.to(dtype)
     head = state.pop(HEAD, None)
     if head is not None and not torch.equal(head, state[EMBEDDING]):
-        raise ValueError(
+        raise UserError(
             f"{directory}: {HEAD} differs from {EMBEDDING}, but Gemma 2's head is its embedding; "
             f"remove {HEAD} if the embedding is the one to keep"
         )
@@ -87,7 +88,7 @@ def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = SHARD_BY
     directory.mkdir(parents=True, exist_ok=True)
     present = sorted(path.name for path in directory.iterdir() if ".safetensors" in path.name)
     if present:
-        raise ValueError(f"{directory} already holds {present[0]}; choose an empty directory or remove it first")
+        raise UserError(f"{directory} already holds {present[0]}; choose an empty directory or remove it first")
     for name, data in hf_files(model, shard_bytes=shard_bytes):
         (directory / name).write_bytes(data)
 
@@ -96,10 +97,10 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
     """(name, bytes) of each file that `save_hf` writes: the weights, their index where they are several, the config.
 
     For writers whose directory is not a local one. Peak memory beside the model: one file, twice.
-    Raises ValueError for a `shard_bytes` below 1.
+    Raises UserError for a `shard_bytes` below 1.
     """
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
+        raise UserError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
     state = model.state_dict()
     shards: list[list[str]] = [[]]
     filled = 0
@@ -138,7 +139,7 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
     }
     for key, (value, allowed) in required.items():
         if value not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 is {key} = {allowed[0]!r}; "
                 "this directory holds another model or variant"
             )
@@ -148,13 +149,13 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
         if key in stored:
             values[name] = stored[key]
         elif name not in defaults:
-            raise ValueError(f"{CONFIG_FILE} has no {key!r}; add it (published models name every size)")
+            raise UserError(f"{CONFIG_FILE} has no {key!r}; add it (published models name every size)")
     if isinstance(values["query_scale"], float) and values["query_scale"].is_integer():
         values["query_scale"] = int(values["query_scale"])
     config = Gemma2Config(**values)
     pattern = _layer_types(config)
     if stored.get("layer_types") not in (None, pattern):
-        raise ValueError(
+        raise UserError(
             f"{CONFIG_FILE} has layer_types = {stored['layer_types']}, but Gemma 2 alternates {pattern[:2]}, "
             "beginning with the sliding one; this directory holds another model"
         )
@@ -192,12 +193,12 @@ def fit_vocabulary(
     if rows == wanted:
         return replace(config, vocab_size=wanted)
     if {rows, wanted} != {VOCAB_SIZE, PAPER_VOCAB_SIZE}:
-        raise ValueError(
+        raise UserError(
             f"{source}: {EMBEDDING} has {rows} rows, not {wanted}; rows are changed only between {VOCAB_SIZE} and "
             f"{PAPER_VOCAB_SIZE}, so take vocab_size={rows} here and in {CONFIG_FILE}"
         )
     if vocab_size is None:
-        raise ValueError(
+        raise UserError(
             f"{source}: {EMBEDDING} has {rows} rows, but the configuration says {wanted}; the 128 rows between "
             f"{VOCAB_SIZE} and {PAPER_VOCAB_SIZE} are padding: pass vocab_size={VOCAB_SIZE} to leave them out or "
             f"vocab_size={PAPER_VOCAB_SIZE} to have them"
@@ -222,7 +223,7 @@ def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], s
             problems.append(f"{name} has shape {list(shape)}, not {list(right)}")
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"{source}: {'; '.join(problems[:5])}{more}; the weights do not belong to the configuration, "
             "fetch both again from one place"
         )
@@ -252,12 +253,12 @@ def _rope_theta(stored: Mapping[str, Any]) -> float:
     nested = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind != "default":
-        raise ValueError(
+        raise UserError(
             f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 is 'default'; this directory holds a variant"
         )
     found = {float(source["rope_theta"]) for source in (stored, nested) if source.get("rope_theta") is not None}
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{CONFIG_FILE} has two values of rope_theta, {sorted(found)}; keep the one the model was trained with"
         )
     return found.pop() if found else 10_000.0
@@ -270,27 +271,25 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     if index_path.exists():
         weight_map = _read_json(index_path).get("weight_map")
         if not weight_map:
-            raise ValueError(f"{index_path} has no weight_map; fetch it again")
+            raise UserError(f"{index_path} has no weight_map; fetch it again")
         paths = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
     else:
         paths = [single_path]
     listing: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in paths:
         if not path.exists():
-            raise ValueError(
-                f"{directory} has no {path.name}; a model is {SINGLE_FILE}, or {INDEX_FILE} and its shards"
-            )
+            raise UserError(f"{directory} has no {path.name}; a model is {SINGLE_FILE}, or {INDEX_FILE} and its shards")
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     if weight_map is not None and weight_map.get(name) != path.name:
-                        raise ValueError(
+                        raise UserError(
                             f"{path} holds {name}, which {INDEX_FILE} places in {weight_map.get(name)}; "
                             "fetch the directory again"
                         )
                     listing[name] = (path, tuple(file.get_slice(name).get_shape()))
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+            raise UserError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
     return listing
 
 
@@ -305,9 +304,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}; give the directory of a Hugging Face model") from None
+        raise UserError(f"{path.parent} has no {path.name}; give the directory of a Hugging Face model") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.cache import Cache
+from model.errors import UserError
 from model.gemma2 import Gemma2
 
 EOS = 1
@@ -44,7 +45,7 @@ def generate(
     set whose probabilities reach `top_p`. Ids from `vocab_size` on are never chosen: they are padding rows of an
     embedding that has more rows than its tokenizer has ids. `step_boundary` is called after each forward (on XLA:
     `torch_xla.sync`).
-    Raises ValueError on numbers out of range, an empty prompt, or ids outside of the vocabulary.
+    Raises UserError on numbers out of range, an empty prompt, or ids outside of the vocabulary.
     """
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     if not prompts:
@@ -146,25 +147,25 @@ def _check(
     vocab_size: int | None,
 ) -> None:
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}, but must be at least 1; ask for one token or more")
+        raise UserError(f"max_new_tokens is {max_new_tokens}, but must be at least 1; ask for one token or more")
     if not temperature >= 0.0:
-        raise ValueError(
+        raise UserError(
             f"temperature is {temperature}, but must be 0 (greedy) or above; 1 samples from the model as is"
         )
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}, but must be at least 1; leave it out to keep the whole vocabulary")
+        raise UserError(f"top_k is {top_k}, but must be at least 1; leave it out to keep the whole vocabulary")
     if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1; leave it out to keep all")
+        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1; leave it out to keep all")
     if vocab_size is not None and not 1 <= vocab_size <= model.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"vocab_size is {vocab_size}, but the model has {model.config.vocab_size} ids; give at most so many, or "
             "leave it out to choose among all"
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"prompt {number} is empty, but generation starts from a token; begin it with <bos> (2)")
+            raise UserError(f"prompt {number} is empty, but generation starts from a token; begin it with <bos> (2)")
         if not (min(prompt) >= 0 and max(prompt) < model.config.vocab_size):
-            raise ValueError(
+            raise UserError(
                 f"prompt {number} has ids from {min(prompt)} to {max(prompt)}, but the model's vocabulary is 0 to "
                 f"{model.config.vocab_size - 1}; encode it with the tokenizer that the model was trained with"
             )

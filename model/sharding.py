@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from model.config import Gemma2Config
+from model.errors import UserError
 
 Axes = str | tuple[str, ...] | None
 Spec = tuple[Axes, ...]
@@ -57,16 +58,16 @@ class MeshShape:
     def __post_init__(self) -> None:
         for axis, size in self.sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"mesh axis {axis} is {size!r}; it has to be a whole number of at least 1")
+                raise UserError(f"mesh axis {axis} is {size!r}; it has to be a whole number of at least 1")
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
-        """`data=16,model=4`; an axis that is not named has one place. Raises ValueError for anything else."""
+        """`data=16,model=4`; an axis that is not named has one place. Raises UserError for anything else."""
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, _, size = (word.strip() for word in part.partition("="))
             if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
-                raise ValueError(
+                raise UserError(
                     f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(AXES)}, once each, with a size of at "
                     "least 1, as in data=16,model=4"
                 )
@@ -101,7 +102,7 @@ class MeshShape:
 def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
     """The spec of each parameter, by Hugging Face's names.
 
-    Raises ValueError where a name matches no pattern or several, or a pattern no name: a table that has drifted from
+    Raises UserError where a name matches no pattern or several, or a pattern no name: a table that has drifted from
     the model is found before anything is placed by it.
     """
     specs: dict[str, Spec] = {}
@@ -110,11 +111,11 @@ def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
         matching = [pattern for pattern in TABLE if fnmatchcase(name, pattern)]
         if len(matching) != 1:
             found = f"matches the patterns {matching}" if matching else "matches no pattern"
-            raise ValueError(f"parameter {name!r} {found} of model/sharding.py's TABLE; give it exactly one")
+            raise UserError(f"parameter {name!r} {found} of model/sharding.py's TABLE; give it exactly one")
         specs[name] = TABLE[matching[0]]
         unused.discard(matching[0])
     if unused:
-        raise ValueError(
+        raise UserError(
             f"no parameter matches the patterns {sorted(unused)} of model/sharding.py's TABLE; remove them there, or "
             "pass the names of a whole model"
         )
@@ -122,16 +123,16 @@ def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
 
 
 def check_mesh(config: Gemma2Config, mesh: MeshShape) -> None:
-    """Raises ValueError, with the sizes that are allowed, where the mesh cannot divide the model evenly."""
+    """Raises UserError, with the sizes that are allowed, where the mesh cannot divide the model evenly."""
     widths = {name: getattr(config, name) for name in ("heads", "kv_heads", "ffw_dim", "vocab_size")}
     _check_axis("model", mesh.model, widths)
     _check_axis("data", mesh.data, {"d_model": config.d_model})
 
 
 def check_rows(rows: int, mesh: MeshShape) -> None:
-    """Raises ValueError where the rows of a step cannot be divided over replica and data."""
+    """Raises UserError where the rows of a step cannot be divided over replica and data."""
     if rows % mesh.row_shards:
-        raise ValueError(
+        raise UserError(
             f"{rows} rows in a step, and replica={mesh.replica} x data={mesh.data} divide them into {mesh.row_shards} "
             f"parts; use a multiple of {mesh.row_shards} rows"
         )
@@ -140,12 +141,12 @@ def check_rows(rows: int, mesh: MeshShape) -> None:
 def row_groups(processes: int, mesh: MeshShape) -> int:
     """How many parts of a step's rows so many processes read, who have equal numbers of the mesh's chips in order.
 
-    Where a model axis spans several processes, they read the same rows. Raises ValueError where a process would hold
+    Where a model axis spans several processes, they read the same rows. Raises UserError where a process would hold
     a part of one group's chips and a part of another's.
     """
     parts = mesh.row_shards
     if parts % processes and processes % parts:
-        raise ValueError(
+        raise UserError(
             f"mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips: model={mesh.model} has to "
             "divide the chips of a host, or be a multiple of them, so that hosts read whole rows"
         )
@@ -171,4 +172,4 @@ def _check_axis(axis: str, size: int, widths: Mapping[str, int]) -> None:
     allowed = [str(divisor) for divisor in range(1, common + 1) if common % divisor == 0]
     shown = ", ".join(allowed)
     rest = "; put the rest of the chips on data" if axis == "model" else "; put the rest of the chips on replica"
-    raise ValueError(f"mesh axis {axis}={size} does not divide {' and '.join(wrong)}; {axis} may be {shown}{rest}")
+    raise UserError(f"mesh axis {axis}={size} does not divide {' and '.join(wrong)}; {axis} may be {shown}{rest}")

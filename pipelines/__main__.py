@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from data.storage import FullError
 from pipelines.engine.config import no_such
+from pipelines.engine.errors import UserError
 from pipelines.engine.stage import StoppedError, VerdictError
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
@@ -29,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         return 0 if words else 2
     try:
         if words[0] not in COMMANDS:
-            raise ValueError(no_such("command", words[0], COMMANDS))
+            raise UserError(no_such("command", words[0], COMMANDS))
         return _dispatch(words[0], list(words[1:]))
     except ValueError as error:
         if os.environ.get("PIPELINES_TRACEBACK") == "1":

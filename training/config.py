@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from model import Gemma2Config
 from model.sharding import MeshShape
+from training.errors import UserError
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
 CooldownShape = Literal["sqrt", "linear"]
@@ -68,19 +69,19 @@ class OptimizerConfig:
         _at_least("grad_clip", self.grad_clip, 0.0)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 <= {name} < 1")
+                raise UserError(f"{name} is {getattr(self, name)}; allowed is 0 <= {name} < 1")
         if self.eps <= 0:
-            raise ValueError(f"eps is {self.eps}; it has to be above 0")
+            raise UserError(f"eps is {self.eps}; it has to be above 0")
         _one_of("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
         if (self.decay == "wsd") != (self.cooldown_steps > 0):
-            raise ValueError(
+            raise UserError(
                 f"decay is {self.decay!r} and cooldown_steps is {self.cooldown_steps}; 'wsd' needs at least 1 step of "
                 "cooldown, the others take none"
             )
         if not 0.0 <= self.average_decay < 1.0:
-            raise ValueError(f"average_decay is {self.average_decay}; allowed is 0 (no average) to less than 1")
+            raise UserError(f"average_decay is {self.average_decay}; allowed is 0 (no average) to less than 1")
         if not 0.0 <= self.final_learning_rate_fraction <= 1.0:
-            raise ValueError(f"final_learning_rate_fraction is {self.final_learning_rate_fraction}; allowed is 0 to 1")
+            raise UserError(f"final_learning_rate_fraction is {self.final_learning_rate_fraction}; allowed is 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,11 @@ class DistillConfig:
     def __post_init__(self) -> None:
         _one_of("tail", self.tail, get_args(Tail))
         if not 0.0 <= self.alpha < 1.0:
-            raise ValueError(
+            raise UserError(
                 f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
             )
         if not 0.0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it has to be above 0 and finite, 1 changes nothing")
+            raise UserError(f"temperature is {self.temperature}; it has to be above 0 and finite, 1 changes nothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, get_args(Objective))
         if self.objective != "distill" and self.distill != DistillConfig():
-            raise ValueError(
+            raise UserError(
                 f"objective {self.objective!r} takes no {self.distill}; set --objective distill, or leave it"
             )
         _at_least("steps", self.steps, 1)
@@ -155,24 +156,24 @@ class TrainingConfig:
         if self.keep_last is not None:
             _at_least("keep_last", self.keep_last, 1)
         if self.optimizer.warmup_steps + self.optimizer.cooldown_steps > self.steps:
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps {self.optimizer.warmup_steps} and cooldown_steps {self.optimizer.cooldown_steps} are "
                 f"more than the run's {self.steps} steps; warm up and cool down for fewer"
             )
 
 
 def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
-    """Raises ValueError where plain PyTorch cannot divide a model like that: by workers, along no model axis."""
+    """Raises UserError where plain PyTorch cannot divide a model like that: by workers, along no model axis."""
     if not mesh or device not in ("cpu", "cuda"):
         return
     if workers == 1:
-        raise ValueError(
+        raise UserError(
             f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only, or over several workers that "
             "train; leave --mesh out"
         )
     shape = MeshShape.parse(mesh)
     if shape.model > 1 or shape.chips != workers:
-        raise ValueError(
+        raise UserError(
             f"mesh {mesh} on device {device!r} with {workers} workers: allowed are data={workers}, which divides the "
             f"model over them, replica={workers}, where each has all of it, and replica=M,data=N of M x N = {workers}"
         )
@@ -180,9 +181,9 @@ def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        raise UserError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
 def _at_least(name: str, value: float, least: float) -> None:
     if not least <= value < math.inf:
-        raise ValueError(f"{name} is {value}; the least allowed is {least}, and it has to be finite")
+        raise UserError(f"{name} is {value}; the least allowed is {least}, and it has to be finite")

@@ -9,6 +9,7 @@ from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model.sharding import MeshShape, row_groups
 from training.config import BadStep, Device, FeedKind, Remat, TrainingConfig, _at_least, _one_of, check_mesh_device
+from training.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,43 +87,43 @@ class TrainJob:
         _at_least("workers", self.workers, 1)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
-            raise ValueError("no sequences to train on: name at least one SEQUENCES dataset")
+            raise UserError("no sequences to train on: name at least one SEQUENCES dataset")
         if self.vocab_size > self.config.model.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the sequences hold ids up to {self.vocab_size - 1} and the model has a vocabulary of "
                 f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
             )
         if self.config.objective == "distill":
             if self.logits is None or self.codec is None:
-                raise ValueError(
+                raise UserError(
                     "objective 'distill' needs the teacher's cached logits and what they are, and got "
                     f"logits={'given' if self.logits is not None else None}, codec={self.codec}; "
                     "run cache_logits on these sequences and name its output, or use objective 'next_token'"
                 )
             if self.codec.vocab_size != self.config.model.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"the logits are of {self.codec.vocab_size} ids and the student's vocabulary has "
                     f"{self.config.model.vocab_size}: the rest would be taken for ids of probability 0; set the "
                     f"model's vocab_size to {self.codec.vocab_size}"
                 )
             if self.codec.temperature != self.config.distill.temperature:
-                raise ValueError(
+                raise UserError(
                     f"the logits are of the teacher at temperature {self.codec.temperature:g}, and the student would "
                     f"learn at {self.config.distill.temperature:g}; set --distill.temperature "
                     f"{self.codec.temperature:g}, or run cache_logits at {self.config.distill.temperature:g}"
                 )
             if len(self.logits) != len(self.sequences):
-                raise ValueError(
+                raise UserError(
                     f"{len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
                     "name one LOGITS dataset for each SEQUENCES dataset, in the same order"
                 )
         if self.config.global_batch % self.row_parts:
-            raise ValueError(
+            raise UserError(
                 f"global_batch {self.config.global_batch} is not divisible by {self.row_parts} workers; "
                 "change one so that each worker has the same number of rows"
             )
         if self.microbatch_rows is not None and (self.microbatch_rows < 1 or self.worker_rows % self.microbatch_rows):
-            raise ValueError(
+            raise UserError(
                 f"microbatch_rows {self.microbatch_rows} does not divide the {self.worker_rows} rows of a worker; "
                 f"allowed are the divisors of {self.worker_rows}"
             )

@@ -35,6 +35,7 @@ from torch import Tensor
 from data.logits import CodecSpec
 from model import Gemma2
 from training.config import Tail, TrainingConfig
+from training.errors import UserError
 from training.loss_head import CHUNK_POSITIONS, Head, HeadLoss, RunHead, loop_head, to_weighted_ids
 
 Batch = Mapping[str, Tensor]
@@ -120,7 +121,7 @@ def distill_topk_loss(
             ids_BTK = torch.cat([ids_BTK, _next_ids(batch)], dim=-1)
             targets = [ids_BTK, torch.cat([probs_BTK * head.target_mass, tail_BT1], dim=-1)]
         case _:
-            raise ValueError(f"tail is {tail!r}; allowed are {', '.join(map(repr, get_args(Tail)))}")
+            raise UserError(f"tail is {tail!r}; allowed are {', '.join(map(repr, get_args(Tail)))}")
     return _masked_sum(model, batch, head, targets, run_head)
 
 
@@ -195,7 +196,7 @@ def loss_function(config: TrainingConfig, codec: CodecSpec | None, run_head: Run
     if config.objective == "next_token":
         return partial(next_token_loss, run_head=run_head, z_loss=config.z_loss)
     if codec is None:
-        raise ValueError("objective 'distill' needs to know what the cached logits are; pass their codec")
+        raise UserError("objective 'distill' needs to know what the cached logits are; pass their codec")
     distill = config.distill
     mix: dict[str, Any] = {
         "temperature": distill.temperature,

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from training.errors import UserError
+
 CHUNK_POSITIONS = 256
 """positions in a slice of logits: rows enough for an efficient matrix product; 8 MiB at 8192 ids, 250 MiB at 256,000"""
 
@@ -63,15 +65,15 @@ class Head:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"temperature is {self.temperature}, but must be above 0 and finite; 1 takes the model as it is"
             )
         if not 0.0 <= self.alpha < 1.0:
-            raise ValueError(
+            raise UserError(
                 f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
             )
         if self.chunk_positions < 1:
-            raise ValueError(
+            raise UserError(
                 f"chunk_positions is {self.chunk_positions}, but must be at least 1; {CHUNK_POSITIONS} does well"
             )
 

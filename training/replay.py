@@ -18,6 +18,7 @@ from training.backends.local_workers import run_workers
 from training.backends.make import make_backend
 from training.checkpoints.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
 from training.checkpoints.setups import Setup, in_setup, setups_between
+from training.errors import UserError
 from training.faults import Drained
 from training.feed import Feed, direct_feed
 from training.job import TrainJob
@@ -49,7 +50,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
     mine = None if recorded is None else recorded.filter(pc.field("step") <= step)
     if mine is None or not mine.num_rows or mine["step"][-1].as_py() != step:
         last = 0 if recorded is None or not recorded.num_rows else recorded["step"][-1].as_py()
-        raise ValueError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
+        raise UserError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
     first, carried = _checkpoint_before(job, step)
     reports: list[StepReport] = []
     with tempfile.TemporaryDirectory() as directory:

@@ -13,6 +13,7 @@ from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from model.sharding import MeshShape
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
 from training.backends.base import Backend
@@ -73,10 +74,10 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
     """Loads a checkpoint onto a device, or divides it over a `mesh` of chips; kept by the process for its next shard.
 
-    Raises ValueError where it is damaged.
+    Raises UserError where it is damaged.
     """
     if read_commit(uri) is None:
-        raise ValueError(f"{uri} is not a committed checkpoint; train it again, or name another step")
+        raise UserError(f"{uri} is not a committed checkpoint; train it again, or name another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     model = Gemma2(Gemma2Config(**checkpoint.state["identity"]["config"]["model"]))
     model.load_state_dict(checkpoint.weights)
@@ -97,22 +98,22 @@ def setup_of(context: Context) -> dict[str, str]:
 
 
 def check_same_tokenizer(one: Input, other: Input) -> None:
-    """Raises ValueError, naming both, where two inputs hold ids of different tokenizers."""
+    """Raises UserError, naming both, where two inputs hold ids of different tokenizers."""
     first, second = one.manifest.tokenizer_sha256, other.manifest.tokenizer_sha256
     if first != second:
-        raise ValueError(
+        raise UserError(
             f"{one.reference} is of tokenizer {first}, {other.reference} of tokenizer {second}; "
             "ids of one mean nothing to the other: give inputs that were made with one tokenizer"
         )
 
 
 def codec_of(logits: Input) -> CodecSpec:
-    """How to read cached logits, from their manifest. Raises ValueError where they are of an earlier format."""
+    """How to read cached logits, from their manifest. Raises UserError where they are of an earlier format."""
     facts = logits.data.facts
     try:
         return CodecSpec(**facts["codec"])
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
             "run cache_logits again"
         ) from error

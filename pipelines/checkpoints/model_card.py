@@ -17,6 +17,7 @@ from data import storage
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.shards import read_table
 from model import Gemma2Config
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE, Input
 
 LOSS_STEPS = 100
@@ -41,7 +42,7 @@ class Exported:
 def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Sequence[Input], root: str) -> str:
     """README.md as Hugging Face shows it.
 
-    Raises ValueError where a manifest that the checkpoint rests on is missing or of other bytes, or an evaluation is
+    Raises UserError where a manifest that the checkpoint rests on is missing or of other bytes, or an evaluation is
     of another checkpoint.
     """
     runs = ancestry(checkpoint, root)
@@ -86,7 +87,7 @@ def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Se
 def ancestry(one: Input, root: str) -> dict[str, Input]:
     """Reference -> input, of all that `one` was made from, sources first, and of itself.
 
-    Runs are looked for beside the run that read them, then below `root`. Raises ValueError where one is missing, or
+    Runs are looked for beside the run that read them, then below `root`. Raises UserError where one is missing, or
     holds other bytes than were read.
     """
     found: dict[str, Input] = {}
@@ -100,7 +101,7 @@ def ancestry(one: Input, root: str) -> dict[str, Input]:
                 roots = [reader.directory.rstrip("/").rsplit("/", 2)[0], root]
                 before = _find(recorded["reference"], match["stage"], match["fingerprint"], roots, reader)
                 if before.content() != recorded["content"]:
-                    raise ValueError(
+                    raise UserError(
                         f"{before.directory} holds another {before.reference} than the one that {reader.reference} was "
                         "made from (it was made again on another set-up); run the latter again"
                     )
@@ -124,7 +125,7 @@ def _find(reference: str, stage: str, fingerprint: str, roots: list[str], reader
                 dataset=match["dataset"],
                 step=None if match["step"] is None else int(match["step"]),
             )
-    raise ValueError(
+    raise UserError(
         f"no {MANIFEST_NAME} of {stage}/{fingerprint}, which {reader.reference} was made from; the model card tells of "
         f"it, so copy that run (or its {MANIFEST_NAME} and metrics) to {storage.join(roots[-1], stage, fingerprint)}"
     )
@@ -241,10 +242,10 @@ def _evaluations(evaluations: Sequence[Input], checkpoint: Input, step: int) -> 
 def _check_evaluation(one: Input, checkpoint: Input, step: int) -> None:
     manifest = one.manifest
     if manifest.stage != "evaluate_model":
-        raise ValueError(f"{one.reference} is no evaluation; give runs of evaluate_model")
+        raise UserError(f"{one.reference} is no evaluation; give runs of evaluate_model")
     (evaluated,) = manifest.inputs["checkpoint"]
     if evaluated["content"] != checkpoint.content() or one.data.facts["step"] != step:
-        raise ValueError(
+        raise UserError(
             f"{one.reference} evaluated step {one.data.facts['step']} of {evaluated['reference']}, and this exports "
             f"step {step} of {checkpoint.reference}; evaluate the latter"
         )

@@ -26,7 +26,7 @@ class Question:
 
 
 def replay_(words: list[str]) -> int:
-    """Prints the verdict; returns the exit code. Raises ValueError where the run has no record of the step."""
+    """Prints the verdict; returns the exit code. Raises UserError where the run has no record of the step."""
     question = tyro.cli(Question, args=words, prog="python -m pipelines replay", description=__doc__.strip())
     run = open_run(question.run, question.root)
     found = replay(run.job(question.step), question.step)

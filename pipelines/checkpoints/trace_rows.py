@@ -19,6 +19,7 @@ import tyro
 
 from data.lineage import Place, documents_of_rows, find_document
 from pipelines.checkpoints.trained_run import CHECKPOINTS, STAGE, TrainedRun, open_run
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import DEFAULT_ROOT, Input
 from training.checkpoints.records import checkpoint_uri, read_rows
 
@@ -43,7 +44,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if sum(one is not None for one in (self.document, self.step, self.row)) != 1:
-            raise ValueError("trace takes one of --document ID, --step N and --row SOURCE/SHARD/ROW")
+            raise UserError("trace takes one of --document ID, --step N and --row SOURCE/SHARD/ROW")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Seen:
 
 
 def trace(words: list[str]) -> int:
-    """Answers one question; returns the exit code. Raises ValueError for a run, step or row that is not there."""
+    """Answers one question; returns the exit code. Raises UserError for a run, step or row that is not there."""
     question = tyro.cli(Question, args=words, prog="python -m pipelines trace", description=__doc__.strip())
     run = open_run(question.checkpoint, question.root)
     if question.document is not None:
@@ -113,7 +114,7 @@ def step_lines(run: TrainedRun, step: int) -> Iterator[str]:
                 yield from step_lines(before, step)
                 return
         last = lineage["step"][-1].as_py() if lineage.num_rows else 0
-        raise ValueError(f"{_name(run)} records no step {step}; its last is {last}")
+        raise UserError(f"{_name(run)} records no step {step}; its last is {last}")
     yield f"step {step} of {_name(run)}: {len(rows)} rows"
     by_source = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
     documents = {
@@ -131,7 +132,7 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     inputs = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
     source, *place = text.rsplit("/", 2)
     if source not in inputs or len(place) != 2 or not all(part.isdigit() for part in place):
-        raise ValueError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
+        raise UserError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
     shard, row = map(int, place)
     documents = documents_of_rows(inputs[source].uris(), [(shard, row)])[shard, row]
     steps = _steps_of(_lineage(run), source, [Place(shard, row, 0, 0)])[0]
@@ -144,7 +145,7 @@ def _lineage(run: TrainedRun) -> pa.Table:
     """The run's own rows up to the step that is asked for."""
     table = read_rows(run.checkpoints_uri, "lineage")
     if table is None:
-        raise ValueError(f"{run.directory} has no checkpoint yet, so no record of its rows; wait for the first one")
+        raise UserError(f"{run.directory} has no checkpoint yet, so no record of its rows; wait for the first one")
     return table if run.step is None else table.filter(pc.field("step") <= run.step)
 
 

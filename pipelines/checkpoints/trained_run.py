@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from data import storage
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, Read, resolve
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
@@ -51,12 +52,12 @@ class TrainedRun:
         return storage.join(self.directory, CHECKPOINTS)
 
     def job(self, step: int) -> "TrainJob":
-        """The job, for a step that a checkpoint is behind. Raises ValueError where none is.
+        """The job, for a step that a checkpoint is behind. Raises UserError where none is.
 
         Its set-up is the default one: the steps' own are in the checkpoints (`training/checkpoints/setups.py`).
         """
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
-            raise ValueError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
+            raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
         context = Context(
             stage=STAGE,
             directory=self.directory,
@@ -73,7 +74,7 @@ class TrainedRun:
 
 
 def open_run(reference: str, root: str) -> TrainedRun:
-    """Raises ValueError where the reference names no run of train_model."""
+    """Raises UserError where the reference names no run of train_model."""
     if match := REFERENCE.match(reference):
         directory = storage.join(root, match["stage"], match["fingerprint"])
     else:
@@ -86,12 +87,12 @@ def open_run(reference: str, root: str) -> TrainedRun:
     try:
         document = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
             "shows the runs there are"
         ) from None
     if document["stage"] != STAGE:
-        raise ValueError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
+        raise UserError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
     inputs = {
         name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)

@@ -22,6 +22,7 @@ import model
 from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import DEFAULT_ROOT, absolute
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Stage, load_stage
@@ -56,7 +57,7 @@ class RecipeCommand:
 
 
 def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
-    """Raises ValueError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
+    """Raises UserError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
     words, config_file = take(list(words), "--config")
     words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
@@ -65,17 +66,17 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     if config_file is not None:
         document = _read_json(config_file)
         if document.get("stage") != stage.name:
-            raise ValueError(
+            raise UserError(
                 f"{config_file} is of {document.get('stage') or document.get('recipe')!r}, not of {stage.name!r}"
             )
         if not isinstance(document.get("config"), dict) or not isinstance(document.get("inputs", {}), dict):
-            raise ValueError(
+            raise UserError(
                 f"{config_file}: 'config' and 'inputs' must be objects; a run's own _CONFIG.json is an example"
             )
         saved = configs.from_dict(stage.config, document["config"], config_file)
         for name, given in document.get("inputs", {}).items():
             if name not in stage.reads:
-                raise ValueError(f"{config_file}: {configs.no_such('input', name, stage.reads)}")
+                raise UserError(f"{config_file}: {configs.no_such('input', name, stage.reads)}")
             inputs[name] = configs.texts(given, f"{config_file}: input {name!r}")
         root = _saved_root(document, config_file)
     model_fields = {} if preset is None else {"model": _preset(preset)}
@@ -104,7 +105,7 @@ def _attribute(name: str) -> str:
 
 
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
-    """Raises ValueError as `parse_stage` does."""
+    """Raises UserError as `parse_stage` does."""
     words, config_file = take(list(words), "--config")
     root = DEFAULT_ROOT
     if config_file is not None:
@@ -130,7 +131,7 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     ]
     parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, root)
     if paths and not parsed.input:
-        raise ValueError("--input names nothing; give files, directories or globs after it, or leave it out")
+        raise UserError("--input names nothing; give files, directories or globs after it, or leave it out")
     own_text = parsed.input != paths
     steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
     given = {flag: getattr(parsed, flag) for flag in outside if getattr(parsed, flag)}
@@ -140,23 +141,23 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
 
 def parse_run(recipe: Recipe, words: Sequence[str]) -> tuple[RecipeCommand, list[str]]:
     """What `run RECIPE` is asked for, and the names of the steps to run: all, or those after `--only`, by which several
-    jobs share a recipe. Raises ValueError as `parse_recipe` does, and for a name that is no step's."""
+    jobs share a recipe. Raises UserError as `parse_recipe` does, and for a name that is no step's."""
     words, only = take(list(words), "--only")
     command = parse_recipe(recipe, words)
     names = [step.name for step in recipe.steps]
     chosen = names if only is None else only.split(",")
     for name in chosen:
         if name not in names:
-            raise ValueError(configs.no_such("step", name, names))
+            raise UserError(configs.no_such("step", name, names))
     return command, chosen
 
 
 def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
-    """Raises ValueError where the chosen steps, or those they rest on, lack an input from outside."""
+    """Raises UserError where the chosen steps, or those they rest on, lack an input from outside."""
     if missing := recipe.not_given(chosen):
         everything = len(chosen) == len(recipe.steps)
         whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
-        raise ValueError(f"{whose} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
+        raise UserError(f"{whose} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
 
 
 def _what(recipe: Recipe, step: str, name: str) -> str:
@@ -240,12 +241,12 @@ def _nested(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
-    """Raises ValueError, with the nearest flag there is, for a word that names none. `flags` have underscores."""
+    """Raises UserError, with the nearest flag there is, for a word that names none. `flags` have underscores."""
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")
             if name not in flags and name != "help":
-                raise ValueError(
+                raise UserError(
                     f"{configs.no_such('field', name, flags)} (flags are the fields' names with -- before them)"
                 )
 
@@ -261,14 +262,14 @@ def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
             return words[:place] + words[place + 1 :], word.partition("=")[2]
         if word == flag:
             if place + 1 == len(words) or words[place + 1].startswith("--"):
-                raise ValueError(f"{flag} needs a value after it")
+                raise UserError(f"{flag} needs a value after it")
             return words[:place] + words[place + 2 :], words[place + 1]
     return words, None
 
 
 def _preset(name: str) -> Any:
     if name not in MODEL_PRESETS:
-        raise ValueError(configs.no_such("model", name, MODEL_PRESETS))
+        raise UserError(configs.no_such("model", name, MODEL_PRESETS))
     return MODEL_PRESETS[name]()
 
 
@@ -276,47 +277,47 @@ def _read_json(path: str) -> dict[str, Any]:
     try:
         document = json.loads(storage.read_bytes(path))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
         ) from None
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from error
     if not isinstance(document, dict) or not ({"stage", "recipe"} & set(document)):
-        raise ValueError(f"{path} is no saved config: it names neither a stage nor a recipe")
+        raise UserError(f"{path} is no saved config: it names neither a stage nor a recipe")
     return document
 
 
 def _saved_root(document: dict[str, Any], where: str) -> str:
     root = document.get("root", DEFAULT_ROOT)
     if not isinstance(root, str):
-        raise ValueError(f"{where}: 'root' must be a string, got {root!r}")
+        raise UserError(f"{where}: 'root' must be a string, got {root!r}")
     return root
 
 
 def _root(text: str) -> str:
     """Where runs go, absolute: workers have other working directories.
 
-    Raises ValueError for a relative one inside a submitted job: its directory vanishes with the job.
+    Raises UserError for a relative one inside a submitted job: its directory vanishes with the job.
     """
     if not text:
-        raise ValueError("--root is empty; give a directory or gs://bucket/path")
+        raise UserError("--root is empty; give a directory or gs://bucket/path")
     if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
-        raise ValueError(
+        raise UserError(
             f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
             "give an absolute path or gs://"
         )
     refuse_memory(text)
     root = absolute(text).rstrip("/") or "/"
     if not storage.is_remote(root) and os.path.exists(root) and not os.path.isdir(root):
-        raise ValueError(f"--root {text!r} is a file; give a directory, existing or not")
+        raise UserError(f"--root {text!r} is a file; give a directory, existing or not")
     return root
 
 
 def refuse_memory(root: str) -> None:
-    """Raises ValueError for a root that no worker would see and that is gone with this process."""
+    """Raises UserError for a root that no worker would see and that is gone with this process."""
     if storage.is_memory(root):
-        raise ValueError(
+        raise UserError(
             f"--root {root!r} is seen by one process and vanishes with it; give a directory or gs://bucket/path"
         )

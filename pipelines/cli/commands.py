@@ -28,6 +28,7 @@ from pipelines.cli.arguments import (
 from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.status import status_lines
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE, absolute
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import read_run, run_task
@@ -45,7 +46,7 @@ def list_(words: list[str]) -> int:
     if words == ["--runs"]:
         return _list_runs(root)
     if words:
-        raise ValueError(f"list takes nothing, or --runs [--root ROOT]; got {' '.join(words)}")
+        raise UserError(f"list takes nothing, or --runs [--root ROOT]; got {' '.join(words)}")
     width = max(map(len, [*stage_names(), *recipes.names()]))
     print("recipes")
     for name in recipes.names():
@@ -62,7 +63,7 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
     if root is None:
         return rest, DEFAULT_ROOT
     if not root:
-        raise ValueError("--root is empty; give a directory or gs://bucket/path")
+        raise UserError("--root is empty; give a directory or gs://bucket/path")
     refuse_memory(root)
     storage.check_bucket(root)
     return rest, root
@@ -88,7 +89,7 @@ def status(words: list[str]) -> int:
     """All runs below ROOT: done, running, failed, how far; asks no cluster."""
     words, root = _take_root(words)
     if words:
-        raise ValueError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
+        raise UserError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
     for line in status_lines(absolute(root)):
         print(line)
     return 0
@@ -98,12 +99,12 @@ def show(words: list[str]) -> int:
     """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show STAGE/FINGERPRINT`)."""
     words, root = _take_root(words)
     if len(words) != 1:
-        raise ValueError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
+        raise UserError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
     (name,) = words
     if match := REFERENCE.match(name):
         manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
         if manifest is None:
-            raise ValueError(f"no finished run {name!r} under {root}; `list --runs --root {root}` shows those that are")
+            raise UserError(f"no finished run {name!r} under {root}; `list --runs --root {root}` shows those that are")
         print(manifest.to_json().decode(), end="")
         return 0
     target = _stage_or_recipe(name)
@@ -129,7 +130,7 @@ def plan(words: list[str]) -> int:
     prices = read_prices(None if prices_file in (None, "default") else prices_file)
     if isinstance(target, Stage):
         if prices_file is not None:
-            raise ValueError("--prices goes with a recipe: a stage alone does not say what is done with its output")
+            raise UserError("--prices goes with a recipe: a stage alone does not say what is done with its output")
         command = parse_stage(target, rest)
         storage.check_bucket(command.root)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
@@ -159,14 +160,14 @@ def account(words: list[str]) -> int:
     """What a recipe's finished steps took, in the table that `plan` reckons before."""
     target, rest = _named(words, "account")
     if isinstance(target, Stage):
-        raise ValueError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
+        raise UserError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
     rest, prices_file = take(rest, "--prices")
     prices = read_prices(None if prices_file in (None, "default") else prices_file)
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
     amounts = measured(tasks_of(command.recipe, command.root))
     if not amounts:
-        raise ValueError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
+        raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
     steps = len(command.recipe.steps)
     print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
     for line in measured_lines(amounts, prices):
@@ -225,7 +226,7 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
 
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:
     if not words or words[0].startswith("-"):
-        raise ValueError(
+        raise UserError(
             f"{command} needs the name of a stage or recipe first: {', '.join([*recipes.names(), *stage_names()])}"
         )
     return _stage_or_recipe(words[0]), words[1:]
@@ -236,7 +237,7 @@ def _stage_or_recipe(name: str) -> Stage | Recipe:
         return recipes.load(name)
     if name in stage_names():
         return load_stage(name)
-    raise ValueError(configs.no_such("stage or recipe", name, [*recipes.names(), *stage_names()]))
+    raise UserError(configs.no_such("stage or recipe", name, [*recipes.names(), *stage_names()]))
 
 
 def _fields(kind: Any, prefix: str) -> list[str]:

@@ -23,6 +23,7 @@ from infra.kubernetes import Request, manifests, rented_slice
 from infra.slices import Topology
 from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, take
 from pipelines.engine.config import no_such
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.placement import mesh_of
 from pipelines.recipes import registry as recipes
@@ -74,7 +75,7 @@ class Command:
 
 
 def print_manifests(words: list[str]) -> int:
-    """Prints the objects. Raises ValueError for what is not there or does not fit."""
+    """Prints the objects. Raises UserError for what is not there or does not fit."""
     words, further = _parted(words)
     flags = {one.name for one in dataclasses.fields(Command)} - {"stage"}
     refuse_unknown(words, sorted(flags | {"no_spot"}))
@@ -94,22 +95,22 @@ def _parted(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, Topology | None]:
-    """What to make manifests of; `further` words go to `run`. Raises ValueError, saying what is allowed."""
+    """What to make manifests of; `further` words go to `run`. Raises UserError, saying what is allowed."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
     place = _place(command, step)
     if not BUCKET.fullmatch(command.root):
-        raise ValueError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
+        raise UserError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
     if command.kind == "RayCluster" and further:
-        raise ValueError(
+        raise UserError(
             f"a RayCluster runs no line of its own, so {shlex.join(further)!r} after -- would be lost; "
             "give it to the job that you submit to the cluster, or make a RayJob"
         )
     if not command.image:
-        raise ValueError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
+        raise UserError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
     if not (fewest.isdecimal() and most.isdecimal()):
-        raise ValueError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
+        raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:
         words += ["--device", "xla"]
@@ -150,28 +151,28 @@ def _step(recipe: Recipe, name: str) -> Step:
     named = [step for step in found if step.name == name] or found
     if not named:
         known = [*(step.name for step in recipe.steps), *(step.stage for step in recipe.steps)]
-        raise ValueError(f"{recipe.name}: {no_such('stage or step', name, set(known))}")
+        raise UserError(f"{recipe.name}: {no_such('stage or step', name, set(known))}")
     if len(named) > 1:
         names = ", ".join(step.name for step in named)
-        raise ValueError(f"{recipe.name} has several steps of {name}; name one of them instead: {names}")
+        raise UserError(f"{recipe.name} has several steps of {name}; name one of them instead: {names}")
     return named[0]
 
 
 def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
-    """Raises ValueError where the job would end with exit code 2: for a word that `run` does not take, an input that is
+    """Raises UserError where the job would end with exit code 2: for a word that `run` does not take, an input that is
     missing, a path that pods do not see. A --config in a bucket is not read, so what it holds is not missed."""
     if asked := [word for word in words if word in ("-h", "--help")]:
-        raise ValueError(f"a job that is asked for {asked[0]} would run nothing; `show {recipe.name}` tells its steps")
+        raise UserError(f"a job that is asked for {asked[0]} would run nothing; `show {recipe.name}` tells its steps")
     words, saved = take(list(words), "--config")
     if saved is not None and not BUCKET.fullmatch(saved):
-        raise ValueError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
+        raise UserError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
     mesh_of(command.resources)
     if command.root != root.rstrip("/"):
-        raise ValueError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
+        raise UserError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))
     if unseen := sorted(path for path in given if not (storage.is_remote(path) or REFERENCE.match(path))):
-        raise ValueError(f"input {unseen[0]!r} is not seen by all pods; copy it to a bucket and give gs://bucket/path")
+        raise UserError(f"input {unseen[0]!r} is not seen by all pods; copy it to a bucket and give gs://bucket/path")
     if saved is None:
         refuse_missing(command.recipe, chosen)
 
@@ -186,17 +187,17 @@ def _place(command: Command, step: Step) -> Topology | None:
     if step.stage not in MODEL_STAGES:
         for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
             if value:
-                raise ValueError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
+                raise UserError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
         return None
     text, slices = command.topology, command.slices
     if not text and step.place is not None:
         text, slices = step.place.topology, slices or step.place.slices
     if not text:
-        raise ValueError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
+        raise UserError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
     place = rented_slice(text, slices or 1)
     if place.hosts > 1 and step.stage != "train_model":
         one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
-        raise ValueError(
+        raise UserError(
             f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "
             f"one slice of one host, as in --topology {one_host} (several of them as replicas are not built)"
         )

@@ -19,6 +19,7 @@ from data import storage
 from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
 from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.registry import stage_names
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import refuse_given
@@ -36,7 +37,7 @@ PROBE_SECONDS = 30.0
 def submit(words: Sequence[str]) -> int:
     """Submits and follows the job, or with `--detach` only tells its id. Returns its own exit code (0: handed over).
 
-    Raises ValueError for a line that `run` would refuse, a root that means something else on the cluster, a cluster
+    Raises UserError for a line that `run` would refuse, a root that means something else on the cluster, a cluster
     that does not answer, does not let us in or lets everybody in, and a repository too large to ship.
     """
     rest, address = take(list(words), "--address")
@@ -45,7 +46,7 @@ def submit(words: Sequence[str]) -> int:
     check_line(rest)
     address = address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
-        raise ValueError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
+        raise UserError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
     check_address(address, os.environ)
     shipped = check_size(REPOSITORY)
     protect_token_file(os.environ)
@@ -94,15 +95,15 @@ def exit_code(status: str, driver: int | None) -> int:
 
 
 def check_line(words: Sequence[str]) -> None:
-    """Raises ValueError where the cluster could not run this line, so that it is known before anything is shipped."""
+    """Raises UserError where the cluster could not run this line, so that it is known before anything is shipped."""
     if not words or words[0].startswith("-"):
-        raise ValueError(f"submit needs the name of a stage or recipe first: {', '.join(_names())}")
+        raise UserError(f"submit needs the name of a stage or recipe first: {', '.join(_names())}")
     name, *rest = words
     if name not in _names():
-        raise ValueError(configs.no_such("stage or recipe", name, _names()))
+        raise UserError(configs.no_such("stage or recipe", name, _names()))
     _, root = take(rest, "--root")
     if root is None or not (storage.is_remote(root) or os.path.isabs(root)):
-        raise ValueError(
+        raise UserError(
             f"--root is {root or 'not given'}; a job runs elsewhere: give gs://bucket/path, or an absolute path that "
             "every node sees"
         )
@@ -115,14 +116,14 @@ def check_line(words: Sequence[str]) -> None:
 
 
 def check_address(address: str, environment: Mapping[str, str]) -> None:
-    """Raises ValueError where it is no dashboard's, or where code and data would go to whoever asks for them."""
+    """Raises UserError where it is no dashboard's, or where code and data would go to whoever asks for them."""
     try:
         parts = urlsplit(address)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, a bracket that is not closed
         known = False
     if not known:
-        raise ValueError(
+        raise UserError(
             f"--address is {address!r}; give the dashboard of the cluster's head as http://HOST:8265 or https://HOST"
         )
     refuse_open_host(parts.hostname or "", address, environment)
@@ -132,7 +133,7 @@ def check_size(repository: Path) -> int:
     """Bytes of the files that Ray would ship, without what .gitignore and .rayignore name; packs nothing.
 
     Ray's own settings count as they do for Ray: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 ships what .gitignore names, too.
-    Raises ValueError, naming the largest files, over MOST_BYTES.
+    Raises UserError, naming the largest files, over MOST_BYTES.
     """
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
@@ -152,7 +153,7 @@ def check_size(repository: Path) -> int:
     if total > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_NAMED]
         named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
-        raise ValueError(
+        raise UserError(
             f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
             + ("" if obeyed else f"unset {ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
             + "move them out, or name them in .rayignore"
@@ -170,21 +171,21 @@ def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
             client = _client(address)
             return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
     except AuthenticationError as error:
-        raise ValueError(
+        raise UserError(
             f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
             "RAY_AUTH_TOKEN_PATH) to its token"
         ) from error
     except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        raise ValueError(
+        raise UserError(
             f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
             "dashboard's --address"
         ) from error
     except (RuntimeError, requests.exceptions.RequestException, ValueError, LookupError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"what answers at {address} does not take the job as a Ray dashboard would ({_first_line(error)}); give "
             "the dashboard's --address, or see why it is in trouble"
         ) from error
-    raise ValueError(
+    raise UserError(
         f"what answers at {address} asks nobody for a token: anyone who reaches it could run code as you; start the "
         "cluster with RAY_AUTH_MODE=token, and set the same here, with its token in RAY_AUTH_TOKEN or "
         "RAY_AUTH_TOKEN_PATH"

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.engine.errors import UserError
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -26,7 +28,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
     """Reads `values` as a `kind`.
 
-    Raises ValueError that names the field: unknown (did you mean), missing or of a wrong type.
+    Raises UserError that names the field: unknown (did you mean), missing or of a wrong type.
     """
     check_fields(kind, values, where)
     try:
@@ -35,18 +37,18 @@ def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Con
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise ValueError(f"{where}: field {field!r}: {first['msg'].removeprefix('Value error, ')}{got}") from error
+        raise UserError(f"{where}: field {field!r}: {first['msg'].removeprefix('Value error, ')}{got}") from error
 
 
 def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Raises ValueError for the first name in `values`, at any depth, that is no field of `kind`."""
+    """Raises UserError for the first name in `values`, at any depth, that is no field of `kind`."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: {prefix.rstrip('.') or 'the config'} must be an object of fields, got {values!r}")
+        raise UserError(f"{where}: {prefix.rstrip('.') or 'the config'} must be an object of fields, got {values!r}")
     hints = typing.get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in fields:
-            raise ValueError(f"{where}: {no_such('field', prefix + name, [prefix + known for known in fields])}")
+            raise UserError(f"{where}: {no_such('field', prefix + name, [prefix + known for known in fields])}")
         if dataclasses.is_dataclass(fields[name]):
             check_fields(fields[name], value, where, f"{prefix}{name}.")
 
@@ -60,19 +62,19 @@ def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
 
 
 def same_names(what: str, got: Iterable[str], wanted: Iterable[str], where: str) -> None:
-    """Raises ValueError for a name that should not be there, or one that is missing."""
+    """Raises UserError for a name that should not be there, or one that is missing."""
     got, wanted = list(got), list(wanted)
     for name in got:
         if name not in wanted:
-            raise ValueError(f"{where}: {no_such(what, name, wanted)}")
+            raise UserError(f"{where}: {no_such(what, name, wanted)}")
     if missing := [name for name in wanted if name not in got]:
-        raise ValueError(f"{where}: {what} {missing[0]!r} is missing; there should be {', '.join(wanted)}")
+        raise UserError(f"{where}: {what} {missing[0]!r} is missing; there should be {', '.join(wanted)}")
 
 
 def texts(value: Any, where: str) -> tuple[str, ...]:
-    """A JSON list of strings. Raises ValueError for anything else."""
+    """A JSON list of strings. Raises UserError for anything else."""
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError(f"{where} must be a list of strings, got {_short(value)}")
+        raise UserError(f"{where} must be a list of strings, got {_short(value)}")
     return tuple(value)
 
 
@@ -80,7 +82,7 @@ def canonical_json(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"a config holds a number that is not finite ({error}); give a finite one") from error
+        raise UserError(f"a config holds a number that is not finite ({error}); give a finite one") from error
 
 
 def digest(value: Any, digits: int = 16) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from data import storage
 from data.manifest import MANIFEST_NAME, Dataset, Manifest, read_manifest
 from pipelines.engine.config import digest, no_such
+from pipelines.engine.errors import UserError
 from pipelines.engine.registry import stage_names
 
 
@@ -82,19 +83,17 @@ class Input:
 
     @functools.cached_property
     def manifest(self) -> Manifest:
-        """Of the run it refers to. Raises ValueError where that run has not finished."""
+        """Of the run it refers to. Raises UserError where that run has not finished."""
         manifest = read_manifest(self.directory)
         if manifest is None:
-            raise ValueError(
-                f"{self.directory} has no {MANIFEST_NAME}: that run has not finished; run it (again) first"
-            )
+            raise UserError(f"{self.directory} has no {MANIFEST_NAME}: that run has not finished; run it (again) first")
         return manifest
 
     @property
     def data(self) -> Dataset:
-        """The dataset it names. Raises ValueError where the run has none of that name."""
+        """The dataset it names. Raises UserError where the run has none of that name."""
         if self.dataset not in self.manifest.datasets:
-            raise ValueError(f"{self.directory}: {no_such('dataset', self.dataset, self.manifest.datasets)}")
+            raise UserError(f"{self.directory}: {no_such('dataset', self.dataset, self.manifest.datasets)}")
         return self.manifest.datasets[self.dataset]
 
     def uris(self) -> list[str]:
@@ -111,13 +110,13 @@ class Input:
 
 
 def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | None = None) -> Input:
-    """Turns what the user wrote into an Input. Raises ValueError that says what is missing and what would do."""
+    """Turns what the user wrote into an Input. Raises UserError that says what is missing and what would do."""
     if read.external:
         return external_input([text], select)
     assert read.dataset is not None
     if match := REFERENCE.match(text):
         if match["stage"] not in stage_names():
-            raise ValueError(f"{text!r}: {no_such('stage', match['stage'], stage_names())}")
+            raise UserError(f"{text!r}: {no_such('stage', match['stage'], stage_names())}")
         return _run_input(storage.join(root, match["stage"], match["fingerprint"]), match, read.dataset, text)
     if read.file_allowed and storage.exists(text) and not storage.is_directory(text):
         return external_input([text], None)
@@ -125,12 +124,12 @@ def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | No
     assert match is not None
     directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
     if not storage.exists(directory):
-        raise ValueError(
+        raise UserError(
             f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
             f"of a run's directory"
         )
     if not storage.is_directory(directory):
-        raise ValueError(
+        raise UserError(
             f"{text!r} is a file, and this input takes {read.dataset!r} of a finished run; `run collect_text --input` "
             "makes one of files of text"
         )
@@ -144,19 +143,19 @@ def run_reference(stage: str, fingerprint: str, dataset: str, step: int | None =
 def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -> Input:
     manifest = read_manifest(directory)
     if manifest is None:
-        raise ValueError(
+        raise UserError(
             f"{given!r}: {directory} holds no {MANIFEST_NAME}, so no finished run; `python -m pipelines list "
             f"--runs` shows those that have"
         )
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
-        raise ValueError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
+        raise UserError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
     if name != dataset:  # held-out rows have the schema of training rows, and must never become them
-        raise ValueError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
+        raise UserError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
     step = None if match["step"] is None else int(match["step"])
     if step is not None and step not in manifest.datasets[name].facts.get("steps", []):
         steps = manifest.datasets[name].facts.get("steps", [])
-        raise ValueError(f"{given!r}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+        raise UserError(f"{given!r}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
     return Input(
         reference=run_reference(manifest.stage, manifest.fingerprint, name, step),
         given=given if REFERENCE.match(given) else _suffixed(directory, match),
@@ -175,7 +174,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     """Files, directories and globs from outside, as one input.
 
     A file's name is relative to the directory that was given; of several directories, each puts its own name before.
-    Raises ValueError where one is missing or nothing is left.
+    Raises UserError where one is missing or nothing is left.
     """
     files: dict[str, ExternalFile] = {}
     passed_over: list[str] = []
@@ -188,19 +187,17 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 passed_over.append(name)
                 continue
             if not _is_text(name):
-                raise ValueError(
-                    f"the name of the file {uri!r} is not UTF-8; rename it, or leave it out with --exclude"
-                )
+                raise UserError(f"the name of the file {uri!r} is not UTF-8; rename it, or leave it out with --exclude")
             if name in files and files[name].uri != uri:
-                raise ValueError(
+                raise UserError(
                     f"{files[name].uri} and {uri} have one name, {name!r}; give the folder above both instead"
                 )
             files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=_content(uri))
     if not files:
         told = f"no file to read in {', '.join(paths)}"
         if not passed_over:
-            raise ValueError(f"{told}: there is none")
-        raise ValueError(
+            raise UserError(f"{told}: there is none")
+        raise UserError(
             f"{told}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
             "name a pattern that it matches, as in --include '*.txt'"
         )
@@ -240,7 +237,7 @@ def _files_below(path: str) -> list[tuple[str, str, int]]:
         ]
         if found:
             return found
-    raise ValueError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")
+    raise UserError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")
 
 
 def _content(uri: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data import storage
+from pipelines.engine.errors import UserError
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -37,7 +38,7 @@ class Lease:
 def hold_lease(directory: str) -> Iterator[Lease]:
     """Takes the lease of `directory`, renews it while the block runs, gives it back at the end.
 
-    Raises ValueError, naming the holder, where another driver holds it.
+    Raises UserError, naming the holder, where another driver holds it.
     """
     lease = _acquire(directory)
     stop = threading.Event()
@@ -73,7 +74,7 @@ def _acquire(directory: str) -> Lease:
         current = _read(current_uri) if newest else None
         if current is not None and not current.get("superseded") and not is_stale(current):
             age = time.time() - current["heartbeat"]
-            raise ValueError(
+            raise UserError(
                 f"{directory} is being written by process {current['pid']} on {current['host']} (heartbeat "
                 f"{age:.0f} s ago); "
                 f"wait for it, or end it and run again: the lease is free at once if it was here, after "

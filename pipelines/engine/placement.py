@@ -5,6 +5,7 @@ from typing import Any
 
 from infra.slices import CHIPS, Topology, parse_topology
 from model.sharding import MeshShape, row_groups
+from pipelines.engine.errors import UserError
 from pipelines.engine.resources import Resources
 from training.worker.places import TpuSlices
 
@@ -15,24 +16,24 @@ RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "T
 def place_of(resources: Resources) -> Topology | None:
     """The slices that the resources name; None where they name none.
 
-    Raises ValueError for slices that do not exist, that Ray does not reserve as a whole, or beside other workers.
+    Raises UserError for slices that do not exist, that Ray does not reserve as a whole, or beside other workers.
     """
     if not resources.topology:
         if resources.slices > 1 or resources.min_slices:
-            raise ValueError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
+            raise UserError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
         return None
     place = parse_topology(resources.topology, resources.slices)
     if resources.device not in ("auto", "xla"):
-        raise ValueError(f"--topology {place.name} on device {resources.device!r}; TPU slices take 'xla'")
+        raise UserError(f"--topology {place.name} on device {resources.device!r}; TPU slices take 'xla'")
     if resources.workers not in (1, place.hosts):
-        raise ValueError(
+        raise UserError(
             f"--workers {resources.workers}, but {place.slices} x {place.name} has {place.hosts} hosts and a worker "
             "runs on each; leave --workers out"
         )
     if resources.min_workers is not None:
-        raise ValueError(f"--min-workers on --topology {place.name}: whole slices come and go; give --min-slices")
+        raise UserError(f"--min-workers on --topology {place.name}: whole slices come and go; give --min-slices")
     if place.hosts > place.slices and place.chips_per_slice == 8 and place.chip.dimensions == 2:
-        raise ValueError(
+        raise UserError(
             f"Ray takes {place.name} for one host of 8 chips and does not hold two hosts of 4 together; use "
             f"{place.chip.name}:2x2 or {place.chip.name}:4x4"
         )
@@ -91,7 +92,7 @@ def mesh_of(resources: Resources) -> str:
     place = place_of(resources)
     if place is None or resources.mesh:
         if place is not None and MeshShape.parse(resources.mesh).chips != place.chips:
-            raise ValueError(
+            raise UserError(
                 f"mesh {resources.mesh} has {MeshShape.parse(resources.mesh).chips} chips, and {place.slices} x "
                 f"{place.name} has {place.chips}; their product has to be that"
             )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipelines.engine.errors import UserError
+
 if TYPE_CHECKING:
     pass
 
@@ -48,10 +50,10 @@ class Resources:
         for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         for fewest, all_of in (("min_workers", "workers"), ("min_slices", "slices")):
             if (value := getattr(self, fewest)) is not None and value > getattr(self, all_of):
-                raise ValueError(
+                raise UserError(
                     f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
                 )
         if self.mesh:
@@ -60,4 +62,4 @@ class Resources:
             MeshShape.parse(self.mesh)
         for name in ("max_failures", "max_preemptions"):
             if getattr(self, name) < -1:
-                raise ValueError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")

@@ -51,7 +51,7 @@ class Shuffled:
     """parts in each file"""
 
     def gather(self, part: int, schema: pa.Schema) -> pa.Table:
-        """The rows of one part, in the order of the first hop's files. Raises ValueError where a file is damaged."""
+        """The rows of one part, in the order of the first hop's files. Raises UserError where a file is damaged."""
         band, place = divmod(part, self.width)
         return exchange.gather(self.files[band], place, schema)
 

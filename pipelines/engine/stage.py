@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.manifest import Dataset
 from pipelines.engine.config import no_such
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import Lines
 from pipelines.engine.registry import stage_names
@@ -128,9 +129,9 @@ class Context:
 
 @cache
 def load_stage(name: str) -> Stage:
-    """Raises ValueError for a name that is no stage."""
+    """Raises UserError for a name that is no stage."""
     if name not in stage_names():
-        raise ValueError(no_such("stage", name, stage_names()))
+        raise UserError(no_such("stage", name, stage_names()))
     module = importlib.import_module(f"pipelines.stages.{name}")
     return Stage(
         name=name,

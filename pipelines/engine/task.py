@@ -7,6 +7,7 @@ from typing import Any
 from data import storage
 from data.manifest import Manifest, read_manifest
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read, external_input, resolve, run_reference
 from pipelines.engine.stage import Stage
 
@@ -38,7 +39,7 @@ class Task:
         return storage.join(self.root, self.stage.name, self.fingerprint)
 
     def manifest(self) -> Manifest | None:
-        """Of the finished run, or None. Raises ValueError where it was made from inputs that have changed since."""
+        """Of the finished run, or None. Raises UserError where it was made from inputs that have changed since."""
         manifest = read_manifest(self.directory)
         if manifest is not None:
             self._check_inputs_unchanged(manifest)
@@ -50,7 +51,7 @@ class Task:
             for one, before in zip(self.inputs.get(name, ()), recorded, strict=False):
                 present = None if one.external else read_manifest(one.directory)
                 if present is not None and one.content() != before["content"]:
-                    raise ValueError(
+                    raise UserError(
                         f"{self.directory} was made from another {one.reference} than the one in "
                         f"{one.directory} (same config, other "
                         f"bytes: it was made again on another set-up); remove {self.directory} and run again"
@@ -60,23 +61,23 @@ class Task:
 def resolve_inputs(
     stage: Stage, config: Any, given: Mapping[str, Sequence[str]], root: str
 ) -> dict[str, tuple[Input, ...]]:
-    """What the user named, resolved. Raises ValueError for what is missing, unknown or too many."""
+    """What the user named, resolved. Raises UserError for what is missing, unknown or too many."""
     refuse_given(stage, given)
     named = {name: [text for text in given.get(name, ()) if text] for name in stage.reads}
     return {name: resolve_texts(stage.reads[name], config, texts, root) for name, texts in named.items() if texts}
 
 
 def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
-    """Raises ValueError for inputs that are missing, unknown or too many; looks at none of them."""
+    """Raises UserError for inputs that are missing, unknown or too many; looks at none of them."""
     for name in given:
         if name not in stage.reads:
-            raise ValueError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
+            raise UserError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
     for name, read in stage.reads.items():
         texts = [text for text in given.get(name, ()) if text]
         if not texts and not read.optional:
-            raise ValueError(f"{stage.name} needs --{name} ({read.help})")
+            raise UserError(f"{stage.name} needs --{name} ({read.help})")
         if len(texts) > 1 and not read.many:
-            raise ValueError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
+            raise UserError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
 
 
 def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:

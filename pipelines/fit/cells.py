@@ -26,6 +26,7 @@ from model import Gemma2Config
 from model.sharding import MeshShape
 from model.sharding import check_mesh as check_model_mesh
 from pipelines.engine.config import from_dict
+from pipelines.engine.errors import UserError
 from training.config import Objective, Remat
 
 CACHE = Path(".cache/fit")
@@ -70,18 +71,18 @@ class FitRequest:
     """of parameters and activations; the optimizer's moments are float32"""
 
     def __post_init__(self) -> None:
-        """Raises ValueError, with what is allowed, for anything that no compiler could help."""
+        """Raises UserError, with what is allowed, for anything that no compiler could help."""
         config = self.model
         for name in ("seq", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.seq % LANES:
-            raise ValueError(
+            raise UserError(
                 f"seq is {self.seq}, but splash attention takes rows of a multiple of {LANES} tokens; "
                 f"try --seq {max(LANES, round(self.seq / LANES) * LANES)}"
             )
         if config.head_dim % LANES:
-            raise ValueError(
+            raise UserError(
                 f"head_dim is {config.head_dim}, but splash attention takes heads of a multiple of {LANES}; the "
                 "published sizes have 128 and 256"
             )
@@ -136,7 +137,7 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Cell":
-        """Raises ValueError for anything that `to_json` did not write."""
+        """Raises UserError for anything that `to_json` did not write."""
         return from_dict(cls, json.loads(text), where)
 
 
@@ -155,14 +156,14 @@ def run_cell(
     minutes: float = DEFAULT_MINUTES,
     say: Callable[[str], None] = lambda text: None,
 ) -> Cell:
-    """The cached answer, or a new one. Raises ValueError where the compiler's environment is missing."""
+    """The cached answer, or a new one. Raises UserError where the compiler's environment is missing."""
     code = code_digest()
     key = hashlib.sha256(json.dumps([request.to_dict(), code], sort_keys=True).encode()).hexdigest()[:16]
     kept = cache / f"{key}.json"
     if kept.exists():
         return Cell.from_json(kept.read_text(), str(kept))
     if not FIT_PYTHON.exists():
-        raise ValueError(f"the TPU compiler is not installed ({FIT_PYTHON} is missing); run `make fit-env` once")
+        raise UserError(f"the TPU compiler is not installed ({FIT_PYTHON} is missing); run `make fit-env` once")
     cell = _answer(request, code, minutes * 60, say)
     if not cell.error:
         cache.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
 from pipelines.engine.config import from_dict, no_such
+from pipelines.engine.errors import UserError
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
 from training.config import Objective, Remat
@@ -61,7 +62,7 @@ class Command:
 
 
 def fit(words: list[str]) -> int:
-    """Answers one question; returns the exit code. Raises ValueError, before any compile, where it makes no sense."""
+    """Answers one question; returns the exit code. Raises UserError, before any compile, where it makes no sense."""
     refuse_unknown(words, sorted([one.name for one in dataclasses.fields(Command)] + ["no_search", "no_json"]))
     command = tyro.cli(Command, args=words, prog="python -m pipelines fit", description=__doc__)
     request = request_of(command)
@@ -100,7 +101,7 @@ def _answer(tried: list[Cell], command: Command) -> list[str]:
 
 
 def request_of(command: Command) -> FitRequest:
-    """Raises ValueError for an unknown model or chip, and for a mesh or batch that does not divide."""
+    """Raises UserError for an unknown model or chip, and for a mesh or batch that does not divide."""
     config = _model(command.model)
     place = parse_topology(command.topology, command.slices)
     whole = MeshShape(replica=place.slices, data=place.chips_per_slice)
@@ -122,13 +123,13 @@ def _model(name: str) -> Gemma2Config:
         return MODEL_PRESETS[name]()
     path = Path(name)
     if not name.endswith(".json"):
-        raise ValueError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
+        raise UserError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
     if not path.is_file():
-        raise ValueError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
+        raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
     try:
         stored: Any = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{name} is not JSON ({error}); give a Hugging Face config.json") from error
+        raise UserError(f"{name} is not JSON ({error}); give a Hugging Face config.json") from error
     if isinstance(stored, dict) and "hidden_size" in stored:
         return config_from_hf(stored)
     return from_dict(Gemma2Config, stored, name)

@@ -19,6 +19,7 @@ from typing import Any
 
 from infra.slices import GIB, Roofline, model_flops_utilization, roofline
 from model import forward_flops_per_token, parameter_count, train_flops_per_token
+from pipelines.engine.errors import UserError
 from pipelines.fit.cells import Cell, FitRequest
 
 BACKWARD_KERNELS = 2
@@ -50,9 +51,9 @@ class Figures:
 
 
 def figures(cell: Cell) -> Figures:
-    """Raises ValueError for a cell that could not be judged."""
+    """Raises UserError for a cell that could not be judged."""
     if cell.problem:
-        raise ValueError(f"this cell has no figures: {cell.problem}")
+        raise UserError(f"this cell has no figures: {cell.problem}")
     request, compiled = cell.request, cell.compiled
     chip = request.place.chip
     tokens = request.batch * request.seq / request.mesh.chips

@@ -10,6 +10,7 @@ from typing import Any
 
 from data import storage
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, absolute
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, future_input, resolve_texts
@@ -116,7 +117,7 @@ class Recipe:
 
 
 def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
-    """Step name -> task, in order. Raises ValueError where an input from outside is missing."""
+    """Step name -> task, in order. Raises UserError where an input from outside is missing."""
     tasks: dict[str, Task] = {}
     for step in recipe.steps:
         stage = load_stage(step.stage)
@@ -178,14 +179,14 @@ def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
 def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
     """The recipe with the configs and the outside input of a saved one.
 
-    Raises ValueError where the file does not fit.
+    Raises UserError where the file does not fit.
     """
     if document.get("recipe") != recipe.name:
         got = document.get("recipe") or document.get("stage")
-        raise ValueError(f"{where} is of {got!r}, not of recipe {recipe.name!r}")
+        raise UserError(f"{where} is of {got!r}, not of recipe {recipe.name!r}")
     saved = document.get("steps")
     if not isinstance(saved, dict) or not all(isinstance(one, dict) and "config" in one for one in saved.values()):
-        raise ValueError(
+        raise UserError(
             f"{where}: 'steps' must map each step's name to an object with its config; save it again by a run"
         )
     configs.same_names("step", saved, [step.name for step in recipe.steps], where)
@@ -201,9 +202,9 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
     paths = configs.texts(document.get("input", []), f"{where}: 'input'")
     outside = document.get("outside", {})
     if not isinstance(outside, dict):
-        raise ValueError(f"{where}: 'outside' must be an object of lists of paths, got {outside!r}")
+        raise UserError(f"{where}: 'outside' must be an object of lists of paths, got {outside!r}")
     for name in outside:
         if name not in recipe.outside():
-            raise ValueError(f"{where}: {configs.no_such('outside input', name, recipe.outside())}")
+            raise UserError(f"{where}: {configs.no_such('outside input', name, recipe.outside())}")
     given = {name: configs.texts(many, f"{where}: 'outside.{name}'") for name, many in outside.items()}
     return replace(recipe, steps=steps).with_input(paths).with_outside(given)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pipelines.engine.config import no_such
+from pipelines.engine.errors import UserError
 from pipelines.recipes.demo import demo, smoke
 from pipelines.recipes.gemma2 import gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain
 from pipelines.recipes.recipe import Recipe
@@ -14,9 +15,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Recipe:
-    """Raises ValueError for a name that is no recipe."""
+    """Raises UserError for a name that is no recipe."""
     if name not in _RECIPES:
-        raise ValueError(no_such("recipe", name, names()))
+        raise UserError(no_such("recipe", name, names()))
     return _RECIPES[name]()
 
 

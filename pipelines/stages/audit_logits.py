@@ -21,6 +21,7 @@ from data.manifest import Dataset
 from data.schema import sequence_hashes
 from pipelines.checkpoints.loaded import batches_of, checkpoint_of, codec_of, open_model, setup_of
 from pipelines.engine import config as configs
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Receipt, ShardOutput, map_shards
@@ -63,9 +64,9 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("fraction", "alpha"):
             if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed is above 0 and up to 1")
+                raise UserError(f"{name} is {getattr(self, name)}; allowed is above 0 and up to 1")
         if self.min_positions < 1:
-            raise ValueError(f"min_positions is {self.min_positions}; at least 1, usually 200")
+            raise UserError(f"min_positions is {self.min_positions}; at least 1, usually 200")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +146,13 @@ class _Audit:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where the inputs cannot be compared at all."""
+    """Raises UserError where the inputs cannot be compared at all."""
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
     spec, facts = codec_of(logits), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
     setup = setup_of(context)
     if len(logits.uris()) != len(sequences.uris()):
-        raise ValueError(
+        raise UserError(
             f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "
             f"{len(sequences.uris())}; name the sequences that the cache was made of, {facts['sequences_reference']}"
         )

@@ -24,6 +24,7 @@ from pipelines.checkpoints.loaded import (
     setup_of,
 )
 from pipelines.engine.config import digest, to_dict
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
@@ -69,11 +70,11 @@ class Config:
     def __post_init__(self) -> None:
         estimator_of(self)
         if self.forward_rows < 1:
-            raise ValueError(f"forward_rows is {self.forward_rows}; at least 1")
+            raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
 
 
 def estimator_of(config: Config) -> Estimator:
-    """Raises ValueError where its numbers cannot be."""
+    """Raises UserError where its numbers cannot be."""
     return Estimator(
         name=config.estimator,
         draws=config.draws,
@@ -84,14 +85,14 @@ def estimator_of(config: Config) -> Estimator:
 
 
 def codec_spec(config: Config, vocab_size: int) -> CodecSpec:
-    """How the bytes of this config are to be read. Raises ValueError where the vocabulary does not allow it."""
+    """How the bytes of this config are to be read. Raises UserError where the vocabulary does not allow it."""
     if config.estimator == "full" and vocab_size > FULL_VOCABULARY:
-        raise ValueError(
+        raise UserError(
             f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {FULL_VOCABULARY} ids: use "
             "'sample'"
         )
     if config.estimator == "topk" and config.top > vocab_size:
-        raise ValueError(f"top is {config.top} and the vocabulary has {vocab_size} ids; keep fewer")
+        raise UserError(f"top is {config.top} and the vocabulary has {vocab_size} ids; keep fewer")
     return CodecSpec(
         vocab_size=vocab_size,
         estimator=config.estimator,
@@ -163,9 +164,9 @@ def captured(
 
 
 def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
-    """Raises ValueError where the teacher's vocabulary is not that of the sequences."""
+    """Raises UserError where the teacher's vocabulary is not that of the sequences."""
     if teacher.model.config.vocab_size != vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and that of the sequences "
             f"{vocab_size}; take a teacher that was trained with the tokenizer of these sequences (import_model "
             "--vocab-size 256000 leaves out the padding rows of an embedding of 256128)"
@@ -173,7 +174,7 @@ def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where teacher and sequences are of different tokenizers."""
+    """Raises UserError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
     device = resolve_device(context.resources.device)

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from data import schema, sources
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
@@ -49,9 +50,9 @@ class Config:
     def __post_init__(self) -> None:
         for name, usual in (("shard_bytes", "64 MiB"), ("max_document_bytes", "128 MiB")):
             if not 1 <= getattr(self, name) <= 1 << 30:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are 1 to 2**30, usually {usual}")
+                raise UserError(f"{name} is {getattr(self, name)}; allowed are 1 to 2**30, usually {usual}")
         if not self.source:
-            raise ValueError("source is empty; give the source a name")
+            raise UserError("source is empty; give the source a name")
 
 
 def selected(config: Config, name: str) -> bool:
@@ -92,7 +93,7 @@ class _Collect:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where no document is left at all."""
+    """Raises UserError where no document is left at all."""
     groups: list[list[ExternalFile]] = [[]]
     held = 0
     for file in context.input("input").files:
@@ -107,5 +108,5 @@ def run(context: Context, config: Config) -> Outcome:
     dropped = total_dropped(receipts)
     if not text.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no records at all"
-        raise ValueError(f"the input is an empty corpus: 0 documents ({reasons}); give --input files that hold text")
+        raise UserError(f"the input is an empty corpus: 0 documents ({reasons}); give --input files that hold text")
     return Outcome(datasets={"text": text, "rejects": dataset_of(receipts, "rejects")}, dropped=dropped)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import decontaminate, schema, shards
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.engine.stage import Context, Outcome
@@ -38,7 +39,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 2 <= self.ngram_words <= 64:
-            raise ValueError(f"ngram_words is {self.ngram_words}; allowed are 2 to 64, usually 8 to 13")
+            raise UserError(f"ngram_words is {self.ngram_words}; allowed are 2 to 64, usually 8 to 13")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Index:
         index, short = decontaminate.index_of(items, self.config.ngram_words)
         if not index.num_rows:
             names = ", ".join(file.name for file in files)
-            raise ValueError(
+            raise UserError(
                 f"no item of {names} has {self.config.ngram_words} words, so nothing can be found; lower --ngram-words"
             )
         return ShardOutput(
@@ -89,11 +90,11 @@ class _Search:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where two sets have one name, or none has an item that can be found."""
+    """Raises UserError where two sets have one name, or none has an item that can be found."""
     files = context.input("evaluation").files
     sets = tuple(decontaminate.set_name(file.name) for file in files)
     if twice := [name for name, count in Counter(sets).items() if count > 1]:
-        raise ValueError(f"two evaluation sets are called {', '.join(twice)}; give their files different names")
+        raise UserError(f"two evaluation sets are called {', '.join(twice)}; give their files different names")
     (made,) = map_shards(context, "index", [files], _Index(config))
     (index_uri,) = uris_of(context, [made], "_index")
     receipts = map_shards(context, "search", context.input("text").uris(), _Search(config, index_uri, sets))

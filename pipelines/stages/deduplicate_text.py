@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import components, dedup, exchange, schema, shards
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
@@ -47,7 +48,7 @@ class Config:
         for name, most in (("shingle_words", 64), ("bands", 1024), ("band_hashes", 1024), ("part_rows", 1 << 40)):
             value = getattr(self, name)
             if not 1 <= value <= most:
-                raise ValueError(f"{name} is {value}; allowed are 1 to {most}")
+                raise UserError(f"{name} is {value}; allowed are 1 to {most}")
 
     @property
     def keys_a_document(self) -> int:

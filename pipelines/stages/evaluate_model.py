@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
@@ -37,7 +38,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.forward_rows < 1:
-            raise ValueError(f"forward_rows is {self.forward_rows}; at least 1")
+            raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Evaluate:
     def __call__(self, uris: list[str]) -> ShardOutput:
         loaded = open_model(self.checkpoint, self.device, self.mesh)
         if loaded.model.config.vocab_size < self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
                 f"{loaded.model.config.vocab_size}; evaluate it on rows made with its own tokenizer"
             )
@@ -73,11 +74,11 @@ class _Evaluate:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where nothing is held out, or where the tokenizers differ."""
+    """Raises UserError where nothing is held out, or where the tokenizers differ."""
     checkpoint, heldout = context.input("checkpoint"), context.input("heldout")
     check_same_tokenizer(checkpoint, heldout)
     if not heldout.data.facts["targets"] or not heldout.data.facts["text_bytes"]:
-        raise ValueError(
+        raise UserError(
             f"{heldout.reference} has no held-out rows: of so few documents none fell among the 2 % that are held out; "
             "collect more text"
         )

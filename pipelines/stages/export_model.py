@@ -21,6 +21,7 @@ from model import Gemma2, Gemma2Config, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
 from pipelines.checkpoints.loaded import checkpoint_of
 from pipelines.checkpoints.model_card import Exported, model_card
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.save_load import load_checkpoint
@@ -52,19 +53,19 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:
-            raise ValueError(f"shard_bytes is {self.shard_bytes}; at least 1")
+            raise UserError(f"shard_bytes is {self.shard_bytes}; at least 1")
         if not self.name.strip():
-            raise ValueError("name is empty; give the model card a title")
+            raise UserError("name is empty; give the model card a title")
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError for another tokenizer than the checkpoint's, and where the model card lacks a manifest."""
+    """Raises UserError for another tokenizer than the checkpoint's, and where the model card lacks a manifest."""
     checkpoint, (uri,) = context.input("checkpoint"), context.input("tokenizer").uris()
     tokenizer_model = storage.read_bytes(uri)
     tokenizer = Tokenizer.from_bytes(tokenizer_model)
     trained_with = checkpoint.manifest.tokenizer_sha256
     if trained_with != tokenizer.sha256:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {tokenizer.sha256} ({uri}); give "
             "the former"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from data import filters, pii, schema, shards, storage
 from data.filters import Rules, Treatment
 from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
@@ -72,15 +73,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if wrong_scores := [score for score in self.min_classifier_score if not 0 <= score <= 1]:
-            raise ValueError(f"min_classifier_score has {wrong_scores}; allowed are 0 to 1")
+            raise UserError(f"min_classifier_score has {wrong_scores}; allowed are 0 to 1")
         if self.max_characters < 1:
-            raise ValueError(f"max_characters is {self.max_characters}; at least 1")
+            raise UserError(f"max_characters is {self.max_characters}; at least 1")
         if not 0 <= self.min_language_score <= 1:
-            raise ValueError(f"min_language_score is {self.min_language_score}; allowed are 0 to 1")
+            raise UserError(f"min_language_score is {self.min_language_score}; allowed are 0 to 1")
         if wrong := [
             code for code in self.languages if not (code.isalpha() and code.islower() and len(code) in (2, 3))
         ]:
-            raise ValueError(f"languages {wrong} are no codes of ISO 639-1, as in --languages en de")
+            raise UserError(f"languages {wrong} are no codes of ISO 639-1, as in --languages en de")
 
     def rules(self, words: tuple[str, ...], classifiers: tuple[str, ...]) -> Rules:
         return Rules(
@@ -118,25 +119,25 @@ class _Filter:
 
 
 def read_words(uris: list[str]) -> tuple[str, ...]:
-    """The words and phrases of the lists, sorted. Raises ValueError where there is none, or a file is no UTF-8."""
+    """The words and phrases of the lists, sorted. Raises UserError where there is none, or a file is no UTF-8."""
     words: set[str] = set()
     for uri in uris:
         try:
             lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, a word a line") from error
+            raise UserError(f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, a word a line") from error
         words |= {line.strip() for line in lines if line.strip()}
     if uris and not words:
-        raise ValueError(f"the word list {', '.join(uris)} holds no word; give one a line, or leave --words out")
+        raise UserError(f"the word list {', '.join(uris)} holds no word; give one a line, or leave --words out")
     return tuple(sorted(words))
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where nothing is left."""
+    """Raises UserError where nothing is left."""
     words = read_words([uri for one in context.inputs.get("words", []) for uri in one.uris()])
     classifiers = tuple(uri for one in context.inputs.get("classifier", []) for uri in one.uris())
     if len(classifiers) != len(config.min_classifier_score):
-        raise ValueError(
+        raise UserError(
             f"got {len(classifiers)} classifiers and {len(config.min_classifier_score)} scores; give --classifier and "
             "--min-classifier-score one value each for every classifier"
         )
@@ -153,5 +154,5 @@ def run(context: Context, config: Config) -> Outcome:
     )
     dropped = total_dropped(receipts)
     if not text.rows:
-        raise ValueError(f"no document is left, dropped were {dropped}; raise --max-characters, or collect other text")
+        raise UserError(f"no document is left, dropped were {dropped}; raise --max-characters, or collect other text")
     return Outcome(datasets={"text": text, "rejects": dataset_of(receipts, "rejects")}, dropped=dropped)

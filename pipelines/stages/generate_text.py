@@ -15,6 +15,7 @@ from data import schema, storage
 from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, open_model
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -49,13 +50,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; at least 1")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; at least 1")
         if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; 0 (greedy) or more")
+            raise UserError(f"temperature is {self.temperature}; 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; at least 1, or None for all tokens")
+            raise UserError(f"top_k is {self.top_k}; at least 1, or None for all tokens")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p is {self.top_p}; above 0 and at most 1, or None for all tokens")
+            raise UserError(f"top_p is {self.top_p}; above 0 and at most 1, or None for all tokens")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Generate:
     def __call__(self, prompts: list[str]) -> ShardOutput:
         loaded, tokenizer = open_model(self.checkpoint, self.device), Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > loaded.model.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; give "
                 "the tokenizer that the model was trained with"
             )
@@ -105,12 +106,12 @@ class _Generate:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError without a prompt, or with another tokenizer than the checkpoint's."""
+    """Raises UserError without a prompt, or with another tokenizer than the checkpoint's."""
     checkpoint, tokenizer = context.input("checkpoint"), context.input("tokenizer")
     (uri,) = tokenizer.uris()
     trained_with, given = checkpoint.manifest.tokenizer_sha256, Tokenizer.load(uri).sha256
     if trained_with != given:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {given} ({uri}); give the former"
         )
     prompts = list(config.prompt)
@@ -119,9 +120,9 @@ def run(context: Context, config: Config) -> Outcome:
             try:
                 prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one a line") from error
+                raise UserError(f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one a line") from error
     if not prompts:
-        raise ValueError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
+        raise UserError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
     device = resolve_device(context.resources.device)
     if device == "xla" and not has_tpu():
         device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU

@@ -20,6 +20,7 @@ from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import checkpoint_uri, read_commit
@@ -62,14 +63,14 @@ class Config:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError naming the tensor that is missing, unknown or misshaped, and where there is no tokenizer."""
+    """Raises UserError naming the tensor that is missing, unknown or misshaped, and where there is no tokenizer."""
     tokenizer_model = _tokenizer_model(context)
     tokenizer = Tokenizer.from_bytes(tokenizer_model)
     checkpoints = storage.join(context.directory, CHECKPOINTS)
     if read_commit(checkpoint_uri(checkpoints, 0)) is None:  # otherwise an earlier attempt was stopped after it
         model = _load(context.input("weights"), config)
         if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size} rows of "
                 "embedding; give the tokenizer that the model was trained with"
             )
@@ -101,13 +102,13 @@ def _tokenizer_model(context: Context) -> bytes:
         uri for one in given for uri in one.uris()
     ]
     if not uris:
-        raise ValueError(
+        raise UserError(
             f"there is no {MODEL_FILE} in {_given(weights)}; give the one that the model was trained with, by "
             f"--tokenizer PATH (Gemma's own: `make tokenizer`)"
         )
     models = [storage.read_bytes(uri) for uri in uris]
     if models[0] != models[-1]:
-        raise ValueError(f"{uris[1]} is not {uris[0]}, which lies beside the weights; leave --tokenizer out")
+        raise UserError(f"{uris[1]} is not {uris[0]}, which lies beside the weights; leave --tokenizer out")
     return models[0]
 
 
@@ -119,25 +120,25 @@ def _load(weights: Input, config: Config) -> Gemma2:
                 return _load_hf(folder, config, names)
             return _load_google(folder, config, names)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(folder), _given(weights))) from error
+            raise UserError(str(error).replace(str(folder), _given(weights))) from error
 
 
 def _load_hf(folder: Path, config: Config, names: list[str]) -> Gemma2:
     if CONFIG_FILE not in names:
-        raise ValueError(f"{folder}: safetensors without {CONFIG_FILE}; give the directory that holds both")
+        raise UserError(f"{folder}: safetensors without {CONFIG_FILE}; give the directory that holds both")
     if config.model is not None:
-        raise ValueError(f"{folder} says its sizes itself, in {CONFIG_FILE}; leave --model out")
+        raise UserError(f"{folder} says its sizes itself, in {CONFIG_FILE}; leave --model out")
     return load_hf(folder, dtype=None, vocab_size=config.vocab_size)
 
 
 def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
     files = [name for name in names if name.endswith(".ckpt")]
     if len(files) > 1:
-        raise ValueError(f"{folder} holds {len(files)} checkpoints, {', '.join(files)}; give one of them")
+        raise UserError(f"{folder} holds {len(files)} checkpoints, {', '.join(files)}; give one of them")
     if not files and not any(name.endswith(GOOGLE_ENDINGS) for name in names):
-        raise ValueError(f"{folder} holds no weights; give a directory of safetensors and {CONFIG_FILE}, or a .ckpt")
+        raise UserError(f"{folder} holds no weights; give a directory of safetensors and {CONFIG_FILE}, or a .ckpt")
     if config.model is None:
-        raise ValueError(f"{folder}: a .ckpt does not say its sizes; give --model gemma2_2b, gemma2_9b or gemma2_27b")
+        raise UserError(f"{folder}: a .ckpt does not say its sizes; give --model gemma2_2b, gemma2_9b or gemma2_27b")
     return load_gemma_pytorch(
         folder / files[0] if files else folder, config.model, dtype=None, vocab_size=config.vocab_size
     )

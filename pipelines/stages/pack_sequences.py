@@ -15,6 +15,7 @@ import xxhash
 from data import schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
@@ -49,11 +50,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
-            raise ValueError(f"sequence_length is {self.sequence_length}; at least 2, so that a row has a target")
+            raise UserError(f"sequence_length is {self.sequence_length}; at least 2, so that a row has a target")
         for name in ("shard_tokens", "row_group_rows", "max_rows", "max_heldout_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; at least 1")
+                raise UserError(f"{name} is {value}; at least 1")
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ class _Pack:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where the tokens are of several sources, none, or beyond the vocabulary of their tokenizer."""
+    """Raises UserError where the tokens are of several sources, none, or beyond the vocabulary of their tokenizer."""
     given = context.input("tokens")
     facts = given.data.facts
     if len(facts["sources"]) > 1:
-        raise ValueError(
+        raise UserError(
             f"{given.reference} holds {len(facts['sources'])} sources ({', '.join(facts['sources'])}); pack each alone"
         )
     training = max(1, -(-given.data.tokens // config.shard_tokens))
@@ -174,17 +175,17 @@ def run(context: Context, config: Config) -> Outcome:
         )
         largest = max((receipt.facts["largest_id"] for receipt in made), default=0)
         if largest >= facts["vocab_size"]:
-            raise ValueError(
+            raise UserError(
                 f"{given.reference} holds id {largest}, beyond its vocabulary of {facts['vocab_size']}: tokenize again"
             )
     if config.require_heldout and not datasets[HELDOUT].rows:
-        raise ValueError(
+        raise UserError(
             f"none of the {given.data.rows} documents of {given.reference} fell among the 1 in "
             f"{schema.HELDOUT_ONE_IN} that are held out; collect more (or smaller) documents, or set "
             "--require-heldout False and evaluate on other rows"
         )
     if not datasets[TRAINING].rows:
-        raise ValueError(
+        raise UserError(
             f"{given.reference} has no document to train on ({datasets[HELDOUT].rows} held-out rows); collect more text"
         )
     return Outcome(datasets=datasets, dropped=total_dropped(receipts), tokenizer_sha256=given.manifest.tokenizer_sha256)

@@ -17,6 +17,7 @@ from data import schema, shards
 from data.fast_encoder import SPACE, cut_after
 from data.masking import masked_tokens
 from data.tokenizer import BOS, EOS, PART_BYTES, Tokenizer
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -47,15 +48,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.check_one_in < 1:
-            raise ValueError(f"check_one_in is {self.check_one_in}; at least 1 (every document)")
+            raise UserError(f"check_one_in is {self.check_one_in}; at least 1 (every document)")
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(uri: str, sha256: str) -> Tokenizer:
-    """Kept by the worker process between shards. Raises ValueError where the file is not the tokenizer it should be."""
+    """Kept by the worker process between shards. Raises UserError where the file is not the tokenizer it should be."""
     tokenizer = Tokenizer.load(uri)
     if tokenizer.sha256 != sha256:
-        raise ValueError(
+        raise UserError(
             f"{uri} has sha256 {tokenizer.sha256}, and its manifest says {sha256}; it was changed: train it again"
         )
     return tokenizer

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from data import classifier
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -36,11 +37,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 1 <= self.ngrams <= 5:
-            raise ValueError(f"ngrams is {self.ngrams}; allowed are 1 to 5")
+            raise UserError(f"ngrams is {self.ngrams}; allowed are 1 to 5")
         if not 1 << 10 <= self.weights <= 1 << 26:
-            raise ValueError(f"weights is {self.weights}; allowed are 1024 to 2**26")
+            raise UserError(f"weights is {self.weights}; allowed are 1024 to 2**26")
         if not self.inverse_penalty > 0:
-            raise ValueError(f"inverse_penalty is {self.inverse_penalty}; it must be above 0")
+            raise UserError(f"inverse_penalty is {self.inverse_penalty}; it must be above 0")
 
 
 @dataclass(frozen=True)

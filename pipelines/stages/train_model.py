@@ -16,6 +16,7 @@ from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.engine.stage import Context, Outcome, StoppedError
@@ -69,16 +70,16 @@ class Config(TrainingConfig):
 
 
 def parse_phase(text: str) -> MixturePhase:
-    """ "0:web=0.7,code=0.3" as a phase. Raises ValueError for anything else."""
+    """ "0:web=0.7,code=0.3" as a phase. Raises UserError for anything else."""
     if not re.fullmatch(r"\d+:[^=,:]+=[0-9.eE+-]+(,[^=,:]+=[0-9.eE+-]+)*", text):
-        raise ValueError(f"mixture phase {text!r} is not STEP:source=weight,... as in '0:web=0.7,code=0.3'")
+        raise UserError(f"mixture phase {text!r} is not STEP:source=weight,... as in '0:web=0.7,code=0.3'")
     step, _, weights = text.partition(":")
     pairs = [pair.partition("=") for pair in weights.split(",")]
     return MixturePhase(start_step=int(step), weights=tuple((name, float(weight)) for name, _, weight in pairs))
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises ValueError where inputs do not fit each other, the model or the config."""
+    """Raises UserError where inputs do not fit each other, the model or the config."""
     place = tpu_slices(context.resources)
     job = make_job(context, config)
     fewest = fewest_workers_of(context.resources)
@@ -151,30 +152,30 @@ def _setup(directory: str) -> dict[str, Any]:
 
 
 def make_job(context: Context, config: Config) -> TrainJob:
-    """All that the workers need. Raises ValueError where the inputs do not fit each other."""
+    """All that the workers need. Raises UserError where the inputs do not fit each other."""
     sequences, logits = context.inputs["sequences"], context.inputs.get("logits", [])
     facts = [one.data.facts for one in sequences]
     for name in ("sequence_length", "vocab_size"):
         if len({fact[name] for fact in facts}) > 1:
             values = ", ".join(f"{one.reference} has {fact[name]}" for one, fact in zip(sequences, facts, strict=True))
-            raise ValueError(f"sequences of different {name} cannot be mixed: {values}; pack them alike")
+            raise UserError(f"sequences of different {name} cannot be mixed: {values}; pack them alike")
     if len({one.manifest.tokenizer_sha256 for one in sequences}) > 1:
         values = ", ".join(f"{one.reference} by {one.manifest.tokenizer_sha256}" for one in sequences)
-        raise ValueError(f"sequences of different tokenizers cannot be mixed: {values}; tokenize them with one")
+        raise UserError(f"sequences of different tokenizers cannot be mixed: {values}; tokenize them with one")
     if config.objective == "next_token" and logits:
-        raise ValueError("objective 'next_token' takes no logits; leave --logits out, or set --objective distill")
+        raise UserError("objective 'next_token' takes no logits; leave --logits out, or set --objective distill")
     checked = [check_logits(one, cached) for one, cached in zip(sequences, logits, strict=False)]
     if len({spec for spec, _ in checked}) > 1:
         values = ", ".join(f"{one.reference} is {spec}" for one, (spec, _) in zip(logits, checked, strict=True))
-        raise ValueError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
+        raise UserError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
     if checked and checked[0][0].estimator != "topk" and config.distill.tail != DistillConfig().tail:
-        raise ValueError(
+        raise UserError(
             f"distill.tail {config.distill.tail!r} is about the mass outside of a top-k, and {logits[0].reference} "
             f"holds estimator {checked[0][0].estimator!r}; leave it out"
         )
     initial, carried = context.inputs.get("initial", []), context.inputs.get("from", [])
     if initial and carried:
-        raise ValueError(
+        raise UserError(
             "--initial starts a run from weights, --from carries one on with its moments; give one of the two"
         )
     for one in [*initial, *carried]:
@@ -246,18 +247,18 @@ def _dataset(sequences: Input) -> SequenceDataset:
 def check_logits(sequences: Input, logits: Input) -> tuple[CodecSpec, int]:
     """What cached logits are, and the most ids at one target.
 
-    Raises ValueError, naming both, where they were computed on other rows or with another vocabulary.
+    Raises UserError, naming both, where they were computed on other rows or with another vocabulary.
     """
     facts = logits.data.facts
     check_same_tokenizer(sequences, logits)
     if facts["sequences_content"] != sequences.content():
-        raise ValueError(
+        raise UserError(
             f"{logits.reference} was computed on {facts['sequences_reference']} ({facts['sequences_content']}), not on "
             f"{sequences.reference} ({sequences.content()}); run cache_logits on the latter, or train on the former"
         )
     spec = codec_of(logits)
     if spec.vocab_size != sequences.data.facts["vocab_size"]:
-        raise ValueError(
+        raise UserError(
             f"{logits.reference} is of {spec.vocab_size} ids, {sequences.reference} of "
             f"{sequences.data.facts['vocab_size']}; run cache_logits on these sequences"
         )
@@ -269,9 +270,7 @@ def _phases(
 ) -> tuple[MixturePhase, ...]:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"two sequences of one source ({', '.join(names)}); collect them with different --source names"
-        )
+        raise UserError(f"two sequences of one source ({', '.join(names)}); collect them with different --source names")
     given = tuple(parse_phase(text) for text in config.mixture)
     if carried_uri is not None:
         return _carried_phases(carried_uri, given)
@@ -291,7 +290,7 @@ def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixtureP
     if not given:
         return before
     if early := [phase.start_step for phase in given if phase.start_step < step]:
-        raise ValueError(
+        raise UserError(
             f"mixture phases start at {early} and the run carried on has done {step} steps; steps count from the start "
             f"of that run: start new phases at {step} or later"
         )

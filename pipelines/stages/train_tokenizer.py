@@ -11,6 +11,7 @@ import xxhash
 
 from data import schema, shards
 from data.tokenizer import Tokenizer, train_tokenizer
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -34,9 +35,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 1024 <= self.vocab_size <= 256_000:
-            raise ValueError(f"vocab_size is {self.vocab_size}; allowed are 1024 to 256000")
+            raise UserError(f"vocab_size is {self.vocab_size}; allowed are 1024 to 256000")
         if self.max_bytes < 1:
-            raise ValueError(f"max_bytes is {self.max_bytes}; at least 1")
+            raise UserError(f"max_bytes is {self.max_bytes}; at least 1")
 
 
 @dataclass(frozen=True)

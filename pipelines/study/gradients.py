@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data import storage
 from model import Gemma2
+from pipelines.engine.errors import UserError
 from pipelines.study.arms import TAILS, Arm, counted, top_columns
 from pipelines.study.lockstep import weights_uri
 from pipelines.study.sizes import Sizes
@@ -49,11 +50,11 @@ class Angle:
 
 
 def measure_gradients(sizes: Sizes, root: str, tell: Callable[[str], None]) -> list[Angle]:
-    """Measures, tells and keeps the angles; needs a finished `scratch` arm. Raises ValueError where there is none."""
+    """Measures, tells and keeps the angles; needs a finished `scratch` arm. Raises UserError where there is none."""
     directory = sizes.directory(root)
     weights = weights_uri(directory, f"scratch-{sizes.seeds[0]}")
     if not storage.exists(weights):
-        raise ValueError(f"{weights} is not there; `python -m pipelines.study run` trains that arm first")
+        raise UserError(f"{weights} is not there; `python -m pipelines.study run` trains that arm first")
     text = load_text(sizes, root)
     teacher = load_teacher(sizes, text, root, tell, 1)
     student = Gemma2(sizes.student)

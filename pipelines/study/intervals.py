@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from pipelines.engine.errors import UserError
+
 CONFIDENCE = 0.95
 
 
@@ -30,9 +32,9 @@ class Difference:
 
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Of ours - theirs, seed by seed. Raises ValueError where they are not pairs."""
+    """Of ours - theirs, seed by seed. Raises UserError where they are not pairs."""
     if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"got {len(ours)} and {len(theirs)} values; differences are of pairs, and at least one")
+        raise UserError(f"got {len(ours)} and {len(theirs)} values; differences are of pairs, and at least one")
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     count = len(differences)
     if count == 1:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from data import storage
+from pipelines.engine.errors import UserError
 from pipelines.study import plots
 from pipelines.study.ablation_report import ablation_part
 from pipelines.study.arms import arms, with_tails
@@ -26,13 +27,13 @@ GOAL_COSINE = 0.99
 def write_report(sizes: Sizes, root: str, docs: str, command: str) -> list[str]:
     """Writes the page and its plots under `docs`; returns their paths. `command` is what made the figures.
 
-    Of the seeds whose seven arms are finished. Raises ValueError where there is none.
+    Of the seeds whose seven arms are finished. Raises UserError where there is none.
     """
     directory = sizes.directory(root)
     seven = [arm.name for arm in arms(sizes.alpha)]
     seeds = [seed for seed in sizes.seeds if all(is_done(directory, f"{name}-{seed}") for name in seven)]
     if not seeds:
-        raise ValueError(f"no seed has finished metrics of {', '.join(seven)} in {directory}; `make study` makes them")
+        raise UserError(f"no seed has finished metrics of {', '.join(seven)} in {directory}; `make study` makes them")
     found = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], seeds)
     folder = Path(docs) / PLOTS
     folder.mkdir(parents=True, exist_ok=True)

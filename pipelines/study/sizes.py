@@ -10,6 +10,7 @@ from typing import Any
 
 from data import storage
 from model import Gemma2Config
+from pipelines.engine.errors import UserError
 from training.config import OptimizerConfig
 
 VERSION = 1
@@ -55,9 +56,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; give at least one, and none twice")
+            raise UserError(f"seeds are {self.seeds}; give at least one, and none twice")
         if self.eval_rows > self.heldout_rows:
-            raise ValueError(f"eval_rows is {self.eval_rows}; it can be at most heldout_rows = {self.heldout_rows}")
+            raise UserError(f"eval_rows is {self.eval_rows}; it can be at most heldout_rows = {self.heldout_rows}")
 
     def directory(self, root: str) -> str:
         """Where this study lies under `root`."""

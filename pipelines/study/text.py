@@ -19,6 +19,7 @@ from data import shards, sources, storage
 from data.packing import Document, pack_documents
 from data.schema import SEQUENCES, content_hash
 from data.tokenizer import Tokenizer, train_tokenizer
+from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import external_input
 from pipelines.recipes.demo import STDLIB_EXCLUDE
 from pipelines.study.sizes import Sizes
@@ -64,9 +65,9 @@ class Text:
     documents: int
 
     def order(self, seed: int, count: int) -> np.ndarray:
-        """The first `count` of the students' rows in the order of that seed. Raises ValueError where they are fewer."""
+        """The first `count` of the students' rows in the order of that seed. Raises UserError where they are fewer."""
         if count > len(self.students):
-            raise ValueError(
+            raise UserError(
                 f"the students take {count:,} rows and the text has {len(self.students):,} for them; "
                 "set fewer student_steps or teacher_steps"
             )
@@ -82,7 +83,7 @@ def load_text(sizes: Sizes, root: str) -> Text:
     train, heldout = (_rows(shards.read_table(uri)) for uri in uris)
     cut = sizes.teacher_steps * sizes.batch_rows
     if cut >= len(train):
-        raise ValueError(f"the teacher takes {cut:,} rows and the text has {len(train):,}; set fewer teacher_steps")
+        raise UserError(f"the teacher takes {cut:,} rows and the text has {len(train):,}; set fewer teacher_steps")
     facts = shards.read_table(storage.join(directory, "facts.parquet")).to_pylist()[0]
     return Text(
         teacher=train.take(slice(0, cut)),

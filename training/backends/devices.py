@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from training.config import Device
+from training.errors import UserError
 
 
 def resolve_device(device: Device) -> Device:
@@ -28,18 +29,18 @@ def has_tpu() -> bool:
 
 
 def check_workers(device: Device, workers: int, *, on_slices: bool = False) -> None:
-    """Raises ValueError where `device` (resolved) cannot share a step between so many processes.
+    """Raises UserError where `device` (resolved) cannot share a step between so many processes.
 
     `on_slices`: they are to be one on each host of TPU slices, wherever we are.
     """
     if device != "xla" or workers == 1 or on_slices:
         return
     if has_tpu():
-        raise ValueError(
+        raise UserError(
             f"{workers} workers on device 'xla' without a topology: say which slice they are the hosts of, as in "
             "--topology v5e:4x4, which gives their number, or use workers=1"
         )
-    raise ValueError(
+    raise UserError(
         f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each "
         "worker would silently train on its own rows; use workers=1, or device 'cpu' for several processes"
     )

@@ -7,6 +7,7 @@ from training.backends.base import Backend
 from training.backends.devices import check_workers, has_tpu, resolve_device
 from training.backends.torch_backend import TorchBackend
 from training.config import Device, Remat, check_mesh_device
+from training.errors import UserError
 
 
 def make_backend(
@@ -17,13 +18,13 @@ def make_backend(
     On cpu and cuda the mesh is the workers: data=N divides the model over them (FSDP2), the default on cuda,
     replica=N keeps it whole in each, the default on cpu, and replica=M,data=N divides it in each of M groups.
 
-    Raises ValueError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
+    Raises UserError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
     """
     resolved = resolve_device(device)
     check_workers(resolved, world_size, on_slices=bool(mesh) and has_tpu())
     if resolved != "xla":
         if remat not in (None, "none"):
-            raise ValueError(
+            raise UserError(
                 f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
                 "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
             )
@@ -35,7 +36,7 @@ def make_backend(
             return FsdpBackend(resolved, rank, world_size, shape.replica)
         return TorchBackend(resolved, rank, world_size)
     if importlib.util.find_spec("torch_xla") is None:
-        raise ValueError(
+        raise UserError(
             "device 'xla' needs torch_xla, which is not installed; install torch_xla==2.9.0 or use device 'cpu'"
         )
     from training.backends.xla.backend import XlaBackend

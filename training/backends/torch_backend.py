@@ -10,6 +10,7 @@ from model import Gemma2
 from training.backends.base import RowShare, WholeParameters, every, gather_rows
 from training.backends.checksum import checksum
 from training.config import Device, Remat
+from training.errors import UserError
 from training.loss_head import RunHead, loop_head
 from training.optim import zeros_like
 
@@ -30,7 +31,7 @@ class TorchBackend(WholeParameters):
         self.run_head: RunHead = loop_head
         self.snapshot_by_all = False
         if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
+            raise UserError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
         self.device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
         if world_size > 1 and not torch.distributed.is_initialized():
             raise RuntimeError(

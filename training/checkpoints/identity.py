@@ -9,6 +9,7 @@ from typing import Any
 
 from data import storage
 from training.checkpoints.save_load import Checkpoint
+from training.errors import UserError
 from training.job import TrainJob
 
 
@@ -28,11 +29,11 @@ def check_lease(job: TrainJob) -> None:
 
 
 def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
-    """Raises ValueError, naming what differs, where the checkpoint is of another config or other data."""
+    """Raises UserError, naming what differs, where the checkpoint is of another config or other data."""
     saved, ours = checkpoint.state["identity"], job.identity()
     differing = sorted(_differences(saved, ours))
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.uri} belongs to another run: {'; '.join(differing)}; "
             "give this run another checkpoints directory, or the config and inputs of that one"
         )
@@ -47,16 +48,16 @@ def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
 
 
 def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
-    """Raises ValueError where the job could not take up the checkpoint's place in the order of rows.
+    """Raises UserError where the job could not take up the checkpoint's place in the order of rows.
 
     Up to the checkpoint's step both orders have to be one: the same batch, seed and phases over the same rows. Datasets
     that gave nothing until then may be added.
     """
     saved, ours, step = checkpoint.state["identity"], job.identity(), checkpoint.step
     if checkpoint.optimizer is None or not checkpoint.optimizer.first:
-        raise ValueError(f"{checkpoint.uri} has no moments to carry on with; start from its weights with --initial")
+        raise UserError(f"{checkpoint.uri} has no moments to carry on with; start from its weights with --initial")
     if step >= job.config.steps:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.uri} has done {step} steps and this run is to end after {job.config.steps}; steps count from "
             f"the start of the first run: give --steps more than {step}"
         )
@@ -75,4 +76,4 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
     if before[0] != before[1]:
         wrong.append(f"the mixture before step {step} was {before[0]} and is {before[1]}; later phases may differ")
     if wrong:
-        raise ValueError(f"{checkpoint.uri} cannot be carried on by this run: {'; '.join(wrong)}")
+        raise UserError(f"{checkpoint.uri} cannot be carried on by this run: {'; '.join(wrong)}")

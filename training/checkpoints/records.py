@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
+from training.errors import UserError
 
 FORMAT = 1
 COMMIT_NAME = "COMMIT"
@@ -22,7 +23,7 @@ STATE_NAME = "state.json"
 DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """A checkpoint that is not what its COMMIT says."""
 
 

@@ -51,6 +51,7 @@ from training.checkpoints.records import (
     read_commit,
     read_verified,
 )
+from training.errors import UserError
 from training.optim import OptimizerState
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads a checkpoint, with the sha256 of every file it reads checked.
 
-    Raises ValueError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
+    Raises UserError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
     """
     commit = read_commit(uri)
     if commit is None:
@@ -191,7 +192,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
-    """Raises ValueError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
+    """Raises UserError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
     saved = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))["identity"]["config"]["model"]
     wanted = dataclasses.asdict(config)
     differing = [
@@ -200,7 +201,7 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
         if name != "init_std" and saved.get(name) != wanted[name]  # weights that are there are not drawn
     ]
     if differing:
-        raise ValueError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
+        raise UserError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
 
 
 def _by_file_names(weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from model import Gemma2
 from training.backends.base import Backend
+from training.errors import UserError
 from training.feed import HostBatch
 
 EstimatorName = Literal["sample", "topk", "full"]
@@ -71,14 +72,14 @@ class Estimator:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(EstimatorName):
-            raise ValueError(f"estimator is {self.name!r}; allowed are {', '.join(get_args(EstimatorName))}")
+            raise UserError(f"estimator is {self.name!r}; allowed are {', '.join(get_args(EstimatorName))}")
         if not 1 <= self.draws <= 65535:
-            raise ValueError(f"draws is {self.draws}; allowed are 1 to 65535, usually 50")
+            raise UserError(f"draws is {self.draws}; allowed are 1 to 65535, usually 50")
         if not 1 <= self.top <= 65535:
-            raise ValueError(f"top is {self.top}; allowed are 1 to 65535, usually 50")
+            raise UserError(f"top is {self.top}; allowed are 1 to 65535, usually 50")
         for name in ("temperature", "proposal"):
             if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be above 0 and finite, usually 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it has to be above 0 and finite, usually 1")
 
     @property
     def weighted(self) -> bool:
@@ -97,7 +98,7 @@ def capture(
 ) -> Iterator[list[Targets]]:
     """For each batch, for each of its rows, what the estimator keeps at the row's targets, in order.
 
-    The forward pass takes a batch as it is, the head only its targets, in chunks. Raises ValueError for logits that are
+    The forward pass takes a batch as it is, the head only its targets, in chunks. Raises UserError for logits that are
     not finite.
     """
     before: _Launched | None = None
@@ -126,7 +127,7 @@ def sample_teacher(
     ValueError for logits that are not finite.
     """
     if logits.ndim != 2 or len(logits) != len(positions):
-        raise ValueError(
+        raise UserError(
             f"got logits {logits.shape} for {len(positions)} positions; they have to be [positions, vocabulary]"
         )
     uniforms = torch.from_numpy(uniforms_of(draws, seed, teacher_hash, sequence_hash, positions))
@@ -169,10 +170,10 @@ def draw_ids(
 def top_k_teacher(logits_PV: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The K most likely ids [P, K] int32, their log p [P, K], most likely first, and the mass [P] of all others.
 
-    The tail is summed by itself: 1 - sum p_i would lose its digits. Raises ValueError for a K beyond the vocabulary.
+    The tail is summed by itself: 1 - sum p_i would lose its digits. Raises UserError for a K beyond the vocabulary.
     """
     if not 1 <= k <= logits_PV.shape[-1]:
-        raise ValueError(f"got k={k} of a vocabulary of {logits_PV.shape[-1]}; allowed are 1 to the vocabulary")
+        raise UserError(f"got k={k} of a vocabulary of {logits_PV.shape[-1]}; allowed are 1 to the vocabulary")
 
     def top(logits_PV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights_PBW, highest_P1 = _block_weights(logits_PV, 1.0 / temperature)
@@ -368,4 +369,4 @@ def _in_cache(work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[T
 
 def _check_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
-        raise ValueError("the teacher's logits are not finite; check its weights")
+        raise UserError("the teacher's logits are not finite; check its weights")

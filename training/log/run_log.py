@@ -29,6 +29,7 @@ import torch
 from data import storage
 from model.flops import train_flops_per_token
 from training.backends.base import Backend
+from training.errors import UserError
 from training.job import TrainJob
 from training.log.chips import chips_held
 from training.log.goodput import Meter
@@ -256,7 +257,7 @@ def gpu_flops(name: str) -> float | None:
 
 def _board(logs_uri: str) -> Any:
     if storage.is_remote(logs_uri):
-        raise ValueError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
+        raise UserError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(logs_uri.removeprefix("file://"))

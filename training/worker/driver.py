@@ -33,6 +33,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from training.errors import UserError
 from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
@@ -193,7 +194,7 @@ def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
 def _check_room_for_feed(cpus: float) -> None:
     total = ray.cluster_resources().get("CPU", 0)
     if total < cpus + 1:
-        raise ValueError(
+        raise UserError(
             f"feed 'ray' needs one CPU beside the workers' {cpus:g}, and the cluster has {total:g}; use feed 'direct'"
         )
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.errors import UserError
 from training.log.chips import SHORT_NAMES
 
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
@@ -57,7 +58,7 @@ class Place:
 def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> list[dict[str, str]]:
     """The environment of each worker, by rank.
 
-    Raises ValueError where the workers are not one on each host of `slices` whole slices.
+    Raises UserError where the workers are not one on each host of `slices` whole slices.
     """
     if device == "CPU":
         return [{"PJRT_DEVICE": "CPU"}] * len(places)
@@ -65,14 +66,14 @@ def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> l
         return [{"PJRT_DEVICE": device}]
     names = sorted({place.slice_name or "" for place in places})
     if len(names) != slices or (slices > 1 and "" in names):
-        raise ValueError(
+        raise UserError(
             f"the workers are on the slices {', '.join(name or 'without a name' for name in names)}, and the run is on "
             f"{slices}; start Ray on each host of a slice, so that its nodes have the label {SLICE_NAME}"
         )
     hosts = {name: _hosts(name, [place for place in places if (place.slice_name or "") == name]) for name in names}
     if len({len(addresses) for addresses in hosts.values()}) > 1:
         counts = ", ".join(f"{name} has {len(addresses)}" for name, addresses in hosts.items())
-        raise ValueError(f"slices of unequal size: {counts} workers; a run takes equal ones")
+        raise UserError(f"slices of unequal size: {counts} workers; a run takes equal ones")
     environments = []
     for place in places:
         name = place.slice_name or ""
@@ -93,10 +94,10 @@ def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> l
 
 
 def _hosts(name: str, places: Sequence[Place]) -> list[str]:
-    """Addresses of a slice's workers by worker id. Raises ValueError where an id is missing or there twice."""
+    """Addresses of a slice's workers by worker id. Raises UserError where an id is missing or there twice."""
     ids = [place.worker_id for place in places]
     if sorted(ids, key=str) != sorted(map(str, range(len(places)))):
-        raise ValueError(
+        raise UserError(
             f"the workers of slice {name or 'without a name'} have the TPU_WORKER_IDs {ids}; a slice of {len(places)} "
             f"hosts has each id from 0 to {len(places) - 1} once: run one worker on each host of one slice"
         )
@@ -106,7 +107,7 @@ def _hosts(name: str, places: Sequence[Place]) -> list[str]:
 def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
     """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none.
 
-    Raises ValueError where a host belongs to a slice of several: libtpu would wait there for the others.
+    Raises UserError where a host belongs to a slice of several: libtpu would wait there for the others.
     """
     hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
     together = Counter((node.get("Labels") or {}).get(SLICE_NAME) for node in hosts)
@@ -117,7 +118,7 @@ def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
         if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
             generation = pod_type.rpartition("-")[0] if pod_type else ""
             known = f"{SHORT_NAMES.get(generation, generation)}:{topology}" if generation and topology else ""
-            raise ValueError(
+            raise UserError(
                 f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
                 f"hosts, and one alone would wait for the others; give --topology {known or 'as in v5e:4x4'}"
             )

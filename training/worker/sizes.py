@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from training.errors import UserError
+
 if TYPE_CHECKING:
     from training.job import TrainJob
 
@@ -12,13 +14,13 @@ if TYPE_CHECKING:
 def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ...]:
     """The numbers of workers from `fewest` to the job's own that can take its steps; whole slices of `hosts` workers.
 
-    Raises ValueError, naming those that can, where `fewest` itself cannot.
+    Raises UserError, naming those that can, where `fewest` itself cannot.
     """
     can = [workers for workers in range(hosts, job.workers + 1, hosts) if _can(job, workers)]
     if fewest not in can:
         of = f" of {hosts} workers" if hosts > 1 else ""
         wanted, allowed = (f"{fewest // hosts} slices{of}", "slices") if hosts > 1 else (f"{fewest} workers", "workers")
-        raise ValueError(
+        raise UserError(
             f"a run of {job.workers} workers may not go down to {wanted}: global_batch {job.config.global_batch}"
             f"{f' in microbatches of {job.microbatch_rows}' if job.microbatch_rows else ''}"
             f"{f' on mesh {job.mesh}' if job.mesh else ''} is shared evenly by "

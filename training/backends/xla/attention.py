@@ -36,6 +36,7 @@ from torch import Tensor
 from model import Gemma2Config
 from model.attention import Attention, Placement
 from model.sharding import ROWS, MeshShape
+from training.errors import UserError
 
 LANES = 128
 """width of a TPU's vector registers: head sizes and blocks are multiples"""
@@ -55,7 +56,7 @@ def fits_splash(config: Gemma2Config) -> bool:
 def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) -> Attention:
     """The kernel, for parameters and rows that lie on `mesh` as model/sharding.py says.
 
-    The function raises ValueError where the kernel cannot compute what it is asked: other head sizes than multiples
+    The function raises UserError where the kernel cannot compute what it is asked: other head sizes than multiples
     of 128, rows whose length is no multiple of 128, a cache.
     """
 
@@ -72,9 +73,9 @@ def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) 
     ) -> Tensor:
         B, T, N, H = q_BTNH.shape
         if query is not key:
-            raise ValueError("splash attention got a cache, which it cannot read; decode with model.attention.attend")
+            raise UserError("splash attention got a cache, which it cannot read; decode with model.attention.attend")
         if H % LANES or T % LANES:
-            raise ValueError(
+            raise UserError(
                 f"splash attention got head_dim {H} and rows of {T} tokens; both have to be multiples of {LANES}: pack "
                 f"rows of such a length, or use model.attention.attend"
             )

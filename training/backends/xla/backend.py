@@ -31,6 +31,7 @@ from training.backends.xla.checksum import checksum
 from training.backends.xla.head import scan_head
 from training.backends.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
 from training.backends.xla.mesh import ChipMesh, chips_by_process, share_of
+from training.errors import UserError
 
 
 class XlaBackend(WholeParameters):
@@ -145,8 +146,8 @@ class XlaBackend(WholeParameters):
 
 
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:
-    """Raises ValueError where several processes could not share a step."""
+    """Raises UserError where several processes could not share a step."""
     if xr.device_type() != "TPU":
         check_workers("xla", world_size)
     if mesh is None or mesh.chips <= 1:
-        raise ValueError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")
+        raise UserError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")

@@ -27,6 +27,7 @@ from model.cache import Cache
 from model.sharding import ROWS, TABLE, Spec, parameter_specs
 from training.backends.xla.remat import keeper
 from training.config import Remat
+from training.errors import UserError
 
 Constrain = Callable[[Tensor, Spec], None]
 """tells the compiler, in place, how a tensor is divided"""
@@ -115,7 +116,7 @@ def _members(name: str, tensors: Mapping[str, Tensor], names: set[str]) -> list[
 def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
     """The `RunLayers` that scans `PairedLayers`; on a mesh, `constrain` says how streams, weights and gradients lie.
 
-    Raises ValueError for a `remat` that is no policy.
+    Raises UserError for a `remat` that is no policy.
     """
     keeper(remat)
 
@@ -124,7 +125,7 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
     ) -> Tensor:
         assert isinstance(layers, PairedLayers), "scan_layers walks PairedLayers"
         if cache is not None:
-            raise ValueError("layers are scanned and a cache was passed; generate with a model whose layers are looped")
+            raise UserError("layers are scanned and a cache was passed; generate with a model whose layers are looped")
         if constrain is not None:
             x_BTD = _Entrance.apply(constrain, x_BTD)
         if layers.pairs:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.sharding import ROWS, MeshShape, Spec, row_groups
 from training.backends.base import RowShare
+from training.errors import UserError
 
 
 class ChipMesh:
@@ -63,19 +64,19 @@ def row_axes(ndim: int) -> Spec:
 def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> list[int]:
     """The chips of the mesh in order, from the chips of each process: by their numbers, which follow the topology.
 
-    Raises ValueError where the mesh has other chips than the processes.
+    Raises UserError where the mesh has other chips than the processes.
     """
     total = sum(len(chips) for chips in of_process)
     whose = "the process has" if len(of_process) == 1 else f"the {len(of_process)} processes have"
     if total != shape.chips:
-        raise ValueError(
+        raise UserError(
             f"the mesh {shape.sizes} has {shape.chips} chips and {whose} {total}; their product has to be that"
         )
     return [chip for chips in sorted(map(sorted, of_process)) for chip in chips]
 
 
 def share_of(process: int, of_process: Sequence[Sequence[int]], shape: MeshShape) -> RowShare:
-    """The rows of a step that a process reads. Raises ValueError where it cannot read whole rows."""
+    """The rows of a step that a process reads. Raises UserError where it cannot read whole rows."""
     place = sorted(range(len(of_process)), key=lambda one: min(of_process[one])).index(process)
     parts = row_groups(len(of_process), shape)
     together = len(of_process) // parts

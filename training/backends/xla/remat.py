@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from training.config import Remat
+from training.errors import UserError
 
 Keep = Callable[[list[Tensor] | None, list[Tensor] | None], contextlib.AbstractContextManager[None]]
 """(record, replay): one of them is given"""
 
 
 def keeper(remat: str) -> Keep:
-    """The policy of that name. Raises ValueError for any other."""
+    """The policy of that name. Raises UserError for any other."""
     if remat not in get_args(Remat):
-        raise ValueError(f"remat is {remat!r}; allowed are {', '.join(get_args(Remat))}")
+        raise UserError(f"remat is {remat!r}; allowed are {', '.join(get_args(Remat))}")
     return {"none": keep_all, "projections": keep_projections, "full": keep_nothing}[remat]
 
 

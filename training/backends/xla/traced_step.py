@@ -42,6 +42,7 @@ from training.backends.xla.layers import PairedLayers, scan_layers, stacked_spec
 from training.backends.xla.mesh import ChipMesh
 from training.backends.xla.remat import keeper
 from training.config import Objective, OptimizerConfig, Remat
+from training.errors import UserError
 from training.loss import LossFunction, distill_loss, next_token_loss
 from training.optim import OptimizerState
 from training.step import train_step
@@ -77,10 +78,10 @@ class TraceRequest:
         allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES), "attention": ("splash", "plain")}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
+                raise UserError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
         for name in ("sequence_length", "rows", "targets"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it has to be at least 1")
         check_mesh(self.model, self.mesh)
         check_rows(self.rows, self.mesh)
 
@@ -90,7 +91,7 @@ class TraceRequest:
         fields = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(fields.keys() - known):
-            raise ValueError(f"a trace request has no fields {unknown}; it has {sorted(known)}")
+            raise UserError(f"a trace request has no fields {unknown}; it has {sorted(known)}")
         return cls(**fields | {"model": Gemma2Config(**fields["model"]), "mesh": MeshShape(**fields["mesh"])})
 
 
