@@ -37,9 +37,7 @@ from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.run_log import MetricsLog, Tell
 from training.log.summary import StepReport
-from training.loss import (
-    loss_function,
-)
+from training.objective import loss_function
 from training.optim import init_state, learning_rate, step_scalars
 from training.step import train_step
 

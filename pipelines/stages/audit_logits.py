@@ -29,7 +29,8 @@ from pipelines.engine.stage import FAILURE, Context, Outcome
 from pipelines.stages import cache_logits
 from training.backends.devices import resolve_device
 from training.config import Device
-from training.distill.audit import FUNCTIONS, Tally, tally, z_limit
+from training.distill.audit import tally
+from training.distill.kind import Limits, Tally
 
 VERSION = 2
 READS = {
@@ -136,11 +137,8 @@ class _Audit:
                 same = decode([encode(again, self.spec, ranking)], self.spec, ranking)
                 facts["differing"] += _differing(row, same)
             kept = _together(rows, self.max_unique)
-            total.add(
-                tally(
-                    teacher.model, teacher.backend, batch, kept, cache_logits.estimator_of(self.cached), self.coin_seed
-                )
-            )
+            kind = cache_logits.kept_kind(self.cached)
+            total.add(tally(teacher.model, teacher.backend, batch, kept, kind, self.coin_seed))
             advance(1)
         return ShardOutput(parts={}, facts={**facts, "tally": asdict(total)})
 
@@ -299,7 +297,7 @@ def _identities(
         ),
         equal("sequences", facts["sequences_content"], sequences.content(), sequences.reference),
         equal("soft cap", facts["final_softcap"], receipts[0].facts["final_softcap"], teacher.reference),
-        equal("numbers", spec, cache_logits.codec_spec(cached, spec.vocab_size), "its own config"),
+        equal("numbers", spec, cache_logits.kept_kind(cached).codec(spec.vocab_size), "its own config"),
         _check("files", other == 0, other, 0, f"{other} of {len(receipts)} files are not the bytes of the manifest"),
         _check("rows", wrong == 0, wrong, 0, f"{wrong} rows are not those that their hashes say"),
         _check("readable", not unreadable, float(bool(unreadable)), 0, unreadable or "all rows that were read"),
@@ -326,23 +324,12 @@ def _honesty(receipts: Sequence[Receipt], config: Config, cached: cache_logits.C
     total = Tally()
     for receipt in receipts:
         total.add(Tally(**receipt.facts["tally"]))
-    count = max(1, total.positions)
-    entropy = total.entropy / count
-    if cached.estimator != "sample":
-        found = {
-            "log p of kept ids": (total.largest_difference, config.max_log_prob_difference),
-            "lost mass": (total.largest_lost_mass, config.max_lost_mass),
-            "tail": (total.largest_tail_difference, config.max_lost_mass),
-        }
-        detail = f"the largest difference of {total.positions} targets; entropy {entropy:.3f} nats"
-        return [_check(name, value <= limit, value, limit, detail) for name, (value, limit) in found.items()]
-    limit = z_limit(config.alpha)
-    checks = []
-    for name in FUNCTIONS:
-        z = total.z(name)
-        gap = total.differences[name] / count
-        detail = f"mean of draws - expectation is {gap:+.5f} at {total.positions} targets, z = {z:+.2f}"
-        if name == "log p":
-            detail += f"; the teacher's entropy is {entropy:.3f} nats"
-        checks.append(_check(name, abs(z) <= limit, abs(z), limit, detail))
-    return checks
+    limits = Limits(
+        alpha=config.alpha,
+        log_prob_difference=config.max_log_prob_difference,
+        lost_mass=config.max_lost_mass,
+    )
+    return [
+        _check(check.name, check.value <= check.limit, check.value, check.limit, check.detail)
+        for check in cache_logits.kept_kind(cached).checks(total, limits)
+    ]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from data import schema
 from data.loader import MADE_AS
-from data.logits import PLANES, CodecSpec, Ranking, encode
+from data.logits import PLANES, CodecSpec, Ranking, Targets, encode
 from pipelines.checkpoints.loaded import (
     LoadedModel,
     batches_of,
@@ -31,7 +31,9 @@ from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from training.backends.devices import resolve_device
 from training.config import Device
-from training.distill.teacher import Estimator, Targets, capture
+from training.distill.kind import Kind
+from training.distill.kinds import KINDS, KindName, kind_of
+from training.distill.teacher import capture
 
 VERSION = 3
 READS = {
@@ -40,8 +42,6 @@ READS = {
 }
 WRITES = ("logits",)
 
-FULL_VOCABULARY = 16_384
-"""ids up to which `full` is allowed: 50 KB a target"""
 ROW_GROUP_ROWS = 64
 
 
@@ -49,7 +49,7 @@ ROW_GROUP_ROWS = 64
 class Config:
     """The estimator and its numbers, and what else decides the bytes."""
 
-    estimator: Literal["sample", "topk", "full"] = "sample"
+    estimator: KindName = "sample"
     """`sample`: counts of N draws, unbiased; `topk`: the K largest probabilities and the mass of the rest; `full`: all
     of a small vocabulary, for tests"""
     draws: int = 50
@@ -68,38 +68,16 @@ class Config:
     """type the teacher computes in"""
 
     def __post_init__(self) -> None:
-        estimator_of(self)
+        for kind in KINDS.values():  # numbers that this estimator does not use have to be possible too
+            kind.of(vars(self))
+        kind_of(self.estimator)
         if self.forward_rows < 1:
             raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
 
 
-def estimator_of(config: Config) -> Estimator:
-    """Raises UserError where its numbers cannot be."""
-    return Estimator(
-        name=config.estimator,
-        draws=config.draws,
-        top=config.top,
-        temperature=config.temperature,
-        proposal=config.proposal,
-    )
-
-
-def codec_spec(config: Config, vocab_size: int) -> CodecSpec:
-    """How the bytes of this config are to be read. Raises UserError where the vocabulary does not allow it."""
-    if config.estimator == "full" and vocab_size > FULL_VOCABULARY:
-        raise UserError(
-            f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {FULL_VOCABULARY} ids: use "
-            "'sample'"
-        )
-    if config.estimator == "topk" and config.top > vocab_size:
-        raise UserError(f"top is {config.top} and the vocabulary has {vocab_size} ids; keep fewer")
-    return CodecSpec(
-        vocab_size=vocab_size,
-        estimator=config.estimator,
-        draws=config.draws if config.estimator == "sample" else None,
-        weighted=estimator_of(config).weighted,
-        temperature=config.temperature,
-    )
+def kept_kind(config: Config) -> Kind:
+    """The kind of distribution that the config names, with the config's numbers."""
+    return kind_of(config.estimator).of(vars(config))
 
 
 @dataclass(frozen=True)
@@ -155,7 +133,7 @@ def captured(
         teacher.model,
         teacher.backend,
         (batch for _, batch in batches),
-        estimator_of(config),
+        kept_kind(config),
         seed=config.seed,
         teacher_hash=teacher_hash,
     )
@@ -178,7 +156,7 @@ def run(context: Context, config: Config) -> Outcome:
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
     device = resolve_device(context.resources.device)
-    spec = codec_spec(config, sequences.data.facts["vocab_size"])
+    spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])
     setup = setup_of(context)
     work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
     receipts = map_shards(

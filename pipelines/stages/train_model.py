@@ -24,6 +24,7 @@ from training.checkpoints.records import STATE_NAME, latest_checkpoint, read_com
 from training.checkpoints.save_load import check_same_model
 from training.checkpoints.setups import read_setups
 from training.config import DistillConfig, TrainingConfig
+from training.distill.kinds import kind_of
 from training.job import TrainJob
 from training.log.run_log import held_seconds
 from training.worker.sizes import allowed_workers
@@ -168,7 +169,7 @@ def make_job(context: Context, config: Config) -> TrainJob:
     if len({spec for spec, _ in checked}) > 1:
         values = ", ".join(f"{one.reference} is {spec}" for one, (spec, _) in zip(logits, checked, strict=True))
         raise UserError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
-    if checked and checked[0][0].estimator != "topk" and config.distill.tail != DistillConfig().tail:
+    if checked and not kind_of(checked[0][0].estimator).has_tail and config.distill.tail != DistillConfig().tail:
         raise UserError(
             f"distill.tail {config.distill.tail!r} is about the mass outside of a top-k, and {logits[0].reference} "
             f"holds estimator {checked[0][0].estimator!r}; leave it out"

@@ -24,7 +24,7 @@ from tests.programs.reference import in_transformers
 from training.backends.base import Backend
 from training.backends.make import make_backend
 from training.config import OptimizerConfig
-from training.loss import next_token_loss
+from training.loss import LossOptions, next_token_loss
 from training.optim import init_state, step_scalars
 from training.step import train_step
 
@@ -63,7 +63,7 @@ def our_step(config: Gemma2Config, tokens: np.ndarray, backend: Backend) -> Call
     state = init_state({name: parameter.detach() for name, parameter in model.named_parameters()})
     backend.step_boundary()
     optimizer = OptimizerConfig(learning_rate=1e-4)
-    loss = partial(next_token_loss, run_head=backend.run_head)
+    loss = partial(next_token_loss, options=LossOptions(run_head=backend.run_head))
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
     arrays = {

@@ -120,7 +120,7 @@ def _captured(
         config = replace(config, temperature=temperature)
     honest = teacher_of(runs).weights_sha256
     ranking, batches = _shard(runs, manifest, number)
-    spec = cache_logits.codec_spec(config, len(ranking.ids))
+    spec = cache_logits.kept_kind(config).codec(len(ranking.ids))
     rows = [
         encode(row, spec, ranking)
         for _, many in cache_logits.captured(teacher_of(runs, step), batches, config, honest)
@@ -133,7 +133,7 @@ def _renormalized(runs: Runs, manifest: Manifest, number: int, table: pa.Table) 
     """p_i / sum p over the kept ids in place of what was drawn, as counts that sum to the draws; without a tail."""
     config, teacher = _config(manifest), teacher_of(runs)
     ranking, batches = _shard(runs, manifest, number)
-    spec = cache_logits.codec_spec(config, len(ranking.ids))
+    spec = cache_logits.kept_kind(config).codec(len(ranking.ids))
     rows = []
     for batch, many in cache_logits.captured(teacher, batches, config, teacher.weights_sha256):
         with torch.no_grad():
@@ -173,7 +173,7 @@ def _with_targets(
 ) -> pa.Table:
     ranking, _ = _shard(runs, manifest, number)
     facts = manifest.datasets["logits"].facts
-    spec = cache_logits.codec_spec(_config(manifest), len(ranking.ids))
+    spec = cache_logits.kept_kind(_config(manifest)).codec(len(ranking.ids))
     rows = []
     for row in _planes(table):
         targets = decode([row], spec, ranking).padded(facts["max_unique"])

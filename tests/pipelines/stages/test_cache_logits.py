@@ -209,7 +209,7 @@ def test_logits_of_other_rows_tokenizer_or_vocabulary_are_refused_by_both_names(
             "pack_sequences/.* is of tokenizer .*, cache_logits/.* of tokenizer ffff",
         ),
         "c": (
-            {"facts": {"codec": {"vocab_size": 1152, "draws": 50}}},
+            {"facts": {"codec": {"vocab_size": 1152, "estimator": "sample", "draws": 50}}},
             "cache_logits/.* of 1152 ids, pack_sequences/.* 1024",
         ),
         "d": ({"facts": {"codec": None}}, "earlier version; run cache_logits again"),
