@@ -37,7 +37,7 @@ Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure
 its program by the formulas of `pipelines/fit/figures.py` and `infra/slices.py` (chip figures and their sources are
 there). **Nothing here has run on a TPU.**
 
-A cell is our own training step (splash attention, loss in slices, backward, clip, AdamW, donated buffers) with float32
+A cell is our own training step (splash attention, loss in chunks, backward, clip, AdamW, donated buffers) with float32
 parameters and activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
 
 - **HBM**: a chip at its fullest, of what the compiler lets a program use. Where it refused: its temporaries plus
