@@ -39,6 +39,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class FullError(OSError):
     """There is no room to write in, or no writing at all; trying again at once would not help."""
 
+    exit_code = 1
+
 
 def what_failed(error: BaseException) -> str | None:
     """A sentence for an error of the object store or of the way to it, with what to do; None for any other error.

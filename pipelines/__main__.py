@@ -8,6 +8,8 @@ python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root 
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, config or input, 130 stopped by Ctrl-C (training by SIGTERM too): the same
 line goes on where it was.
+An error of yours, or of the world around a run, is one line on stderr; PIPELINES_TRACEBACK=1 in the environment prints
+its traceback first. Any other error is a bug of ours: it has its traceback always, and exit code 1.
 """
 
 import os
@@ -15,12 +17,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from data.storage import FullError
+from data import storage
 from pipelines.engine.config import no_such
-from pipelines.engine.errors import UserError
-from pipelines.engine.stage import StoppedError, VerdictError
+from pipelines.engine.errors import UserError, exit_code
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
+FIRST_WORDS = {1: "failed", 2: "error", 130: "stopped"}
+"""of the line that ends a command, by its exit code"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,37 +35,34 @@ def main(words: Sequence[str]) -> int:
         if words[0] not in COMMANDS:
             raise UserError(no_such("command", words[0], COMMANDS))
         return _dispatch(words[0], list(words[1:]))
-    except ValueError as error:
-        if os.environ.get("PIPELINES_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (VerdictError, StoppedError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        print(f"error: {error}; check that the path exists and that you may use it", file=sys.stderr)
-        return 2
-    except FullError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # a ConnectionError too: the reader of our output left
-        return 1
-    except ConnectionError as error:
-        print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
-        return 1
-    except Exception as error:
-        from data import storage
-
-        if (told := storage.what_failed(error)) is None or os.environ.get("PIPELINES_TRACEBACK") == "1":
-            raise
-        print(f"failed: {told}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output left
         return 1
     except KeyboardInterrupt as stop:
         print(
             f"stopped: {stop}" if str(stop) else "stopped; the same command goes on where this one was", file=sys.stderr
         )
         return 130
+    except Exception as error:
+        if (ending := _ending(error)) is None:
+            raise
+        if os.environ.get("PIPELINES_TRACEBACK") == "1":
+            traceback.print_exc()
+        code, message = ending
+        print(f"{FIRST_WORDS[code]}: {message}", file=sys.stderr)
+        return code
+
+
+def _ending(error: Exception) -> tuple[int, str] | None:
+    """The exit code and the line of an error of the user or of the world; None for a bug of ours."""
+    if (code := exit_code(error)) is not None:
+        return code, str(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return 2, f"{error}; check that the path exists and that you may use it"
+    if isinstance(error, ConnectionError):
+        return 1, f"{error}; is the cluster at RAY_ADDRESS up? unset it to run here"
+    if (message := storage.what_failed(error)) is not None:
+        return 1, message
+    return None
 
 
 def _dispatch(command: str, words: list[str]) -> int:

@@ -19,7 +19,7 @@ from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, chec
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
-from pipelines.engine.stage import Context, Outcome, StoppedError
+from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import STATE_NAME, latest_checkpoint, read_commit
 from training.checkpoints.save_load import check_same_model
 from training.checkpoints.setups import read_setups
@@ -87,8 +87,7 @@ def run(context: Context, config: Config) -> Outcome:
     context.session.start()
     import ray
 
-    from training.faults import BadStep, Corrupted, Drained  # imports torch
-    from training.worker.budgets import UsedUp
+    from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
     job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()))
@@ -111,8 +110,6 @@ def run(context: Context, config: Config) -> Outcome:
             )
         except Drained as drained:  # by a signal: no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained
-        except (BadStep, Corrupted, UsedUp) as error:
-            raise StoppedError(str(error)) from error
     context.chip_seconds.update(held_seconds(storage.join(context.directory, LOGS)))
     datasets, steps = committed_files(context.directory)
     return Outcome(

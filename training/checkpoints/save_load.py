@@ -51,7 +51,7 @@ from training.checkpoints.records import (
     read_commit,
     read_verified,
 )
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.optim import OptimizerState
 
 logger = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ def save_checkpoint(
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
     raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
-    tensors; the first waits for the others and commits. Raises RuntimeError where a committed checkpoint of this step
+    tensors; the first waits for the others and commits. Raises StoppedError where a committed checkpoint of this step
     is already there.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if writer.rank == 0 and read_commit(uri) is not None:
-        raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
+        raise StoppedError(f"{uri} is committed already; two runs write to {root}: stop one of them")
     # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
     for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
         storage.remove(name)
