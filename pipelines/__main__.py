@@ -12,18 +12,13 @@ An error of yours, or of the world around a run, is one line on stderr; PIPELINE
 its traceback first. Any other error is a bug of ours: it has its traceback always, and exit code 1.
 """
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 
-from data import storage
 from pipelines.engine.config import no_such
-from pipelines.engine.errors import UserError, exit_code
+from pipelines.engine.errors import UserError, run_command
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
-FIRST_WORDS = {1: "failed", 2: "error", 130: "stopped"}
-"""of the line that ends a command, by its exit code"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,41 +26,12 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(__doc__.strip())
         return 0 if words else 2
-    try:
-        if words[0] not in COMMANDS:
-            raise UserError(no_such("command", words[0], COMMANDS))
-        return _dispatch(words[0], list(words[1:]))
-    except BrokenPipeError:  # the reader of our output left
-        return 1
-    except KeyboardInterrupt as stop:
-        print(
-            f"stopped: {stop}" if str(stop) else "stopped; the same command goes on where this one was", file=sys.stderr
-        )
-        return 130
-    except Exception as error:
-        if (ending := _ending(error)) is None:
-            raise
-        if os.environ.get("PIPELINES_TRACEBACK") == "1":
-            traceback.print_exc()
-        code, message = ending
-        print(f"{FIRST_WORDS[code]}: {message}", file=sys.stderr)
-        return code
-
-
-def _ending(error: Exception) -> tuple[int, str] | None:
-    """The exit code and the line of an error of the user or of the world; None for a bug of ours."""
-    if (code := exit_code(error)) is not None:
-        return code, str(error)
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return 2, f"{error}; check that the path exists and that you may use it"
-    if isinstance(error, ConnectionError):
-        return 1, f"{error}; is the cluster at RAY_ADDRESS up? unset it to run here"
-    if (message := storage.what_failed(error)) is not None:
-        return 1, message
-    return None
+    return run_command(lambda: _dispatch(words[0], list(words[1:])))
 
 
 def _dispatch(command: str, words: list[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(no_such("command", command, COMMANDS))
     # Imported late: a typo in the command should not wait for torch.
     if command == "fit":
         from pipelines.fit.command import fit

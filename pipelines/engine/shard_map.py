@@ -22,11 +22,12 @@ from typing import Any
 import pyarrow as pa
 
 from data import shards, storage
+from data.documents import parse_object
 from data.manifest import Dataset, Shard
 from infra.ray_session import in_submitted_job
 from pipelines.engine.config import digest
 from pipelines.engine.counters import count_shard
-from pipelines.engine.errors import exit_code, raised_in_worker
+from pipelines.engine.errors import UserError, exit_code, raised_in_worker
 from pipelines.engine.progress import Bar
 from pipelines.engine.progress import shard as shard_progress
 from pipelines.engine.stage import Context
@@ -248,6 +249,15 @@ def _receipt_uri(directory: str, phase: str, index: int) -> str:
     return storage.join(directory, RECEIPTS, phase, f"{index:05d}.json")
 
 
+def _read_receipt(uri: str) -> Receipt:
+    advice = "remove it and run the same line again: its shard is made again"
+    document = parse_object(storage.read_bytes(uri), uri, advice)
+    try:
+        return _receipt(document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{uri} is no receipt of a shard ({type(error).__name__}: {error}); {advice}") from error
+
+
 def _receipt(document: dict[str, Any]) -> Receipt:
     made = {name: tuple(Shard(**shard) for shard in many) for name, many in document["shards"].items()}
     return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
@@ -263,7 +273,7 @@ def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
     # what a killed write left has another ending
     uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = [_receipt(json.loads(content)) for content in pool.map(storage.read_bytes, uris)]
+        found = list(pool.map(_read_receipt, uris))
     datasets = {dataset for receipt in found for dataset in receipt.shards}
     sizes = {
         f"{dataset}/{name}": size

@@ -49,6 +49,7 @@ from training.checkpoints.records import (
     list_checkpoints,
     parse_table,
     read_commit,
+    read_state,
     read_verified,
 )
 from training.errors import StoppedError, UserError
@@ -193,7 +194,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
     """Raises UserError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
-    saved = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))["identity"]["config"]["model"]
+    saved = read_state(uri)["identity"]["config"]["model"]
     wanted = dataclasses.asdict(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"

@@ -137,9 +137,9 @@ def test_a_users_mistake_comes_out_of_a_worker_in_its_own_words(make_context: Ma
     def refuse(number: int) -> ShardOutput:
         raise kind(f"shard {number} will not do; give another")
 
-    with pytest.raises(UserError, match=r"^shard 4 will not do; give another$") as caught:
+    with pytest.raises(UserError) as caught:
         map_shards(make_context(), f"refuse_{kind.__module__}", [4], refuse)
-    assert exit_code(caught.value) == 2
+    assert (str(caught.value), exit_code(caught.value)) == ("shard 4 will not do; give another", 2)
     (note,) = caught.value.__notes__
     assert note.startswith("a worker failed:\nTraceback")
     assert "in refuse" in note
@@ -149,9 +149,9 @@ def test_a_full_disk_comes_out_of_a_worker_in_its_own_words(make_context: MakeCo
     def fill(number: int) -> ShardOutput:
         raise storage.FullError("cannot write a; make room")
 
-    with pytest.raises(FailedError, match=r"^cannot write a; make room$") as caught:
+    with pytest.raises(FailedError) as caught:
         map_shards(make_context(), "fill", [4], fill)
-    assert exit_code(caught.value) == 1
+    assert (str(caught.value), exit_code(caught.value)) == ("cannot write a; make room", 1)
 
 
 def test_a_plain_value_error_of_a_worker_is_a_bug(make_context: MakeContext) -> None:
