@@ -99,7 +99,7 @@ class Manifest:
                 for name, dataset in document.pop("datasets").items()
             }
             return Manifest(datasets=datasets, **document)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{uri or 'this file'} is not a manifest of format {FORMAT} ({type(error).__name__}: {error}); "
                 f"name the directory of a finished run, the one that holds {MANIFEST_NAME}"

@@ -39,6 +39,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class FullError(OSError):
     """There is no room to write in, or no writing at all; trying again at once would not help."""
 
+    exit_code = 1
+
 
 def what_failed(error: BaseException) -> str | None:
     """A sentence for an error of the object store or of the way to it, with what to do; None for any other error.
@@ -98,6 +100,8 @@ def is_memory(uri: str) -> bool:
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of `uri` and the path inside it. Raises UserError for a protocol we do not know."""
+    if "\0" in uri:
+        raise UserError(f"the path {uri!r} holds a null byte, which no file's name may hold; leave it out")
     protocol, separator, _ = uri.partition("://")
     if not separator or protocol == "file":
         return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).absolute())

@@ -189,7 +189,7 @@ def read_prices(path: str | None) -> Prices:
         given = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
     if not isinstance(given, dict):
         raise UserError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')

@@ -121,7 +121,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         raise UserError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(CHIPS)}, as in v5p:4x4x4")
     chip = CHIPS[name]
     example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
-    if not re.fullmatch(r"\d+(x\d+)*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
         raise UserError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
     shape = tuple(map(int, shape_text.split("x")))
     sides_known = all(side in (1, 2) or (side % 4 == 0 and side) for side in shape)

@@ -13,6 +13,7 @@ import torch
 from model import Gemma2
 from training.backends.base import Backend, gather_slots
 from training.backends.checksum import from_halves
+from training.errors import StoppedError
 from training.loss import LossFunction
 from training.step import VALUES
 
@@ -20,16 +21,18 @@ NAMED_ROWS = 8
 """rows that a message names; the log names all"""
 
 
-class BadStep(RuntimeError):
+class BadStep(StoppedError):
     """A step whose loss or gradient is not finite, or whose loss is a spike, where the run is to stop at one."""
 
 
-class Corrupted(RuntimeError):
+class Corrupted(StoppedError):
     """Weights that changed without a step, or that differ between workers."""
 
 
 class Drained(RuntimeError):
     """The run was asked to stop, and did so behind a checkpoint."""
+
+    exit_code = 130
 
 
 class WeightsWatch:

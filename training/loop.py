@@ -36,8 +36,8 @@ def run_training(
     `tell` hears the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
     `drain` is asked after every step whether this machine is about to go; every worker has one, or none has.
 
-    Raises UserError where the newest checkpoint belongs to another config or other data, RuntimeError where the
-    lease was lost, `BadStep` and `Corrupted` (both RuntimeErrors, training/faults.py) where a step went wrong,
+    Raises UserError where the newest checkpoint belongs to another config or other data, StoppedError where the
+    lease was lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) where a step went wrong,
     `Drained` where a machine was about to go: behind a checkpoint of the last step.
     """
     _use_threads(job.cpu_threads)

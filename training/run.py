@@ -31,6 +31,7 @@ from training.checkpoints.save_load import (
 )
 from training.checkpoints.setups import SetupRecord, setup_of
 from training.checkpoints.state import restore_state, snapshot_state
+from training.errors import StoppedError
 from training.faults import BadStep, WeightsWatch, bad_step_message, checksums, worst_rows
 from training.feed import Feed, HostBatch
 from training.job import TrainJob
@@ -89,7 +90,9 @@ class Run:
         before = checkpoint.state["setups"] if checkpoint is not None and checkpoint.interim else ()
         self.setups = SetupRecord(setup_of(job, backend), self.step, before)
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
-            raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
+            raise StoppedError(
+                "the workers read different checkpoints; give --root a storage that all of them share, and run again"
+            )
         backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
         config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
         wanted = config.optimizer.average_decay > 0, config.spike_sigmas > 0

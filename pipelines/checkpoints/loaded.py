@@ -13,6 +13,7 @@ from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from model.sharding import MeshShape
+from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
@@ -79,7 +80,7 @@ def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
     if read_commit(uri) is None:
         raise UserError(f"{uri} is not a committed checkpoint; train it again, or name another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
-    model = Gemma2(Gemma2Config(**checkpoint.state["identity"]["config"]["model"]))
+    model = Gemma2(from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], uri))
     model.load_state_dict(checkpoint.weights)
     model.requires_grad_(False)
     backend = make_backend(device, mesh=mesh)

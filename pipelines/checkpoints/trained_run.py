@@ -3,7 +3,6 @@
 A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
+from data.documents import parse_object
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
@@ -84,18 +84,31 @@ def open_run(reference: str, root: str) -> TrainedRun:
     step = None if match["step"] is None else int(match["step"])
     if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
         directory, step = inside[1], int(inside[2])
+    config_uri = storage.join(directory, CONFIG_NAME)
+    advice = f"it is the {CONFIG_NAME} that a run writes: run the same line again, or copy it from elsewhere"
     try:
-        document = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
+        document = parse_object(storage.read_bytes(config_uri), config_uri, advice)
     except FileNotFoundError:
         raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
             "shows the runs there are"
         ) from None
-    if document["stage"] != STAGE:
-        raise UserError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
+    if not all(isinstance(document.get(name), dict) for name in ("config", "inputs")):
+        raise UserError(f"{config_uri} has no 'config' and 'inputs'; {advice}")
+    if document.get("stage") != STAGE:
+        raise UserError(
+            f"{reference!r} is a run of {document.get('stage')}; give one of {STAGE}, or a checkpoint of it"
+        )
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
+    if unknown := [name for name in document["inputs"] if name not in INPUTS]:
+        raise UserError(f"{config_uri}: {configs.no_such('input', unknown[0], INPUTS)}; {advice}")
+    if not document["inputs"].get("sequences"):
+        raise UserError(f"{config_uri} names no 'sequences' among its inputs; {advice}")
     inputs = {
-        name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)
+        name: tuple(
+            resolve(text, Read(help=name, dataset=INPUTS[name]), own_root)
+            for text in configs.texts(given, f"{config_uri}: input {name!r}")
+        )
         for name, given in document["inputs"].items()
     }
     return TrainedRun(directory=directory, config=document["config"], inputs=inputs, step=step)

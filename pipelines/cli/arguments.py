@@ -280,7 +280,7 @@ def _read_json(path: str) -> dict[str, Any]:
         raise UserError(
             f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(
             f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from error

@@ -109,7 +109,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     if not command.image:
         raise UserError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
-    if not (fewest.isdecimal() and most.isdecimal()):
+    if not all(re.fullmatch("[0-9]{1,9}", number) for number in (fewest, most)):
         raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:

@@ -80,9 +80,17 @@ def texts(value: Any, where: str) -> tuple[str, ...]:
 
 def canonical_json(value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"a config holds a number that is not finite ({error}); give a finite one") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8, or "\ud800" in JSON
+        raise UserError(
+            f"a config holds text that is not UTF-8 ({error.object[max(0, error.start - 20) : error.end]!a}); "
+            "write it in UTF-8"
+        ) from error
+    return text
 
 
 def digest(value: Any, digits: int = 16) -> str:

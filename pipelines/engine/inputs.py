@@ -47,8 +47,10 @@ class Read:
 
 
 DEFAULT_ROOT = "./runs"
-REFERENCE = re.compile(r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$")
-SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$", re.DOTALL)
+REFERENCE = re.compile(
+    r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d{1,18}))?(?::(?P<dataset>\w+))?$"
+)
+SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d{1,18}))?(?::(?P<dataset>\w+))?$", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +233,12 @@ def _files_below(path: str) -> list[tuple[str, str, int]]:
         fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
         fs, inner = storage.filesystem(path)
         scheme = path.partition("://")[0] + "://" if storage.is_remote(path) else ""
-        names = [scheme + name.lstrip("/") for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
+        try:
+            names = (
+                [scheme + name.lstrip("/") for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
+            )
+        except ValueError as error:  # fsspec takes ** as a whole part of a path only
+            raise UserError(f"the glob {path!r} is not understood ({error}); write ** between slashes") from error
         found = [
             (os.path.relpath(name, fixed), name, int(fs.size(name))) for name in names if not storage.is_directory(name)
         ]

@@ -23,6 +23,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data import storage
+from data.documents import parse_object
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
@@ -176,8 +177,8 @@ def _save_failure(task: Task, error: Exception) -> None:
 def read_run(directory: str) -> dict[str, Any]:
     """The run's log (times, host, versions), or {} where there is none."""
     try:
-        run: dict[str, Any] = json.loads(storage.read_bytes(storage.join(directory, RUN_NAME)))
-        return run
+        uri = storage.join(directory, RUN_NAME)
+        return parse_object(storage.read_bytes(uri), uri, "remove it: only times, speeds and versions are lost")
     except FileNotFoundError:
         return {}
 

@@ -34,11 +34,9 @@ FAILURE = "failure"
 
 
 class VerdictError(Exception):
-    """A stage did its work, and its answer is no: exit code 1, and a run that is done and kept."""
+    """A stage did its work, and its answer is no: the run is done and kept."""
 
-
-class StoppedError(Exception):
-    """The work stopped before its end, and one line says why and what to do: exit code 1, and a run that goes on."""
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import tyro
 from infra.slices import GIB
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
+from pipelines.engine.errors import run_command
 from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
 from pipelines.fit.figures import figures, gib, headline
 from training.config import Objective
@@ -148,4 +149,4 @@ def _read(path: Path) -> Cell | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

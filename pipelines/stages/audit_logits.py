@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import data.errors
 from data import schema, shards, storage
 from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
@@ -123,7 +124,7 @@ class _Audit:
             first = number * self.cached.forward_rows
             try:
                 rows = [row for _, row in reader.read([(0, first + row) for row in range(count)])]
-            except ValueError as error:
+            except data.errors.UserError as error:
                 facts["unreadable"] = str(error)
                 continue
             targets = batch["loss_mask"][:count].sum(axis=1).tolist()

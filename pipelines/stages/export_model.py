@@ -21,6 +21,7 @@ from model import Gemma2, Gemma2Config, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
 from pipelines.checkpoints.loaded import checkpoint_of
 from pipelines.checkpoints.model_card import Exported, model_card
+from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.stage import Context, Outcome
@@ -103,7 +104,7 @@ def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
     """The checkpoint's model as it is to be written, on the host, and its step."""
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
-    sizes = Gemma2Config(**checkpoint.state["identity"]["config"]["model"])
+    sizes = from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], uri)
     model = assemble(fit_vocabulary(sizes, shapes, config.vocab_size, Path(uri)), checkpoint.weights)
     if config.dtype != "stored":
         model.to(getattr(torch, config.dtype))

@@ -20,7 +20,7 @@ from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
-from pipelines.engine.errors import UserError
+from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import checkpoint_uri, read_commit
@@ -120,6 +120,8 @@ def _load(weights: Input, config: Config) -> Gemma2:
                 return _load_hf(folder, config, names)
             return _load_google(folder, config, names)
         except ValueError as error:
+            if exit_code(error) is None:
+                raise
             raise UserError(str(error).replace(str(folder), _given(weights))) from error
 
 

@@ -5,7 +5,6 @@ checkpoint and repeats the same losses bit for bit. One driver at a time holds t
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, chec
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
-from pipelines.engine.stage import Context, Outcome, StoppedError
-from training.checkpoints.records import STATE_NAME, latest_checkpoint, read_commit
+from pipelines.engine.stage import Context, Outcome
+from training.checkpoints.records import latest_checkpoint, read_commit, read_state
 from training.checkpoints.save_load import check_same_model
 from training.checkpoints.setups import read_setups
 from training.config import DistillConfig, TrainingConfig
@@ -76,7 +75,12 @@ def parse_phase(text: str) -> MixturePhase:
         raise UserError(f"mixture phase {text!r} is not STEP:source=weight,... as in '0:web=0.7,code=0.3'")
     step, _, weights = text.partition(":")
     pairs = [pair.partition("=") for pair in weights.split(",")]
-    return MixturePhase(start_step=int(step), weights=tuple((name, float(weight)) for name, _, weight in pairs))
+    try:
+        return MixturePhase(start_step=int(step), weights=tuple((name, float(weight)) for name, _, weight in pairs))
+    except ValueError as error:
+        raise UserError(
+            f"mixture phase {text!r} has no number where one has to be ({error}); as in '0:web=0.7'"
+        ) from error
 
 
 def run(context: Context, config: Config) -> Outcome:
@@ -88,8 +92,7 @@ def run(context: Context, config: Config) -> Outcome:
     context.session.start()
     import ray
 
-    from training.faults import BadStep, Corrupted, Drained  # imports torch
-    from training.worker.budgets import UsedUp
+    from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
     job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()))
@@ -112,8 +115,6 @@ def run(context: Context, config: Config) -> Outcome:
             )
         except Drained as drained:  # by a signal: no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained
-        except (BadStep, Corrupted, UsedUp) as error:
-            raise StoppedError(str(error)) from error
     context.chip_seconds.update(held_seconds(storage.join(context.directory, LOGS)))
     datasets, steps = committed_files(context.directory)
     return Outcome(
@@ -282,7 +283,7 @@ def _phases(
 
 def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixturePhase, ...]:
     """The phases of the run that is carried on, up to its step, and the given ones."""
-    state = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))
+    state = read_state(uri)
     step = state["step"]
     before = tuple(
         MixturePhase(start_step=phase["start_step"], weights=tuple((name, weight) for name, weight in phase["weights"]))

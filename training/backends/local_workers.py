@@ -25,8 +25,8 @@ Work = Callable[..., Any]
 def run_workers(world_size: int, work: Work, *arguments: Any, device: Device = "cpu", mesh: str = "") -> Any:
     """Calls `work` in `world_size` processes and returns what the first one returned.
 
-    Their backend is `make_backend`'s, on cuda with a GPU for each. Raises RuntimeError with the traceback of the first
-    worker that failed.
+    Their backend is `make_backend`'s, on cuda with a GPU for each. Raises what the first worker raised where its class
+    has an `exit_code`, otherwise RuntimeError with the traceback of the first worker that failed.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
@@ -42,6 +42,9 @@ def run_workers(world_size: int, work: Work, *arguments: Any, device: Device = "
             pickle.loads(path.read_bytes()) if (path := _answer(directory, rank)).exists() else (False, "it was killed")
             for rank in range(world_size)
         ]
+    for good, answer in answers:
+        if not good and isinstance(answer, Exception):
+            raise answer
     for rank, (good, answer) in enumerate(answers):
         if not good:
             raise RuntimeError(f"worker {rank} of {world_size} failed: {answer}")
@@ -62,7 +65,7 @@ def _worker(
     try:
         backend: Backend = make_backend(device, rank, world_size, mesh=mesh)
         answer = (True, work(backend, *arguments))
-    except Exception:
-        answer = (False, traceback.format_exc())
+    except Exception as error:
+        answer = (False, error if hasattr(type(error), "exit_code") else traceback.format_exc())
     _answer(directory, rank).write_bytes(pickle.dumps(answer))
     torch.distributed.destroy_process_group()

@@ -9,12 +9,12 @@ from typing import Any
 
 from data import storage
 from training.checkpoints.save_load import Checkpoint
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.job import TrainJob
 
 
 def check_lease(job: TrainJob) -> None:
-    """Raises RuntimeError where the lease file is gone or no longer carries the job's token."""
+    """Raises StoppedError where the lease file is gone or no longer carries the job's token."""
     if job.lease_uri is None or job.lease_token is None:
         return
     try:
@@ -22,9 +22,9 @@ def check_lease(job: TrainJob) -> None:
     except FileNotFoundError:
         held = False
     if not held:
-        raise RuntimeError(
-            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run; this one stops "
-            "without committing its checkpoint"
+        raise StoppedError(
+            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run, and this one "
+            "stops without committing its checkpoint; let that driver finish, or end it and run the same line again"
         )
 
 

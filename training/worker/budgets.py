@@ -17,8 +17,10 @@ from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from training.errors import StoppedError
 
-class UsedUp(RuntimeError):
+
+class UsedUp(StoppedError):
     """The run may not be started again that often; the message says what raises the limit."""
 
 

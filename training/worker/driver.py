@@ -91,8 +91,8 @@ def fit(
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
-    Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...), and
-    `UsedUp`, from training.worker.budgets, where workers, controllers or machines went more often than that.
+    Raises what the worker raised, with the worker's traceback as a note where it is a bug, and `UsedUp`, from
+    training.worker.budgets, where workers, controllers or machines went more often than that.
     """
     from training.backends.devices import check_workers, resolve_device
 
@@ -207,23 +207,29 @@ def _has_dashboard() -> bool:
 
 
 def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so."""
+    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so.
+
+    Of several workers' errors, one that is no bug counts first: what other workers raised may follow from it.
+    """
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return UsedUp(f"a machine was taken away; {used_up}") if used_up else error
     failures = [_unwrapped(error.worker_failures[rank]) for rank in sorted(error.worker_failures)]
-    if used_up and any(isinstance(one, ray.exceptions.RayError | RayTrainError) for one in failures):
+    if used_up and any(isinstance(failure, ray.exceptions.RayError | RayTrainError) for failure in failures):
         return UsedUp(f"a training worker died; {used_up}")  # what the others raised follows from that
-    if used_up and not isinstance(failures[0], ValueError):
+    failure = next((failure for failure in failures if hasattr(type(failure), "exit_code")), failures[0])
+    if used_up and getattr(type(failure), "exit_code", None) != UserError.exit_code:
         logger.warning("the workers failed by an error of their own; %s", used_up)
-    return failures[0]
+    failure.add_note(f"a training worker failed:\n{error}")
+    return failure
 
 
 def _unwrapped(failure: BaseException) -> BaseException:
-    while True:
+    while isinstance(failure, ray.exceptions.RayError | RayTrainError) or not hasattr(type(failure), "exit_code"):
         inner = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
         if not isinstance(inner, BaseException):
             return failure
         failure = inner
+    return failure
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import ray.train
 from ray.experimental import internal_kv
 
+from training.errors import UserError
 from training.worker.sizes import job_at
 from training.worker.stops import Asked
 
@@ -32,7 +33,7 @@ STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few en
 
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
-    """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    """What each worker runs: a pickled job in, a pickled TrainSummary out, or an error that would come again."""
     from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
@@ -69,10 +70,11 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
                     return pickle.dumps(drained)
     except BadStep as error:
         return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
-    except ValueError as error:
-        if world_size > 1:
-            raise  # the others may be waiting for this worker; Ray stops them
-        return pickle.dumps(error)  # not a failure that starting again would mend
+    except Exception as error:
+        # Other workers may be waiting for this one: Ray stops them. Everything but the user's mistakes is tried again.
+        if world_size > 1 or getattr(type(error), "exit_code", None) != UserError.exit_code:
+            raise
+        return pickle.dumps(error)
 
 
 class _Gauges:

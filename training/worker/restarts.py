@@ -25,6 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from training.errors import StoppedError
 from training.worker.budgets import Counts, Limits, UsedUp
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], lim
     """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
     Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).
-    Raises UsedUp where that is one more than there may be, RuntimeError where workers of one do not end. A controller
+    Raises UsedUp where that is one more than there may be, StoppedError where workers of one do not end. A controller
     that only cannot be reached for a moment is not replaced: it may still have its workers.
     """
     deaths = 0
@@ -62,7 +63,7 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], lim
 def end_orphans(controller_id: str) -> None:
     """Removes what a dead controller reserved, and waits until its actors' processes are gone.
 
-    Raises RuntimeError where they are not after ORPHANS_SECONDS.
+    Raises StoppedError where they are not after ORPHANS_SECONDS.
     """
     for data in state.state._connect_and_get_accessor().get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(data)
@@ -71,7 +72,7 @@ def end_orphans(controller_id: str) -> None:
     deadline = time.monotonic() + ORPHANS_SECONDS
     while left := _orphans(controller_id):
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise StoppedError(
                 f"{len(left)} workers of a dead controller still run ({', '.join(left)}), and two writers may not "
                 "share a run; end them, then run the same line again"
             )
