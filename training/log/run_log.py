@@ -44,15 +44,6 @@ REMOTE_SECONDS = 60.0
 """between two files on an object store, where there is no checkpoint"""
 TAIL_BYTES = 1 << 16
 """of a file, read for its last account: some hundred lines"""
-GPU_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
-"""dense bfloat16 operations a second by part of the name, from NVIDIA's data sheets; the first that fits counts"""
 
 Tell = Callable[[Mapping[str, float]], None]
 """hears the newest value of every field"""
@@ -240,19 +231,15 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
 def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
     """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
 
-    Of a GPU by its name, of a TPU as the job says; None on a CPU, whose peak nobody states, and for unknown chips.
+    As the job says, of a GPU by its name; None on a CPU, whose peak nobody states, and for unknown chips.
     """
     chip: float | None = None
     if device == "cuda":
-        chip = gpu_flops(torch.cuda.get_device_name())
+        name = torch.cuda.get_device_name()
+        chip = next((flops for part, flops in job.gpu_flops.items() if part in name), None)
     elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         chip = job.chip_flops
     return None if chip is None else chip * job.chips
-
-
-def gpu_flops(name: str) -> float | None:
-    """Dense bfloat16 operations a second of a GPU that calls itself so; None where it is not in our table."""
-    return next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
 
 
 def _board(logs_uri: str) -> Any:
