@@ -20,7 +20,6 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,7 +141,7 @@ class MetricsLog:
             both = {**self._newest, **self.summary}
             self._tell({name: both[name] for name in FIELDS if both.get(name) is not None})
         if self._uri is not None and (
-            checkpoint or not storage.is_remote(self._uri) or time.monotonic() - self._flushed > REMOTE_SECONDS
+            checkpoint or storage.local_path(self._uri) is not None or time.monotonic() - self._flushed > REMOTE_SECONDS
         ):
             self.flush()
 
@@ -153,11 +152,11 @@ class MetricsLog:
             return
         text = "".join(self._lines).encode()
         self._lines.clear()
-        if storage.is_remote(self._uri):
+        directory = storage.local_path(self._uri)
+        if directory is None:
             storage.write_bytes(storage.join(self._uri, f"{self._name}-{self._part:05d}.jsonl"), text)
             self._part += 1
             return
-        directory = Path(self._uri.removeprefix("file://"))
         directory.mkdir(parents=True, exist_ok=True)
         with open(directory / f"{self._name}.jsonl", "ab") as file:
             file.write(text)
@@ -243,11 +242,12 @@ def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
 
 
 def _board(logs_uri: str) -> Any:
-    if storage.is_remote(logs_uri):
+    directory = storage.local_path(logs_uri)
+    if directory is None:
         raise UserError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(logs_uri.removeprefix("file://"))
+    return SummaryWriter(str(directory))
 
 
 def held_seconds(logs_uri: str) -> dict[str, float]:
