@@ -73,8 +73,7 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """
     try:
         # a file on this disk is read by Arrow itself: half the time of a read through a Python file
-        source = storage.open_input(uri) if storage.is_remote(uri) else storage.filesystem(uri)[1]
-        return pq.ParquetFile(source, page_checksum_verification=True)
+        return pq.ParquetFile(storage.local_path(uri) or storage.open_input(uri), page_checksum_verification=True)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # OSError: a footer that is no Thrift

@@ -56,6 +56,8 @@ class TrainJob:
     """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
     chip_flops: float | None = None
     """dense bfloat16 operations a second of one TPU chip, which MFU is measured against; None: not known, no MFU"""
+    gpu_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """part of a GPU's own name -> the same for that GPU; the first part that fits counts, and without any, no MFU"""
     remat: Remat | None = None
     """what the backward pass computes again, on xla: `none`, all but the `projections` with weights, or in `full` all
     between two pairs of layers (default: `full` on a TPU, `none` elsewhere)"""

@@ -3,7 +3,6 @@
 A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def open_run(reference: str, root: str) -> TrainedRun:
     else:
         match = SUFFIXED_PATH.match(reference)
         assert match is not None
-        directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+        directory = storage.absolute(match["path"])
     step = None if match["step"] is None else int(match["step"])
     if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
         directory, step = inside[1], int(inside[2])

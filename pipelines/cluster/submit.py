@@ -102,7 +102,7 @@ def check_line(words: Sequence[str]) -> None:
     if name not in _names():
         raise UserError(configs.no_such("stage or recipe", name, _names()))
     _, root = take(rest, "--root")
-    if root is None or not (storage.is_remote(root) or os.path.isabs(root)):
+    if root is None or storage.is_relative(root):
         raise UserError(
             f"--root is {root or 'not given'}; a job runs elsewhere: give gs://bucket/path, or an absolute path that "
             "every node sees"

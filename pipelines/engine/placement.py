@@ -1,16 +1,15 @@
 """From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.slices import CHIPS, Topology, parse_topology
+from infra.chips import TPUS, chip_called, pod_chips
+from infra.slices import Topology, parse_topology
 from model.sharding import MeshShape, row_groups
 from pipelines.engine.errors import UserError
 from pipelines.engine.resources import Resources
-from training.worker.places import TpuSlices
-
-RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "TPU-V6E"}
-"""the chips of infra/slices.py as Ray calls them"""
+from training.worker.places import POD_TYPE, SLICE_NAME, TOPOLOGY, TpuSlices
 
 
 def place_of(resources: Resources) -> Topology | None:
@@ -53,9 +52,37 @@ def tpu_slices(resources: Resources) -> TpuSlices | None:
         chips_per_host=chips,
         hosts=hosts,
         topology=place.name.partition(":")[2],
-        accelerator_type=RAY_NAMES[place.chip.name],
+        accelerator_type=place.chip.ray_name,
+        pod_type=place.chip.pod_type(place.chips_per_slice),
         slices=place.slices,
     )
+
+
+def tpu_of_cluster(resources: Resources, nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
+    """The slices that the resources name; without a topology, the smallest TPU host of the cluster, for devices that
+    may be a TPU. None where there is neither. `nodes` as of ray.nodes().
+
+    Raises UserError where that host belongs to a slice of several: libtpu would wait there for the others.
+    """
+    named = tpu_slices(resources)
+    return named if named is not None or resources.device not in ("auto", "xla") else _one_host(nodes)
+
+
+def _one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
+    hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
+    together = Counter((node.get("Labels") or {}).get(SLICE_NAME) for node in hosts)
+    for node in hosts:
+        labels = node.get("Labels") or {}
+        name, pod_type, topology = (labels.get(label) for label in (SLICE_NAME, POD_TYPE, TOPOLOGY))
+        chips = pod_chips(pod_type) if pod_type else 0
+        if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
+            chip = chip_called(pod_type or "")
+            known = f"{chip.name}:{topology}" if chip is not None and topology else "as in v5e:4x4"
+            raise UserError(
+                f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
+                f"hosts, and one alone would wait for the others; give --topology {known}"
+            )
+    return TpuSlices(chips_per_host=int(min(node["Resources"]["TPU"] for node in hosts))) if hosts else None
 
 
 def chip_flops_of(resources: Resources, nodes: Sequence[Mapping[str, Any]]) -> float | None:
@@ -67,7 +94,7 @@ def chip_flops_of(resources: Resources, nodes: Sequence[Mapping[str, Any]]) -> f
     place = place_of(resources)
     if place is not None:
         return place.chip.peak_flops
-    by_name = {f"accelerator_type:{ray_name}": CHIPS[name].peak_flops for name, ray_name in RAY_NAMES.items()}
+    by_name = {f"accelerator_type:{chip.ray_name}": chip.peak_flops for chip in TPUS.values()}
     hosts = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
     found = {next((by_name[key] for key in host if key in by_name), None) for host in hosts}
     return found.pop() if len(found) == 1 else None

@@ -28,7 +28,6 @@ from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
-from pipelines.engine.inputs import absolute
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
@@ -152,7 +151,7 @@ def save_config(task: Task) -> None:
         "stage": task.stage.name,
         "fingerprint": task.fingerprint,
         "config": configs.to_dict(task.config),
-        "root": absolute(task.root),
+        "root": storage.absolute(task.root),
         "inputs": {
             name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
             for name, many in task.inputs.items()

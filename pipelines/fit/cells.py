@@ -37,7 +37,7 @@ TRACED = (
     *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
     "training/backends/gradients.py",
     *(f"training/backends/xla/{name}.py" for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")),
-    *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
+    *(f"infra/{name}.py" for name in ("aot", "chips", "hlo", "hlo_account", "hlo_trips", "slices")),
     "requirements-fit.txt",
 )
 """what a cell's numbers follow from, besides its request"""

@@ -149,9 +149,8 @@ def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
 @contextmanager
 def _local_folder(weights: Input) -> Iterator[Path]:
     """The directory that holds the files; files in a bucket are copied to one of their own."""
-    uris = [file.uri for file in weights.files]
-    if not storage.is_remote(uris[0]):
-        yield Path(storage.filesystem(uris[0])[1]).parent
+    if (on_disk := storage.local_path(weights.files[0].uri)) is not None:
+        yield on_disk.parent
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in weights.files:

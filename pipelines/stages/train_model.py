@@ -14,10 +14,18 @@ from data import storage
 from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
+from infra.chips import gpu_peaks
 from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
-from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
+from pipelines.engine.placement import (
+    chip_flops_of,
+    fewest_workers_of,
+    mesh_of,
+    tpu_of_cluster,
+    tpu_slices,
+    workers_of,
+)
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import latest_checkpoint, read_commit, read_state
 from training.checkpoints.save_load import check_same_model
@@ -95,7 +103,8 @@ def run(context: Context, config: Config) -> Outcome:
     from training.faults import Drained  # imports torch
     from training.worker.driver import fit  # imports Ray Train: only where there is something to train
 
-    job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()))
+    place = tpu_of_cluster(context.resources, ray.nodes())
+    job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()), gpu_flops=gpu_peaks())
     done = _steps_before(job)
     with context.progress(config.steps, "step", before=done) as advance:
 

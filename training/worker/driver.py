@@ -37,7 +37,7 @@ from training.errors import UserError
 from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
-from training.worker.places import TpuSlices, one_host
+from training.worker.places import TpuSlices
 from training.worker.restarts import fit_through_restarts
 from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
@@ -81,8 +81,8 @@ def fit(
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
-    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
-    a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often the workers are
+    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
+    `max_failures` is how often the workers are
     started again after one died, or after Ray's controller did, `max_preemptions` after a machine was taken away (-1:
     always); both are counted over all controllers of this call (training/worker/budgets.py). With `fewest_workers` the
     run goes on with as few where nodes are missing, and grows up to `job.workers` as they come (elastic.py).
@@ -96,8 +96,6 @@ def fit(
     """
     from training.backends.devices import check_workers, resolve_device
 
-    if tpu is None and job.device in ("auto", "xla"):
-        tpu = one_host(ray.nodes())
     job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
     check_workers(job.device, job.workers, on_slices=tpu is not None and tpu.workers > 1)
     sizes = allowed_workers(job, fewest_workers or job.workers, tpu.hosts if tpu else 1)
