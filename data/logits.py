@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.absent import absent
 from data.errors import UserError
 
 EXPONENT_BITS = 5
@@ -46,9 +47,9 @@ class CodecSpec:
     """ids go from 0 to vocab_size - 1"""
     estimator: Literal["sample", "topk", "full"] = "sample"
     """what is kept (training/distill/teacher.py has the formulas)"""
-    draws: int | None = None
+    draws: int | None = absent(None)
     """of `sample`: draws from the teacher at each target, what its counts sum to"""
-    weighted: bool = False
+    weighted: bool = absent(False)
     """of `sample`: whether each id has an importance weight"""
     temperature: float = 1.0
     """the distribution is the teacher's softmax(logits / temperature)"""

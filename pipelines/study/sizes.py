@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from data import storage
+from data.absent import present
 from model import Gemma2Config
 from pipelines.engine.errors import UserError
 from training.config import OptimizerConfig
@@ -73,7 +74,7 @@ class Sizes:
 
 def digest(value: Any) -> str:
     """12 hex digits of dataclasses or plain values, and of VERSION."""
-    plain = json.dumps([VERSION, value], sort_keys=True, default=dataclasses.asdict)
+    plain = json.dumps([VERSION, value], sort_keys=True, default=present)
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
