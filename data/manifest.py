@@ -66,7 +66,7 @@ class Manifest:
     version: int
     """the stage's VERSION"""
     fingerprint: str
-    """sha256 (hex, 16 digits) over stage, version, config and input fingerprints"""
+    """sha256 (hex, 16 digits) over stage, version, writer, input fingerprints and config without absent options"""
     config: Mapping[str, Any]
     """the whole resolved Config"""
     inputs: Mapping[str, Any]
@@ -77,6 +77,8 @@ class Manifest:
     """rows dropped, by reason"""
     tokenizer_sha256: str | None = None
     """of the tokenizer whose ids the datasets hold"""
+    writer: int | None = None
+    """the Parquet writer (`data/shards.py::WRITER`) that made the shards, where it is part of the fingerprint"""
     setup: Mapping[str, Any] | None = None
     """device, mesh and workers, where the bytes depend on them (train_model, cache_logits)"""
 

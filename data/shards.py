@@ -15,6 +15,12 @@ from data import storage
 from data.errors import UserError
 from data.manifest import Shard
 
+WRITER = 1
+"""The bytes that `parquet_bytes` gives for a table, as a number: it is part of every data stage's fingerprint.
+
+Raise it when these settings change, or when a new pyarrow writes other bytes: tests/golden/test_parquet.py says so.
+Otherwise shards of one run could come from two writers, and a run would not be the pure function of its fingerprint.
+"""
 DEFAULT_ROW_GROUP_ROWS = 4096
 ZSTD_LEVEL = 3
 

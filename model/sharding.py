@@ -159,12 +159,6 @@ def shard_shape(shape: Iterable[int], spec: Spec, mesh: MeshShape) -> tuple[int,
     return tuple(size // mesh.divisor(axes) for size, axes in zip(shape, spec, strict=True))
 
 
-def elements_per_chip(shapes: Mapping[str, Iterable[int]], mesh: MeshShape) -> int:
-    """Parameters that one chip holds, of a model whose parameters have these shapes."""
-    specs = parameter_specs(shapes)
-    return sum(math.prod(shard_shape(shape, specs[name], mesh)) for name, shape in shapes.items())
-
-
 def _check_axis(axis: str, size: int, widths: Mapping[str, int]) -> None:
     wrong = [f"{name} {width}" for name, width in widths.items() if width % size]
     if not wrong:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from data.absent import present
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from model.sharding import MeshShape, row_groups
@@ -151,14 +152,14 @@ class TrainJob:
         return self.codec.draws if self.codec else None
 
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for a checkpoint of this run to be continued, as plain JSON values."""
+        """What has to be equal for a checkpoint of this run to be continued, as JSON values without absent options."""
         identity = {
-            "config": dataclasses.asdict(self.config),
-            "datasets": [dataclasses.asdict(dataset) for dataset, _ in self.sequences],
-            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+            "config": present(self.config),
+            "datasets": [present(dataset) for dataset, _ in self.sequences],
+            "phases": [present(phase) for phase in self.phases],
             "order_seed": self.order_seed,
             "sequence_length": self.sequence_length,
-            "logits": dataclasses.asdict(self.codec) if self.codec else None,
+            "logits": present(self.codec) if self.codec else None,
             "input_fingerprints": dict(self.input_fingerprints),
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
+from data.absent import with_absent
 from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
@@ -21,7 +22,7 @@ from training.backends.base import Backend
 from training.backends.devices import resolve_device
 from training.backends.make import make_backend
 from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
-from training.checkpoints.save_load import load_checkpoint
+from training.checkpoints.save_load import Checkpoint, load_checkpoint
 from training.config import Device, check_mesh_device
 from training.distill.teacher import weights_hash
 
@@ -80,7 +81,7 @@ def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
     if read_commit(uri) is None:
         raise UserError(f"{uri} is not a committed checkpoint; train it again, or name another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
-    model = Gemma2(from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], uri))
+    model = Gemma2(model_config_of(checkpoint))
     model.load_state_dict(checkpoint.weights)
     model.requires_grad_(False)
     backend = make_backend(device, mesh=mesh)
@@ -88,6 +89,11 @@ def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )
+
+
+def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
+    """The sizes of the checkpoint's model. Raises UserError where they are not such sizes."""
+    return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
 
 
 def setup_of(context: Context) -> dict[str, str]:
@@ -112,7 +118,7 @@ def codec_of(logits: Input) -> CodecSpec:
     """How to read cached logits, from their manifest. Raises UserError where they are of an earlier format."""
     facts = logits.data.facts
     try:
-        return CodecSpec(**facts["codec"])
+        return CodecSpec(**with_absent(CodecSpec, facts["codec"]))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from training.worker.watch import looking
+
 TELL_SECONDS = 1.0
 LINE_SECONDS = 15.0
 """between two lines in a log, where no bar can be drawn"""
@@ -70,19 +72,10 @@ class Bar:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Asks the running shards until the block ends. Needs Ray."""
-        stop = threading.Event()
-
-        def listen() -> None:
-            while not stop.wait(TELL_SECONDS):
-                self.hear()
-
-        thread = threading.Thread(target=listen, name="stage-progress", daemon=True)
-        thread.start()
         try:
-            yield
+            with looking("stage progress", self.hear, TELL_SECONDS):
+                yield
         finally:
-            stop.set()
-            thread.join()
             self._forget()
 
     def hear(self) -> None:

@@ -132,6 +132,7 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
     return Manifest(
         stage=task.stage.name,
         version=task.stage.version,
+        writer=task.writer,
         fingerprint=task.fingerprint,
         config=configs.to_dict(task.config),
         inputs={

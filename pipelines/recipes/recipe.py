@@ -147,7 +147,7 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
         "input": [storage.absolute(path) for path in recipe.input()],
         "outside": {flag: [storage.absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
         "steps": {
-            name: {**task.hashed(), "fingerprint": task.fingerprint}
+            name: {**task.hashed(), "config": configs.to_dict(task.config), "fingerprint": task.fingerprint}
             if name in known
             else {"config": configs.to_dict(task.config)}
             for name, task in tasks.items()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema
+from data.absent import absent, present
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, Targets, encode
 from pipelines.checkpoints.loaded import (
@@ -23,7 +24,7 @@ from pipelines.checkpoints.loaded import (
     open_model,
     setup_of,
 )
-from pipelines.engine.config import digest, to_dict
+from pipelines.engine.config import digest, hashed
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
@@ -58,7 +59,7 @@ class Config:
     """K of `topk`, the ids kept at each target"""
     temperature: float = 1.0
     """of the distribution that is kept: softmax(logits / temperature)"""
-    proposal: float = 1.0
+    proposal: float = absent(1.0)
     """of `sample`: draws come from that distribution to this power; other than 1, ids carry importance weights"""
     seed: int = 0
     """of the draws"""
@@ -108,7 +109,7 @@ class _Cache:
             advance(len(kept))
         if rows:
             rows[0]["ranking"] = ranking.to_bytes()
-        made_as = digest([teacher.weights_sha256, to_dict(self.config), asdict(self.spec)])
+        made_as = made_as_of(teacher.weights_sha256, self.config, self.spec)
         table = pa.Table.from_pylist(rows, schema.LOGITS)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), MADE_AS: made_as})
         part = Part(table=table, row_group_rows=ROW_GROUP_ROWS, opaque_columns=(*PLANES, "ranking"))
@@ -123,6 +124,11 @@ class _Cache:
                 "final_softcap": teacher.model.config.final_softcap,
             },
         )
+
+
+def made_as_of(teacher_sha256: str, config: Config, spec: CodecSpec) -> str:
+    """Digest of all that decides the numbers of a cache besides the rows; absent options are left out of it."""
+    return digest([teacher_sha256, hashed(config), present(spec)])
 
 
 def captured(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from data import schema, storage
+from data.absent import absent
 from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, open_model
@@ -35,15 +36,15 @@ WRITES = ("text",)
 class Config:
     """Prompts and how to choose tokens."""
 
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = absent(())
     """texts to continue"""
     max_new_tokens: int = 64
     """tokens to add at most"""
     temperature: float = 0.0
     """0 takes the likeliest token, 1 samples from the model as it is"""
-    top_k: int | None = None
+    top_k: int | None = absent(None)
     """sample among so many likeliest tokens; None: all"""
-    top_p: float | None = None
+    top_p: float | None = absent(None)
     """sample among the likeliest tokens that hold this much probability; None: all"""
     seed: int = 0
     """of the sampling"""

@@ -9,11 +9,12 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data import storage
+from data.absent import absent, present
 from data.hf_tokenizer import MODEL_FILE
 from data.manifest import Dataset
 from data.shards import write_file
@@ -55,9 +56,9 @@ WRITES = ("checkpoints", "tokenizer")
 class Config:
     """What the files do not say by themselves."""
 
-    model: Gemma2Config | None = None
+    model: Gemma2Config | None = absent(None)
     """sizes of a .ckpt, which holds none (--model gemma2_2b); None: read from config.json"""
-    vocab_size: int | None = None
+    vocab_size: int | None = absent(None)
     """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
     zeros; None: as stored"""
 
@@ -79,7 +80,7 @@ def run(context: Context, config: Config) -> Outcome:
             step=0,
             weights=model.state_dict(),
             optimizer=None,
-            state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": asdict(model.config)}}},
+            state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": present(model.config)}}},
             tables={},
         )
     files, steps = committed_files(context.directory)

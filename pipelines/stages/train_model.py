@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
+from data.absent import absent
 from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
@@ -65,7 +66,7 @@ WRITES = ("checkpoints", "metrics", "lineage")
 class Config(TrainingConfig):
     """Model, objective, steps, optimizer, and the mixture of several sources."""
 
-    mixture: tuple[str, ...] = ()
+    mixture: tuple[str, ...] = absent(())
     """weights of the sources from a step on, as "STEP:source=weight,source=weight"; empty: in proportion to their
     rows, or as in the run that is carried on, whose phases before its step stay in any case"""
     order_seed: int = 0

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from data import storage
 from data.order import MixturePhase, SequenceDataset
@@ -74,8 +73,3 @@ def _feed(sizes: Sizes, text: Text) -> Callable[[int, int], Iterator[tuple[int, 
 def _tell(report: StepReport, sizes: Sizes, tell: Callable[[str], None]) -> None:
     if report.step % 20 == 0:
         tell(f"teacher: step {report.step} of {sizes.teacher_steps}, loss {report.loss:.3f}")
-
-
-def one_thread() -> None:
-    """Each arm computes in one thread of its own, so that its figures do not depend on how many run at once."""
-    torch.set_num_threads(1)

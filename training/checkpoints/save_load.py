@@ -26,6 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from data import storage
+from data.absent import with_absent
 from data.shards import parquet_bytes
 from model import Gemma2Config
 from training.checkpoints.files import (
@@ -194,7 +195,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
     """Raises UserError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
-    saved = read_state(uri)["identity"]["config"]["model"]
+    saved = with_absent(type(config), read_state(uri)["identity"]["config"]["model"])
     wanted = dataclasses.asdict(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
