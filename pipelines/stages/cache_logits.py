@@ -29,9 +29,8 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
-from training.backends.devices import resolve_device
-from training.config import Device
 from training.distill.teacher import Estimator, Targets, capture
+from training.setup import Setup
 
 VERSION = 3
 READS = {
@@ -106,12 +105,11 @@ def codec_spec(config: Config, vocab_size: int) -> CodecSpec:
 class _Cache:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
@@ -177,17 +175,16 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
-    device = resolve_device(context.resources.device)
     spec = codec_spec(config, sequences.data.facts["vocab_size"])
     setup = setup_of(context)
-    work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
+    work = _Cache(config, checkpoint_of(teacher), setup, spec)
     receipts = map_shards(
         context,
         "cache",
         sequences.uris(),
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[shard.rows for shard in sequences.data.shards],
     )
@@ -210,6 +207,6 @@ def run(context: Context, config: Config) -> Outcome:
     return Outcome(
         datasets={"logits": logits},
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": sequences.data.rows * sequences.data.facts["sequence_length"]},
     )

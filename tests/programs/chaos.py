@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from tests.programs import chaos_log
-from tests.programs.examples import example_job, made_up_feed
+from tests.programs.examples import example_job, made_up_feed, moved
 from tests.programs.kills import first_step, in_process
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
@@ -242,7 +242,7 @@ def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
         job = example_job(
             directory, config={"model": model, "steps": steps, "checkpoint_every_steps": every, "keep_last": 2}
         )
-        job = dataclasses.replace(job, cpu_threads=1, vocab_size=64)
+        job = moved(dataclasses.replace(job, vocab_size=64), threads=1)
         began = time.perf_counter()
         run_training(job, TorchBackend("cpu"), made_up_feed(job))
         return (time.perf_counter() - began) / steps

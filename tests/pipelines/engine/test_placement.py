@@ -5,22 +5,31 @@ from typing import Any
 import pytest
 
 from infra.slices import CHIPS
-from pipelines.engine.placement import RAY_NAMES, chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
+from model.sharding import MeshShape
+from pipelines.engine.placement import RAY_NAMES, Placement, chip_flops_of, place
 from pipelines.engine.resources import Resources
+from training.setup import Setup
 from training.worker.places import TpuSlices
 
 
+def placed(**given: Any) -> Placement:
+    return place(Resources(**given))
+
+
 def test_a_topology_gives_workers_hosts_and_mesh() -> None:
-    one, two = Resources(topology="v5e:4x4"), Resources(topology="v4:2x2x4", slices=2)
-    assert (workers_of(one), mesh_of(one)) == (4, "data=16")
-    assert (workers_of(two), mesh_of(two)) == (8, "replica=2,data=16")
-    assert tpu_slices(two) == TpuSlices(
-        chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4"
-    )
-    assert tpu_slices(Resources(topology="v5e:2x2")) == TpuSlices(chips_per_host=4)
+    one, two = placed(topology="v5e:4x4"), placed(topology="v4:2x2x4", slices=2)
+    assert (one.setup.workers, one.setup.mesh) == (4, MeshShape(data=16))
+    assert (two.setup.workers, two.setup.mesh) == (8, MeshShape(replica=2, data=16))
+    assert two.tpu == TpuSlices(chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4")
+    assert placed(topology="v5e:2x2").tpu == TpuSlices(chips_per_host=4)
     for mesh in ("replica=4,data=4", "data=8,model=2", "data=2,model=8"):
-        assert mesh_of(Resources(topology="v5e:4x4", mesh=mesh)) == mesh
-    assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
+        assert placed(topology="v5e:4x4", mesh=mesh).setup.mesh == MeshShape.parse(mesh)
+
+
+def test_without_a_topology_the_resources_are_the_set_up() -> None:
+    bare = placed(device="cpu", workers=3, microbatch_rows=2, remat="none")
+    assert bare.setup == Setup(device="cpu", workers=3, microbatch_rows=2, remat="none")
+    assert (bare.topology, bare.tpu, bare.fewest_workers) == (None, None, 3)
 
 
 def test_the_peak_of_a_chip_is_that_of_the_topology_or_of_the_hosts_that_there_are() -> None:
@@ -31,17 +40,17 @@ def test_the_peak_of_a_chip_is_that_of_the_topology_or_of_the_hosts_that_there_a
         }
 
     v6e, v4, cpu = host("TPU-V6E"), host("TPU-V4"), {"Alive": True, "Resources": {"CPU": 4.0}}
-    assert chip_flops_of(Resources(topology="v5e:4x4", slices=2), [v4]) == CHIPS["v5e"].peak_flops
-    assert chip_flops_of(Resources(), [cpu, v6e, v6e, host("TPU-V4", alive=False)]) == CHIPS["v6e"].peak_flops
+    assert chip_flops_of(placed(topology="v5e:4x4", slices=2), [v4]) == CHIPS["v5e"].peak_flops
+    assert chip_flops_of(placed(), [cpu, v6e, v6e, host("TPU-V4", alive=False)]) == CHIPS["v6e"].peak_flops
     for unknown in ([cpu], [v4, v6e], [host("TPU-V9")], [host()]):
-        assert chip_flops_of(Resources(), unknown) is None
+        assert chip_flops_of(placed(), unknown) is None
 
 
 def test_an_elastic_run_goes_down_by_whole_slices() -> None:
-    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=3, min_slices=1)) == 4
-    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=2)) == 8
-    assert fewest_workers_of(Resources(workers=4, min_workers=2)) == 2
-    assert fewest_workers_of(Resources(workers=4)) == 4
+    assert placed(topology="v5e:4x4", slices=3, min_slices=1).fewest_workers == 4
+    assert placed(topology="v5e:4x4", slices=2).fewest_workers == 8
+    assert placed(workers=4, min_workers=2).fewest_workers == 2
+    assert placed(workers=4).fewest_workers == 4
     with pytest.raises(ValueError, match="min_slices is 3, more than slices, 2; give it at most that"):
         Resources(topology="v5e:4x4", slices=2, min_slices=3)
 
@@ -62,7 +71,7 @@ def test_an_elastic_run_goes_down_by_whole_slices() -> None:
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mesh_of(Resources(**given))
+        placed(**given)
 
 
 def test_every_chip_has_a_name_for_ray() -> None:
