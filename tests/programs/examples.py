@@ -28,7 +28,7 @@ DATASETS = (
 
 
 def example_job(checkpoints: Path, *, config: dict[str, Any] | None = None, **overrides: Any) -> TrainJob:
-    """A job of a few steps over two made-up datasets; `overrides` are fields of the job or its set-up (mesh as text)."""
+    """A job of a few steps over two made-up datasets; `overrides` are fields of the job or its set-up, mesh as text."""
     mesh = overrides.pop("mesh", "")
     place = {"device": "cpu", "mesh": MeshShape.parse(mesh) if mesh else None}
     place |= {name: overrides.pop(name) for name in SETUP & overrides.keys()}
