@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 from data.absent import absent
 from model import Gemma2Config
-from model.sharding import MeshShape
 from training.errors import UserError
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
@@ -161,23 +160,6 @@ class TrainingConfig:
                 f"warmup_steps {self.optimizer.warmup_steps} and cooldown_steps {self.optimizer.cooldown_steps} are "
                 f"more than the run's {self.steps} steps; warm up and cool down for fewer"
             )
-
-
-def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
-    """Raises UserError where plain PyTorch cannot divide a model like that: by workers, along no model axis."""
-    if not mesh or device not in ("cpu", "cuda"):
-        return
-    if workers == 1:
-        raise UserError(
-            f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only, or over several workers that "
-            "train; leave --mesh out"
-        )
-    shape = MeshShape.parse(mesh)
-    if shape.model > 1 or shape.chips != workers:
-        raise UserError(
-            f"mesh {mesh} on device {device!r} with {workers} workers: allowed are data={workers}, which divides the "
-            f"model over them, replica={workers}, where each has all of it, and replica=M,data=N of M x N = {workers}"
-        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

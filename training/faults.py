@@ -98,7 +98,7 @@ def worst_rows(
     """
     together = backend.snapshot_by_all
     if together:
-        batch = {name: gather_slots(backend, column) for name, column in batch.items()}
+        batch = dict(zip(batch, gather_slots(backend, *batch.values()), strict=True))
     mine = []
     for number in range(len(batch["tokens"])):
         row = {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
@@ -109,6 +109,6 @@ def worst_rows(
         mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
     everyone = np.array(mine, np.float64)
     if not together:
-        everyone = gather_slots(backend, everyone)
+        (everyone,) = gather_slots(backend, everyone)
     found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
     return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))

@@ -25,6 +25,7 @@ from model.flops import forward_flops_per_token, train_flops_per_token
 from pipelines.engine.runner import read_run
 from pipelines.engine.task import Task
 from pipelines.recipes.recipe import Output, Recipe, Step
+from training.backends.make import abilities_of
 
 TEXT_STAGES = ("collect_text", "filter_text", "deduplicate_text", "decontaminate_text")
 RAW_STAGES = ("collect_text", "filter_text")
@@ -232,7 +233,8 @@ def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float
     if resources.get("topology"):
         place = parse_topology(resources["topology"], resources.get("slices", 1))
         return {place.chip.name: seconds * place.chips}
-    return {"GPU": seconds * setup.get("workers", 1)} if setup.get("device") == "cuda" else {}
+    kind = abilities_of(setup["device"]).accelerator if "device" in setup else None
+    return {"GPU": seconds * setup.get("workers", 1)} if kind == "GPU" else {}
 
 
 def _work_of(task: Task, log: Mapping[str, Any]) -> tuple[float, float]:

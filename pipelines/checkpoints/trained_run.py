@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from data import storage
 from data.documents import parse_object
-from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, Read, resolve
-from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
-from pipelines.engine.stage import Context, load_stage
+from pipelines.engine.stage import load_stage
 from training.checkpoints.records import list_tables
 
 if TYPE_CHECKING:
@@ -57,19 +55,19 @@ class TrainedRun:
         """
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
             raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
-        context = Context(
-            stage=STAGE,
-            directory=self.directory,
-            fingerprint=self.name.rpartition("/")[2],
-            inputs={name: list(many) for name, many in self.inputs.items()},
-            resources=Resources(),
-            attempt="",
-            session=RaySession(None),  # not started
-            quiet=True,
+        from pipelines.checkpoints.loaded import training_inputs  # imports torch
+        from training.make_job import make_job
+        from training.setup import Setup
+
+        config: Any = configs.from_dict(load_stage(STAGE).config, self.config, self.directory)
+        return make_job(
+            config.training,
+            training_inputs(self.inputs),
+            checkpoints_uri=self.checkpoints_uri,
+            setup=Setup(),
+            mixture=config.mixture,
+            order_seed=config.order_seed,
         )
-        stage = load_stage(STAGE)
-        job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
-        return job
 
 
 def open_run(reference: str, root: str) -> TrainedRun:

@@ -25,9 +25,10 @@ from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, t
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
-from pipelines.engine.placement import mesh_of
+from pipelines.engine.placement import place
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Place, Recipe, Step
+from training.backends.devices import TPU_DEVICE
 
 DRIVER_STAGES = ("import_model", "export_model")
 """that hold a whole model in the driver, which runs on the head"""
@@ -113,7 +114,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None:
-        words += ["--device", "xla"]
+        words += ["--device", TPU_DEVICE]
         given = any(word.partition("=")[0] == "--mesh" for word in further)
         if step.stage == TRAINING:
             words += ["--topology", place.name, "--slices", str(place.slices)]
@@ -167,7 +168,7 @@ def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
     if saved is not None and not BUCKET.fullmatch(saved):
         raise UserError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
-    mesh_of(command.resources)
+    place(command.resources)
     if command.root != root.rstrip("/"):
         raise UserError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from infra.ray_private import kv_delete, kv_get, kv_list, kv_put
 from training.worker.watch import looking
 
 TELL_SECONDS = 1.0
@@ -34,9 +35,7 @@ def advance(units: int) -> None:
         return
     _current.done += units
     if time.monotonic() - _current.told_at >= TELL_SECONDS:
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_put(_current.key, b"%d" % _current.done)
+        kv_put(_current.key, b"%d" % _current.done)
         _current.told_at = time.monotonic()
 
 
@@ -80,9 +79,7 @@ class Bar:
 
     def hear(self) -> None:
         """Takes over what the workers told since the last time."""
-        from ray.experimental import internal_kv
-
-        told = {key: internal_kv._internal_kv_get(key) for key in internal_kv._internal_kv_list(self.prefix.encode())}
+        told = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
         with self._lock:
             for key, value in told.items():
                 index = int(key.rpartition(b"/")[2])
@@ -96,10 +93,8 @@ class Bar:
         self._shown = max(now, self._shown)
 
     def _forget(self) -> None:
-        from ray.experimental import internal_kv
-
-        for key in internal_kv._internal_kv_list(self.prefix.encode()):
-            internal_kv._internal_kv_del(key)
+        for key in kv_list(self.prefix.encode()):
+            kv_delete(key)
 
 
 class Lines:

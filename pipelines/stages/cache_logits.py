@@ -30,11 +30,10 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
-from training.backends.devices import resolve_device
-from training.config import Device
 from training.distill.kind import Kind
 from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
+from training.setup import Setup
 
 VERSION = 3
 READS = {
@@ -85,12 +84,11 @@ def kept_kind(config: Config) -> Kind:
 class _Cache:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
@@ -161,17 +159,16 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
-    device = resolve_device(context.resources.device)
     spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])
     setup = setup_of(context)
-    work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
+    work = _Cache(config, checkpoint_of(teacher), setup, spec)
     receipts = map_shards(
         context,
         "cache",
         sequences.uris(),
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[shard.rows for shard in sequences.data.shards],
     )
@@ -194,6 +191,6 @@ def run(context: Context, config: Config) -> Outcome:
     return Outcome(
         datasets={"logits": logits},
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": sequences.data.rows * sequences.data.facts["sequence_length"]},
     )

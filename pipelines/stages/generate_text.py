@@ -21,7 +21,8 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from training.backends.devices import has_tpu, resolve_device
-from training.config import Device
+from training.backends.make import abilities_of
+from training.setup import Setup
 
 VERSION = 2
 READS = {
@@ -65,11 +66,11 @@ class _Generate:
     config: Config
     checkpoint: str
     tokenizer: str
-    device: Device
+    setup: Setup
     source: str
 
     def __call__(self, prompts: list[str]) -> ShardOutput:
-        loaded, tokenizer = open_model(self.checkpoint, self.device), Tokenizer.load(self.tokenizer)
+        loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > loaded.model.config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; give "
@@ -125,15 +126,16 @@ def run(context: Context, config: Config) -> Outcome:
     if not prompts:
         raise UserError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
     device = resolve_device(context.resources.device)
-    if device == "xla" and not has_tpu():
+    if abilities_of(device).compiles and not has_tpu():
         device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU
-    work = _Generate(config, checkpoint_of(checkpoint), uri, device, context.fingerprint)
-    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup={"device": device})
+    setup = Setup(device=device)
+    work = _Generate(config, checkpoint_of(checkpoint), uri, setup, context.fingerprint)
+    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup=setup.forward_record())
     facts = dict(receipt.facts)
     seconds = facts.pop("seconds")
     return Outcome(
         datasets={"text": dataset_of([receipt], "text", **facts)},
         tokenizer_sha256=given,
-        setup={"device": device},
+        setup=setup.forward_record(),
         log={"new_tokens_per_second": facts["new_tokens"] / seconds, "new_tokens": facts["new_tokens"]},
     )

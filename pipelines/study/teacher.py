@@ -16,6 +16,7 @@ from training.config import TrainingConfig
 from training.feed import HostBatch
 from training.job import TrainJob
 from training.loop import StepReport, run_training
+from training.setup import Setup
 
 CHECKPOINT_EVERY_STEPS = 100
 
@@ -55,8 +56,7 @@ def _job(sizes: Sizes, text: Text, checkpoints_uri: str, threads: int) -> TrainJ
         phases=(MixturePhase(start_step=0, weights=(("stdlib", 1.0),)),),
         sequence_length=sizes.sequence_length,
         vocab_size=text.vocab_size,
-        device="cpu",
-        cpu_threads=threads,
+        setup=Setup(device="cpu", threads=threads),
     )
 
 

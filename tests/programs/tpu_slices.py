@@ -22,7 +22,7 @@ from ray._private.accelerators.tpu import infer_tpu_pod_type_from_topology
 from ray.cluster_utils import Cluster
 
 from infra.slices import parse_topology
-from tests.programs.examples import example_job
+from training.backends.xla.abilities import XLA
 from training.worker import elastic, places, slices
 from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
 from training.worker.places import TpuSlices
@@ -145,10 +145,10 @@ def main(directory: Path) -> dict[str, Any]:
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"attempts": found, "lost": lost, **without_a_cluster(directory)}
+    return {"attempts": found, "lost": lost, **without_a_cluster()}
 
 
-def without_a_cluster(directory: Path) -> dict[str, Any]:
+def without_a_cluster() -> dict[str, Any]:
     """What Ray calls our slices, what it is asked for a single host, and the devices of jobs on a TPU and off."""
     pod_types = {}
     for name in ("v4:2x2x2", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"):
@@ -157,8 +157,7 @@ def without_a_cluster(directory: Path) -> dict[str, Any]:
         pod_types[name] = ours == infer_tpu_pod_type_from_topology(shape, place.chip.ray_name)
     alone = TpuSlices(chips_per_host=4)
     asked = scaling_config([1], {"CPU": 1}, alone)
-    job = example_job(directory, device="xla")
-    configs = [backend_config(job, tpu) for tpu in (alone, ONE, None)]
+    configs = [backend_config(XLA, 1, tpu) for tpu in (alone, ONE, None)]
     return {
         "pod_types": pod_types,
         "one_host": [asked.use_tpu, asked.num_workers, asked.resources_per_worker],

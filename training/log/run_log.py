@@ -27,6 +27,7 @@ import torch
 
 from data import storage
 from model.flops import train_flops_per_token
+from training.backends.abilities import Abilities
 from training.backends.base import Backend
 from training.errors import UserError
 from training.job import TrainJob
@@ -54,13 +55,13 @@ class MetricsLog:
     def __init__(
         self, job: TrainJob, meter: Meter, first_step: int, backend: Backend, tell: Tell | None = None
     ) -> None:
-        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.name == "xla"
+        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.abilities.compiles
         self.summary: dict[str, Any] = {}
         self._first = backend.rank == 0
         self._uri = job.logs_uri if self._first else None
         self._tell = tell if self._first else None
         self._flops = train_flops_per_token(job.config.model, job.sequence_length)
-        self._peak = peak_flops_per_second(job, backend.name)
+        self._peak = peak_flops_per_second(job, backend.abilities)
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._waits: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._newest: dict[str, Any] = {}
@@ -79,8 +80,12 @@ class MetricsLog:
             self.meter.go_on(earlier, time.time() - earlier["time"])
             self._repeat_until = self._furthest = max(self._first_step, earlier["furthest_step"])
         workers = self.backend.world_size
-        about = {"device": self.backend.name, "workers": workers, "chips": chips_held(workers)}
-        about |= {"computing_chips": self.job.chips, "peak_flops_per_second": self._peak, **self._account()}
+        about: dict[str, Any] = {
+            "device": self.backend.abilities.device,
+            "workers": workers,
+            "chips": chips_held(workers),
+        }
+        about |= {"computing_chips": self.job.setup.chips, "peak_flops_per_second": self._peak, **self._account()}
         self._write({"kind": BEGAN, "time": time.time(), "step": self._first_step, "since": self._since, **about})
         self.flush()
 
@@ -227,18 +232,18 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
+def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:
     """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
 
     As the job says, of a GPU by its name; None on a CPU, whose peak nobody states, and for unknown chips.
     """
     chip: float | None = None
-    if device == "cuda":
+    if abilities.accelerator == "GPU":
         name = torch.cuda.get_device_name()
         chip = next((flops for part, flops in job.gpu_flops.items() if part in name), None)
-    elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
+    elif abilities.accelerator == "TPU" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         chip = job.chip_flops
-    return None if chip is None else chip * job.chips
+    return None if chip is None else chip * job.setup.chips
 
 
 def _board(logs_uri: str) -> Any:

@@ -26,13 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.experimental import internal_kv
 from ray.train.backend import BackendConfig
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from infra.ray_private import PlacementGroupCleanerCallback, RayTrainError, dashboard_url, kv_delete, kv_get
 from training.errors import UserError
 from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
@@ -45,6 +43,7 @@ from training.worker.stops import stopping_on_signals
 from training.worker.watch import looking
 
 if TYPE_CHECKING:
+    from training.backends.abilities import Abilities
     from training.job import TrainJob
     from training.log.summary import StepReport, TrainSummary
 
@@ -82,23 +81,26 @@ def fit(
     """Runs the job under Ray Train and returns what it did.
 
     `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
-    `max_failures` is how often the workers are
-    started again after one died, or after Ray's controller did, `max_preemptions` after a machine was taken away (-1:
-    always); both are counted over all controllers of this call (training/worker/budgets.py). With `fewest_workers` the
-    run goes on with as few where nodes are missing, and grows up to `job.workers` as they come (elastic.py).
-    `on_progress` hears about once a second of the newest step, in a thread. `ray_storage_uri` is for Ray's own
-    bookkeeping (default: a temporary directory; workers on several nodes need one that all of them see).
+    `max_failures` is how often the workers are started again after one died, or after Ray's controller did,
+    `max_preemptions` after a machine was taken away (-1: always). Both are counted over all controllers of this call
+    (training/worker/budgets.py). With `fewest_workers` the run goes on with that many if nodes are missing, and grows
+    up to `job.setup.workers` as they come (elastic.py). `on_progress` hears about once a second of the newest step, in
+    a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes
+    need one that all of them see).
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
     Raises what the worker raised, with the worker's traceback as a note where it is a bug, and `UsedUp`, from
     training.worker.budgets, where workers, controllers or machines went more often than that.
     """
-    from training.backends.devices import check_workers, resolve_device
+    from training.backends.devices import TPU_DEVICE, resolve_device
+    from training.backends.make import abilities_of
 
-    job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
-    check_workers(job.device, job.workers, on_slices=tpu is not None and tpu.workers > 1)
-    sizes = allowed_workers(job, fewest_workers or job.workers, tpu.hosts if tpu else 1)
+    device = TPU_DEVICE if tpu else resolve_device(job.setup.device)
+    job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, device=device))
+    abilities = abilities_of(device)
+    abilities.check_workers(job.setup.workers, on_slices=tpu is not None and tpu.workers > 1)
+    sizes = allowed_workers(job, fewest_workers or job.setup.workers, tpu.hosts if tpu else 1)
     if job.feed == "ray":
         _check_room_for_feed(sizes[0] * cpus_per_worker)
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
@@ -122,8 +124,8 @@ def fit(
                 ask_key=ask_key,
                 counts_key=counts_key,
                 train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
-                backend_config=backend_config(job, tpu),
-                scaling_config=scaling_config(sizes, resources, tpu, use_gpu=job.device == "cuda"),
+                backend_config=backend_config(abilities, job.setup.workers, tpu),
+                scaling_config=scaling_config(sizes, resources, tpu, use_gpu=abilities.accelerator == "GPU"),
                 run_config=ray.train.RunConfig(
                     name=f"train-{deaths}",  # what Ray noted of an earlier controller is not ours
                     storage_path=ray_storage_uri,
@@ -133,7 +135,7 @@ def fit(
                 ),
             )
 
-        stack.callback(internal_kv._internal_kv_del, counts_key)
+        stack.callback(kv_delete, counts_key)
         stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
         if on_progress is not None:
@@ -178,15 +180,15 @@ class Trainer(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
-    """How Ray Train joins the workers of a job whose device is resolved."""
-    if job.device == "xla":
+def backend_config(abilities: Abilities, workers: int, tpu: TpuSlices | None) -> BackendConfig:
+    """How Ray Train joins the workers of a backend."""
+    if abilities.joined_by == "XlaConfig":
         return XlaConfig(device="TPU", hosts=tpu.hosts) if tpu else XlaConfig()
-    if job.workers == 1:
+    if workers == 1:
         return BackendConfig()  # nobody to talk to
     from ray.train.torch import TorchConfig
 
-    return TorchConfig(backend="nccl" if job.device == "cuda" else "gloo")
+    return TorchConfig(backend=abilities.process_group)
 
 
 def _check_room_for_feed(cpus: float) -> None:
@@ -199,7 +201,7 @@ def _check_room_for_feed(cpus: float) -> None:
 
 def _has_dashboard() -> bool:
     try:
-        return bool(ray._private.worker.get_dashboard_url())
+        return bool(dashboard_url())
     except Exception:  # no public question; an answer we do not understand keeps Ray's own ways
         return True
 
@@ -250,7 +252,7 @@ def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator
 
     def look() -> None:
         nonlocal last
-        if (value := internal_kv._internal_kv_get(key)) is not None:
+        if (value := kv_get(key)) is not None:
             report = StepReport(**json.loads(value))
             if report.step != last:
                 last = report.step
@@ -260,4 +262,4 @@ def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator
         with looking("training progress", look, PROGRESS_SECONDS):
             yield
     finally:
-        internal_kv._internal_kv_del(key)
+        kv_delete(key)

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
-from ray.core.generated import gcs_pb2
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import ActorDiedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra.ray_private import PlacementGroupTableData, get_or_create_autoscaling_coordinator, state
 from training.errors import StoppedError
 from training.worker.budgets import Counts, Limits, UsedUp
 
@@ -66,7 +64,7 @@ def end_orphans(controller_id: str) -> None:
     Raises StoppedError where they are not after ORPHANS_SECONDS.
     """
     for data in state.state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(data)
+        group = PlacementGroupTableData.FromString(data)
         if group.creator_actor_id.hex() == controller_id:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     deadline = time.monotonic() + ORPHANS_SECONDS

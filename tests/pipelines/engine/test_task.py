@@ -65,7 +65,17 @@ class GrownSpec(CodecSpec):
 
 
 def test_shards_of_a_cache_from_before_an_option_are_those_of_the_same_cache() -> None:
-    before = cache_logits.made_as_of("abc", cache_logits.Config(), CodecSpec(vocab_size=9, draws=50))
-    assert cache_logits.made_as_of("abc", GrownCache(), GrownSpec(vocab_size=9, draws=50)) == before
-    assert cache_logits.made_as_of("abc", GrownCache(antithetic=True), GrownSpec(vocab_size=9, draws=50)) != before
-    assert cache_logits.made_as_of("abc", GrownCache(), GrownSpec(vocab_size=9, draws=50, block=4)) != before
+    before = cache_logits.made_as_of(
+        "abc", cache_logits.Config(), CodecSpec(vocab_size=9, estimator="sample", draws=50)
+    )
+    assert cache_logits.made_as_of("abc", GrownCache(), GrownSpec(vocab_size=9, estimator="sample", draws=50)) == before
+    assert (
+        cache_logits.made_as_of(
+            "abc", GrownCache(antithetic=True), GrownSpec(vocab_size=9, estimator="sample", draws=50)
+        )
+        != before
+    )
+    assert (
+        cache_logits.made_as_of("abc", GrownCache(), GrownSpec(vocab_size=9, estimator="sample", draws=50, block=4))
+        != before
+    )

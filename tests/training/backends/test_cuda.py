@@ -11,7 +11,7 @@ import torch
 from infra.chips import gpu_peaks
 from tests.programs.examples import example_job, made_up_feed
 from tests.training.worker.test_worker import in_process, losses, table
-from training.backends.torch_backend import TorchBackend
+from training.backends.torch_backend import CUDA, TorchBackend
 from training.checkpoints.records import latest_checkpoint
 from training.log.run_log import peak_flops_per_second
 from training.loop import run_training
@@ -54,7 +54,7 @@ def test_mfu_is_against_the_peak_of_the_gpu_and_its_memory_is_told(tmp_path: Pat
     told: dict[str, float] = {}
     run_training(job, TorchBackend("cuda"), made_up_feed(job), tell=told.update)
     assert told["peak_device_bytes"] > 0
-    peak = peak_flops_per_second(job, "cuda")
+    peak = peak_flops_per_second(job, CUDA)
     if peak is None:
         assert "mfu" not in told, "a GPU that is not in our table"
     else:

@@ -97,7 +97,7 @@ def test_a_checkpoint_with_an_option_that_this_version_does_not_have_is_refused(
 
 def test_a_codec_from_before_an_option_is_the_same_codec(tmp_path: Path) -> None:
     logits = (("unread", "unread"), ("unread",))
-    codec = CodecSpec(vocab_size=64, draws=50)
+    codec = CodecSpec(vocab_size=64, estimator="sample", draws=50)
     job = example_job(tmp_path, config={"objective": "distill"}, codec=codec, logits=logits)
     check_identity(checkpoint_with(as_kept_before(job)), job)
     other = dataclasses.replace(job, codec=dataclasses.replace(codec, weighted=True))

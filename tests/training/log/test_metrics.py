@@ -14,6 +14,7 @@ from model.flops import train_flops_per_token
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
 from training.backends.torch_backend import TorchBackend
+from training.backends.xla.abilities import XLA
 from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, METRICS
@@ -76,7 +77,7 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     monkeypatch.setenv("PJRT_DEVICE", "TPU")
     monkeypatch.setattr("training.log.run_log.chips_held", lambda workers: {})  # torch_xla may be here, on a CPU
     backend = TorchBackend("cpu")
-    backend.name = "xla"
+    backend.abilities = XLA
     job = job_with_logs(
         tmp_path,
         device="xla",
@@ -111,13 +112,13 @@ def test_mfu_on_a_gpu_is_against_the_peak_of_the_first_part_of_its_name(
 
 def test_chips_follow_an_elastic_run(tmp_path: Path) -> None:
     job = job_with_logs(tmp_path, device="xla", mesh="replica=2,data=8,model=2", workers=8, config={"global_batch": 32})
-    assert (job.chips, job_at(job, 4).chips) == (32, 16)
+    assert (job.setup.chips, job_at(job, 4).setup.chips) == (32, 16)
 
 
 def test_a_tpu_of_an_unknown_kind_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PJRT_DEVICE", "TPU")
     backend = TorchBackend("cpu")
-    backend.name = "xla"
+    backend.abilities = XLA
     meter, told = Meter(), {}
     log = MetricsLog(job_with_logs(tmp_path, device="xla"), meter, 0, backend, told.update)
     with meter.spent("data_wait"):
