@@ -14,25 +14,24 @@ from data import storage
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, Read, resolve
+from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
+from pipelines.engine.registry import stage_names
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
-from pipelines.engine.stage import Context, load_stage
+from pipelines.engine.stage import Context, Stage, load_stage, load_stages
 from training.checkpoints.records import list_tables
 
 if TYPE_CHECKING:
     from training.job import TrainJob
 
-STAGE = "train_model"
 CHECKPOINTS = "checkpoints"
-INPUTS = {"sequences": "sequences", "logits": "logits", "initial": CHECKPOINTS, "from": CHECKPOINTS}
-"""input of train_model -> dataset: as in READS there, which would import torch"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A run of train_model."""
+    """A run of a stage that has a `make_job`."""
 
+    stage: Stage
     directory: str
     config: Mapping[str, Any]
     inputs: Mapping[str, tuple[Input, ...]]
@@ -59,7 +58,7 @@ class TrainedRun:
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
             raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
         context = Context(
-            stage=STAGE,
+            stage=self.stage.name,
             directory=self.directory,
             fingerprint=self.name.rpartition("/")[2],
             inputs={name: list(many) for name, many in self.inputs.items()},
@@ -68,13 +67,17 @@ class TrainedRun:
             session=RaySession(None),  # not started
             quiet=True,
         )
-        stage = load_stage(STAGE)
-        job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
-        return job
+        assert self.stage.make_job is not None
+        return self.stage.make_job(context, configs.from_dict(self.stage.config, self.config, self.directory))
+
+
+def has_steps(stage: str) -> bool:
+    """Whether runs of the stage can be opened: it makes a job."""
+    return stage in stage_names() and load_stage(stage).make_job is not None
 
 
 def open_run(reference: str, root: str) -> TrainedRun:
-    """Raises UserError where the reference names no run of train_model."""
+    """Raises UserError where the reference names no run of a stage that trains."""
     if match := REFERENCE.match(reference):
         directory = storage.join(root, match["stage"], match["fingerprint"])
     else:
@@ -91,11 +94,13 @@ def open_run(reference: str, root: str) -> TrainedRun:
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
             "shows the runs there are"
         ) from None
-    if document["stage"] != STAGE:
-        raise UserError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
+    stage = load_stage(document["stage"])
+    if stage.make_job is None:
+        trains = ", ".join(known.name for known in load_stages() if known.make_job is not None)
+        raise UserError(f"{reference!r} is a run of {stage.name}; give one of {trains}, or a checkpoint of it")
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
     inputs = {
-        name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)
+        name: tuple(resolve(text, stage.reads[name], own_root) for text in given)
         for name, given in document["inputs"].items()
     }
-    return TrainedRun(directory=directory, config=document["config"], inputs=inputs, step=step)
+    return TrainedRun(stage=stage, directory=directory, config=document["config"], inputs=inputs, step=step)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from data import schema
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, encode
+from pipelines.account.costs import TeacherPassCost
 from pipelines.checkpoints.loaded import (
     LoadedModel,
     batches_of,
@@ -24,11 +25,13 @@ from pipelines.checkpoints.loaded import (
     setup_of,
 )
 from pipelines.engine.config import digest, to_dict
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.report.kinds import CacheReport
 from training.backends.devices import resolve_device
 from training.config import Device
 from training.distill.teacher import Estimator, Targets, capture
@@ -39,6 +42,7 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
 }
 WRITES = ("logits",)
+DECLARES = Declaration(lease=True, places=Places(), cost=TeacherPassCost(), report=CacheReport())
 
 FULL_VOCABULARY = 16_384
 """ids up to which `full` is allowed: 50 KB a target"""

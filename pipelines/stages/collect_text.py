@@ -5,11 +5,13 @@ fails the stage, or is skipped and counted where that is asked for. Cost: readin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal
 
 from data import schema, sources
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration, OwnText
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
@@ -17,6 +19,10 @@ from pipelines.engine.stage import Context, Outcome
 
 VERSION = 3
 WRITES = ("text", "rejects")
+DECLARES = Declaration(
+    cost=TextCost(speed=core_speed(21), reads="raw", leaves="raw"),
+    own_text=OwnText(input="input", config=lambda config: replace(config, source="text", exclude=())),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

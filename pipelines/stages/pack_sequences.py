@@ -15,6 +15,8 @@ import xxhash
 from data import schema, shards
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
+from pipelines.account.costs import PackCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
@@ -24,6 +26,7 @@ from pipelines.engine.stage import Context, Outcome
 VERSION = 5
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
+DECLARES = Declaration(cost=PackCost(speed=core_speed(8.8)))
 TRAINING, HELDOUT = "sequences", "heldout"
 
 

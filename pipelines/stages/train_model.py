@@ -15,11 +15,16 @@ from data import storage
 from data.logits import CodecSpec
 from data.manifest import Dataset, read_manifest
 from data.order import MixturePhase, Order, SequenceDataset
+from pipelines.account.costs import TrainingCost
+from pipelines.checkpoints.card_sections import trained_weights
 from pipelines.checkpoints.loaded import CHECKPOINTS, check_same_tokenizer, checkpoint_of, codec_of, committed_files
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
 from pipelines.engine.stage import Context, Outcome, StoppedError
+from pipelines.fit.programs import TRAINING_STEP
+from pipelines.report.kinds import TrainingReport
 from training.checkpoints.records import STATE_NAME, latest_checkpoint, read_commit
 from training.checkpoints.save_load import check_same_model
 from training.checkpoints.setups import read_setups
@@ -51,6 +56,14 @@ READS = {
 LOGS = "logs"
 """folder of what has clock times, beside the manifest and not in it"""
 WRITES = ("checkpoints", "metrics", "lineage")
+DECLARES = Declaration(
+    lease=True,
+    places=Places(several_hosts=True),
+    cost=TrainingCost(),
+    report=TrainingReport(),
+    card=trained_weights,
+    programs=(TRAINING_STEP,),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
