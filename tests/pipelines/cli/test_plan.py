@@ -9,14 +9,14 @@ import pytest
 from data import shards, storage
 from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
 from pipelines.__main__ import main
-from pipelines.cli import plan
 from pipelines.cli.arguments import parse_recipe
 from pipelines.cli.plan import last_of_stage, plan_lines
-from pipelines.engine import runner as runner_module
+from pipelines.engine import code_digest
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.task import Task
 from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
 from pipelines.recipes.registry import load
+from pipelines.report.words import size
 from pipelines.stages import collect_text, deduplicate_text, filter_text
 from tests.programs.places import REPOSITORY
 
@@ -185,7 +185,7 @@ def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     for name in ("data/filters.py", "data/packing.py", "data/schema.py", "data/shards.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
-    monkeypatch.setattr(runner_module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(code_digest, "REPOSITORY", tmp_path)
     stage = tasks_of(recipe, str(tmp_path))["filter"].stage
     before = code_sha256(stage)
     (tmp_path / "data/packing.py").write_text("edited = True\n")
@@ -198,7 +198,7 @@ def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (7e15, "7000.0 TB")]
 )
 def test_sizes_are_for_people(count: float, text: str) -> None:
-    assert plan.size(count) == text
+    assert size(count) == text
 
 
 @pytest.mark.slow
