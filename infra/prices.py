@@ -60,12 +60,6 @@ CONSTANTS: Mapping[str, Constant] = {
     "logits.ids_per_target": constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
     "logits.bytes_per_id": constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
     "checkpoint.bytes_per_parameter": constant(12, "B", "training/checkpoints: float32, two moments", "2026-11"),
-    "speed.collect_text": constant(21, "MB/s a core", MEASURED, "2026-11"),
-    "speed.filter_text": constant(6.5, "MB/s a core", MEASURED, "2026-11"),
-    "speed.deduplicate_text": constant(16, "MB/s a core", MEASURED, "2026-11"),
-    "speed.decontaminate_text": constant(16, "MB/s a core", f"{OURS}: taken like deduplication", "2026-11"),
-    "speed.tokenize_text": constant(19, "MB/s a core", MEASURED, "2026-11"),
-    "speed.pack_sequences": constant(8.8, "MB/s a core", MEASURED, "2026-11"),
 }  # fmt: skip
 
 
@@ -127,14 +121,15 @@ class Prices:
         return Cost(usd=sent_bytes / 1e9 * self["egress.usd_per_gb"])
 
 
-def read_prices(path: str | None) -> Prices:
-    """The built-in constants, with those of a JSON file in their place: {"v5p.usd_per_chip_hour": 2.9, ...}.
+def read_prices(path: str | None, further: Mapping[str, Constant] | None = None) -> Prices:
+    """The built-in constants and `further` ones, replaced by those of a JSON file: {"v5p.usd_per_chip_hour": 2.9, ...}.
 
     A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises UserError for a file
     that cannot be read, a name that there is not, or a value that is no number of at least 0.
     """
+    known = {**CONSTANTS, **(further or {})}
     if path is None:
-        return Prices(constants=CONSTANTS)
+        return Prices(constants=known)
     try:
         given = json.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -143,13 +138,13 @@ def read_prices(path: str | None) -> Prices:
         raise UserError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
     if not isinstance(given, dict):
         raise UserError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
-    return Prices(constants={**CONSTANTS, **{name: _given(name, value, path) for name, value in given.items()}})
+    return Prices(constants={**known, **{name: _given(name, value, path, known) for name, value in given.items()}})
 
 
-def _given(name: str, value: object, path: str) -> Constant:
-    if name not in CONSTANTS:
-        close = difflib.get_close_matches(name, CONSTANTS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(CONSTANTS)}"
+def _given(name: str, value: object, path: str, known: Mapping[str, Constant]) -> Constant:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise UserError(f"{path}: no constant {name!r}; {hint}")
     fields = value if isinstance(value, dict) else {"value": value}
     number = fields.get("value")
@@ -158,7 +153,7 @@ def _given(name: str, value: object, path: str) -> Constant:
             f"{path}: {name} is {value!r}; allowed is a number of at least 0, or an object of value, source and date"
         )
     return replace(
-        CONSTANTS[name],
+        known[name],
         value=float(number),
         source=str(fields.get("source", path)),
         date=str(fields.get("date", "as given")),

@@ -125,7 +125,7 @@ def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
 
 def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
     read = sum(count for one in amounts for kind, count in one.stored.items() if kind in ("sequences", "logits"))
-    trained = [one for one in amounts if one.stage == "train_model" and one.stored_bytes]
+    trained = [amount for amount in amounts if amount.trains and amount.stored_bytes]
     if read and trained:
         yield (
             f"egress: none while bucket and slice are in one region; reading sequences and logits from another cloud "
@@ -141,7 +141,7 @@ def published_lines(prices: Prices) -> Iterator[str]:
     for name in PUBLISHED:
         amounts = estimate(recipes.load(name), prices)
         chips |= {chip for amount in amounts for chip in amount.chips}
-        trained = sum(one.cost(prices).kg_co2e for one in amounts if one.stage == "train_model") / 1000
+        trained = sum(amount.cost(prices).kg_co2e for amount in amounts if amount.trains) / 1000
         tonnes[name] = (sum((one.cost(prices) for one in amounts), Cost()).kg_co2e / 1000, trained)
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())

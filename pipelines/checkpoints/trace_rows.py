@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import tyro
 
 from data.lineage import Place, documents_of_rows, find_document
-from pipelines.checkpoints.trained_run import CHECKPOINTS, STAGE, TrainedRun, open_run
+from pipelines.checkpoints.trained_run import CHECKPOINTS, TrainedRun, has_steps, open_run
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import DEFAULT_ROOT, Input
 from training.checkpoints.records import checkpoint_uri, read_rows
@@ -172,7 +172,7 @@ def _runs_before(run: TrainedRun) -> Iterator[TrainedRun]:
     """The runs that this one carried on or began from; imported weights have no rows."""
     for name in ("from", "initial"):
         for one in run.inputs.get(name, ()):
-            if one.manifest.stage == STAGE:
+            if has_steps(one.manifest.stage):
                 yield _open(one, run)
 
 

@@ -167,8 +167,9 @@ def _what(recipe: Recipe, step: str, name: str) -> str:
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
     """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
     config = getattr(parsed, step.name, step.config)
-    if own_text and step.stage == "collect_text" and config == step.config:
-        return replace(step, config=replace(config, source="text", exclude=()), note="Your files become text.")
+    declared = load_stage(step.stage).declares.own_text
+    if own_text and declared is not None and config == step.config:
+        return replace(step, config=declared.config(config), note=declared.note)
     return replace(step, config=config)
 
 

@@ -31,8 +31,7 @@ def plan_lines(
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
         told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
-        tell = getattr(task.stage.module, "plan_notes", None)
-        for line in tell(task.config, task.inputs) if tell else ():
+        for line in task.stage.plan_notes(task.config, task.inputs) if task.stage.plan_notes else ():
             yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}
     for name, task in tasks.items():

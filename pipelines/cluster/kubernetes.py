@@ -26,18 +26,11 @@ from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.placement import place
+from pipelines.engine.stage import load_stage
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Place, Recipe, Step
 from training.backends.devices import TPU_DEVICE
 
-DRIVER_STAGES = ("import_model", "export_model")
-"""that hold a whole model in the driver, which runs on the head"""
-DRIVER_GIGABYTES = 160
-"""twice the 27B in bfloat16, and room"""
-MODEL_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model", "generate_text")
-TRAINING = "train_model"
-MESH_STAGES = ("cache_logits", "audit_logits", "evaluate_model")
-"""that divide a model over the chips of one host; training does over those of slices"""
 BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
 
 
@@ -99,6 +92,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     """What to make manifests of; `further` words go to `run`. Raises UserError, saying what is allowed."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
+    declares = load_stage(step.stage).declares
     place = _place(command, step)
     if not BUCKET.fullmatch(command.root):
         raise UserError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
@@ -113,14 +107,14 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     if not all(re.fullmatch("[0-9]{1,9}", number) for number in (fewest, most)):
         raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
-    if place is not None:
+    if place is not None and declares.places is not None:
         words += ["--device", TPU_DEVICE]
         given = any(word.partition("=")[0] == "--mesh" for word in further)
-        if step.stage == TRAINING:
+        if declares.places.several_hosts:
             words += ["--topology", place.name, "--slices", str(place.slices)]
             if not given and step.place is not None and step.place.mesh and _is(place, step.place):
                 words += ["--mesh", step.place.mesh]
-        elif step.stage in MESH_STAGES and not given:
+        elif declares.places.mesh and not given:
             words += ["--mesh", f"data={place.chips}"]
     if command.kind == "RayJob":
         _check_line(recipe, [*words[5:], *further], command.root)
@@ -134,7 +128,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         kind=command.kind,
         topology=place,
         cpu_workers=(int(fewest), int(most)),
-        head_gigabytes=DRIVER_GIGABYTES if step.stage in DRIVER_STAGES else 16,
+        head_gigabytes=declares.driver_gigabytes,
         spot=command.spot,
         google_service_account=command.google_service_account,
         token_secret=command.token_secret,
@@ -185,7 +179,8 @@ def _outside(recipe: Recipe) -> list[str]:
 
 
 def _place(command: Command, step: Step) -> Topology | None:
-    if step.stage not in MODEL_STAGES:
+    places = load_stage(step.stage).declares.places
+    if places is None:
         for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
             if value:
                 raise UserError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
@@ -196,7 +191,7 @@ def _place(command: Command, step: Step) -> Topology | None:
     if not text:
         raise UserError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
     place = rented_slice(text, slices or 1)
-    if place.hosts > 1 and step.stage != "train_model":
+    if place.hosts > 1 and not places.several_hosts:
         one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
         raise UserError(
             f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "

@@ -28,6 +28,7 @@ from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.finished import Finished
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
@@ -37,9 +38,6 @@ from pipelines.engine.task import Task
 CONFIG_NAME = "_CONFIG.json"
 FAILED_NAME = "_FAILED.json"
 """why the last attempt ended, for `status`; removed when the next one begins"""
-LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
-                 "export_model")  # fmt: skip
-"""whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
 
@@ -70,7 +68,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     storage.remove(storage.join(task.directory, FAILED_NAME))
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
-    with hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext() as lease:
+    with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
         if lease is not None and (theirs := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
             return theirs
@@ -181,6 +179,20 @@ def read_run(directory: str) -> dict[str, Any]:
         return parse_object(storage.read_bytes(uri), uri, "remove it: only times, speeds and versions are lost")
     except FileNotFoundError:
         return {}
+
+
+def finished(task: Task) -> Finished | None:
+    """The task's run as the functions of its stage's declaration get it; None where it has not finished."""
+    manifest = task.manifest()
+    if manifest is None:
+        return None
+    return Finished(
+        directory=task.directory,
+        manifest=manifest,
+        config=task.config,
+        inputs=task.inputs,
+        run=read_run(task.directory),
+    )
 
 
 def _speeds(log: Mapping[str, Any]) -> str:

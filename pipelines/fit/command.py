@@ -25,6 +25,7 @@ from pipelines.engine.config import from_dict, no_such
 from pipelines.engine.errors import UserError, exit_code
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
+from pipelines.fit.programs import TRAINING_STEP, program_of
 from training.config import Objective, Remat
 
 REMATS: tuple[Remat, ...] = ("none", "projections", "full")
@@ -51,6 +52,8 @@ class Command:
     """what the backward pass computes again"""
     objective: Objective = "next_token"
     """loss of the step; distill: 50 cached draws at each target"""
+    program: str = TRAINING_STEP.name
+    """compiled program that a stage declares"""
     search: bool = False
     """where it does not fit, look for the nearest setting that does: over remat, batch and mesh"""
     json: bool = False
@@ -165,7 +168,8 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
 
 
 def _run(request: FitRequest, command: Command) -> Cell:
-    return run_cell(request, cache=Path(command.cache), minutes=command.minutes, say=_say)
+    program = program_of(command.program)
+    return run_cell(request, program=program, cache=Path(command.cache), minutes=command.minutes, say=_say)
 
 
 def _say(text: str) -> None:

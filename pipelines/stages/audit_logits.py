@@ -22,6 +22,7 @@ from data.manifest import Dataset
 from data.schema import sequence_hashes
 from pipelines.checkpoints.loaded import batches_of, checkpoint_of, dataset_given, open_model, setup_of
 from pipelines.engine import config as configs
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
@@ -40,6 +41,7 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher they are of", dataset="checkpoints"),
 }
 WRITES = ("verdict",)
+DECLARES = Declaration(lease=True, places=Places())
 
 
 MARGIN = 1.5

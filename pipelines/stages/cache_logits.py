@@ -16,6 +16,7 @@ from data import schema
 from data.absent import absent, present
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, Targets, encode
+from pipelines.account.costs import TeacherPassCost
 from pipelines.checkpoints.loaded import (
     LoadedModel,
     batches_of,
@@ -25,11 +26,13 @@ from pipelines.checkpoints.loaded import (
     setup_of,
 )
 from pipelines.engine.config import digest, hashed
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.report.kinds import CacheReport
 from training.distill.kind import Kind
 from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
@@ -41,6 +44,7 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
 }
 WRITES = ("logits",)
+DECLARES = Declaration(lease=True, places=Places(), cost=TeacherPassCost(), report=CacheReport())
 
 ROW_GROUP_ROWS = 64
 

@@ -5,12 +5,14 @@ fails the stage, or is skipped and counted where that is asked for. Cost: readin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal
 
 from data import schema, shards, sources
 from data.absent import absent
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration, OwnText
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
@@ -19,6 +21,10 @@ from pipelines.engine.stage import Context, Outcome
 VERSION = 3
 WRITER = shards.WRITER
 WRITES = ("text", "rejects")
+DECLARES = Declaration(
+    cost=TextCost(speed=core_speed(21), reads="raw", leaves="raw"),
+    own_text=OwnText(input="input", config=lambda config: replace(config, source="text", exclude=())),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,9 @@ import pyarrow.compute as pc
 
 from data import decontaminate, schema, shards
 from data.absent import absent
+from infra.prices import OURS
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
@@ -26,6 +29,7 @@ READS = {
     "evaluation": Read(help="evaluation sets, a JSONL file each; the file's name is the set's", many=True),
 }
 WRITES = ("text", "hits")
+DECLARES = Declaration(cost=TextCost(speed=core_speed(16, source=f"{OURS}: taken like deduplication")))
 
 
 @dataclass(frozen=True, kw_only=True)

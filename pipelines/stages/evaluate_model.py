@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipelines.account.costs import HeldoutPassCost
 from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.report.kinds import EvaluationReport
 from training.evaluation import evaluate
 from training.setup import Setup
 
@@ -26,6 +29,7 @@ READS = {
     "sequences": Read(help="training rows, for the unigram baseline", dataset="sequences", optional=True),
 }
 WRITES = ("metrics",)
+DECLARES = Declaration(lease=True, places=Places(), cost=HeldoutPassCost(), report=EvaluationReport())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from model import Gemma2, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
 from pipelines.checkpoints.loaded import checkpoint_of, model_config_of
 from pipelines.checkpoints.model_card import Exported, model_card
+from pipelines.engine.declaration import WHOLE_MODEL_GIGABYTES, Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.stage import Context, Outcome
@@ -34,6 +35,7 @@ READS = {
     "evaluations": Read(help="evaluations of it, for the model card", dataset="metrics", many=True, optional=True),
 }
 WRITES = ("model",)
+DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES)
 
 
 @dataclass(frozen=True, kw_only=True)

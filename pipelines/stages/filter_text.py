@@ -11,6 +11,8 @@ from data import filters, pii, schema, shards, storage
 from data.absent import absent
 from data.filters import Rules, Treatment
 from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
@@ -29,6 +31,7 @@ READS = {
     ),
 }
 WRITES = ("text", "rejects")
+DECLARES = Declaration(cost=TextCost(speed=core_speed(6.5), reads="raw"))
 
 
 @dataclass(frozen=True, kw_only=True)

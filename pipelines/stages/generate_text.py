@@ -16,10 +16,12 @@ from data.absent import absent
 from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, open_model
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.report.kinds import GenerationReport
 from training.backends.devices import has_tpu, resolve_device
 from training.backends.make import abilities_of
 from training.setup import Setup
@@ -31,6 +33,7 @@ READS = {
     "prompts": Read(help="a file with one prompt a line, beside those in --prompt", optional=True),
 }
 WRITES = ("text",)
+DECLARES = Declaration(lease=True, places=Places(mesh=False), report=GenerationReport())
 
 
 @dataclass(frozen=True, kw_only=True)

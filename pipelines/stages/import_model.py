@@ -20,7 +20,10 @@ from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
+from pipelines.account.costs import ImportCost
+from pipelines.checkpoints.card_sections import imported_weights
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
+from pipelines.engine.declaration import WHOLE_MODEL_GIGABYTES, Declaration
 from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.stage import Context, Outcome
@@ -50,6 +53,7 @@ READS = {
     ),
 }
 WRITES = ("checkpoints", "tokenizer")
+DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES, cost=ImportCost(), card=imported_weights)
 
 
 @dataclass(frozen=True, kw_only=True)

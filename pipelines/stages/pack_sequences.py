@@ -16,6 +16,8 @@ from data import schema, shards
 from data.absent import absent
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
+from pipelines.account.costs import PackCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
@@ -26,6 +28,7 @@ VERSION = 5
 WRITER = shards.WRITER
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
+DECLARES = Declaration(cost=PackCost(speed=core_speed(8.8)))
 TRAINING, HELDOUT = "sequences", "heldout"
 
 

@@ -13,10 +13,15 @@ from data import storage
 from data.absent import absent
 from data.manifest import Dataset, read_manifest
 from infra.chips import gpu_peaks
+from pipelines.account.costs import TrainingCost
+from pipelines.checkpoints.card_sections import trained_weights
 from pipelines.checkpoints.loaded import CHECKPOINTS, checkpoint_of, committed_files, dataset_given, training_inputs
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.placement import chip_flops_of, place, tpu_of_cluster
 from pipelines.engine.stage import Context, Outcome
+from pipelines.fit.programs import TRAINING_STEP
+from pipelines.report.kinds import TrainingReport
 from training.checkpoints.records import latest_checkpoint, read_commit
 from training.checkpoints.setups import read_setups
 from training.config import TrainingConfig
@@ -49,6 +54,14 @@ READS = {
 LOGS = "logs"
 """folder of what has clock times, beside the manifest and not in it"""
 WRITES = ("checkpoints", "metrics", "lineage")
+DECLARES = Declaration(
+    lease=True,
+    places=Places(several_hosts=True),
+    cost=TrainingCost(),
+    report=TrainingReport(),
+    card=trained_weights,
+    programs=(TRAINING_STEP,),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
