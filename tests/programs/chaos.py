@@ -153,7 +153,6 @@ def flips(count: int = 96, seed: int = 0) -> bool:
     A run that the watch did not stop is replayed at the ends of its stretches between checkpoints.
     """
     from tests.programs.examples import write_sequences
-    from training import run
     from training.faults import BadStep, Corrupted
     from training.replay import replay
 
@@ -162,7 +161,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
     kinds = ("weight", "moment", "gradient")
     planted = dict.fromkeys(kinds, 0)
     bits = rng.sample(range(31), 31)
-    make_state = run.init_state
+    make_state = run_module.init_state
     for number in range(count):
         what, bit = kinds[number % 3], (31, *bits)[number // 3 % 32]
         planted[what] += 1
@@ -177,7 +176,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
                 backend.targets = list(parameters.values()) if backend.what == "weight" else moments
                 return state
 
-            run.init_state = remember  # type: ignore[assignment]
+            run_module.init_state = remember  # type: ignore[assignment]
             try:
                 run_training(job, backend, made_up_feed_from(job))
             except Corrupted:
@@ -187,7 +186,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
                 found["bad step"] += 1
                 continue
             finally:
-                run.init_state = make_state
+                run_module.init_state = make_state
             steps = (10, 20)  # the ends of the two stretches between checkpoints
             found["replay"] += any(replay(job, step).differences for step in steps)
     total = sum(found.values())
