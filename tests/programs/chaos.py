@@ -28,6 +28,7 @@ import torch
 from tests.programs import chaos_log
 from tests.programs.examples import example_job, made_up_feed, moved
 from tests.programs.kills import first_step, in_process
+from training import run as run_module
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
 from training.checkpoints.save_load import load_checkpoint

@@ -25,6 +25,7 @@ from model.sharding import MeshShape
 from tests.programs.examples import VOCAB, example_job, made_up_feed
 from tests.programs.places import REPOSITORY
 from training import loop
+from training import run as run_module
 from training.checkpoints.records import checkpoint_uri
 from training.checkpoints.save_load import load_checkpoint
 from training.checkpoints.state import snapshot_state
