@@ -21,15 +21,13 @@ import pyarrow.parquet as pq
 from data.errors import UserError
 from data.logits import PLANES, CodecSpec, Ragged, Ranking, decode
 from data.order import Order
+from data.padding import SPARSE, Padding
 from data.schema import sequence_hashes
 from data.shards import open_parquet
 
 Batch = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 [b, L]; loss_mask bool [b, L]; sequence_hash uint64 [b]; refs int32 [b, 3]
-(dataset, shard, row); with logits target_ids int32 [b, L, K] and, of the estimator `sample`, target_counts [b, L, K]
-(int32, or float32 times the importance weights where there are any), zero where there is no target or no further id;
-of `topk` target_log_probs float32 [b, L, K], -inf there, and target_tail float32 [b, L], 1 where there is no target; of
-`full` only target_probs float32 [b, L, V]"""
+(dataset, shard, row); with logits the columns that their `Padding` makes (data/padding.py)"""
 
 ROW_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "sequence_hash")
 _OPEN_FILES = 16
@@ -188,16 +186,22 @@ MADE_AS = b"made_as"
 class LogitsReader:
     """Random access to the cached teacher distributions of one dataset, row for row those of its sequences.
 
-    `max_unique` is K, the ids kept for a target; it may be left out for `sample`: as many as can be drawn.
+    `max_unique` is K, the ids kept for a target. It may be left out for counts: no target has more ids than draws.
     """
 
     def __init__(
-        self, shard_uris: Sequence[str], spec: CodecSpec, max_unique: int | None = None, made_as: str | None = None
+        self,
+        shard_uris: Sequence[str],
+        spec: CodecSpec,
+        max_unique: int | None = None,
+        made_as: str | None = None,
+        padding: Padding = SPARSE,
     ) -> None:
         """`made_as`: digest of teacher, estimator and codec that the manifest names; a file with another is refused."""
         self.uris = tuple(shard_uris)
         self.spec = spec
         self.made_as = made_as
+        self.padding = padding
         if max_unique is None and spec.draws is None:
             raise UserError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
         self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
@@ -222,28 +226,11 @@ class LogitsReader:
 
     def empty(self, rows: int, length: int) -> Batch:
         """Columns of a batch without any target."""
-        if self.spec.estimator == "full":
-            return {"target_probs": np.zeros((rows, length, self.spec.vocab_size), np.float32)}
-        shape = (rows, length, self.max_unique)
-        columns: Batch = {"target_ids": np.zeros(shape, np.int32)}
-        if self.spec.estimator == "sample":
-            columns["target_counts"] = np.zeros(shape, np.float32 if self.spec.weighted else np.int32)
-        else:
-            columns["target_log_probs"] = np.full(shape, -np.inf, np.float32)
-            columns["target_tail"] = np.ones((rows, length), np.float32)
-        return columns
+        return self.padding.empty(self.spec, rows, length, self.max_unique)
 
     def columns_of(self, targets: Ragged) -> Batch:
         """The targets of a row as columns of a batch, [P, ...]."""
-        if self.spec.estimator == "full":
-            assert targets.log_values is not None
-            probs = np.zeros((len(targets.unique), self.spec.vocab_size), np.float32)
-            probs[np.repeat(np.arange(len(probs)), targets.unique), targets.ids] = np.exp(targets.log_values)
-            return {"target_probs": probs}
-        columns = targets.padded(self.max_unique)
-        if self.spec.weighted:
-            columns["target_counts"] = columns["target_counts"] * np.exp(columns.pop("target_log_weights"))
-        return columns
+        return self.padding.columns(self.spec, targets, self.max_unique)
 
     def _check_made_as(self, file: pq.ParquetFile, uri: str) -> None:
         found = (file.schema_arrow.metadata or {}).get(MADE_AS, b"nothing").decode()

@@ -1,7 +1,11 @@
 """The bytes of a cached teacher distribution: for each target, which ids were kept, and counts or log-probabilities.
 
-    target_ids, target_counts [P, K]                     (sample)       <->  unique, symbols, bits          of a row
-    target_ids, target_log_probs [P, K], target_tail [P] (topk, full)   <->  unique, symbols, bits, high, low
+    target_ids, target_counts [P, K]                       <->  unique, symbols, bits             of a row
+    the same and target_log_weights [P, K]                 <->  unique, symbols, bits, high, low
+    target_ids, target_log_probs [P, K], target_tail [P]   <->  unique, symbols, bits, high, low
+
+Nothing here depends on the kind of distribution (training/distill/kinds/), only on what a kind keeps beside the ids:
+counts, with weights or without, or log-probabilities with the mass of all other ids.
 
 Ids are replaced by their rank in the shard's `Ranking`, the frequency of ids in the packed rows themselves, which is
 known before the teacher has seen any. A target's ranks ascend and are stored as gaps. Of a gap g the symbol has
@@ -15,10 +19,10 @@ bounds), where 18 + 6 bits would be 3; 5 M ids/s a core either way.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from data.absent import absent
 from data.errors import UserError
 
 EXPONENT_BITS = 5
@@ -36,6 +40,9 @@ PLANES = ("unique", "symbols", "bits", "high", "low")
 
 Columns = Mapping[str, bytes | memoryview]
 Targets = dict[str, np.ndarray]
+"""what is kept of P targets, by the names of a batch's columns: target_ids int32 [P, K], and either target_counts int32
+[P, K], 0 where there is no further id, with target_log_weights float32 [P, K] if draws are weighted; or
+target_log_probs float32 [P, K], -inf where there is no further id, and target_tail float32 [P]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +51,27 @@ class CodecSpec:
 
     vocab_size: int
     """ids go from 0 to vocab_size - 1"""
-    estimator: Literal["sample", "topk", "full"] = "sample"
-    """what is kept (training/distill/teacher.py has the formulas)"""
-    draws: int | None = None
-    """of `sample`: draws from the teacher at each target, what its counts sum to"""
-    weighted: bool = False
-    """of `sample`: whether each id has an importance weight"""
+    estimator: str
+    """name of the kind of distribution (training/distill/kinds/ has the formulas); bytes do not depend on it"""
+    draws: int | None = absent(None)
+    """draws from the teacher at each target, the sum of its counts; None: ids have log-probabilities, not counts"""
+    weighted: bool = absent(False)
+    """whether each count has an importance weight"""
     temperature: float = 1.0
     """the distribution is the teacher's softmax(logits / temperature)"""
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab_size <= 2**31:
             raise UserError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31")
-        if self.estimator == "sample" and (self.draws is None or not 1 <= self.draws < 2**16):
+        if self.draws is not None and not 1 <= self.draws < 2**16:
             raise UserError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}")
-        if self.estimator != "sample" and (self.draws is not None or self.weighted):
-            raise UserError(f"got draws={self.draws}, weighted={self.weighted}; {self.estimator!r} draws nothing")
+        if self.weighted and self.draws is None:
+            raise UserError("got weighted=True and draws=None; only draws have importance weights: give their number")
+
+    @property
+    def counted(self) -> bool:
+        """Whether ids have counts; otherwise they have log-probabilities, and each target a tail."""
+        return self.draws is not None
 
     @property
     def count_bits(self) -> int:
@@ -75,7 +87,7 @@ class CodecSpec:
     @property
     def has_values(self) -> bool:
         """Whether there are logarithms beside the ids."""
-        return self.estimator != "sample" or self.weighted
+        return not self.counted or self.weighted
 
 
 class Ranking:
@@ -118,11 +130,11 @@ class Ragged:
     ids: np.ndarray
     """int32 [S]"""
     counts: np.ndarray | None
-    """int32 [S], of `sample`"""
+    """int32 [S]; None where ids have log-probabilities"""
     log_values: np.ndarray | None
-    """float32 [S]: log-probabilities, or log-weights of `sample`"""
+    """float32 [S]: log-probabilities, or the log-weights of counts"""
     tail: np.ndarray | None
-    """float32 [P], of topk and full"""
+    """float32 [P]: the mass of all other ids; None beside counts"""
 
     def padded(self, width: int) -> Targets:
         """As the columns of a batch, [P, width] (and the tail [P]).
@@ -157,12 +169,12 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
     in a target, for counts that do not sum to `draws`, and for probabilities that do not sum to 1.
     """
     ids = targets["target_ids"]
-    values = targets["target_counts" if spec.estimator == "sample" else "target_log_probs"]
+    values = targets["target_counts" if spec.counted else "target_log_probs"]
     if ids.shape != values.shape or ids.ndim != 2:
         raise UserError(f"got ids {ids.shape} and values {values.shape}; both must be [targets, slots]")
-    if spec.estimator == "sample" and (values < 0).any():
+    if spec.counted and (values < 0).any():
         raise UserError(f"got a count of {values.min()}; counts are 0 (an empty slot) or more")
-    used = values > 0 if spec.estimator == "sample" else values > -np.inf
+    used = values > 0 if spec.counted else values > -np.inf
     if (given := ids[used]).size and not 0 <= given.min() <= given.max() < spec.vocab_size:
         raise UserError(f"ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
     # empty slots sort behind every rank
@@ -180,7 +192,7 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
     if (gaps < 1).any():
         raise UserError("the targets given: an id is in a target twice")
 
-    counts = flat_values.astype(np.int64) if spec.estimator == "sample" else np.ones(len(gaps), np.int64)
+    counts = flat_values.astype(np.int64) if spec.counted else np.ones(len(gaps), np.int64)
     exponents = _log2(gaps)
     symbols = exponents | (np.minimum(counts, FULL_COUNT) - 1) << EXPONENT_BITS
     full = counts >= FULL_COUNT
@@ -192,12 +204,12 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
         "high": b"",
         "low": b"",
     }
-    if spec.estimator == "sample":
+    if spec.counted:
         _check_counts(counts, starts, spec, "the counts given")
     if spec.has_values:
-        name = "target_log_weights" if spec.estimator == "sample" else "target_log_probs"
+        name = "target_log_weights" if spec.counted else "target_log_probs"
         units = _to_units(np.take_along_axis(targets[name], order, 1)[filled], spec)
-        if spec.estimator != "sample":
+        if not spec.counted:
             sums = np.exp(targets["target_log_probs"].astype(np.float64)).sum(axis=1) + targets["target_tail"]
             if len(sums) and np.abs(sums - 1).max() > 1e-3:
                 raise UserError(f"probabilities and tail sum to {sums.min()} to {sums.max()}, not to 1")
@@ -236,7 +248,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     if len(ranks) and ranks.max() >= spec.vocab_size:
         raise UserError(f"ids beyond the vocabulary of {spec.vocab_size}; {_DAMAGED}")
     found = Ragged(all_unique, ranking.ids[ranks], None, None, None)
-    if spec.estimator == "sample":
+    if spec.counted:
         _check_counts(counts, starts, spec, "cached logits (damaged, or written with other numbers)")
         found = Ragged(all_unique, found.ids, counts.astype(np.int32), None, None)
     if not spec.has_values:
@@ -244,14 +256,14 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     values, tails = [], []
     for row, of, row_symbols in zip(rows, unique, symbols, strict=True):
         units = np.frombuffer(row["high"], np.uint8).astype(np.int64) << 8
-        expected = len(row_symbols) + (len(of) if spec.estimator != "sample" else 0)
+        expected = len(row_symbols) + (len(of) if not spec.counted else 0)
         if not len(units) == len(row["low"]) == expected:
             raise UserError(f"{len(units)} and {len(row['low'])} bytes of {expected} logarithms; {_DAMAGED}")
         units |= np.frombuffer(row["low"], np.uint8)
         values.append(units[: len(row_symbols)])
         tails.append(units[len(row_symbols) :])
     logs = _from_units(np.concatenate([np.zeros(0, np.int64), *values]), spec)
-    if spec.estimator == "sample":
+    if spec.counted:
         return Ragged(all_unique, found.ids, found.counts, logs.astype(np.float32), None)
     tail_units = np.concatenate([np.zeros(0, np.int64), *tails])
     tail = np.where(tail_units == LAST_UNIT, 0.0, np.exp(_from_units(tail_units, spec)))
@@ -279,19 +291,19 @@ def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
 
     Raises UserError for a log-weight beyond the span: cut off it would be a bias that nobody sees.
     """
-    if spec.estimator == "sample" and len(logs) and np.abs(logs).max() >= LOG_WEIGHT_SPAN:
+    if spec.counted and len(logs) and np.abs(logs).max() >= LOG_WEIGHT_SPAN:
         raise UserError(
             f"a log-weight of {logs[np.abs(logs).argmax()]:.1f}; the cache holds those between ±{LOG_WEIGHT_SPAN:g}: "
             "draw from a proposal nearer to the teacher (a temperature nearer to 1)"
         )
-    distances = -logs.astype(np.float64) if spec.estimator != "sample" else logs.astype(np.float64) + LOG_WEIGHT_SPAN
+    distances = -logs.astype(np.float64) if not spec.counted else logs.astype(np.float64) + LOG_WEIGHT_SPAN
     # float32 leaves a certain id at log p = 1e-7; a tail of nothing is at -inf
     return np.clip(np.rint(distances / LOG_UNIT), 0, LAST_UNIT).astype(np.int64)
 
 
 def _from_units(units: np.ndarray, spec: CodecSpec) -> np.ndarray:
     logs = units * LOG_UNIT
-    return -logs if spec.estimator != "sample" else logs - LOG_WEIGHT_SPAN
+    return -logs if not spec.counted else logs - LOG_WEIGHT_SPAN
 
 
 def _log2(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from model.config import (
 from model.flops import forward_flops_per_token, parameter_count, train_flops_per_token
 from model.gemma2 import Block, Gemma2, LayerInputs, RunLayers, loop_layers
 from model.google_weights import load_gemma_pytorch
+from model.head import TableModel
 from model.hf_weights import hf_files, load_hf, save_hf
 from model.sampling import choose, generate
 
@@ -28,6 +29,7 @@ __all__ = [
     "LayerInputs",
     "Placement",
     "RunLayers",
+    "TableModel",
     "attend",
     "choose",
     "forward_flops_per_token",

@@ -202,6 +202,11 @@ class Gemma2(nn.Module):
         if not self.model.norm.weight.is_meta:
             self.init_weights(seed)
 
+    @property
+    def table(self) -> Tensor:
+        """[V, D]: the embedding, which the head multiplies too."""
+        return self.model.embed_tokens.weight
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -246,7 +251,7 @@ class Gemma2(nn.Module):
         bfloat16 lose nothing where the hardware multiplies in TF32 (`torch.set_float32_matmul_precision("high")`).
         """
         cap = self.config.final_softcap
-        return (table_product(hidden.float(), self.model.embed_tokens.weight.float()) / cap).tanh() * cap
+        return (table_product(hidden.float(), self.table.float()) / cap).tanh() * cap
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -50,12 +50,12 @@ def generate(
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     if not prompts:
         return []
-    weight = model.model.embed_tokens.weight
+    table = model.table
     lengths = [len(prompt) for prompt in prompts]
     width = -(-max(lengths) // PROMPT_WIDTH_STEP) * PROMPT_WIDTH_STEP
     rows = len(prompts)
     cache = Cache(
-        model.config, batch_rows=rows, max_length=width + max_new_tokens, device=weight.device, dtype=weight.dtype
+        model.config, batch_rows=rows, max_length=width + max_new_tokens, device=table.device, dtype=table.dtype
     )
     generators = _row_generators(prompts, seed)
     stops = frozenset(stop_ids)
@@ -69,7 +69,7 @@ def generate(
     segment_ids_BT = (positions_BT < lengths_B[:, None]).to(torch.int32)
     last_B = (lengths_B - 1).long()
     for step in range(max_new_tokens):
-        device = weight.device
+        device = table.device
         hidden_BTD = model.hidden(tokens_BT.to(device), positions_BT.to(device), segment_ids_BT.to(device), cache)
         last_B1D = last_B.to(device)[:, None, None].expand(-1, 1, hidden_BTD.shape[-1])
         logits_BV = model.logits(hidden_BTD.gather(1, last_B1D)[:, 0])

@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Gemma2
+from model import TableModel
 from training.backends.base import Backend
 from training.feed import HostBatch
-from training.loss import next_token_loss
+from training.loss import LossOptions, next_token_loss
 
 BOS = 2
 FETCH_BATCHES = 16
 COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
-def evaluate(model: Gemma2, backend: Backend, batches: Iterable[HostBatch]) -> dict[str, float]:
+def evaluate(model: TableModel, backend: Backend, batches: Iterable[HostBatch]) -> dict[str, float]:
     """Sums over all batches: loss_sum (nats), targets, non_bos_tokens (padding not counted), text_bytes.
 
     Batches need `text_bytes` int64 [B] beside what the model sees, or text_bytes comes out as 0. All batches of one
     shape run as one compiled program.
     """
     sums = {"loss_sum": 0.0, "targets": 0, "non_bos_tokens": 0, "text_bytes": 0}
+    options = LossOptions(run_head=backend.run_head)
     pending: list[Tensor] = []
 
     def flush() -> None:
@@ -40,7 +41,7 @@ def evaluate(model: Gemma2, backend: Backend, batches: Iterable[HostBatch]) -> d
     with torch.no_grad():
         for batch in batches:
             on_device = backend.to_device({name: batch[name] for name in COLUMNS})
-            pending.append(torch.stack(next_token_loss(model, on_device, run_head=backend.run_head)))
+            pending.append(torch.stack(next_token_loss(model, on_device, options)))
             backend.step_boundary()
             sums["non_bos_tokens"] += int(np.sum((batch["segment_ids"] > 0) & (batch["tokens"] != BOS)))
             sums["text_bytes"] += int(np.sum(batch.get("text_bytes", 0)))

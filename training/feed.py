@@ -11,6 +11,7 @@ import numpy as np
 from data.loader import LogitsReader, SequenceReader, StepLoader
 from data.loader import direct_feed as read_steps
 from data.order import Order
+from training.distill.kinds import kind_of
 from training.job import TrainJob
 
 HostBatch = Mapping[str, np.ndarray]
@@ -30,7 +31,7 @@ def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader
         assert job.codec is not None
         made_as = job.logits_made_as or (None,) * len(job.logits)
         logits_readers = [
-            LogitsReader(shards, job.codec, job.max_unique, made)
+            LogitsReader(shards, job.codec, job.max_unique, made, kind_of(job.codec.estimator).padding)
             for shards, made in zip(job.logits, made_as, strict=True)
         ]
     return StepLoader(order, readers, logits_readers, rank=rank, world_size=world_size)

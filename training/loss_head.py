@@ -1,17 +1,14 @@
 """From hidden states to losses and their gradients, a chunk of positions at a time."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from training.errors import UserError
-
 CHUNK_POSITIONS = 256
-"""positions in a slice of logits: rows enough for an efficient matrix product; 8 MiB at 8192 ids, 250 MiB at 256,000"""
+"""positions in a chunk of logits: rows enough for an efficient matrix product; 8 MiB at 8192 ids, 250 MiB at 256,000"""
 
 
 Objective = Callable[..., tuple[Tensor, Callable[[], Tensor]]]
@@ -31,7 +28,7 @@ def to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tup
 
 
 class HeadLoss(torch.autograd.Function):
-    """The sum of losses from hidden states, with its gradients computed slice by slice during the forward pass.
+    """The sum of losses from hidden states, with its gradients computed chunk by chunk during the forward pass.
 
     They only have to be scaled in the backward pass, since the loss is a scalar. It can be taken once: the scaling is
     done in place.
@@ -54,7 +51,7 @@ class HeadLoss(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What every slice goes through, whoever walks the slices. The next token is the last target where alpha > 0."""
+    """What every chunk goes through, whoever walks the chunks. The next token is the last target where alpha > 0."""
 
     softcap: float
     temperature: float
@@ -62,20 +59,6 @@ class Head:
     chunk_positions: int
     alpha: float = 0.0
     z_loss: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < math.inf:
-            raise UserError(
-                f"temperature is {self.temperature}, but must be above 0 and finite; 1 takes the model as it is"
-            )
-        if not 0.0 <= self.alpha < 1.0:
-            raise UserError(
-                f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
-            )
-        if self.chunk_positions < 1:
-            raise UserError(
-                f"chunk_positions is {self.chunk_positions}, but must be at least 1; {CHUNK_POSITIONS} does well"
-            )
 
     @property
     def target_mass(self) -> float:
@@ -135,7 +118,7 @@ class Head:
 
 
 class RunHead(Protocol):
-    """Who walks the slices; `loop_head` is the reference, a backend may hand in another.
+    """Who walks the chunks; `loop_head` is the reference, a backend may hand in another.
 
     Gives the sum of losses under the mask, and its gradients by hidden states (in their type) and weight (float32),
     or () where none are wanted.
@@ -162,16 +145,16 @@ def loop_head(
     *,
     with_gradients: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One slice after the other, in the same memory."""
+    """One chunk after another, in the same memory."""
     # bfloat16 factors are multiplied as they are where the hardware then sums in float32; elsewhere as float32.
     factor_type = weight_VD.dtype if weight_VD.is_cuda else torch.float32
     factor_VD = weight_VD.detach().to(factor_type)
-    slices = _chunks(head.chunk_positions, hidden_BTD.detach().to(factor_type), mask_BT, *targets)
-    workspace = _workspace(slices[0][0], factor_VD)
+    chunks = _chunks(head.chunk_positions, hidden_BTD.detach().to(factor_type), mask_BT, *targets)
+    workspace = _workspace(chunks[0][0], factor_VD)
     total = torch.zeros((), device=hidden_BTD.device)
     of_weight = torch.zeros_like(factor_VD, dtype=torch.float32) if with_gradients else None
     of_hidden: list[Tensor] = []
-    for hidden_PD, mask_P, *of in slices:
+    for hidden_PD, mask_P, *of in chunks:
         products, log_qs = (None, None) if workspace is None else (part[: len(hidden_PD)] for part in workspace)
         losses_P, by_products = head.losses(_product(hidden_PD, factor_VD.T, out=products), of, out=log_qs)
         total = total + (losses_P * mask_P).sum()
@@ -199,8 +182,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _workspace(hidden_PD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Memory on the host for two slices of logits: taking it anew from the system for each would cost more than a
-    slice's product. Other devices keep memory themselves.
+    """Memory on the host for two chunks of logits: taking it anew from the system for each would cost more than a
+    chunk's product. Other devices keep memory themselves.
     """
     if hidden_PD.device.type != "cpu":
         return None
@@ -209,7 +192,7 @@ def _workspace(hidden_PD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor] | 
 
 
 def _chunks(chunk_positions: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cuts [B, T, ...] tensors along time (rows stay on their devices) into slices [P, ...] of about the chunk."""
+    """Cuts [B, T, ...] tensors along time (rows stay on their devices) into chunks [P, ...] of about this size."""
     width = max(1, chunk_positions // tensors[0].shape[0])
     parts = (tensor.split(width, dim=1) for tensor in tensors)
     return [tuple(part.flatten(0, 1) for part in together) for together in zip(*parts, strict=True)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.manifest import Manifest
+from infra.chips import shown_name
 from infra.prices import Constant, Cost, Prices, priced_as
 from infra.slices import Topology, parse_topology
 from model import parameter_count
@@ -24,6 +25,7 @@ from pipelines.engine.runner import finished
 from pipelines.engine.stage import declared, load_stages
 from pipelines.engine.task import Task
 from pipelines.recipes.recipe import Output, Recipe
+from training.backends.make import abilities_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,17 @@ def measured(tasks: Mapping[str, Task]) -> list[Amount]:
 
 
 def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float]:
-    """As `_RUN.json` has them; reckoned from place and set-up where an earlier version wrote it, which did not say."""
+    """As `_RUN.json` has them, by the names that are shown; of an earlier version's, which did not say, reckoned from
+    place and set-up."""
     if (held := run.get("chip_seconds")) is not None:
-        return dict(held)
+        seconds_by_name: dict[str, float] = {}
+        for device_name, seconds_held in held.items():
+            name = shown_name(device_name)
+            seconds_by_name[name] = seconds_by_name.get(name, 0.0) + seconds_held
+        return seconds_by_name
     resources, setup, seconds = run.get("resources", {}), manifest.setup or {}, run.get("seconds") or 0.0
     if resources.get("topology"):
         place = parse_topology(resources["topology"], resources.get("slices", 1))
         return {place.chip.name: seconds * place.chips}
-    return {"GPU": seconds * setup.get("workers", 1)} if setup.get("device") == "cuda" else {}
+    kind = abilities_of(setup["device"]).accelerator if "device" in setup else None
+    return {"GPU": seconds * setup.get("workers", 1)} if kind == "GPU" else {}

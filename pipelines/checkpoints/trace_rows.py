@@ -8,6 +8,7 @@ Answers come from the run's own lineage and the packed rows that it read; Ray is
 or began from another one's weights answers for that one too.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,7 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     """The documents of a row, and the steps that took it."""
     inputs = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
     source, *place = text.rsplit("/", 2)
-    if source not in inputs or len(place) != 2 or not all(part.isdigit() for part in place):
+    if source not in inputs or len(place) != 2 or not all(re.fullmatch("[0-9]{1,18}", part) for part in place):
         raise UserError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
     shard, row = map(int, place)
     documents = documents_of_rows(inputs[source].uris(), [(shard, row)])[shard, row]

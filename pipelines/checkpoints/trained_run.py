@@ -3,14 +3,13 @@
 A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
+from data.documents import parse_object
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
@@ -29,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A run of a stage that has a `make_job`."""
+    """A run of a stage that has a `job_of`."""
 
     stage: Stage
     directory: str
@@ -67,13 +66,13 @@ class TrainedRun:
             session=RaySession(None),  # not started
             quiet=True,
         )
-        assert self.stage.make_job is not None
-        return self.stage.make_job(context, configs.from_dict(self.stage.config, self.config, self.directory))
+        assert self.stage.job_of is not None
+        return self.stage.job_of(context, configs.from_dict(self.stage.config, self.config, self.directory))
 
 
 def has_steps(stage: str) -> bool:
     """Whether runs of the stage can be opened: it makes a job."""
-    return stage in stage_names() and load_stage(stage).make_job is not None
+    return stage in stage_names() and load_stage(stage).job_of is not None
 
 
 def open_run(reference: str, root: str) -> TrainedRun:
@@ -83,24 +82,36 @@ def open_run(reference: str, root: str) -> TrainedRun:
     else:
         match = SUFFIXED_PATH.match(reference)
         assert match is not None
-        directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+        directory = storage.absolute(match["path"])
     step = None if match["step"] is None else int(match["step"])
     if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
         directory, step = inside[1], int(inside[2])
+    config_uri = storage.join(directory, CONFIG_NAME)
+    advice = f"it is the {CONFIG_NAME} that a run writes: run the same line again, or copy it from elsewhere"
     try:
-        document = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
+        document = parse_object(storage.read_bytes(config_uri), config_uri, advice)
     except FileNotFoundError:
         raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
             "shows the runs there are"
         ) from None
-    stage = load_stage(document["stage"])
-    if stage.make_job is None:
-        trains = ", ".join(known.name for known in load_stages() if known.make_job is not None)
+    if not all(isinstance(document.get(name), dict) for name in ("config", "inputs")):
+        raise UserError(f"{config_uri} has no 'config' and 'inputs'; {advice}")
+    if not isinstance(name := document.get("stage"), str):
+        raise UserError(f"{config_uri} names no stage; {advice}")
+    stage = load_stage(name)
+    if stage.job_of is None:
+        trains = ", ".join(known.name for known in load_stages() if known.job_of is not None)
         raise UserError(f"{reference!r} is a run of {stage.name}; give one of {trains}, or a checkpoint of it")
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
+    if unknown := [name for name in document["inputs"] if name not in stage.reads]:
+        raise UserError(f"{config_uri}: {configs.no_such('input', unknown[0], stage.reads)}; {advice}")
+    if not document["inputs"].get("sequences"):
+        raise UserError(f"{config_uri} names no 'sequences' among its inputs; {advice}")
     inputs = {
-        name: tuple(resolve(text, stage.reads[name], own_root) for text in given)
+        name: tuple(
+            resolve(text, stage.reads[name], own_root) for text in configs.texts(given, f"{config_uri}: input {name!r}")
+        )
         for name, given in document["inputs"].items()
     }
     return TrainedRun(stage=stage, directory=directory, config=document["config"], inputs=inputs, step=step)

@@ -29,7 +29,7 @@ from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.status import status_lines
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import REFERENCE, absolute
+from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import read_run, run_task
 from pipelines.engine.stage import Stage, load_stage
@@ -90,7 +90,7 @@ def status(words: list[str]) -> int:
     words, root = _take_root(words)
     if words:
         raise UserError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
-    for line in status_lines(absolute(root)):
+    for line in status_lines(storage.absolute(root)):
         print(line)
     return 0
 

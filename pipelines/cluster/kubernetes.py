@@ -25,10 +25,11 @@ from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, t
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
-from pipelines.engine.placement import mesh_of
+from pipelines.engine.placement import place
 from pipelines.engine.stage import load_stage
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Place, Recipe, Step
+from training.backends.devices import TPU_DEVICE
 
 BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
 
@@ -103,11 +104,11 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     if not command.image:
         raise UserError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
-    if not (fewest.isdecimal() and most.isdecimal()):
+    if not all(re.fullmatch("[0-9]{1,9}", number) for number in (fewest, most)):
         raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None and declares.places is not None:
-        words += ["--device", "xla"]
+        words += ["--device", TPU_DEVICE]
         given = any(word.partition("=")[0] == "--mesh" for word in further)
         if declares.places.several_hosts:
             words += ["--topology", place.name, "--slices", str(place.slices)]
@@ -161,7 +162,7 @@ def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
     if saved is not None and not BUCKET.fullmatch(saved):
         raise UserError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
-    mesh_of(command.resources)
+    place(command.resources)
     if command.root != root.rstrip("/"):
         raise UserError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))

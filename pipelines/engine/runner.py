@@ -23,12 +23,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data import storage
+from data.documents import parse_object
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.finished import Finished
-from pipelines.engine.inputs import absolute
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
@@ -130,6 +130,7 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
     return Manifest(
         stage=task.stage.name,
         version=task.stage.version,
+        writer=task.writer,
         fingerprint=task.fingerprint,
         config=configs.to_dict(task.config),
         inputs={
@@ -149,7 +150,7 @@ def save_config(task: Task) -> None:
         "stage": task.stage.name,
         "fingerprint": task.fingerprint,
         "config": configs.to_dict(task.config),
-        "root": absolute(task.root),
+        "root": storage.absolute(task.root),
         "inputs": {
             name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
             for name, many in task.inputs.items()
@@ -174,8 +175,8 @@ def _save_failure(task: Task, error: Exception) -> None:
 def read_run(directory: str) -> dict[str, Any]:
     """The run's log (times, host, versions), or {} where there is none."""
     try:
-        run: dict[str, Any] = json.loads(storage.read_bytes(storage.join(directory, RUN_NAME)))
-        return run
+        uri = storage.join(directory, RUN_NAME)
+        return parse_object(storage.read_bytes(uri), uri, "remove it: only times, speeds and versions are lost")
     except FileNotFoundError:
         return {}
 

@@ -3,7 +3,7 @@
 A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only
 `Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage. What others
 need to know of a stage is in its `DECLARES` (`pipelines/engine/declaration.py`). Two functions are optional:
-`plan_notes(config, inputs)` gives lines to `plan`, `make_job(context, config)` the job that `replay` computes again.
+`plan_notes(config, inputs)` gives lines to `plan`, `job_of(context, config)` the job that `replay` computes again.
 """
 
 import importlib
@@ -38,11 +38,9 @@ FAILURE = "failure"
 
 
 class VerdictError(Exception):
-    """A stage did its work, and its answer is no: exit code 1, and a run that is done and kept."""
+    """A stage did its work, and its answer is no: the run is done and kept."""
 
-
-class StoppedError(Exception):
-    """The work stopped before its end, and one line says why and what to do: exit code 1, and a run that goes on."""
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class Stage:
     """what others need to know of it"""
     plan_notes: Callable[[Any, Mapping[str, "Sequence[Input]"]], Iterable[str]] | None = None
     """(config, inputs) -> lines that `plan` prints; None: none"""
-    make_job: 'Callable[["Context", Any], TrainJob] | None' = None
+    job_of: 'Callable[["Context", Any], TrainJob] | None' = None
     """the job of a run that can be traced and replayed step by step; None: its runs have no steps"""
 
     @property
@@ -153,7 +151,7 @@ def load_stage(name: str) -> Stage:
         run=module.run,
         declares=getattr(module, "DECLARES", Declaration()),
         plan_notes=getattr(module, "plan_notes", None),
-        make_job=getattr(module, "make_job", None),
+        job_of=getattr(module, "job_of", None),
     )
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.documents import parse_object
 from infra.ray_session import REPOSITORY
 from infra.slices import Topology, check_mesh, parse_topology
 from model import Gemma2Config
@@ -131,7 +132,7 @@ class Cell:
     @classmethod
     def from_json(cls, text: str, where: str) -> "Cell":
         """Raises UserError for anything that `to_json` did not write."""
-        return from_dict(cls, json.loads(text), where)
+        return from_dict(cls, parse_object(text, where, "remove it: the cell is computed again"), where)
 
 
 def code_digest(program: Program = TRAINING_STEP) -> str:

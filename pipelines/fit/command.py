@@ -12,17 +12,17 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tyro
 
+from data.documents import parse_object
 from infra.slices import divisors, parse_topology
 from model import Gemma2Config
 from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
 from pipelines.engine.config import from_dict, no_such
-from pipelines.engine.errors import UserError
+from pipelines.engine.errors import UserError, exit_code
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
 from pipelines.fit.programs import TRAINING_STEP, program_of
@@ -129,11 +129,8 @@ def _model(name: str) -> Gemma2Config:
         raise UserError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
     if not path.is_file():
         raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
-    try:
-        stored: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{name} is not JSON ({error}); give a Hugging Face config.json") from error
-    if isinstance(stored, dict) and "hidden_size" in stored:
+    stored = parse_object(path.read_bytes(), name, "give a Hugging Face config.json")
+    if "hidden_size" in stored:
         return config_from_hf(stored)
     return from_dict(Gemma2Config, stored, name)
 
@@ -158,7 +155,9 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
                         candidate = dataclasses.replace(
                             request, mesh=mesh, batch=request.batch >> halvings, remat=remat
                         )
-                    except ValueError:
+                    except ValueError as error:
+                        if exit_code(error) is None:
+                            raise
                         continue  # this mesh or batch does not divide
                     turned = abs(math.log2(model_axis / request.mesh.model)) + abs(
                         math.log2(replica / request.mesh.replica)

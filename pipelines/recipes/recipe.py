@@ -11,7 +11,7 @@ from typing import Any
 from data import storage
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import Input, absolute
+from pipelines.engine.inputs import Input
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, future_input, resolve_texts
 
@@ -149,11 +149,11 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
     known = {step.name for step in recipe.steps if not recipe.not_given([step.name])}
     document = {
         "recipe": recipe.name,
-        "root": absolute(root),
-        "input": [absolute(path) for path in recipe.input()],
-        "outside": {flag: [absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
+        "root": storage.absolute(root),
+        "input": [storage.absolute(path) for path in recipe.input()],
+        "outside": {flag: [storage.absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
         "steps": {
-            name: {**task.hashed(), "fingerprint": task.fingerprint}
+            name: {**task.hashed(), "config": configs.to_dict(task.config), "fingerprint": task.fingerprint}
             if name in known
             else {"config": configs.to_dict(task.config)}
             for name, task in tasks.items()

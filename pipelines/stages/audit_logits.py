@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import data.errors
 from data import schema, shards, storage
 from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
 from data.manifest import Dataset
 from data.schema import sequence_hashes
-from pipelines.checkpoints.loaded import batches_of, checkpoint_of, codec_of, open_model, setup_of
+from pipelines.checkpoints.loaded import batches_of, checkpoint_of, dataset_given, open_model, setup_of
 from pipelines.engine import config as configs
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
@@ -28,9 +29,10 @@ from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Receipt, ShardOutput, map_shards
 from pipelines.engine.stage import FAILURE, Context, Outcome
 from pipelines.stages import cache_logits
-from training.backends.devices import resolve_device
-from training.config import Device
-from training.distill.audit import FUNCTIONS, Tally, tally, z_limit
+from training.distill.audit import tally
+from training.distill.kind import Limits, Tally
+from training.inputs import codec_of
+from training.setup import Setup
 
 VERSION = 2
 READS = {
@@ -87,8 +89,7 @@ class _Audit:
     cached: cache_logits.Config
     """of the run that made the cache"""
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
     max_unique: int
     teacher_hash: str
@@ -97,7 +98,7 @@ class _Audit:
     made_as: str
 
     def __call__(self, task: _Task) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         cache_logits.check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(task.sequences, self.cached.forward_rows)
         tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
@@ -124,7 +125,7 @@ class _Audit:
             first = number * self.cached.forward_rows
             try:
                 rows = [row for _, row in reader.read([(0, first + row) for row in range(count)])]
-            except ValueError as error:
+            except data.errors.UserError as error:
                 facts["unreadable"] = str(error)
                 continue
             targets = batch["loss_mask"][:count].sum(axis=1).tolist()
@@ -138,11 +139,8 @@ class _Audit:
                 same = decode([encode(again, self.spec, ranking)], self.spec, ranking)
                 facts["differing"] += _differing(row, same)
             kept = _together(rows, self.max_unique)
-            total.add(
-                tally(
-                    teacher.model, teacher.backend, batch, kept, cache_logits.estimator_of(self.cached), self.coin_seed
-                )
-            )
+            kind = cache_logits.kept_kind(self.cached)
+            total.add(tally(teacher.model, teacher.backend, batch, kept, kind, self.coin_seed))
             advance(1)
         return ShardOutput(parts={}, facts={**facts, "tally": asdict(total)})
 
@@ -150,7 +148,7 @@ class _Audit:
 def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where the inputs cannot be compared at all."""
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
-    spec, facts = codec_of(logits), logits.data.facts
+    spec, facts = codec_of(dataset_given(logits)), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
     setup = setup_of(context)
     if len(logits.uris()) != len(sequences.uris()):
@@ -161,18 +159,17 @@ def run(context: Context, config: Config) -> Outcome:
     work = _Audit(
         cached,
         checkpoint_of(teacher),
-        resolve_device(context.resources.device),
-        context.resources.mesh,
+        setup,
         spec,
         facts["max_unique"],
         facts["teacher_sha256"],
         config.seed,
         facts["made_as"],
     )
-    receipts = _run_again(context, config, cached, work, setup)
+    receipts = _run_again(context, config, cached, work)
     checks = [
         *_identities(logits, sequences, teacher, receipts, cached, spec),
-        _redraw(receipts, logits.manifest.setup or {}, setup),
+        _redraw(receipts, logits.manifest.setup or {}, setup.forward_record()),
         *_honesty(receipts, config, cached),
     ]
     failed = [f"{check['check']}: {check['detail']}" for check in checks if check["passed"] is False]
@@ -187,14 +184,12 @@ def run(context: Context, config: Config) -> Outcome:
             )
         },
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"positions": positions},
     )
 
 
-def _run_again(
-    context: Context, config: Config, cached: cache_logits.Config, work: "_Audit", setup: Mapping[str, Any]
-) -> list[Receipt]:
+def _run_again(context: Context, config: Config, cached: cache_logits.Config, work: "_Audit") -> list[Receipt]:
     """Runs the teacher on a sample of the rows; on a larger one where that had too few targets."""
     logits, sequences = context.input("logits"), context.input("sequences")
     targets = logits.data.facts["targets"]
@@ -209,7 +204,14 @@ def _run_again(
             continue
         phase = f"audit-{sum(sizes)}" if before else "audit"
         receipts = map_shards(
-            context, phase, tasks, work, whole_node=True, setup=setup, unit="forward pass", sizes=sizes
+            context,
+            phase,
+            tasks,
+            work,
+            whole_node=True,
+            setup=work.setup.forward_record(),
+            unit="forward pass",
+            sizes=sizes,
         )
         before = sum(sizes)
         positions = sum(receipt.facts["tally"]["positions"] for receipt in receipts)
@@ -301,7 +303,7 @@ def _identities(
         ),
         equal("sequences", facts["sequences_content"], sequences.content(), sequences.reference),
         equal("soft cap", facts["final_softcap"], receipts[0].facts["final_softcap"], teacher.reference),
-        equal("numbers", spec, cache_logits.codec_spec(cached, spec.vocab_size), "its own config"),
+        equal("numbers", spec, cache_logits.kept_kind(cached).codec(spec.vocab_size), "its own config"),
         _check("files", other == 0, other, 0, f"{other} of {len(receipts)} files are not the bytes of the manifest"),
         _check("rows", wrong == 0, wrong, 0, f"{wrong} rows are not those that their hashes say"),
         _check("readable", not unreadable, float(bool(unreadable)), 0, unreadable or "all rows that were read"),
@@ -328,23 +330,12 @@ def _honesty(receipts: Sequence[Receipt], config: Config, cached: cache_logits.C
     total = Tally()
     for receipt in receipts:
         total.add(Tally(**receipt.facts["tally"]))
-    count = max(1, total.positions)
-    entropy = total.entropy / count
-    if cached.estimator != "sample":
-        found = {
-            "log p of kept ids": (total.largest_difference, config.max_log_prob_difference),
-            "lost mass": (total.largest_lost_mass, config.max_lost_mass),
-            "tail": (total.largest_tail_difference, config.max_lost_mass),
-        }
-        detail = f"the largest difference of {total.positions} targets; entropy {entropy:.3f} nats"
-        return [_check(name, value <= limit, value, limit, detail) for name, (value, limit) in found.items()]
-    limit = z_limit(config.alpha)
-    checks = []
-    for name in FUNCTIONS:
-        z = total.z(name)
-        gap = total.differences[name] / count
-        detail = f"mean of draws - expectation is {gap:+.5f} at {total.positions} targets, z = {z:+.2f}"
-        if name == "log p":
-            detail += f"; the teacher's entropy is {entropy:.3f} nats"
-        checks.append(_check(name, abs(z) <= limit, abs(z), limit, detail))
-    return checks
+    limits = Limits(
+        alpha=config.alpha,
+        log_prob_difference=config.max_log_prob_difference,
+        lost_mass=config.max_lost_mass,
+    )
+    return [
+        _check(check.name, check.value <= check.limit, check.value, check.limit, check.detail)
+        for check in cache_logits.kept_kind(cached).checks(total, limits)
+    ]

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema
+from data.absent import absent, present
 from data.loader import MADE_AS
-from data.logits import PLANES, CodecSpec, Ranking, encode
+from data.logits import PLANES, CodecSpec, Ranking, Targets, encode
 from pipelines.account.costs import TeacherPassCost
 from pipelines.checkpoints.loaded import (
     LoadedModel,
@@ -24,7 +25,7 @@ from pipelines.checkpoints.loaded import (
     open_model,
     setup_of,
 )
-from pipelines.engine.config import digest, to_dict
+from pipelines.engine.config import digest, hashed
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
@@ -32,9 +33,10 @@ from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import CacheReport
-from training.backends.devices import resolve_device
-from training.config import Device
-from training.distill.teacher import Estimator, Targets, capture
+from training.distill.kind import Kind
+from training.distill.kinds import KINDS, KindName, kind_of
+from training.distill.teacher import capture
+from training.setup import Setup
 
 VERSION = 3
 READS = {
@@ -44,8 +46,6 @@ READS = {
 WRITES = ("logits",)
 DECLARES = Declaration(lease=True, places=Places(), cost=TeacherPassCost(), report=CacheReport())
 
-FULL_VOCABULARY = 16_384
-"""ids up to which `full` is allowed: 50 KB a target"""
 ROW_GROUP_ROWS = 64
 
 
@@ -53,7 +53,7 @@ ROW_GROUP_ROWS = 64
 class Config:
     """The estimator and its numbers, and what else decides the bytes."""
 
-    estimator: Literal["sample", "topk", "full"] = "sample"
+    estimator: KindName = "sample"
     """`sample`: counts of N draws, unbiased; `topk`: the K largest probabilities and the mass of the rest; `full`: all
     of a small vocabulary, for tests"""
     draws: int = 50
@@ -62,7 +62,7 @@ class Config:
     """K of `topk`, the ids kept at each target"""
     temperature: float = 1.0
     """of the distribution that is kept: softmax(logits / temperature)"""
-    proposal: float = 1.0
+    proposal: float = absent(1.0)
     """of `sample`: draws come from that distribution to this power; other than 1, ids carry importance weights"""
     seed: int = 0
     """of the draws"""
@@ -72,50 +72,27 @@ class Config:
     """type the teacher computes in"""
 
     def __post_init__(self) -> None:
-        estimator_of(self)
+        for kind in KINDS.values():  # numbers that this estimator does not use have to be possible too
+            kind.of(vars(self))
+        kind_of(self.estimator)
         if self.forward_rows < 1:
             raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
 
 
-def estimator_of(config: Config) -> Estimator:
-    """Raises UserError where its numbers cannot be."""
-    return Estimator(
-        name=config.estimator,
-        draws=config.draws,
-        top=config.top,
-        temperature=config.temperature,
-        proposal=config.proposal,
-    )
-
-
-def codec_spec(config: Config, vocab_size: int) -> CodecSpec:
-    """How the bytes of this config are to be read. Raises UserError where the vocabulary does not allow it."""
-    if config.estimator == "full" and vocab_size > FULL_VOCABULARY:
-        raise UserError(
-            f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {FULL_VOCABULARY} ids: use "
-            "'sample'"
-        )
-    if config.estimator == "topk" and config.top > vocab_size:
-        raise UserError(f"top is {config.top} and the vocabulary has {vocab_size} ids; keep fewer")
-    return CodecSpec(
-        vocab_size=vocab_size,
-        estimator=config.estimator,
-        draws=config.draws if config.estimator == "sample" else None,
-        weighted=estimator_of(config).weighted,
-        temperature=config.temperature,
-    )
+def kept_kind(config: Config) -> Kind:
+    """The kind of distribution that the config names, with the config's numbers."""
+    return kind_of(config.estimator).of(vars(config))
 
 
 @dataclass(frozen=True)
 class _Cache:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
@@ -134,7 +111,7 @@ class _Cache:
             advance(len(kept))
         if rows:
             rows[0]["ranking"] = ranking.to_bytes()
-        made_as = digest([teacher.weights_sha256, to_dict(self.config), asdict(self.spec)])
+        made_as = made_as_of(teacher.weights_sha256, self.config, self.spec)
         table = pa.Table.from_pylist(rows, schema.LOGITS)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), MADE_AS: made_as})
         part = Part(table=table, row_group_rows=ROW_GROUP_ROWS, opaque_columns=(*PLANES, "ranking"))
@@ -151,6 +128,11 @@ class _Cache:
         )
 
 
+def made_as_of(teacher_sha256: str, config: Config, spec: CodecSpec) -> str:
+    """Digest of all that decides the numbers of a cache besides the rows; absent options are left out of it."""
+    return digest([teacher_sha256, hashed(config), present(spec)])
+
+
 def captured(
     teacher: LoadedModel, batches: list[tuple[int, dict[str, np.ndarray]]], config: Config, teacher_hash: str
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Targets]]]:
@@ -159,7 +141,7 @@ def captured(
         teacher.model,
         teacher.backend,
         (batch for _, batch in batches),
-        estimator_of(config),
+        kept_kind(config),
         seed=config.seed,
         teacher_hash=teacher_hash,
     )
@@ -181,17 +163,16 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
-    device = resolve_device(context.resources.device)
-    spec = codec_spec(config, sequences.data.facts["vocab_size"])
+    spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])
     setup = setup_of(context)
-    work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
+    work = _Cache(config, checkpoint_of(teacher), setup, spec)
     receipts = map_shards(
         context,
         "cache",
         sequences.uris(),
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[shard.rows for shard in sequences.data.shards],
     )
@@ -214,6 +195,6 @@ def run(context: Context, config: Config) -> Outcome:
     return Outcome(
         datasets={"logits": logits},
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": sequences.data.rows * sequences.data.facts["sequence_length"]},
     )

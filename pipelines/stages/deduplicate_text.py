@@ -20,6 +20,7 @@ from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 4
+WRITER = shards.WRITER
 READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
 DECLARES = Declaration(cost=TextCost(speed=core_speed(16)))

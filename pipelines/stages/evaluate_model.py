@@ -19,9 +19,8 @@ from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import EvaluationReport
-from training.backends.devices import resolve_device
-from training.config import Device
 from training.evaluation import evaluate
+from training.setup import Setup
 
 VERSION = 1
 READS = {
@@ -49,13 +48,12 @@ class Config:
 class _Evaluate:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     sequences: tuple[str, ...]
     vocab_size: int
 
     def __call__(self, uris: list[str]) -> ShardOutput:
-        loaded = open_model(self.checkpoint, self.device, self.mesh)
+        loaded = open_model(self.checkpoint, self.setup)
         if loaded.model.config.vocab_size < self.vocab_size:
             raise UserError(
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
@@ -93,8 +91,7 @@ def run(context: Context, config: Config) -> Outcome:
     work = _Evaluate(
         config,
         checkpoint_of(checkpoint),
-        resolve_device(context.resources.device),
-        context.resources.mesh,
+        setup,
         tuple(uri for one in sequences for uri in one.uris()),
         heldout.data.facts["vocab_size"],
     )
@@ -104,14 +101,14 @@ def run(context: Context, config: Config) -> Outcome:
         [heldout.uris()],
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[heldout.data.rows],
     )
     return Outcome(
         datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": heldout.data.rows * heldout.data.facts["sequence_length"]},
     )
 

@@ -25,6 +25,7 @@ from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 6
+WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,12 @@ from torch import Tensor
 from model import Gemma2
 from pipelines.study.text import COLUMNS
 from training.config import DistillConfig, Tail
-from training.distill.teacher import sample_teacher, top_k_teacher
+from training.distill.kinds.full import distill_full_loss
+from training.distill.kinds.sample import distill_loss, sample_teacher
+from training.distill.kinds.topk import distill_topk_loss
+from training.distill.log_probs import top_k_teacher
 from training.feed import HostBatch
-from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
+from training.loss import LossFunction, LossOptions, next_token_loss
 
 SAMPLING_SEED = 0
 
@@ -59,13 +61,13 @@ class Arm:
         return what if self.distill.temperature == 1.0 else f"{what}, at T = {self.distill.temperature:g}"
 
     def loss(self) -> LossFunction:
-        mix: dict[str, Any] = {"temperature": self.distill.temperature, "alpha": self.distill.alpha}
+        options = LossOptions(distill=self.distill)
         if self.full:
-            return partial(distill_full_loss, **mix)
+            return partial(distill_full_loss, options=options)
         if self.draws:
-            return partial(distill_loss, draws=self.draws, **mix)
+            return partial(distill_loss, draws=self.draws, options=options)
         if self.kept:
-            return partial(distill_topk_loss, tail=self.distill.tail, **mix)
+            return partial(distill_topk_loss, options=options)
         return next_token_loss
 
 

@@ -11,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
-from data.logits import PLANES, CodecSpec, Ranking, encode
+from data.logits import PLANES, Ranking, encode
 from model import Gemma2
 from pipelines.study.arms import Arm
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
 from training.backends.torch_backend import TorchBackend
-from training.distill.teacher import Estimator, capture, weights_hash
+from training.distill.kind import Kind
+from training.distill.kinds.sample import Sample
+from training.distill.kinds.topk import TopK
+from training.distill.teacher import capture, weights_hash
 
 NAME = "bytes.json"
 ROWS = 256
@@ -39,15 +42,14 @@ class Cost:
 def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemma2, directory: str) -> dict[str, Cost]:
     """Measures and keeps them. Arms that store nothing, and the whole distribution, are left out."""
     digest = weights_hash(teacher.state_dict())
-    of_estimator: dict[Estimator, Cost] = {}
+    of_kind: dict[Kind, Cost] = {}
     costs = {}
     for arm in arms:
         if arm.draws or arm.kept:
-            name = "sample" if arm.draws else "topk"
-            estimator = Estimator(name=name, draws=arm.draws or 50, top=arm.kept or 50)  # type: ignore[arg-type]
-            if estimator not in of_estimator:
-                of_estimator[estimator] = _cost(estimator, sizes, text, teacher, digest)
-            costs[arm.name] = of_estimator[estimator]
+            kind = Sample(draws=arm.draws) if arm.draws else TopK(top=arm.kept)
+            if kind not in of_kind:
+                of_kind[kind] = _cost(kind, sizes, text, teacher, digest)
+            costs[arm.name] = of_kind[kind]
     told = {name: asdict(cost) for name, cost in costs.items()}
     storage.write_bytes(storage.join(directory, NAME), json.dumps(told).encode())
     return costs
@@ -63,17 +65,16 @@ def read_costs(directory: str) -> dict[str, Cost]:
     )
 
 
-def _cost(estimator: Estimator, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) -> Cost:
+def _cost(kind: Kind, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) -> Cost:
     rows = min(ROWS, len(text.students) // sizes.batch_rows * sizes.batch_rows)
     batches = [
         text.students.batch(slice(start, start + sizes.batch_rows)) for start in range(0, rows, sizes.batch_rows)
     ]
-    draws = estimator.draws if estimator.name == "sample" else None
-    spec = CodecSpec(vocab_size=sizes.vocab_size, estimator=estimator.name, draws=draws)
+    spec = kind.codec(sizes.vocab_size)
     ranking = Ranking.of_tokens(np.concatenate([batch["tokens"] for batch in batches]), sizes.vocab_size)
     encoded = []
     ids, tail = 0, 0.0
-    kept = capture(teacher, TorchBackend("cpu"), batches, estimator, seed=0, teacher_hash=digest)
+    kept = capture(teacher, TorchBackend("cpu"), batches, kind, seed=0, teacher_hash=digest)
     for batch, targets in zip(batches, kept, strict=True):
         for one, sequence_hash in zip(targets, batch["sequence_hash"].tolist(), strict=True):
             ids += int((one["target_counts"] > 0).sum() if "target_counts" in one else one["target_ids"].size)

@@ -10,8 +10,10 @@ from model import Gemma2, Gemma2Config
 from pipelines.study.arms import counted, top_columns
 from tests.benchmarks.model_speed import Benchmark
 from training.backends.torch_backend import TorchBackend
-from training.config import OptimizerConfig
-from training.loss import LossFunction, distill_loss, distill_topk_loss, next_token_loss
+from training.config import DistillConfig, OptimizerConfig
+from training.distill.kinds.sample import distill_loss
+from training.distill.kinds.topk import distill_topk_loss
+from training.loss import LossFunction, LossOptions, next_token_loss
 from training.optim import init_state, step_scalars
 from training.step import train_step
 
@@ -31,11 +33,13 @@ def benchmarks() -> Iterator[Benchmark]:
     drawn = counted(DRAWS, logits_BTV, torch.arange(ROWS).numpy(), "made up", 0)
     kept = top_columns(logits_BTV, KEPT)
     unique = float((drawn["target_counts"] > 0).sum(-1).float().mean())
+    mixed = LossOptions(distill=DistillConfig(alpha=0.2))
+    renormalized = LossOptions(distill=DistillConfig(tail="renormalize"))
     sides: dict[str, tuple[LossFunction, Mapping[str, Tensor]]] = {
         f"{DRAWS} draws, {unique:.0f} ids": (partial(distill_loss, draws=DRAWS), drawn),
-        f"{DRAWS} draws, alpha 0.2": (partial(distill_loss, draws=DRAWS, alpha=0.2), drawn),
+        f"{DRAWS} draws, alpha 0.2": (partial(distill_loss, draws=DRAWS, options=mixed), drawn),
         f"top {KEPT}, bucket": (distill_topk_loss, kept),
-        f"top {KEPT}, renormalize": (partial(distill_topk_loss, tail="renormalize"), kept),
+        f"top {KEPT}, renormalize": (partial(distill_topk_loss, options=renormalized), kept),
     }
     for name, (loss, targets) in sides.items():
         yield Benchmark(

@@ -30,7 +30,10 @@ from tests.benchmarks.step_speed import Row
 from tests.programs.places import REPOSITORY
 from training.backends.base import Backend
 from training.backends.make import make_backend
-from training.distill.teacher import CHUNK_POSITIONS, Estimator, capture, count_draws
+from training.distill.kinds.sample import Sample, count_draws
+from training.distill.kinds.topk import TopK
+from training.distill.teacher import CHUNK_POSITIONS, capture
+from training.setup import Setup
 
 GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"
 VOCAB, DRAWS, ROWS, LENGTH, CANDIDATES = 256_000, 50, 32, 1024, 400
@@ -85,7 +88,7 @@ def _sampled(tokens: np.ndarray, exponent: float, path: Path) -> tuple[str, Row]
         drawn = rng.choice(CANDIDATES, (LENGTH, DRAWS), p=law)
         kept.append(count_draws(np.take_along_axis(candidates, drawn, 1)))
         entropies += [_entropy(np.bincount(np.unique(row, return_inverse=True)[1], law)) for row in candidates[:50]]
-    spec = CodecSpec(vocab_size=VOCAB, draws=DRAWS)
+    spec = Sample(draws=DRAWS).codec(VOCAB)
     size = _written(kept, spec, tokens, path)
     ids = sum(int((row["target_counts"] > 0).sum()) for row in kept)
     targets = ROWS * LENGTH
@@ -117,7 +120,7 @@ def _topk(tokens: np.ndarray, top: int, path: Path) -> Row:
             targets["target_log_probs"][place, : len(best)] = np.log(shares[best])
             targets["target_tail"][place] = max(0.0, 1 - shares[best].sum())
         kept.append(targets)
-    size = _written(kept, CodecSpec(vocab_size=VOCAB, estimator="topk"), tokens, path)
+    size = _written(kept, TopK(top=top).codec(VOCAB), tokens, path)
     return Row(
         what=f"topk, K = {top}, the teacher of 12 ids a target",
         ours=f"{size / (ROWS * LENGTH * top):.2f} B an id, {size / (ROWS * LENGTH):.1f} B a target",
@@ -164,7 +167,7 @@ def _empirical(values: np.ndarray) -> float:
 
 
 def _decoding(uri: str) -> Iterator[Row]:
-    reader = LogitsReader([uri], CodecSpec(vocab_size=VOCAB, draws=DRAWS))
+    reader = LogitsReader([uri], Sample(draws=DRAWS).codec(VOCAB))
     everything = [(0, row) for row in range(ROWS)]
 
     def read() -> None:
@@ -185,7 +188,7 @@ def _capture(vocabulary: int, count: int, length: int) -> Row:
     """In CPU seconds of one thread, which other work on the machine changes little."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model, backend = Gemma2(step_run.config(vocabulary)), make_backend("cpu")
+    model, backend = Gemma2(step_run.config(vocabulary)), make_backend(Setup(device="cpu"))
     model.requires_grad_(False)
     backend.place_model(model)
     tokens = np.random.default_rng(0).integers(500, vocabulary, (count, length), dtype=np.int32)
@@ -197,10 +200,10 @@ def _capture(vocabulary: int, count: int, length: int) -> Row:
         "loss_mask": mask,
         "sequence_hash": np.arange(count, dtype=np.uint64),
     }
-    spec, ranking = CodecSpec(vocab_size=vocabulary, draws=DRAWS), Ranking.of_tokens(tokens, vocabulary)
+    spec, ranking = Sample(draws=DRAWS).codec(vocabulary), Ranking.of_tokens(tokens, vocabulary)
 
     def ours() -> None:
-        for many in capture(model, backend, [batch, batch], Estimator(draws=DRAWS), seed=0, teacher_hash="t"):
+        for many in capture(model, backend, [batch, batch], Sample(draws=DRAWS), seed=0, teacher_hash="t"):
             for row in many:
                 encode(row, spec, ranking)
 

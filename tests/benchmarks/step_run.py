@@ -24,8 +24,9 @@ from tests.programs.reference import in_transformers
 from training.backends.base import Backend
 from training.backends.make import make_backend
 from training.config import OptimizerConfig
-from training.loss import next_token_loss
+from training.loss import LossOptions, next_token_loss
 from training.optim import init_state, step_scalars
+from training.setup import Setup
 from training.step import train_step
 
 
@@ -46,7 +47,7 @@ def main(side: str, device: str, vocab_size: str, rows: str, length: str, steps:
     size = config(int(vocab_size))
     tokens = np.random.default_rng(0).integers(500, size.vocab_size, (int(rows), int(length)), dtype=np.int32)
     if side == "ours":
-        backend = make_backend("xla" if device == "xla" else "cpu")
+        backend = make_backend(Setup(device="xla" if device == "xla" else "cpu"))
     before = peak_bytes()
     step = our_step(size, tokens, backend) if side == "ours" else transformers_step(size, tokens)
     seconds = []
@@ -63,7 +64,7 @@ def our_step(config: Gemma2Config, tokens: np.ndarray, backend: Backend) -> Call
     state = init_state({name: parameter.detach() for name, parameter in model.named_parameters()})
     backend.step_boundary()
     optimizer = OptimizerConfig(learning_rate=1e-4)
-    loss = partial(next_token_loss, run_head=backend.run_head)
+    loss = partial(next_token_loss, options=LossOptions(run_head=backend.run_head))
     mask = np.ones(tokens.shape, bool)
     mask[:, -1] = False
     arrays = {

@@ -4,7 +4,7 @@
 
 The recipe's precision on both sides: float32 weights and moments, bfloat16 in between (of transformers by autocast, the
 way its users get it), one row. Soft cap and window lie inside a fused attention (PyTorch's flex_attention); the loss
-works in slices. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the same code in float32 without
+works in chunks. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the same code in float32 without
 fusing, for its tests: its figures say nothing.
 """
 

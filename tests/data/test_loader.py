@@ -11,10 +11,11 @@ from data.loader import LogitsReader, SequenceReader, StepLoader, direct_feed
 from data.logits import CodecSpec, Ranking, encode
 from data.order import MixturePhase, Order, SequenceDataset
 from data.packing import Document, pack_documents
+from data.padding import DENSE, SPARSE
 from data.schema import LOGITS
 
 LENGTH, ROW_GROUP_ROWS, VOCAB = 32, 4, 1000
-SPEC = CodecSpec(vocab_size=VOCAB, draws=8)
+SPEC = CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=8)
 RANKING = Ranking.of_tokens(np.arange(0, VOCAB, 3), VOCAB)
 
 
@@ -138,17 +139,19 @@ def test_logits_stand_at_the_targets_they_were_computed_for(tmp_path: Path, tabl
 def test_every_kind_of_logits_stands_at_its_targets(tmp_path: Path, tables: list[pa.Table]) -> None:
     sequences = write(tmp_path, "code", tables)
     kinds = {
-        "weighted": CodecSpec(vocab_size=VOCAB, draws=8, weighted=True),
-        "topk": CodecSpec(vocab_size=VOCAB, estimator="topk"),
-        "full": CodecSpec(vocab_size=VOCAB, estimator="full"),
+        "weighted": CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=8, weighted=True),
+        "best": CodecSpec(vocab_size=VOCAB, estimator="best"),
+        "dense": CodecSpec(vocab_size=VOCAB, estimator="dense"),
     }
     for name, spec in kinds.items():
         kept = {
-            "target_ids": np.arange(3)[None] if name != "full" else np.arange(VOCAB)[None],
+            "target_ids": np.arange(3)[None] if name != "dense" else np.arange(VOCAB)[None],
             "target_counts": np.array([[5, 2, 1]]),
             "target_log_weights": np.log([[0.5, 1.0, 2.0]]),
-            "target_log_probs": np.log([[0.5, 0.25, 0.125]]) if name != "full" else np.full((1, VOCAB), -np.log(VOCAB)),
-            "target_tail": np.array([0.125 if name != "full" else 0.0]),
+            "target_log_probs": np.log([[0.5, 0.25, 0.125]])
+            if name != "dense"
+            else np.full((1, VOCAB), -np.log(VOCAB)),
+            "target_tail": np.array([0.125 if name != "dense" else 0.0]),
         }
         written = []
         for table in tables:
@@ -163,14 +166,16 @@ def test_every_kind_of_logits_stands_at_its_targets(tmp_path: Path, tables: list
             ]
             written.append(pa.Table.from_pylist(made, LOGITS))
         _, uris = write(tmp_path, name, written)
-        batch = StepLoader(order_of(sequences[0]), [reader_of(sequences)], [LogitsReader(uris, spec, 5)]).load(0)
+        padding = DENSE if name == "dense" else SPARSE
+        reader = LogitsReader(uris, spec, 5, padding=padding)
+        batch = StepLoader(order_of(sequences[0]), [reader_of(sequences)], [reader]).load(0)
         mask = batch["loss_mask"]
         if name == "weighted":
             sums = batch["target_counts"].sum(axis=2)
             assert batch["target_counts"].dtype == np.float32
             assert sums[mask] == pytest.approx(5 * 0.5 + 2 * 1.0 + 1 * 2.0, rel=1e-3)
             assert not sums[~mask].any()
-        elif name == "topk":
+        elif name == "best":
             mass = np.exp(batch["target_log_probs"]).sum(axis=2) + batch["target_tail"]
             assert mass == pytest.approx(np.ones(mask.shape), abs=1e-6)
             assert batch["target_tail"][mask] == pytest.approx(0.125, rel=1e-3)
@@ -180,7 +185,7 @@ def test_every_kind_of_logits_stands_at_its_targets(tmp_path: Path, tables: list
             assert batch["target_probs"][mask] == pytest.approx(1 / VOCAB, rel=1e-3)
             assert not batch["target_probs"][~mask].any()
         with pytest.raises(ValueError, match="damaged, or written with other numbers"):
-            LogitsReader(uris, SPEC if name != "weighted" else kinds["topk"], 5).read([(0, 0)])
+            LogitsReader(uris, SPEC if name != "weighted" else kinds["best"], 5).read([(0, 0)])
 
 
 def test_a_row_without_targets_has_logits_without_targets(tmp_path: Path) -> None:

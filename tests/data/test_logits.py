@@ -9,7 +9,7 @@ from data.logits import LOG_UNIT, PLANES, CodecSpec, Ranking, Targets, decode, e
 
 PROPERTY = settings(deadline=None, max_examples=100)
 VOCAB = 256_000
-GEMMA = CodecSpec(vocab_size=VOCAB, draws=50)
+GEMMA = CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=50)
 BY_ID = Ranking.of_tokens(np.zeros(0, int), VOCAB)
 
 
@@ -49,12 +49,11 @@ def by_id(targets: Targets, name: str, target: int) -> dict[int, float]:
 samples = st.builds(
     CodecSpec,
     vocab_size=st.integers(2, 2**17) | st.just(VOCAB),
+    estimator=st.just("drawn"),
     draws=st.integers(1, 2**16 - 1),
     weighted=st.booleans(),
 )
-tops = st.builds(
-    CodecSpec, vocab_size=st.integers(2, 2**17) | st.just(VOCAB), estimator=st.sampled_from(["topk", "full"])
-)
+tops = st.builds(CodecSpec, vocab_size=st.integers(2, 2**17) | st.just(VOCAB), estimator=st.just("kept"))
 
 
 @PROPERTY
@@ -129,11 +128,11 @@ def test_missing_bytes_and_another_vocabulary_or_number_of_draws_are_refused() -
     for plane in ("unique", "symbols", "bits"):
         with pytest.raises(ValueError, match="damaged"):
             decode([{**encoded, plane: encoded[plane][:-1]}], GEMMA, BY_ID)
-    small = CodecSpec(vocab_size=132_000, draws=50)
+    small = CodecSpec(vocab_size=132_000, estimator="drawn", draws=50)
     with pytest.raises(ValueError, match="beyond the vocabulary of 132000"):
         decode([encoded], small, Ranking.of_tokens(np.zeros(0, int), 132_000))
     with pytest.raises(ValueError, match="sum to 50 to 50, not to 60 draws"):
-        decode([encoded], CodecSpec(vocab_size=VOCAB, draws=60), BY_ID)
+        decode([encoded], CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=60), BY_ID)
     with pytest.raises(ValueError, match="max_unique is 1; raise it"):
         decode([encoded], GEMMA, BY_ID).padded(1)
 
@@ -156,7 +155,7 @@ def test_counts_that_are_no_draws_are_not_encoded(ids: list, counts: list, messa
 
 
 def test_probabilities_that_do_not_sum_to_one_are_not_encoded() -> None:
-    spec = CodecSpec(vocab_size=10, estimator="topk")
+    spec = CodecSpec(vocab_size=10, estimator="kept")
     targets = {"target_ids": np.array([[1]]), "target_log_probs": np.log([[0.5]]), "target_tail": np.array([0.4])}
     with pytest.raises(ValueError, match="not to 1"):
         encode(targets, spec, Ranking.of_tokens(np.zeros(0, int), 10))
@@ -164,11 +163,11 @@ def test_probabilities_that_do_not_sum_to_one_are_not_encoded() -> None:
 
 def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size=1"):
-        CodecSpec(vocab_size=1, draws=50)
+        CodecSpec(vocab_size=1, estimator="drawn", draws=50)
     with pytest.raises(ValueError, match="draws=65536"):
-        CodecSpec(vocab_size=VOCAB, draws=65_536)
-    with pytest.raises(ValueError, match="draws nothing"):
-        CodecSpec(vocab_size=VOCAB, estimator="topk", draws=5)
+        CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=65_536)
+    with pytest.raises(ValueError, match="only draws have importance weights"):
+        CodecSpec(vocab_size=VOCAB, estimator="kept", weighted=True)
 
 
 def test_decoding_keeps_up_with_training() -> None:
@@ -183,7 +182,7 @@ def test_decoding_keeps_up_with_training() -> None:
 
 
 def test_a_log_weight_that_would_be_cut_off_is_refused() -> None:
-    spec = CodecSpec(vocab_size=300, estimator="sample", draws=5, temperature=2.0, weighted=True)
+    spec = CodecSpec(vocab_size=300, estimator="drawn", draws=5, temperature=2.0, weighted=True)
     targets = made_up(spec, 4, 5, seed=0)
     targets["target_log_weights"][2, targets["target_counts"][2].argmax()] = -40.0
     with pytest.raises(ValueError, match=r"a log-weight of -40.0; the cache holds those between ±32"):

@@ -6,23 +6,27 @@ from typing import Any
 import numpy as np
 import torch_xla.runtime as xr
 
+from data.logits import Targets
 from model import Gemma2
 from model.sharding import MeshShape
 from tests.programs.xla_examples import example_batch, example_config
 from training.backends.base import Backend
 from training.backends.torch_backend import TorchBackend
 from training.backends.xla.backend import XlaBackend
-from training.distill.teacher import Estimator, Targets, capture
+from training.distill.kind import Kind
+from training.distill.kinds.sample import Sample
+from training.distill.kinds.topk import TopK
+from training.distill.teacher import capture
 
 MESHES = {"data=4": MeshShape(data=4), "data=2 model=2": MeshShape(data=2, model=2)}
 CONFIG, ROWS = example_config(3), example_batch()
 
 
-def captured(backend: Backend, estimator: Estimator) -> list[Targets]:
+def captured(backend: Backend, kind: Kind) -> list[Targets]:
     """What is kept of each row of the batch."""
     model = backend.place_model(Gemma2(CONFIG, seed=3).requires_grad_(False))
     batch = {**ROWS, "sequence_hash": np.arange(len(ROWS["tokens"]), dtype=np.uint64)}
-    return [row for kept in capture(model, backend, [batch], estimator, seed=0, teacher_hash="t") for row in kept]
+    return [row for kept in capture(model, backend, [batch], kind, seed=0, teacher_hash="t") for row in kept]
 
 
 def agreement(one: list[Targets], other: list[Targets]) -> dict[str, float]:
@@ -48,11 +52,11 @@ def agreement(one: list[Targets], other: list[Targets]) -> dict[str, float]:
 def main() -> dict[str, Any]:
     xr.use_spmd()
     backends: dict[str, Backend] = {name: XlaBackend(mesh=mesh, remat="full") for name, mesh in MESHES.items()}
-    estimators = {"sample": Estimator(draws=50), "topk": Estimator(name="topk", top=5)}
-    expected = {name: captured(TorchBackend("cpu"), one) for name, one in estimators.items()}
+    kinds: dict[str, Kind] = {"sample": Sample(draws=50), "topk": TopK(top=5)}
+    expected = {name: captured(TorchBackend("cpu"), one) for name, one in kinds.items()}
     found = {
         f"{name} {mesh}": agreement(captured(backend, one), expected[name])
-        for name, one in estimators.items()
+        for name, one in kinds.items()
         for mesh, backend in backends.items()
     }
     return {"agreement": found}

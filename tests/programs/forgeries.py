@@ -28,6 +28,7 @@ from tests.programs.cached_runs import EARLIER, Runs, forge
 from tests.programs.in_process import InProcess
 from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import map_logits
+from training.setup import Setup
 
 FAULTS = (
     "permuted shard",
@@ -103,7 +104,7 @@ def kinds_that_fail(found: dict[str, bool | None]) -> set[str]:
 def teacher_of(runs: Runs, step: int | None = None) -> LoadedModel:
     suffix = "" if step is None else f"@{step}"
     (given,) = resolve_texts(load_stage("cache_logits").reads["teacher"], None, [runs.teacher + suffix], str(runs.root))
-    return open_model(checkpoint_of(given), "cpu")
+    return open_model(checkpoint_of(given), Setup(device="cpu"))
 
 
 def _captured(
@@ -120,7 +121,7 @@ def _captured(
         config = replace(config, temperature=temperature)
     honest = teacher_of(runs).weights_sha256
     ranking, batches = _shard(runs, manifest, number)
-    spec = cache_logits.codec_spec(config, len(ranking.ids))
+    spec = cache_logits.kept_kind(config).codec(len(ranking.ids))
     rows = [
         encode(row, spec, ranking)
         for _, many in cache_logits.captured(teacher_of(runs, step), batches, config, honest)
@@ -133,7 +134,7 @@ def _renormalized(runs: Runs, manifest: Manifest, number: int, table: pa.Table) 
     """p_i / sum p over the kept ids in place of what was drawn, as counts that sum to the draws; without a tail."""
     config, teacher = _config(manifest), teacher_of(runs)
     ranking, batches = _shard(runs, manifest, number)
-    spec = cache_logits.codec_spec(config, len(ranking.ids))
+    spec = cache_logits.kept_kind(config).codec(len(ranking.ids))
     rows = []
     for batch, many in cache_logits.captured(teacher, batches, config, teacher.weights_sha256):
         with torch.no_grad():
@@ -173,7 +174,7 @@ def _with_targets(
 ) -> pa.Table:
     ranking, _ = _shard(runs, manifest, number)
     facts = manifest.datasets["logits"].facts
-    spec = cache_logits.codec_spec(_config(manifest), len(ranking.ids))
+    spec = cache_logits.kept_kind(_config(manifest)).codec(len(ranking.ids))
     rows = []
     for row in _planes(table):
         targets = decode([row], spec, ranking).padded(facts["max_unique"])

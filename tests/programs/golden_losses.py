@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.loader import SequenceReader
-from data.logits import CodecSpec, Ranking, encode
+from data.logits import Ranking, encode
 from data.order import MixturePhase, SequenceDataset
 from data.packing import Document, pack_documents
 from data.schema import LOGITS
@@ -39,15 +39,18 @@ from training.backends.make import make_backend
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
 from training.config import DistillConfig, Objective, OptimizerConfig, TrainingConfig
-from training.distill.teacher import Estimator, capture, weights_hash
+from training.distill.kinds.sample import Sample
+from training.distill.teacher import capture, weights_hash
 from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import run_training
+from training.setup import Setup
 
 DEVICES = ("cpu", "xla")
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 STEPS, GLOBAL_BATCH = 100, 4
-VOCAB, LENGTH, DRAWS = 64, 32, 8
+VOCAB, LENGTH = 64, 32
+KIND = Sample(draws=8)
 SHARD_ROWS, ROW_GROUP_ROWS = (24, 16), 8
 SIZES = {"d_model": 32, "ffw_dim": 64, "heads": 2, "kv_heads": 1, "head_dim": 16, "query_scale": 16, "window": 9}
 
@@ -86,7 +89,7 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
 def trained(device: str, objective: str, directory: Path) -> list[float]:
     """The loss of each step, out of the metrics that the loop kept beside its checkpoint."""
     job = golden_job(device, objective, directory)
-    run_training(job, make_backend(job.device), direct_feed(job))
+    run_training(job, make_backend(job.setup), direct_feed(job))
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
     assert metrics["step"].to_pylist() == list(range(1, STEPS + 1))
@@ -98,7 +101,7 @@ def golden_job(device: Any, objective: Any, directory: Path) -> TrainJob:
     sequences = write_rows(directory)
     distill: dict[str, Any] = {}
     if objective == "distill":
-        distill = {"logits": (write_logits(directory, sequences),), "codec": CodecSpec(vocab_size=VOCAB, draws=DRAWS)}
+        distill = {"logits": (write_logits(directory, sequences),), "codec": KIND.codec(VOCAB)}
     return TrainJob(
         config=TrainingConfig(
             model=gemma2_tiny(vocab_size=VOCAB, **SIZES),
@@ -114,8 +117,7 @@ def golden_job(device: Any, objective: Any, directory: Path) -> TrainJob:
         phases=(MixturePhase(start_step=0, weights=(("rows", 1.0),)),),
         sequence_length=LENGTH,
         vocab_size=VOCAB,
-        device=device,
-        cpu_threads=1,
+        setup=Setup(device=device, threads=1),
         **distill,
     )
 
@@ -143,15 +145,15 @@ def write_rows(directory: Path) -> tuple[str, ...]:
 
 
 def write_logits(directory: Path, sequences: tuple[str, ...]) -> tuple[str, ...]:
-    """A cache of the rows by the estimator `sample`, from a teacher whose weights are drawn wide enough to be sure."""
+    """A cache of draws at each target of the rows, from a teacher whose weights are drawn wide enough to be sure."""
     model = Gemma2(gemma2_tiny(vocab_size=VOCAB, init_std=0.3, **SIZES), seed=1).requires_grad_(False)
-    teacher_hash, spec = weights_hash(model.state_dict()), CodecSpec(vocab_size=VOCAB, draws=DRAWS)
+    teacher_hash, spec = weights_hash(model.state_dict()), KIND.codec(VOCAB)
     reader, backend = SequenceReader(sequences, ROW_GROUP_ROWS, VOCAB), TorchBackend("cpu")
     uris = []
     for shard, rows in enumerate(SHARD_ROWS):
         batch = reader.read([(shard, row) for row in range(rows)])
         ranking = Ranking.of_tokens(batch["tokens"], VOCAB)
-        (kept,) = capture(model, backend, [batch], Estimator(draws=DRAWS), seed=0, teacher_hash=teacher_hash)
+        (kept,) = capture(model, backend, [batch], KIND, seed=0, teacher_hash=teacher_hash)
         coded: list[dict[str, Any]] = [
             {"sequence_hash": sequence_hash, **encode(row, spec, ranking)}
             for row, sequence_hash in zip(kept, batch["sequence_hash"].tolist(), strict=True)

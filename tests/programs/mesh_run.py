@@ -17,7 +17,7 @@ from training.backends.xla.backend import XlaBackend
 from training.backends.xla.mesh import share_of
 from training.checkpoints.state import restore_state, snapshot_state
 from training.faults import worst_rows
-from training.loss import next_token_loss
+from training.loss import LossOptions, next_token_loss
 from training.optim import OptimizerState, init_state
 
 MESHES = {
@@ -112,7 +112,9 @@ HOSTS: dict[str, tuple[str, list[list[int]]]] = {
 def worst(backend: XlaBackend | TorchBackend) -> list[Any]:
     model = backend.place_model(Gemma2(CONFIG, seed=1), training=True)
     rows = [f"row {number}" for number in range(len(BATCH["tokens"]))]
-    return worst_rows(model, partial(next_token_loss, run_head=backend.run_head), BATCH, rows, backend)
+    return worst_rows(
+        model, partial(next_token_loss, options=LossOptions(run_head=backend.run_head)), BATCH, rows, backend
+    )
 
 
 def refusal() -> str:

@@ -10,17 +10,21 @@ from torch import Tensor
 from model import Gemma2, Gemma2Config, attend, gemma2_tiny
 from model.attention import Attention
 from training.backends.base import Backend
-from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
+from training.config import DistillConfig
+from training.distill.kinds.full import distill_full_loss
+from training.distill.kinds.sample import distill_loss
+from training.distill.kinds.topk import distill_topk_loss
+from training.loss import LossFunction, LossOptions, next_token_loss
 
 VOCAB, DRAWS, TOP = 64, 5, 4
-LOSSES: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "next_token": next_token_loss,
-    "distill": partial(distill_loss, draws=DRAWS, temperature=1.5, alpha=0.3),
-    "topk": partial(distill_topk_loss, alpha=0.2),
-    "full": partial(distill_full_loss, temperature=0.7),
+LOSSES: Mapping[str, tuple[Callable[..., tuple[Tensor, Tensor]], DistillConfig]] = {
+    "next_token": (next_token_loss, DistillConfig()),
+    "distill": (partial(distill_loss, draws=DRAWS), DistillConfig(temperature=1.5, alpha=0.3)),
+    "topk": (distill_topk_loss, DistillConfig(alpha=0.2)),
+    "full": (distill_full_loss, DistillConfig(temperature=0.7)),
 }
 CHUNK = 20
-"""positions in a slice: several slices, the last one filled up"""
+"""positions in a chunk: several chunks, the last one filled up"""
 
 
 def example_config(layers: int) -> Gemma2Config:
@@ -68,8 +72,9 @@ def batch_of(objective: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def loss_function(objective: str, backend: Backend) -> LossFunction:
-    """The objective, its slices walked as the backend does."""
-    return partial(LOSSES[objective], chunk_positions=CHUNK, run_head=backend.run_head)
+    """The objective, its chunks walked as the backend does."""
+    loss, distill = LOSSES[objective]
+    return partial(loss, options=LossOptions(distill=distill, chunk_positions=CHUNK, run_head=backend.run_head))
 
 
 def loss_and_gradients(

@@ -11,9 +11,13 @@ import torch
 
 from data.logits import CodecSpec
 from model import Gemma2, gemma2_tiny
-from tests.programs.examples import example_job
+from tests.programs.examples import example_job, moved
 from training.config import DistillConfig, OptimizerConfig, TrainingConfig
-from training.loss import LossFunction, distill_full_loss, distill_loss, distill_topk_loss, loss_function
+from training.distill.kinds.full import distill_full_loss
+from training.distill.kinds.sample import distill_loss
+from training.distill.kinds.topk import distill_topk_loss
+from training.loss import LossFunction, LossOptions
+from training.objective import loss_function
 
 
 @pytest.mark.parametrize(
@@ -22,14 +26,18 @@ from training.loss import LossFunction, distill_full_loss, distill_loss, distill
         ({"vocab_size": 65}, "set the model's vocab_size to 65 or more"),
         ({"config": {"objective": "distill"}}, "needs the teacher's cached logits"),
         (
-            {"config": {"objective": "distill"}, "logits": (("a",),), "codec": CodecSpec(vocab_size=64, draws=5)},
+            {
+                "config": {"objective": "distill"},
+                "logits": (("a",),),
+                "codec": CodecSpec(vocab_size=64, estimator="sample", draws=5),
+            },
             "one LOGITS dataset for each",
         ),
         (
             {
                 "config": {"objective": "distill"},
                 "logits": (("a",), ("b",)),
-                "codec": CodecSpec(vocab_size=64, draws=5, temperature=2.0),
+                "codec": CodecSpec(vocab_size=64, estimator="sample", draws=5, temperature=2.0),
             },
             "teacher at temperature 2, and the student would learn at 1; set --distill.temperature 2",
         ),
@@ -79,8 +87,8 @@ def test_distillation_that_cannot_work_is_refused(change: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("codec", "expected"),
     [
-        (CodecSpec(vocab_size=64, draws=5), partial(distill_loss, draws=5)),
-        (CodecSpec(vocab_size=64, estimator="topk"), partial(distill_topk_loss, tail="ground_truth")),
+        (CodecSpec(vocab_size=64, estimator="sample", draws=5), partial(distill_loss, draws=5)),
+        (CodecSpec(vocab_size=64, estimator="topk"), distill_topk_loss),
         (CodecSpec(vocab_size=64, estimator="full"), distill_full_loss),
     ],
 )
@@ -90,7 +98,7 @@ def test_the_loss_follows_the_cache_and_the_config(codec: CodecSpec, expected: L
     batch = columns_of_every_kind(config.model.vocab_size)
     model = Gemma2(config.model)
     found, _ = loss_function(config, codec)(model, batch)
-    wanted, _ = expected(model, batch, alpha=0.3)  # type: ignore[call-arg]
+    wanted, _ = expected(model, batch, options=LossOptions(distill=distill))  # type: ignore[call-arg]
     assert torch.equal(found, wanted)
 
 
@@ -115,6 +123,6 @@ def columns_of_every_kind(vocab_size: int) -> dict[str, torch.Tensor]:
 def test_a_job_can_be_pickled_and_its_identity_is_json(tmp_path: Path) -> None:
     job = example_job(tmp_path)
     assert pickle.loads(pickle.dumps(job)) == job
-    moved = dataclasses.replace(job, device="xla", microbatch_rows=2, remat="full", checkpoints_uri="elsewhere")
-    assert moved.identity() == job.identity()
+    elsewhere = dataclasses.replace(job, checkpoints_uri="elsewhere")
+    assert moved(elsewhere, device="xla", microbatch_rows=2, remat="full").identity() == job.identity()
     assert dataclasses.replace(job, order_seed=9).identity() != job.identity()

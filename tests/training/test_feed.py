@@ -12,14 +12,14 @@ from data.schema import LOGITS
 from data.shards import read_table, write_table
 from tests.programs.examples import VOCAB, example_job, write_sequences
 from training.backends.torch_backend import TorchBackend
-from training.distill.teacher import sample_teacher
+from training.distill.kinds.sample import sample_teacher
 from training.feed import direct_feed, make_loader
 from training.job import TrainJob
 from training.loop import StepReport, run_training
 
 CPU = TorchBackend("cpu")
 DRAWS = 8
-SPEC = CodecSpec(vocab_size=VOCAB, draws=DRAWS)
+SPEC = CodecSpec(vocab_size=VOCAB, estimator="sample", draws=DRAWS)
 
 
 def write_logits(directory: Path, job: TrainJob, peak: float) -> tuple[tuple[str, ...], ...]:

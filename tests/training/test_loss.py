@@ -1,6 +1,7 @@
-"""Losses from hidden states, in slices, equal the plain formula over whole logits in float64: values and gradients."""
+"""Losses from hidden states, in chunks, equal the plain formula over whole logits in float64: values and gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,16 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import Gemma2, gemma2_tiny
-from training import loss as loss_module
-from training.config import Tail
-from training.loss import distill_full_loss, distill_loss, distill_topk_loss, next_token_loss
+from training import loss_head
+from training.config import DistillConfig, Tail
+from training.distill.kinds.full import distill_full_loss
+from training.distill.kinds.sample import distill_loss
+from training.distill.kinds.topk import distill_topk_loss
+from training.loss import LossOptions, next_token_loss
 
 V, B, T, K = 97, 3, 20, 6
 CONFIG = gemma2_tiny(vocab_size=V)
-SLICE = 10
-"""positions: with 3 rows slices of 3 columns, the last one of 2"""
+CHUNK = 10
+"""positions: with 3 rows chunks of 3 columns, the last one of 2"""
 
 Batch = dict[str, Tensor]
+
+
+def in_chunks(**distill: Any) -> LossOptions:
+    """Chunks of CHUNK positions, and what `DistillConfig` takes."""
+    return LossOptions(distill=DistillConfig(**distill), chunk_positions=CHUNK)
 
 
 @pytest.fixture
@@ -94,9 +103,9 @@ def plain(
 
 
 def assert_equal(
-    model: Gemma2, batch: Batch, of_slices: tuple[Tensor, Tensor], exact: tuple[Tensor, list[Tensor]]
+    model: Gemma2, batch: Batch, of_chunks: tuple[Tensor, Tensor], exact: tuple[Tensor, list[Tensor]]
 ) -> None:
-    value, count = of_slices
+    value, count = of_chunks
     assert value.dtype == torch.float32
     assert count.item() == batch["loss_mask"].sum().item()
     torch.testing.assert_close(value.double(), exact[0], rtol=2e-6, atol=0)
@@ -111,11 +120,11 @@ def gathered(log_q: Tensor, batch: Batch) -> Tensor:
     return log_q.gather(-1, batch["target_ids"].long())
 
 
-@pytest.mark.parametrize("chunk", [1, SLICE, 1000])
+@pytest.mark.parametrize("chunk", [1, CHUNK, 1000])
 def test_next_token_loss_is_cross_entropy_at_masked_targets(model: Gemma2, batch: Batch, chunk: int) -> None:
     following = batch["tokens"].roll(-1, 1).long()[..., None]
     exact = plain(model, batch, 1.0, lambda log_q: -log_q.gather(-1, following)[..., 0])
-    assert_equal(model, batch, next_token_loss(model, batch, chunk_positions=chunk), exact)
+    assert_equal(model, batch, next_token_loss(model, batch, LossOptions(chunk_positions=chunk)), exact)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
@@ -124,7 +133,7 @@ def test_distill_loss_is_cross_entropy_to_counts_over_draws(
 ) -> None:
     counted, dense = with_counts(batch, teacher, draws=8)
     exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1))
-    found = distill_loss(model, counted, draws=8, temperature=temperature, chunk_positions=SLICE)
+    found = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature))
     assert_equal(model, batch, found, exact)
 
 
@@ -138,13 +147,13 @@ def test_alpha_is_the_share_of_the_next_token_at_temperature_1(
 ) -> None:
     counted, dense = with_counts(batch, teacher, draws=8)
     exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1), alpha)
-    found = distill_loss(model, counted, draws=8, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    found = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature, alpha=alpha))
     assert_equal(model, batch, found, exact)
     with torch.no_grad():
-        without, _ = distill_loss(model, counted, draws=8, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+        without, _ = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature, alpha=alpha))
     torch.testing.assert_close(without, found[0].detach())
     full = batch | {"target_probs": teacher}
-    found = distill_full_loss(model, full, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    found = distill_full_loss(model, full, options=in_chunks(temperature=temperature, alpha=alpha))
     assert_equal(model, batch, found, plain(model, batch, temperature, lambda q: -(teacher * q).sum(-1), alpha))
 
 
@@ -168,17 +177,17 @@ def test_each_tail_of_topk_is_its_formula(
             case "ground_truth":
                 return -(probs * log_top).sum(-1) - rest * log_q.gather(-1, following)[..., 0]
 
-    found = distill_topk_loss(model, best, tail=tail, temperature=temperature, alpha=alpha, chunk_positions=SLICE)
+    found = distill_topk_loss(model, best, options=in_chunks(tail=tail, temperature=temperature, alpha=alpha))
     assert_equal(model, batch, found, plain(model, batch, temperature, losses, alpha))
 
 
 def test_a_tail_or_an_alpha_that_is_none_is_refused(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
     best = with_topk(batch, teacher)
     with pytest.raises(ValueError, match="tail is 'ghost'; allowed are 'bucket', 'renormalize', 'ground_truth'"):
-        distill_topk_loss(model, best, tail="ghost")  # type: ignore[arg-type]
+        distill_topk_loss(model, best, in_chunks(tail="ghost"))
     for alpha in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="0 <= alpha < 1"):
-            distill_topk_loss(model, best, alpha=alpha)
+            distill_topk_loss(model, best, in_chunks(alpha=alpha))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -186,20 +195,20 @@ def test_full_loss_is_cross_entropy_to_the_whole_distribution(
     model: Gemma2, batch: Batch, teacher: Tensor, temperature: float
 ) -> None:
     exact = plain(model, batch, temperature, lambda log_q: -(teacher * log_q).sum(-1))
-    found = distill_full_loss(model, batch | {"target_probs": teacher}, temperature=temperature, chunk_positions=SLICE)
+    found = distill_full_loss(model, batch | {"target_probs": teacher}, options=in_chunks(temperature=temperature))
     assert_equal(model, batch, found, exact)
 
 
 def test_topk_of_all_ids_is_the_full_loss(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
     probs, ids = teacher.topk(V, dim=-1)
     everything = {"target_ids": ids.int(), "target_log_probs": probs.log(), "target_tail": torch.zeros(B, T)}
-    found = distill_topk_loss(model, batch | everything, chunk_positions=SLICE)
+    found = distill_topk_loss(model, batch | everything, in_chunks())
     assert_equal(model, batch, found, plain(model, batch, 1.0, lambda log_q: -(teacher * log_q).sum(-1)))
 
 
 def test_a_tail_that_the_student_gives_nothing_stays_finite(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
     """At temperature 0.02 the student's tail underflows; its logarithm and gradient must not."""
-    value, _ = distill_topk_loss(model, with_topk(batch, teacher), temperature=0.02, chunk_positions=SLICE)
+    value, _ = distill_topk_loss(model, with_topk(batch, teacher), options=in_chunks(temperature=0.02))
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, list(model.parameters())))
 
@@ -207,7 +216,7 @@ def test_a_tail_that_the_student_gives_nothing_stays_finite(model: Gemma2, batch
 def test_bfloat16_weights_are_summed_in_float32(model: Gemma2, batch: Batch) -> None:
     """The head takes bfloat16 hidden states as they are: its own loss equals float64's from the same hidden states."""
     rounded = model.to(torch.bfloat16)
-    value, _ = next_token_loss(rounded, batch, chunk_positions=SLICE)
+    value, _ = next_token_loss(rounded, batch, in_chunks())
     hidden = rounded.hidden(batch["tokens"], batch["positions"], batch["segment_ids"]).double()
     products = hidden @ rounded.model.embed_tokens.weight.double().T
     log_q = (torch.tanh(products / CONFIG.final_softcap) * CONFIG.final_softcap).log_softmax(-1)
@@ -216,24 +225,24 @@ def test_bfloat16_weights_are_summed_in_float32(model: Gemma2, batch: Batch) -> 
 
 
 def test_the_loss_without_gradients_is_the_same(model: Gemma2, batch: Batch) -> None:
-    with_gradients, _ = next_token_loss(model, batch, chunk_positions=SLICE)
+    with_gradients, _ = next_token_loss(model, batch, in_chunks())
     with torch.no_grad():
-        without, _ = next_token_loss(model, batch, chunk_positions=SLICE)
+        without, _ = next_token_loss(model, batch, in_chunks())
     torch.testing.assert_close(without, with_gradients.detach())
 
 
 def test_logits_of_the_whole_batch_never_exist(model: Gemma2, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    product = loss_module._product
+    product = loss_head._product
 
     def recorded(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         sizes.append(len(left))
         return product(left, right, out)
 
-    monkeypatch.setattr(loss_module, "_product", recorded)
-    value, _ = next_token_loss(model, batch, chunk_positions=SLICE)
+    monkeypatch.setattr(loss_head, "_product", recorded)
+    value, _ = next_token_loss(model, batch, in_chunks())
     torch.autograd.grad(value, list(model.parameters()))
-    assert max(sizes) <= SLICE < B * T
+    assert max(sizes) <= CHUNK < B * T
 
 
 def test_what_the_mask_hides_changes_nothing(model: Gemma2, batch: Batch) -> None:
@@ -253,12 +262,12 @@ def test_a_temperature_that_is_no_temperature_is_refused(model: Gemma2, batch: B
 
 def next_token_loss_at(model: Gemma2, batch: Batch, temperature: float) -> None:
     counts = {"target_ids": batch["tokens"][..., None], "target_counts": torch.ones_like(batch["tokens"])[..., None]}
-    distill_loss(model, batch | counts, draws=1, temperature=temperature)
+    distill_loss(model, batch | counts, draws=1, options=in_chunks(temperature=temperature))
 
 
-def test_an_empty_slice_is_refused(model: Gemma2, batch: Batch) -> None:
+def test_an_empty_chunk_is_refused(model: Gemma2, batch: Batch) -> None:
     with pytest.raises(ValueError, match="chunk_positions is 0, but must be at least 1"):
-        next_token_loss(model, batch, chunk_positions=0)
+        next_token_loss(model, batch, LossOptions(chunk_positions=0))
 
 
 def test_z_loss_acts_on_the_gradient_and_not_on_the_reported_loss(model: Gemma2, batch: Batch) -> None:
@@ -272,4 +281,4 @@ def test_z_loss_acts_on_the_gradient_and_not_on_the_reported_loss(model: Gemma2,
     with_z = cross_entropy + weight * logits.logsumexp(-1).square()
     gradients = list(torch.autograd.grad((with_z * batch["loss_mask"]).sum(), list(exact.parameters())))
     reported = (cross_entropy * batch["loss_mask"]).sum()
-    assert_equal(model, batch, next_token_loss(model, batch, z_loss=weight), (reported, gradients))
+    assert_equal(model, batch, next_token_loss(model, batch, LossOptions(z_loss=weight)), (reported, gradients))

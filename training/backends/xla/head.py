@@ -1,13 +1,13 @@
-"""The head's slices as a scan, for graphs that do not grow with the sequence, and for meshes.
+"""The head's chunks as a scan, for graphs that do not grow with the sequence, and for meshes.
 
-Formulas and their gradients are `training/loss.py`'s `Head`: logits of a slice exist for one iteration, and the
-gradients of the slice are taken in it. What is different is the gradient of the table on a mesh. A sum over rows that
+Formulas and their gradients are `training/loss_head.py`'s `Head`: logits of a chunk exist for one iteration, and the
+gradients of the chunk are taken in it. What is different is the gradient of the table on a mesh. A sum over rows that
 lie on different chips, taken in each iteration, would be a reduction of [V, D] over the network each time. So the rows
 are seen as [R, B / R] for R parts of the batch, the sum has R in front too, each chip adds up its own part, and one
 reduction follows the loop. Cost on a chip: the table gathered over `data`, [V / model, D], and the same for its
-gradient, in float32, and two slices of logits.
+gradient, in float32, and two chunks of logits.
 
-Shapes: R parts of the batch, P = B / R * width positions of a slice in a part; others as in `training/loss.py`.
+Shapes: R parts of the batch, P = B / R * width positions of a chunk in a part; others as in `training/loss.py`.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
         *,
         with_gradients: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cut = _Slices(hidden_BTD, row_shards, head.chunk_positions, constrain)
+        cut = _Chunks(hidden_BTD, row_shards, head.chunk_positions, constrain)
         # The table travels with the carry: a tensor that the body took from outside would be read at trace time.
         gathered_VD = cut.placed(weight_VD.detach().float() * 1, ("model", None))
         sums = [torch.zeros((), device=weight_VD.device)]
@@ -44,9 +44,9 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
             zeros_RVD = torch.zeros((row_shards, *weight_VD.shape), device=weight_VD.device)
             sums.append(cut.placed(zeros_RVD, PARTS_SPEC))
 
-        def body(carry: Sequence[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        def body(carry: Sequence[Tensor], chunks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             *sums, weight_VD = carry
-            hidden_RPD, mask_RP, *of = slices
+            hidden_RPD, mask_RP, *of = chunks
             hidden_RPD = hidden_RPD.float()
             weight_RVD = cut.placed(weight_VD.expand(row_shards, *weight_VD.shape) * 1, PARTS_SPEC)
             products_RPV = cut.placed(torch.bmm(hidden_RPD, weight_RVD.transpose(1, 2)), (ROWS, None, "model"))
@@ -63,8 +63,8 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
             return [*sums, weight_VD * 1], gradients
 
         with torch.no_grad():
-            slices = [cut.slices(tensor) for tensor in (hidden_BTD.detach(), mask_BT, *targets)]
-            (total, *sums, _), gradients = scan(body, [*sums, gathered_VD], slices)
+            chunks = [cut.chunks(tensor) for tensor in (hidden_BTD.detach(), mask_BT, *targets)]
+            (total, *sums, _), gradients = scan(body, [*sums, gathered_VD], chunks)
             if not with_gradients:
                 return total, ()
             return total, (cut.whole(gradients[0]), cut.placed(sums[0].sum(0), TABLE_SPEC))
@@ -72,16 +72,16 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
     return run
 
 
-class _Slices:
-    """Cuts [B, T, ...] along time into [slices, R, P, ...], and puts them together again."""
+class _Chunks:
+    """Cuts [B, T, ...] along time into [chunks, R, P, ...], and puts them together again."""
 
     def __init__(self, hidden_BTD: Tensor, parts: int, chunk_positions: int, constrain: Constrain | None) -> None:
         self.B, self.T, self.D = hidden_BTD.shape
         self.parts, self.constrain = parts, constrain
         self.width = min(self.T, max(1, chunk_positions * parts // self.B))
 
-    def slices(self, tensor_BT: Tensor) -> Tensor:
-        """The last slice is filled up with zeros, which the mask leaves out."""
+    def chunks(self, tensor_BT: Tensor) -> Tensor:
+        """The last chunk is filled up with zeros, which the mask leaves out."""
         _, _, *rest = tensor_BT.shape
         count = -(-self.T // self.width)
         if missing := count * self.width - self.T:
@@ -90,9 +90,9 @@ class _Slices:
         parts = parts.permute(2, 0, 1, 3, *range(4, parts.ndim)).reshape(count, self.parts, -1, *rest)
         return self.placed(parts, (None, ROWS, None, *[None] * len(rest)))
 
-    def whole(self, slices: Tensor) -> Tensor:
-        """The inverse of `slices` for [B, T, D]."""
-        parts = slices.view(slices.shape[0], self.parts, self.B // self.parts, self.width, self.D)
+    def whole(self, chunks: Tensor) -> Tensor:
+        """The inverse of `chunks` for [B, T, D]."""
+        parts = chunks.view(chunks.shape[0], self.parts, self.B // self.parts, self.width, self.D)
         return self.placed(parts.permute(1, 2, 0, 3, 4).reshape(self.B, -1, self.D)[:, : self.T], STREAM)
 
     def placed(self, tensor: Tensor, spec: Spec) -> Tensor:

@@ -42,8 +42,9 @@ from training.backends.xla.layers import PairedLayers, scan_layers, stacked_spec
 from training.backends.xla.mesh import ChipMesh
 from training.backends.xla.remat import keeper
 from training.config import Objective, OptimizerConfig, Remat
+from training.distill.kinds.sample import distill_loss
 from training.errors import UserError
-from training.loss import LossFunction, distill_loss, next_token_loss
+from training.loss import LossFunction, LossOptions, next_token_loss
 from training.optim import OptimizerState
 from training.step import train_step
 
@@ -200,10 +201,10 @@ class _Tracer:
         return batch
 
     def loss_function(self) -> LossFunction:
-        run_head = scan_head(self.request.mesh.row_shards, self.constrain)
+        options = LossOptions(run_head=scan_head(self.request.mesh.row_shards, self.constrain))
         if self.request.objective == "next_token":
-            return functools.partial(next_token_loss, run_head=run_head)
-        return functools.partial(distill_loss, draws=self.request.targets, run_head=run_head)
+            return functools.partial(next_token_loss, options=options)
+        return functools.partial(distill_loss, draws=self.request.targets, options=options)
 
     def backend(self) -> Backend:
         return _Placeholders("cpu")  # of one worker: nothing to sum

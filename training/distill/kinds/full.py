@@ -1,0 +1,60 @@
+"""`full`: the probability of every id, V numbers a target. No bias and no variance; for tests of all other kinds.
+
+Shapes: B batch, T time, P positions, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from data.logits import CodecSpec
+from data.padding import DENSE, Padding
+from model import TableModel
+from training.distill.log_probs import LogProbs
+from training.errors import UserError
+from training.loss import USUAL, Batch, LossOptions, masked_sum
+
+MOST_IDS = 16_384
+"""ids of the largest vocabulary: 50 KB a target"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(LogProbs):
+    """All ids."""
+
+    name: ClassVar[str] = "full"
+    padding: ClassVar[Padding] = DENSE
+
+    def kept(self, vocab_size: int) -> int:
+        return vocab_size
+
+    def codec(self, vocab_size: int) -> CodecSpec:
+        if vocab_size > MOST_IDS:
+            raise UserError(
+                f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {MOST_IDS} ids: use "
+                "'sample'"
+            )
+        return super().codec(vocab_size)
+
+    @classmethod
+    def loss(cls, model: TableModel, batch: Batch, codec: CodecSpec, options: LossOptions) -> tuple[Tensor, Tensor]:
+        return distill_full_loss(model, batch, options)
+
+
+def distill_full_loss(model: TableModel, batch: Batch, options: LossOptions = USUAL) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats to the teacher's whole distribution, summed over targets, and their number.
+
+    `target_probs`: float [B, T, V].
+    """
+    head = options.teacher_head(model, _to_distribution)
+    probs_BTV = batch["target_probs"].float()
+    targets = [probs_BTV if head.target_mass == 1.0 else probs_BTV * head.target_mass]
+    return masked_sum(model, batch, head, targets, options.run_head)
+
+
+def _to_distribution(log_q_PV: Tensor, probs_PV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    """-sum_V p_i log q_i; gradient q - p."""
+    losses_P = -(log_q_PV * probs_PV).sum(-1)
+    return losses_P, lambda: log_q_PV.exp_().sub_(probs_PV)
