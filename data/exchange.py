@@ -20,7 +20,6 @@ from data import shards, storage
 from data.errors import UserError
 
 MAGIC = 0x45584348414E4745
-READ_THREADS = 16
 _NUMBER = struct.Struct("<qq")
 
 
@@ -42,8 +41,7 @@ def split(table: pa.Table, part_of: np.ndarray, parts: int) -> list[pa.Table]:
 
 def gather(uris: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
     """The rows of one part in all files, in the order of the files. Raises UserError where a file is damaged."""
-    # On object storage a read is a wait. On a disk it is not, and threads would each keep memory.
-    with ThreadPoolExecutor(READ_THREADS if uris and storage.is_remote(uris[0]) else 1) as pool:
+    with ThreadPoolExecutor(storage.read_threads(uris[0]) if uris else 1) as pool:
         tables = [table for table in pool.map(lambda uri: _read(uri, part), uris) if table is not None]
     return pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import UserError
-from data.shards import open_parquet
+from data.shards import open_parquet, read_table
 
 READERS = 4
 """shards read at once: decoding releases the interpreter's lock"""
@@ -37,7 +37,7 @@ def find_document(shard_uris: Sequence[str], document: str) -> list[Place]:
     """Every place of a document in a SEQUENCES dataset, in the order of shards and rows."""
 
     def search(shard: int) -> list[Place]:
-        lists = open_parquet(shard_uris[shard]).read(columns=["documents"])["documents"]
+        lists = read_table(shard_uris[shard], ["documents"])["documents"]
         found, first = [], 0
         for chunk in lists.chunks:
             spans = chunk.flatten()
@@ -74,6 +74,11 @@ def documents_of_rows(shard_uris: Sequence[str], rows: Iterable[tuple[int, int]]
         for row in wanted:
             group = int(np.searchsorted(ends, row, side="right"))
             if group not in groups:
-                groups[group] = file.read_row_group(group, columns=["documents"])["documents"]
+                try:
+                    groups[group] = file.read_row_group(group, columns=["documents"])["documents"]
+                except (OSError, pa.ArrowException) as error:
+                    raise UserError(
+                        f"{shard_uris[shard]} is damaged ({error}); remove the run that wrote it and run that again"
+                    ) from error
             found[shard, row] = groups[group][row - (int(ends[group - 1]) if group else 0)].as_py()
     return found

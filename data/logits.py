@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.absent import absent
 from data.errors import UserError
 
 EXPONENT_BITS = 5
@@ -52,9 +53,9 @@ class CodecSpec:
     """ids go from 0 to vocab_size - 1"""
     estimator: str
     """name of the kind of distribution (training/distill/kinds/ has the formulas); bytes do not depend on it"""
-    draws: int | None = None
+    draws: int | None = absent(None)
     """draws from the teacher at each target, the sum of its counts; None: ids have log-probabilities, not counts"""
-    weighted: bool = False
+    weighted: bool = absent(False)
     """whether each count has an importance weight"""
     temperature: float = 1.0
     """the distribution is the teacher's softmax(logits / temperature)"""

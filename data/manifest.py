@@ -66,7 +66,7 @@ class Manifest:
     version: int
     """the stage's VERSION"""
     fingerprint: str
-    """sha256 (hex, 16 digits) over stage, version, config and input fingerprints"""
+    """sha256 (hex, 16 digits) over stage, version, writer, input fingerprints and config without absent options"""
     config: Mapping[str, Any]
     """the whole resolved Config"""
     inputs: Mapping[str, Any]
@@ -77,6 +77,8 @@ class Manifest:
     """rows dropped, by reason"""
     tokenizer_sha256: str | None = None
     """of the tokenizer whose ids the datasets hold"""
+    writer: int | None = None
+    """the Parquet writer (`data/shards.py::WRITER`) that made the shards, where it is part of the fingerprint"""
     setup: Mapping[str, Any] | None = None
     """device, mesh and workers, where the bytes depend on them (train_model, cache_logits)"""
 
@@ -99,7 +101,7 @@ class Manifest:
                 for name, dataset in document.pop("datasets").items()
             }
             return Manifest(datasets=datasets, **document)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{uri or 'this file'} is not a manifest of format {FORMAT} ({type(error).__name__}: {error}); "
                 f"name the directory of a finished run, the one that holds {MANIFEST_NAME}"

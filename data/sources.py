@@ -116,7 +116,7 @@ def _what_is_wrong(name: str, uri: str, options: Options) -> str:
     try:
         for _ in read_records(name, uri, options):
             pass
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return ""
 

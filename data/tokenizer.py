@@ -140,7 +140,7 @@ class Tokenizer:
         """`from_bytes` of the file at `uri`."""
         try:
             return cls(storage.read_bytes(uri))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{uri}: {error}") from error
 
     @functools.cached_property
@@ -258,22 +258,22 @@ def _short_lines(line: str) -> Iterator[str]:
         yield line[start:]
 
 
-def _training_error(message: str, vocab_size: int, characters: int) -> ValueError:
+def _training_error(message: str, vocab_size: int, characters: int) -> UserError:
     """What SentencePiece said, as a sentence about the texts."""
     if too_high := re.search(r"value <= (\d+)", message):
         most = int(too_high[1])
         smaller = f", or set vocab_size to at most {most}" if most >= SMALLEST_VOCAB else ""
-        return ValueError(
+        return UserError(
             f"{characters} characters of text are too few for vocab_size={vocab_size}: "
             f"they give at most {most} pieces; add text{smaller}"
         )
     if too_low := re.search(r"required_chars\. (\d+) vs (\d+)", message):
         needed = max(int(too_low[1]), int(too_low[2]))
-        return ValueError(
+        return UserError(
             f"{characters} characters of text hold more different ones than vocab_size={vocab_size} has room for; "
             f"set vocab_size above {needed}"
         )
-    return ValueError(
+    return UserError(
         f"SentencePiece could not train on {characters} characters of text ({message}); add text, in UTF-8"
     )
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.chips import COMPILING_HOST
 from infra.errors import UserError
 from infra.hlo_account import account
 from infra.slices import Topology, parse_topology, sent_bytes
@@ -29,7 +30,7 @@ QUIET = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of the machine that is not there; unset, it warns
+    "TPU_ACCELERATOR_TYPE": COMPILING_HOST,  # of the machine that is not there; unset, it warns
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so two compiles may run at once
     "TPU_LOG_DIR": "disabled",  # otherwise /tmp/tpu_logs, which Ray's log monitor forwards
     "TPU_MIN_LOG_LEVEL": "3",
@@ -202,13 +203,8 @@ def _compile(hlo: bytes, topology: Topology, donated: Sequence[int]) -> tuple[An
 
 def _topology_options(topology: Topology) -> dict[str, Any]:
     """What the compiler must be told besides the name."""
-    options: dict[str, Any] = {}
-    if topology.slices > 1:
-        options["num_slices"] = topology.slices
-    if topology.chip.name == "v4":
-        # two cores of a chip as one device, as on the cloud; by default each core is a device
-        options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
-    return options
+    slices: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    return {**slices, **topology.chip.compiler_options}
 
 
 def _with_donors(mlir: str | bytes, donated: Sequence[int]) -> bytes:

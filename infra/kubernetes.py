@@ -8,9 +8,10 @@ capabilities; who they are to Google Cloud is workload identity (no key anywhere
 from a Secret and a NetworkPolicy. Nothing here has run on a cluster: the tests check every object against
 Kubernetes' schemas and `infra/kuberay.py`.
 
-Sources: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (accelerator names, topologies, machines),
-/docs/concepts/workload-identity (metadata server), /docs/concepts/spot-vms; docs.ray.io, Ray on GKE with TPUs: the Ray
-add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which `training/worker/` reads.
+Accelerator labels, topologies and machines are those of the chip (infra/chips.py). Other sources:
+cloud.google.com/kubernetes-engine/docs/concepts/workload-identity (metadata server), /docs/concepts/spot-vms;
+docs.ray.io, Ray on GKE with TPUs: the Ray add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which
+`training/worker/` reads.
 """
 
 from collections.abc import Mapping
@@ -29,19 +30,10 @@ from infra.kuberay import (
     RayJobSpec,
     WorkerGroupSpec,
 )
-from infra.slices import CHIPS, Topology, parse_topology
+from infra.slices import Topology, parse_topology
 
-ACCELERATORS = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
-"""chip -> value of the node label cloud.google.com/gke-tpu-accelerator"""
-HOSTS = {"v4": (240, 407), "v5e": (112, 192), "v5p": (208, 448), "v6e": (180, 720)}
-"""chip -> vCPUs and GB of a host with 4 chips: ct4p-hightpu-4t, ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t"""
 HOST_SHARE = 0.85
 """of a host that a pod asks for; the rest is the system's"""
-FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""topologies of v5e and v6e with 4 chips a host"""
-SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""topologies of v4 and v5p below 4x4x4; above, sides are multiples of 4 in rising order"""
-LARGE_CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "8x16x32")
 USER = 1000
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
@@ -92,28 +84,15 @@ class Request:
             raise UserError(f"cpu workers {fewest}:{most}: give the fewest and the most, as in 0:16, and 1 at least")
 
 
-def offered(chip: str) -> tuple[str, ...]:
-    """The topologies of a chip that we list, each of `chips_per_host` chips a host."""
-    if CHIPS[chip].dimensions == 2:
-        return FLAT
-    larger = ("8x24x32",) if chip == "v5p" else ()
-    return (*SMALL_CUBES, *LARGE_CUBES, *larger)
-
-
 def rented_slice(text: str, slices: int = 1) -> Topology:
     """`v5e:16x16` -> Topology. Raises UserError for a slice that Kubernetes Engine has not."""
     place = parse_topology(text, slices)
     shape = text.partition(":")[2]
-    if place.chip.dimensions == 2:
-        known = shape in FLAT
-    else:
-        cube = all(side % 4 == 0 for side in place.shape) and list(place.shape) == sorted(place.shape)
-        known = shape in SMALL_CUBES or cube
-    if not known:
-        more = "" if place.chip.dimensions == 2 else ", and others of rising multiples of 4"
-        raise UserError(
-            f"no {place.chip.name} slice has topology {shape}; there are {', '.join(offered(place.chip.name))}{more}"
-        )
+    chip = place.chip
+    rising = all(side % 4 == 0 for side in place.shape) and list(place.shape) == sorted(place.shape)
+    if not (shape in chip.gke_topologies or (chip.dimensions == 3 and rising)):
+        more = "" if chip.dimensions == 2 else ", and others of rising multiples of 4"
+        raise UserError(f"no {chip.name} slice has topology {shape}; there are {', '.join(chip.gke_topologies)}{more}")
     return place
 
 
@@ -183,12 +162,13 @@ def _cluster(request: Request) -> RayClusterSpec:
 
 
 def _tpu_pod(request: Request, place: Topology) -> dict[str, Any]:
-    cpus, gigabytes = (int(HOST_SHARE * amount) for amount in HOSTS[place.chip.name])
+    machine = place.chip.machine
+    cpus, gigabytes = (int(HOST_SHARE * amount) for amount in (machine.vcpus, machine.gigabytes))
     chips = min(place.chip.chips_per_host, place.chips_per_slice)
     resources = {"cpu": str(cpus), "memory": f"{gigabytes}G", "google.com/tpu": str(chips)}
     pod = _pod(request, "worker", resources, spot=request.spot)
     pod["spec"]["nodeSelector"] |= {
-        "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[place.chip.name],
+        "cloud.google.com/gke-tpu-accelerator": place.chip.gke_accelerator,
         "cloud.google.com/gke-tpu-topology": "x".join(map(str, place.shape)),
     }
     pod["spec"]["tolerations"].append({"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"})

@@ -5,9 +5,9 @@
     energy = (chip-hours x (chip W + its share of the host's vCPUs x W) + core-hours x W) x PUE
     carbon = energy x grid factor of the chip's region
 
-Every constant has a unit, a source and a date, and a file replaces any of them (`read_prices`). Prices are list prices,
-on demand; what a contract, a spot market or another region asks is such a file. Storage and network draw no energy
-here: no public figure says how much.
+Every constant has a unit, a source and a date, and a file replaces any of them (`read_prices`). Those of a chip stand
+with the chip (infra/chips.py). Prices are list prices, on demand; what a contract, a spot market or another region asks
+is such a file. Storage and network draw no energy here: no public figure says how much.
 """
 
 import difflib
@@ -16,108 +16,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.chips import CHIPS, CLOUD_REGIONS, OURS, PRICING, Constant, chip_called, constant
 from infra.errors import UserError
 
-OURS = "ours"
-PRICING = "Google Cloud's list prices on demand"
-CLOUD_REGIONS = "GoogleCloudPlatform/region-carbon-info, data/yearly/2024.csv, hourly grid mix"
-V4_PAPER = "arXiv 2304.01433, Table 4: most that production jobs drew, ASIC and HBM (mean 170, idle 90)"
-LIKE_V4 = f"{OURS}: none is published; as many operations a joule as v4 at its most, 275e12 / 192"
-MACHINES = "machine type of a host with 4 chips, vCPUs / 4"
 MEASURED = f"{OURS}: 1.0 GB of packaged text on 2 cores of x86_64, start of Ray not included (docs/costs.md)"
-AUTOSCALER = "kubernetes/autoscaler, gce_price_info.go"
-QUOTED = f"{OURS}: as others' public code quotes Google Cloud on demand, not looked up there"
-GPU_SHEET = "NVIDIA's data sheet of the SXM module: most that it draws"
 UNKNOWN = f"{OURS}: a chip that has no price here counts nothing; say what yours costs in a file"
 HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant:
-    """A number that a plan rests on."""
-
-    value: float
-    unit: str
-    source: str
-    date: str
-    """when the source said so"""
-
-
-def _constant(value: float, unit: str, source: str, date: str) -> Constant:
-    return Constant(value=value, unit=unit, source=source, date=date)
-
+PER_CHIP = ("usd_per_chip_hour", "watts_per_chip", "vcpus_per_chip", "grid_kg_per_kwh")
+"""constants of each chip, by name in `Chip` and after the chip's name in a file of prices"""
+OTHER = "other"
+"""the constants of chips that have none of their own"""
+PRICED = (*CHIPS, OTHER)
 
 CONSTANTS: Mapping[str, Constant] = {
-    "v4.usd_per_chip_hour": _constant(3.22, "USD", f"{PRICING}, us-central2", "2025"),
-    "v5e.usd_per_chip_hour": _constant(1.20, "USD", f"{PRICING}; kubernetes/autoscaler has 4.80 a host", "2025"),
-    "v5p.usd_per_chip_hour": _constant(4.20, "USD", f"{PRICING}; kubernetes/autoscaler has 16.80 a host", "2025"),
-    "v6e.usd_per_chip_hour": _constant(2.70, "USD", f"{PRICING}; kubernetes/autoscaler has 10.80 a host", "2025"),
-    "v4.watts_per_chip": _constant(192, "W", V4_PAPER, "2023-04"),
-    "v5e.watts_per_chip": _constant(138, "W", LIKE_V4, "2026-11"),
-    "v5p.watts_per_chip": _constant(320, "W", LIKE_V4, "2026-11"),
-    "v6e.watts_per_chip": _constant(
-        385, "W", f"{OURS}: from v5e's; Google says 67 % more operations a joule than v5e", "2024-07"
-    ),
-    "v4.vcpus_per_chip": _constant(60, "vCPU", f"{MACHINES}: ct4p-hightpu-4t, 240", "2025"),
-    "v5e.vcpus_per_chip": _constant(28, "vCPU", f"{MACHINES}: ct5lp-hightpu-4t, 112", "2025"),
-    "v5p.vcpus_per_chip": _constant(52, "vCPU", f"{MACHINES}: ct5p-hightpu-4t, 208", "2025"),
-    "v6e.vcpus_per_chip": _constant(45, "vCPU", f"{MACHINES}: ct6e-standard-4t, 180", "2025"),
-    "v4.grid_kg_per_kwh": _constant(0.37223, "kgCO2e", f"us-central2; {CLOUD_REGIONS}", "2024"),
-    "v5e.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "v5p.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
-    "v6e.grid_kg_per_kwh": _constant(0.32305, "kgCO2e", f"us-east5; {CLOUD_REGIONS}", "2024"),
-    "h100.usd_per_chip_hour": _constant(11, "USD", f"{QUOTED}: a3-highgpu-8g, about 88 a host of 8", "2026-11"),
-    "h200.usd_per_chip_hour": _constant(10.8, "USD", f"{QUOTED}: a3-ultragpu-8g, about 87 a host of 8", "2026-11"),
-    "a100.usd_per_chip_hour": _constant(5.07, "USD", f"{AUTOSCALER}: a2-ultragpu-1g, with 80 GB", "2025"),
-    "other.usd_per_chip_hour": _constant(0, "USD", UNKNOWN, "2026-11"),
-    "h100.watts_per_chip": _constant(700, "W", GPU_SHEET, "2023"),
-    "h200.watts_per_chip": _constant(700, "W", GPU_SHEET, "2024"),
-    "a100.watts_per_chip": _constant(400, "W", GPU_SHEET, "2021"),
-    "other.watts_per_chip": _constant(0, "W", UNKNOWN, "2026-11"),
-    "h100.vcpus_per_chip": _constant(26, "vCPU", "machine type a3-highgpu-8g, 208 / 8", "2025"),
-    "h200.vcpus_per_chip": _constant(28, "vCPU", "machine type a3-ultragpu-8g, 224 / 8", "2025"),
-    "a100.vcpus_per_chip": _constant(12, "vCPU", "machine type a2-ultragpu-1g, 12", "2025"),
-    "other.vcpus_per_chip": _constant(0, "vCPU", UNKNOWN, "2026-11"),
-    "h100.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "h200.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "a100.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "other.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "cpu.grid_kg_per_kwh": _constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
-    "cpu.usd_per_core_hour": _constant(0.0486, "USD", f"{PRICING}: n2, a vCPU with 4 GB, us-central1", "2025"),
-    "cpu.watts_per_core": _constant(
+    **{f"{chip.name}.{name}": getattr(chip, name) for name in PER_CHIP for chip in CHIPS.values()},
+    "other.usd_per_chip_hour": constant(0, "USD", UNKNOWN, "2026-11"),
+    "other.watts_per_chip": constant(0, "W", UNKNOWN, "2026-11"),
+    "other.vcpus_per_chip": constant(0, "vCPU", UNKNOWN, "2026-11"),
+    "other.grid_kg_per_kwh": constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "cpu.grid_kg_per_kwh": constant(0.41272, "kgCO2e", f"us-central1; {CLOUD_REGIONS}", "2024"),
+    "cpu.usd_per_core_hour": constant(0.0486, "USD", f"{PRICING}: n2, a vCPU with 4 GB, us-central1", "2025"),
+    "cpu.watts_per_core": constant(
         2.5, "W", "Cloud Carbon Footprint's method for Google Cloud: 0.71 idle to 4.26 busy, half way", "2023"
     ),
-    "cpu.flops_per_core": _constant(98.5e9, "FLOP/s", "docs/benchmarks.md: float32, 197e9 on 2 cores", "2026-11"),
-    "pue": _constant(1.10, "", "Google's 2024 Environmental Report: mean of its data centres in 2023", "2024-07"),
-    "mfu": _constant(
+    "cpu.flops_per_core": constant(98.5e9, "FLOP/s", "docs/benchmarks.md: float32, 197e9 on 2 cores", "2026-11"),
+    "pue": constant(1.10, "", "Google's 2024 Environmental Report: mean of its data centres in 2023", "2024-07"),
+    "mfu": constant(
         0.40, "", f"{OURS}: between the bounds of docs/tpu-fit.md, 28 to 74 % on the report's slices; not measured",
         "2026-11",
     ),
-    "storage.usd_per_gb_month": _constant(0.020, "USD", f"{PRICING}: Standard class, one US region", "2025"),
-    "storage.months": _constant(3, "months", f"{OURS}: how long everything is kept", "2026-11"),
-    "egress.usd_per_gb": _constant(
+    "storage.usd_per_gb_month": constant(0.020, "USD", f"{PRICING}: Standard class, one US region", "2025"),
+    "storage.months": constant(3, "months", f"{OURS}: how long everything is kept", "2026-11"),
+    "egress.usd_per_gb": constant(
         0.08, "USD", f"{PRICING}: to the internet beyond 10 TB a month; inside the region 0", "2025"
     ),
-    "text.bytes_per_token": _constant(
+    "text.bytes_per_token": constant(
         4.0, "B", f"{OURS}: Gemma's tokenizer gives 3.86 on technical Markdown; running English has more", "2026-11"
     ),
-    "text.kept_fraction": _constant(0.5, "", f"{OURS}: a placeholder until your corpus was filtered once", "2026-11"),
-    "text.stored_fraction": _constant(0.27, "", f"{HIGHER}: bytes of Parquet a byte of text", "2026-11"),
-    "tokens.bytes_per_token": _constant(1.3, "B", f"{HIGHER}: int32 ids, zstd", "2026-11"),
-    "sequences.bytes_per_token": _constant(2.4, "B", f"{HIGHER}: ids, segments, positions, mask, zstd", "2026-11"),
-    "logits.ids_per_target": _constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
-    "logits.bytes_per_id": _constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
-    "checkpoint.bytes_per_parameter": _constant(12, "B", "training/checkpoints: float32, two moments", "2026-11"),
-    "speed.collect_text": _constant(21, "MB/s a core", MEASURED, "2026-11"),
-    "speed.filter_text": _constant(6.5, "MB/s a core", MEASURED, "2026-11"),
-    "speed.deduplicate_text": _constant(16, "MB/s a core", MEASURED, "2026-11"),
-    "speed.decontaminate_text": _constant(16, "MB/s a core", f"{OURS}: taken like deduplication", "2026-11"),
-    "speed.tokenize_text": _constant(19, "MB/s a core", MEASURED, "2026-11"),
-    "speed.pack_sequences": _constant(8.8, "MB/s a core", MEASURED, "2026-11"),
+    "text.kept_fraction": constant(0.5, "", f"{OURS}: a placeholder until your corpus was filtered once", "2026-11"),
+    "text.stored_fraction": constant(0.27, "", f"{HIGHER}: bytes of Parquet a byte of text", "2026-11"),
+    "tokens.bytes_per_token": constant(1.3, "B", f"{HIGHER}: int32 ids, zstd", "2026-11"),
+    "sequences.bytes_per_token": constant(2.4, "B", f"{HIGHER}: ids, segments, positions, mask, zstd", "2026-11"),
+    "logits.ids_per_target": constant(12.0, "", "arXiv 2503.16870: distinct ids of 50 draws", "2025-03"),
+    "logits.bytes_per_id": constant(1.6, "B", "docs/logits.md: at 256,000 ids and 12 of 50 draws", "2026-11"),
+    "checkpoint.bytes_per_parameter": constant(12, "B", "training/checkpoints: float32, two moments", "2026-11"),
 }  # fmt: skip
-OTHER = "other"
-"""the constants of chips that have none of their own"""
-CHIPS = tuple(name.partition(".")[0] for name in CONSTANTS if name.endswith(".usd_per_chip_hour"))
 
 
 def priced_as(kind: str) -> str:
@@ -125,7 +68,8 @@ def priced_as(kind: str) -> str:
 
     `other` where there is none.
     """
-    return next((chip for chip in CHIPS if chip in kind.lower()), OTHER)
+    chip = chip_called(kind)
+    return chip.name if chip is not None else OTHER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,29 +121,30 @@ class Prices:
         return Cost(usd=sent_bytes / 1e9 * self["egress.usd_per_gb"])
 
 
-def read_prices(path: str | None) -> Prices:
-    """The built-in constants, with those of a JSON file in their place: {"v5p.usd_per_chip_hour": 2.9, ...}.
+def read_prices(path: str | None, further: Mapping[str, Constant] | None = None) -> Prices:
+    """The built-in constants and `further` ones, replaced by those of a JSON file: {"v5p.usd_per_chip_hour": 2.9, ...}.
 
     A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises UserError for a file
     that cannot be read, a name that there is not, or a value that is no number of at least 0.
     """
+    known = {**CONSTANTS, **(further or {})}
     if path is None:
-        return Prices(constants=CONSTANTS)
+        return Prices(constants=known)
     try:
         given = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
     if not isinstance(given, dict):
         raise UserError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
-    return Prices(constants={**CONSTANTS, **{name: _given(name, value, path) for name, value in given.items()}})
+    return Prices(constants={**known, **{name: _given(name, value, path, known) for name, value in given.items()}})
 
 
-def _given(name: str, value: object, path: str) -> Constant:
-    if name not in CONSTANTS:
-        close = difflib.get_close_matches(name, CONSTANTS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(CONSTANTS)}"
+def _given(name: str, value: object, path: str, known: Mapping[str, Constant]) -> Constant:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise UserError(f"{path}: no constant {name!r}; {hint}")
     fields = value if isinstance(value, dict) else {"value": value}
     number = fields.get("value")
@@ -208,7 +153,7 @@ def _given(name: str, value: object, path: str) -> Constant:
             f"{path}: {name} is {value!r}; allowed is a number of at least 0, or an object of value, source and date"
         )
     return replace(
-        CONSTANTS[name],
+        known[name],
         value=float(number),
         source=str(fields.get("source", path)),
         date=str(fields.get("date", "as given")),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from infra import ray_private
 from infra.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -106,7 +107,6 @@ def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
     """
     if "://" in address or environment.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     from ray.exceptions import AuthenticationError
 
     if environment.get("RAY_AUTH_MODE", "").lower() == "token" and _lets_in(address, {}):
@@ -114,7 +114,7 @@ def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
             f"the cluster at {address} asks nobody for a token: anyone who reaches it could run code as you; start it "
             "with RAY_AUTH_MODE=token, as here, or unset RAY_ADDRESS to run here"
         )
-    if _lets_in(address, get_auth_headers_if_auth_enabled({})) is False:
+    if _lets_in(address, ray_private.get_auth_headers_if_auth_enabled({})) is False:
         raise AuthenticationError("refused")
 
 
@@ -160,9 +160,8 @@ class RaySession:
             refuse_open_cluster(os.environ)
             protect_token_file(os.environ)
             import ray
-            from ray._private import services
 
-            address = services.get_ray_address_from_environment("auto", None)
+            address = ray_private.get_ray_address_from_environment("auto", None)
             refuse_open_cluster({**os.environ, "RAY_ADDRESS": address})
             _refuse_silence(address)
             try:
@@ -279,7 +278,7 @@ def _quiet_ray_data() -> None:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     # it warns that its bars are off, as we asked
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger(ray_private.PROGRESS_LOGGER).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # Ray Data retries AWS errors by itself; these are what other storage says while it is busy.
     passing = ["HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError"]

@@ -1,10 +1,6 @@
-"""TPU chips, slices and meshes as numbers: what is rented, what it holds, how fast it can be at best.
+"""TPU slices and meshes as numbers: what is rented, what it holds, how fast it can be at best.
 
-Arithmetic only; nothing is compiled and no TPU is asked. Sources of the chip figures:
-
-- https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (system architecture: peak, HBM, ICI of a chip, pod size)
-- v4's links (6 of 50 GB/s each way) and 4-chip hosts: arXiv 2304.01433, Table 4; the cloud page has no figure a chip
-- what a compiled program may use of HBM: libtpu's own "Used X of Y hbm" when it refuses (tests/infra/test_aot.py)
+Arithmetic only; nothing is compiled and no TPU is asked. The figures of a chip are in infra/chips.py.
 
 **Roofline.** A step of F operations, H bytes of HBM traffic, I bytes sent over links between chips (ICI) and D bytes
 between slices (data-centre network) on one chip takes at least
@@ -25,70 +21,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infra.chips import TPUS, Tpu
 from infra.errors import UserError
 
-GIB = 2**30
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """One chip, as the cloud's pages describe it."""
-
-    name: str
-    """As the compiler's topologies are called: v5p in v5p:4x4x4."""
-    hbm_bytes: int
-    """High-bandwidth memory of a chip."""
-    usable_hbm_bytes: int
-    """What libtpu lets a program have of it; the rest is the runtime's."""
-    peak_flops: float
-    """Dense bfloat16 operations a second."""
-    hbm_bandwidth: float
-    """Bytes a second."""
-    ici_bandwidth: float
-    """Bytes a second that a chip can send to its neighbours, all links together, one direction."""
-    dcn_bandwidth: float
-    """Bytes a second of a chip's share of its host's network card, one direction."""
-    dimensions: int
-    """Of the torus: 2 or 3."""
-    largest_slice: int
-    """Chips."""
-    chips_per_host: int
-    """Of a slice with several hosts."""
-
-
-CHIPS: Mapping[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        # 275 TFLOP/s, 32 GiB, 1200 GB/s; 6 links of 50 GB/s; no public figure for the network: v5p's is assumed
-        Chip(
-            name="v4", hbm_bytes=32 * GIB, usable_hbm_bytes=int(30.75 * GIB), peak_flops=275e12, hbm_bandwidth=1200e9,
-            ici_bandwidth=300e9, dcn_bandwidth=6.25e9, dimensions=3, largest_slice=4096, chips_per_host=4,
-        ),
-        # 197 TFLOP/s, 16 GB, 819 GB/s, ICI 400 GB/s both ways, 6.4 Tbit/s for a pod of 256
-        Chip(
-            name="v5e", hbm_bytes=16 * GIB, usable_hbm_bytes=int(15.75 * GIB), peak_flops=197e12, hbm_bandwidth=819e9,
-            ici_bandwidth=200e9, dcn_bandwidth=3.125e9, dimensions=2, largest_slice=256, chips_per_host=4,
-        ),
-        # 459 TFLOP/s, 95 GB, 2765 GB/s, ICI 1200 GB/s both ways, 50 Gbit/s a chip
-        Chip(
-            name="v5p", hbm_bytes=95 * GIB, usable_hbm_bytes=int(95.74 * GIB), peak_flops=459e12, hbm_bandwidth=2765e9,
-            ici_bandwidth=600e9, dcn_bandwidth=6.25e9, dimensions=3, largest_slice=6144, chips_per_host=4,
-        ),
-        # 918 TFLOP/s, 32 GB, 1600 GB/s, ICI 800 GB/s both ways, 25.6 Tbit/s for a pod of 256
-        Chip(
-            name="v6e", hbm_bytes=32 * GIB, usable_hbm_bytes=int(31.25 * GIB), peak_flops=918e12, hbm_bandwidth=1600e9,
-            ici_bandwidth=400e9, dcn_bandwidth=12.5e9, dimensions=2, largest_slice=256, chips_per_host=4,
-        ),
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """`slices` equal slices; chips of one talk over ICI, slices over the data-centre network."""
 
-    chip: Chip
+    chip: Tpu
     shape: tuple[int, ...]
     """Chips along each dimension of one slice."""
     slices: int = 1
@@ -117,11 +60,11 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     Raises UserError for an unknown chip, a wrong number of dimensions, a side that no slice has, too many chips.
     """
     name, _, shape_text = text.partition(":")
-    if name not in CHIPS:
-        raise UserError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(CHIPS)}, as in v5p:4x4x4")
-    chip = CHIPS[name]
+    if name not in TPUS:
+        raise UserError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(TPUS)}, as in v5p:4x4x4")
+    chip = TPUS[name]
     example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
-    if not re.fullmatch(r"\d+(x\d+)*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
         raise UserError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
     shape = tuple(map(int, shape_text.split("x")))
     sides_known = all(side in (1, 2) or (side % 4 == 0 and side) for side in shape)
@@ -166,7 +109,7 @@ def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_he
 
 
 def divisors(number: int) -> list[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
@@ -212,7 +155,7 @@ class Roofline:
         return max(seconds, key=seconds.__getitem__)
 
 
-def roofline(chip: Chip, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
+def roofline(chip: Tpu, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
     """`flops` executed, HBM bytes read and written, bytes sent over ICI and DCN, each by one chip in one step."""
     return Roofline(
         compute_seconds=flops / chip.peak_flops,
@@ -222,7 +165,7 @@ def roofline(chip: Chip, *, flops: float, hbm_bytes: float, ici_bytes: float, dc
     )
 
 
-def model_flops_utilization(chip: Chip, *, model_flops: float, seconds: float) -> float:
+def model_flops_utilization(chip: Tpu, *, model_flops: float, seconds: float) -> float:
     """MFU (arXiv 2204.02311, appendix B): operations that the model needs of a chip, recomputation left out, against
     what the chip could do in that time."""
     return model_flops / (seconds * chip.peak_flops)

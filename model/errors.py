@@ -4,8 +4,8 @@
 class UserError(ValueError):
     """A mistake in what was given: its message says what was got, what is allowed and what to do next.
 
-    The command line ends with `exit_code` and the message alone. Each package below `pipelines` has a class of its own,
-    for none may import another's; the runner knows them all by this attribute.
+    The command line prints the message alone and ends with `exit_code`. Each package has a class of its own, because
+    packages may not import each other freely; `pipelines` knows them all by this attribute.
     """
 
     exit_code = 2

@@ -6,7 +6,6 @@ the weights. The configuration is not stored with them, so it is given. Files ar
 beyond tensors (`weights_only=True`).
 """
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from model.config import Gemma2Config
 from model.errors import UserError
 from model.gemma2 import Gemma2
-from model.hf_weights import EMBEDDING, assemble, check_tensors, fit_vocabulary
+from model.hf_weights import EMBEDDING, assemble, check_tensors, fit_vocabulary, read_weight_map
 
 GOOGLE_INDEX_FILE = "pytorch_model.bin.index.json"
 
@@ -66,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         index = path / GOOGLE_INDEX_FILE
         if not index.exists():
             raise UserError(f"{path} has no {GOOGLE_INDEX_FILE}; give a .ckpt file or the directory of a sharded one")
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(read_weight_map(index).values()))
         state: dict[str, Tensor] = {}
         for name in names:
             state |= _unpickled(path / Path(name).name)

@@ -125,7 +125,7 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
 
 
 def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
-    """Our configuration from the content of `config.json`; ValueError on a missing key or another kind of model."""
+    """Our configuration from the content of `config.json`; UserError on a missing key or another kind of model."""
     required = {
         "model_type": (stored.get("model_type"), ("gemma2",)),
         "hidden_activation": (
@@ -251,12 +251,17 @@ def _layer_types(config: Gemma2Config) -> list[str]:
 def _rope_theta(stored: Mapping[str, Any]) -> float:
     """From `rope_parameters` (transformers 5) or the top level (4); scaled variants are refused."""
     nested = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
+    if not isinstance(nested, dict):
+        raise UserError(f"{CONFIG_FILE} has rope parameters {nested!r}, but they are an object; fetch it again")
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind != "default":
         raise UserError(
             f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 is 'default'; this directory holds a variant"
         )
-    found = {float(source["rope_theta"]) for source in (stored, nested) if source.get("rope_theta") is not None}
+    given = [source["rope_theta"] for source in (stored, nested) if source.get("rope_theta") is not None]
+    if wrong := [value for value in given if not isinstance(value, int | float) or not abs(value) < 1e30]:
+        raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it is a number; fetch it again")
+    found = set(map(float, given))
     if len(found) > 1:
         raise UserError(
             f"{CONFIG_FILE} has two values of rope_theta, {sorted(found)}; keep the one the model was trained with"
@@ -269,9 +274,7 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     index_path, single_path = directory / INDEX_FILE, directory / SINGLE_FILE
     weight_map: dict[str, str] | None = None
     if index_path.exists():
-        weight_map = _read_json(index_path).get("weight_map")
-        if not weight_map:
-            raise UserError(f"{index_path} has no weight_map; fetch it again")
+        weight_map = read_weight_map(index_path)
         paths = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
     else:
         paths = [single_path]
@@ -300,13 +303,24 @@ def _read_tensors(listing: Mapping[str, tuple[Path, tuple[int, ...]]]) -> Iterab
                 yield name, file.get_tensor(name)
 
 
+def read_weight_map(index_path: Path) -> dict[str, str]:
+    """Name of a tensor -> name of its file. Raises UserError for an index without such a map."""
+    weight_map = _read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise UserError(f"{index_path} has no weight_map of tensors to files; fetch it again")
+    return weight_map
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; give the directory of a Hugging Face model") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds JSON, but no object of names and values; fetch it again")
+    return content
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

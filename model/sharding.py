@@ -10,6 +10,7 @@ Pure data: no torch, no device; a backend hands the specs to its compiler.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -66,7 +67,7 @@ class MeshShape:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, _, size = (word.strip() for word in part.partition("="))
-            if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            if axis not in AXES or axis in sizes or not re.fullmatch("[0-9]{1,9}", size) or int(size) < 1:
                 raise UserError(
                     f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(AXES)}, once each, with a size of at "
                     "least 1, as in data=16,model=4"
@@ -156,12 +157,6 @@ def row_groups(processes: int, mesh: MeshShape) -> int:
 def shard_shape(shape: Iterable[int], spec: Spec, mesh: MeshShape) -> tuple[int, ...]:
     """Shape of the part on one chip."""
     return tuple(size // mesh.divisor(axes) for size, axes in zip(shape, spec, strict=True))
-
-
-def elements_per_chip(shapes: Mapping[str, Iterable[int]], mesh: MeshShape) -> int:
-    """Parameters that one chip holds, of a model whose parameters have these shapes."""
-    specs = parameter_specs(shapes)
-    return sum(math.prod(shard_shape(shape, specs[name], mesh)) for name, shape in shapes.items())
 
 
 def _check_axis(axis: str, size: int, widths: Mapping[str, int]) -> None:

@@ -8,17 +8,15 @@ python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root 
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, config or input, 130 stopped by Ctrl-C (training by SIGTERM too): the same
 line goes on where it was.
+An error of yours, or of the world around a run, is one line on stderr; PIPELINES_TRACEBACK=1 in the environment prints
+its traceback first. Any other error is a bug of ours: it has its traceback always, and exit code 1.
 """
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 
-from data.storage import FullError
 from pipelines.engine.config import no_such
-from pipelines.engine.errors import UserError
-from pipelines.engine.stage import StoppedError, VerdictError
+from pipelines.engine.errors import UserError, run_command
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
@@ -28,44 +26,12 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(__doc__.strip())
         return 0 if words else 2
-    try:
-        if words[0] not in COMMANDS:
-            raise UserError(no_such("command", words[0], COMMANDS))
-        return _dispatch(words[0], list(words[1:]))
-    except ValueError as error:
-        if os.environ.get("PIPELINES_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (VerdictError, StoppedError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        print(f"error: {error}; check that the path exists and that you may use it", file=sys.stderr)
-        return 2
-    except FullError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # a ConnectionError too: the reader of our output left
-        return 1
-    except ConnectionError as error:
-        print(f"failed: {error}; is the cluster at RAY_ADDRESS up? unset it to run here", file=sys.stderr)
-        return 1
-    except Exception as error:
-        from data import storage
-
-        if (told := storage.what_failed(error)) is None or os.environ.get("PIPELINES_TRACEBACK") == "1":
-            raise
-        print(f"failed: {told}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(
-            f"stopped: {stop}" if str(stop) else "stopped; the same command goes on where this one was", file=sys.stderr
-        )
-        return 130
+    return run_command(lambda: _dispatch(words[0], list(words[1:])))
 
 
 def _dispatch(command: str, words: list[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(no_such("command", command, COMMANDS))
     # Imported late: a typo in the command should not wait for torch.
     if command == "fit":
         from pipelines.fit.command import fit

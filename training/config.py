@@ -9,8 +9,8 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from data.absent import absent
 from model import Gemma2Config
-from model.sharding import MeshShape
 from training.errors import UserError
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
@@ -35,12 +35,12 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3
     """highest learning rate, reached after the warm-up"""
-    warmup_steps: int = 0
+    warmup_steps: int = absent(0)
     """steps of linear rise from 0"""
     decay: Decay = "cosine"
     """the learning rate after the warm-up: falls by `cosine`, or `linear`, over all remaining steps; `constant`; `wsd`:
     stays, and falls in the last `cooldown_steps` (arXiv 2404.06395): one can carry on from before the cooldown"""
-    cooldown_steps: int = 0
+    cooldown_steps: int = absent(0)
     """for `wsd`: steps of the fall at the end; 10 to 20 % of a run do well (arXiv 2405.18392)"""
     cooldown_shape: CooldownShape = "sqrt"
     """for `wsd`: the fall is 1 - sqrt(progress), the better one in arXiv 2405.18392, or linear"""
@@ -58,7 +58,7 @@ class OptimizerConfig:
     """weights that do not decay, as patterns of their names; add "*embed_tokens.weight" to leave the embedding alone"""
     grad_clip: float = 1.0
     """largest global norm of the mean gradient; 0 does not clip (arXiv 2005.14165)"""
-    average_decay: float = 0.0
+    average_decay: float = absent(0.0)
     """decay a step of a running mean of the weights, kept in float32 and saved beside them; 0 keeps none"""
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class OptimizerConfig:
 class DistillConfig:
     """What a student makes of the teacher's cached distribution; formulas in `training/loss.py`."""
 
-    alpha: float = 0.0
+    alpha: float = absent(0.0)
     """share of the next token in the loss; the rest is the teacher's"""
     temperature: float = 1.0
     """T that divides the student's logits, as it did the teacher's when they were cached; the teacher's part of the
@@ -125,18 +125,18 @@ class TrainingConfig:
     """of the initial weights"""
     checkpoint_every_steps: int = 100
     """steps between checkpoints; the last step always has one"""
-    keep_last: int | None = None
+    keep_last: int | None = absent(None)
     """checkpoints kept at the end of the run's list; the weights of older ones go; None keeps all"""
-    keep_every_steps: int = 0
+    keep_every_steps: int = absent(0)
     """beside those, checkpoints of every multiple of so many steps are kept; 0: none"""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW and its schedule"""
     compute_dtype: ComputeType = "float32"
     """of weights and activations in forward and backward; weights, gradients' sums and moments stay float32"""
-    z_loss: float = 0.0
+    z_loss: float = absent(0.0)
     """weight of log(Z)^2 at each target, Z the softmax' denominator (1e-4 in PaLM, arXiv 2204.02311); it acts on the
     gradient, the reported loss is without it"""
-    spike_sigmas: float = 0.0
+    spike_sigmas: float = absent(0.0)
     """a step is bad where its loss lies so many standard deviations above its running mean; 0: only where loss or
     gradient are not finite"""
 
@@ -160,23 +160,6 @@ class TrainingConfig:
                 f"warmup_steps {self.optimizer.warmup_steps} and cooldown_steps {self.optimizer.cooldown_steps} are "
                 f"more than the run's {self.steps} steps; warm up and cool down for fewer"
             )
-
-
-def check_mesh_device(mesh: str, device: Device, workers: int = 1) -> None:
-    """Raises UserError where plain PyTorch cannot divide a model like that: by workers, along no model axis."""
-    if not mesh or device not in ("cpu", "cuda"):
-        return
-    if workers == 1:
-        raise UserError(
-            f"mesh {mesh} on device {device!r}: a model is divided on device 'xla' only, or over several workers that "
-            "train; leave --mesh out"
-        )
-    shape = MeshShape.parse(mesh)
-    if shape.model > 1 or shape.chips != workers:
-        raise UserError(
-            f"mesh {mesh} on device {device!r} with {workers} workers: allowed are data={workers}, which divides the "
-            f"model over them, replica={workers}, where each has all of it, and replica=M,data=N of M x N = {workers}"
-        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import torch
 from model import Gemma2
 from training.backends.base import Backend, gather_slots
 from training.backends.checksum import from_halves
+from training.errors import StoppedError
 from training.loss import LossFunction
 from training.step import VALUES
 
@@ -20,16 +21,18 @@ NAMED_ROWS = 8
 """rows that a message names; the log names all"""
 
 
-class BadStep(RuntimeError):
+class BadStep(StoppedError):
     """A step whose loss or gradient is not finite, or whose loss is a spike, where the run is to stop at one."""
 
 
-class Corrupted(RuntimeError):
+class Corrupted(StoppedError):
     """Weights that changed without a step, or that differ between workers."""
 
 
 class Drained(RuntimeError):
     """The run was asked to stop, and did so behind a checkpoint."""
+
+    exit_code = 130
 
 
 class WeightsWatch:
@@ -95,7 +98,7 @@ def worst_rows(
     """
     together = backend.snapshot_by_all
     if together:
-        batch = {name: gather_slots(backend, column) for name, column in batch.items()}
+        batch = dict(zip(batch, gather_slots(backend, *batch.values()), strict=True))
     mine = []
     for number in range(len(batch["tokens"])):
         row = {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
@@ -106,6 +109,6 @@ def worst_rows(
         mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
     everyone = np.array(mine, np.float64)
     if not together:
-        everyone = gather_slots(backend, everyone)
+        (everyone,) = gather_slots(backend, everyone)
     found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
     return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from data.absent import present
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
-from model.sharding import MeshShape, row_groups
-from training.config import BadStep, Device, FeedKind, Remat, TrainingConfig, _at_least, _one_of, check_mesh_device
+from training.backends.make import check_setup
+from training.config import BadStep, FeedKind, TrainingConfig, _at_least, _one_of
 from training.errors import UserError
+from training.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,25 +46,14 @@ class TrainJob:
     """checkpoint whose weights to start from; None: weights drawn from the config's seed"""
     carried_uri: str | None = None
     """checkpoint to carry on from: weights, moments, step and place in the order"""
-    device: Device = "auto"
-    """`auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU where torch_xla is installed, else cpu"""
-    workers: int = 1
-    """processes that share a step's rows"""
-    mesh: str = ""
-    """how each worker divides the model over its chips, on xla, as in data=2,model=2; empty: one chip. On cpu and cuda
-    the workers are the chips: data=N divides the model over all of them (the default on cuda), replica=N repeats it,
-    replica=M,data=N does both"""
-    microbatch_rows: int | None = None
-    """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
+    setup: Setup = dataclasses.field(default_factory=Setup)
+    """device, workers, mesh and what else says where and how the model runs"""
     chip_flops: float | None = None
     """dense bfloat16 operations a second of one TPU chip, which MFU is measured against; None: not known, no MFU"""
-    remat: Remat | None = None
-    """what the backward pass computes again, on xla: `none`, all but the `projections` with weights, or in `full` all
-    between two pairs of layers (default: `full` on a TPU, `none` elsewhere)"""
+    gpu_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """part of a GPU's own name -> the same for that GPU; the first part that fits counts, and without any, no MFU"""
     feed: FeedKind = "direct"
     """`direct`: the worker reads its rows itself; `ray`: a Ray Data pipeline reads them"""
-    cpu_threads: int | None = None
-    """threads of one worker for computing on the CPU (default: what torch and XLA choose)"""
     on_bad_step: BadStep = "stop"
     """where loss or gradient are not finite, or the loss spikes: `stop` the run, saying which rows they were, or `skip`
     the update and go on; either way the weights stay as they were"""
@@ -76,15 +67,9 @@ class TrainJob:
     """what marks the lease as ours"""
 
     def __post_init__(self) -> None:
-        _one_of("device", self.device, get_args(Device))
         _one_of("feed", self.feed, get_args(FeedKind))
-        if self.remat is not None:
-            _one_of("remat", self.remat, get_args(Remat))
         _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
-        if self.mesh:
-            MeshShape.parse(self.mesh)
-            check_mesh_device(self.mesh, self.device, self.workers)
-        _at_least("workers", self.workers, 1)
+        check_setup(self.setup)
         _at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
             raise UserError("no sequences to train on: name at least one SEQUENCES dataset")
@@ -117,31 +102,22 @@ class TrainJob:
                     f"{len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
                     "name one LOGITS dataset for each SEQUENCES dataset, in the same order"
                 )
-        if self.config.global_batch % self.row_parts:
+        if self.config.global_batch % self.setup.row_parts:
             raise UserError(
-                f"global_batch {self.config.global_batch} is not divisible by {self.row_parts} workers; "
+                f"global_batch {self.config.global_batch} is not divisible by {self.setup.row_parts} workers; "
                 "change one so that each worker has the same number of rows"
             )
-        if self.microbatch_rows is not None and (self.microbatch_rows < 1 or self.worker_rows % self.microbatch_rows):
+        width = self.setup.microbatch_rows
+        if width is not None and (width < 1 or self.worker_rows % width):
             raise UserError(
-                f"microbatch_rows {self.microbatch_rows} does not divide the {self.worker_rows} rows of a worker; "
+                f"microbatch_rows {width} does not divide the {self.worker_rows} rows of a worker; "
                 f"allowed are the divisors of {self.worker_rows}"
             )
 
     @property
     def worker_rows(self) -> int:
         """Rows of one worker in a step."""
-        return self.config.global_batch // self.row_parts
-
-    @property
-    def row_parts(self) -> int:
-        """Parts of a step's rows, each read by a worker, or by those who share a model axis of the mesh."""
-        return row_groups(self.workers, MeshShape.parse(self.mesh)) if self.mesh else self.workers
-
-    @property
-    def chips(self) -> int:
-        """Of all workers together, that compute."""
-        return MeshShape.parse(self.mesh).chips if self.mesh else self.workers
+        return self.config.global_batch // self.setup.row_parts
 
     @property
     def draws(self) -> int | None:
@@ -149,14 +125,14 @@ class TrainJob:
         return self.codec.draws if self.codec else None
 
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for a checkpoint of this run to be continued, as plain JSON values."""
+        """What has to be equal for a checkpoint of this run to be continued, as JSON values without absent options."""
         identity = {
-            "config": dataclasses.asdict(self.config),
-            "datasets": [dataclasses.asdict(dataset) for dataset, _ in self.sequences],
-            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+            "config": present(self.config),
+            "datasets": [present(dataset) for dataset, _ in self.sequences],
+            "phases": [present(phase) for phase in self.phases],
             "order_seed": self.order_seed,
             "sequence_length": self.sequence_length,
-            "logits": dataclasses.asdict(self.codec) if self.codec else None,
+            "logits": present(self.codec) if self.codec else None,
             "input_fingerprints": dict(self.input_fingerprints),
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity))

@@ -10,7 +10,6 @@ device every FETCH_STEPS steps, not at each: `on_step` hears of steps in order, 
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from training.backends.base import Backend
@@ -34,13 +33,14 @@ def run_training(
     """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
 
     `tell` hears the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
-    `drain` is asked after every step whether this machine is about to go; every worker has one, or none has.
+    `drain` is asked after every step whether the run is to stop behind a checkpoint of that step. Every worker has one,
+    or none has, and all answer alike: where they have to agree first, one exchange between workers is `drain`'s own.
 
-    Raises UserError where the newest checkpoint belongs to another config or other data, RuntimeError where the
-    lease was lost, `BadStep` and `Corrupted` (both RuntimeErrors, training/faults.py) where a step went wrong,
+    Raises UserError where the newest checkpoint belongs to another config or other data, StoppedError where the
+    lease was lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) where a step went wrong,
     `Drained` where a machine was about to go: behind a checkpoint of the last step.
     """
-    _use_threads(job.cpu_threads)
+    _use_threads(job.setup.threads)
     meter = Meter()
     with meter.spent("start"):
         run = Run(job, backend, on_step, meter, feed, tell)
@@ -75,7 +75,7 @@ def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSum
         elif run.step % FETCH_STEPS == 0:
             run.flush()
             run.log.summarize(run.step)
-        if drain is not None and run.step < config.steps and bool(backend.gather(np.array([drain()])).any()):
+        if drain is not None and run.step < config.steps and drain():
             if not regular:
                 run.save(interim=True)
             with meter.spent("save"):
@@ -98,7 +98,7 @@ def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSum
         steps=run.step,
         tokens_seen=run.tokens_seen,
         loss=run.last_report.loss if run.last_report else None,
-        device=backend.name,
+        device=backend.abilities.device,
         workers=backend.world_size,
         compiles=backend.compiles(),
         loop_seconds=ended - began,

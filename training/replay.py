@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from training.backends.base import Backend
-from training.backends.devices import check_workers, resolve_device
+from training.backends.devices import resolve_device
 from training.backends.local_workers import run_workers
-from training.backends.make import make_backend
+from training.backends.make import abilities_of, make_backend
 from training.checkpoints.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
-from training.checkpoints.setups import Setup, in_setup, setups_between
+from training.checkpoints.setups import setups_between
 from training.errors import UserError
 from training.faults import Drained
 from training.feed import Feed, direct_feed
 from training.job import TrainJob
 from training.log.summary import StepReport
 from training.loop import run_training
+from training.setup import Setup
 
 COMPARED = ("loss_sum", "targets", "grad_norm", "gradients_checksum", "weights_checksum")
 
@@ -58,7 +59,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
             job, checkpoints_uri=directory, carried_uri=carried, lease_uri=None, logs_uri=None, tensorboard=False
         )
         for stop, setup in setups_between(job.checkpoints_uri, first, step):
-            reports += _in_its_setup(again, setup, stop)
+            reports += _in_setup(again, Setup.from_record(setup), stop)
         saved = _saved_differences(job.checkpoints_uri, directory, step)
     rows = {row["step"]: row for row in mine.to_pylist()}
     for report in reports:
@@ -85,14 +86,13 @@ def _steps_of(uri: str | None) -> int:
     return 0 if commit is None else int(commit["step"])
 
 
-def _in_its_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepReport]:
+def _in_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepReport]:
     """The steps up to `stop` from where `again` is, behind a checkpoint of it; the next set-up goes on there."""
-    job = in_setup(again, setup)
-    if job.workers == 1:
-        return computed(make_backend(job.device, remat=job.remat, mesh=job.mesh), job, stop, direct_feed(job))
-    device = resolve_device(job.device)
-    check_workers(device, job.workers)
-    reports: Sequence[StepReport] = run_workers(job.workers, _in_worker, job, stop, device=device, mesh=job.mesh)
+    job = dataclasses.replace(again, setup=setup)
+    if setup.workers == 1:
+        return computed(make_backend(setup), job, stop, direct_feed(job))
+    abilities_of(resolve_device(setup.device)).check_workers(setup.workers)
+    reports: Sequence[StepReport] = run_workers(setup, _in_worker, job, stop)
     return reports
 
 

@@ -29,8 +29,9 @@ from training.checkpoints.save_load import (
     load_newest,
     save_checkpoint,
 )
-from training.checkpoints.setups import SetupRecord, setup_of
+from training.checkpoints.setups import SetupRecord, running_setup
 from training.checkpoints.state import restore_state, snapshot_state
+from training.errors import StoppedError
 from training.faults import BadStep, WeightsWatch, bad_step_message, checksums, worst_rows
 from training.feed import Feed, HostBatch
 from training.job import TrainJob
@@ -87,9 +88,11 @@ class Run:
         checkpoint = self._start()
         self.first_step = self.step
         before = checkpoint.state["setups"] if checkpoint is not None and checkpoint.interim else ()
-        self.setups = SetupRecord(setup_of(job, backend), self.step, before)
+        self.setups = SetupRecord(running_setup(job.setup, backend).record(), self.step, before)
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
-            raise RuntimeError("the workers read different checkpoints; is the storage the same for all of them?")
+            raise StoppedError(
+                "the workers read different checkpoints; give --root a storage that all of them share, and run again"
+            )
         backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
         config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
         wanted = config.optimizer.average_decay > 0, config.spike_sigmas > 0
@@ -137,7 +140,7 @@ class Run:
         config = self.job.config
         scalars = np.array(step_scalars(config.optimizer, self.step, config.steps), np.float32)
         rows = len(batch["tokens"])
-        width = self.job.microbatch_rows or rows
+        width = self.job.setup.microbatch_rows or rows
         columns = [name for name in DEVICE_COLUMNS if name in batch]
         arrays = {"scalars": scalars}
         for start in range(0, rows, width):

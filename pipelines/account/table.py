@@ -6,7 +6,8 @@ Figures of a plan are as good as its constants, which are printed below it with 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from infra.prices import CHIPS, OTHER, Cost, Prices, priced_as
+from infra.chips import OURS, TPUS
+from infra.prices import OTHER, PRICED, Cost, Prices, priced_as
 from pipelines.account.amounts import Amount, Cache, caches, estimate
 from pipelines.recipes.gemma2 import PUBLISHED, PUBLISHED_TONNES_CO2E
 from pipelines.report.words import size
@@ -29,7 +30,7 @@ def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
         yield from published_lines(prices)
     yield "constants (a JSON file after --prices replaces any):"
     chips = {f"{kind}." for amount in amounts for kind in amount.chips}
-    others = tuple(f"{chip}." for chip in CHIPS)
+    others = tuple(f"{chip}." for chip in PRICED)
     for name, one in prices.constants.items():
         if not name.startswith(others) or name.startswith(tuple(chips)):
             yield f"  {name} = {one.value:g} {one.unit}".rstrip() + f"  ({one.source}; {one.date})"
@@ -124,7 +125,7 @@ def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
 
 def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
     read = sum(count for one in amounts for kind, count in one.stored.items() if kind in ("sequences", "logits"))
-    trained = [one for one in amounts if one.stage == "train_model" and one.stored_bytes]
+    trained = [amount for amount in amounts if amount.trains and amount.stored_bytes]
     if read and trained:
         yield (
             f"egress: none while bucket and slice are in one region; reading sequences and logits from another cloud "
@@ -136,10 +137,11 @@ def published_lines(prices: Prices) -> Iterator[str]:
     """The three recipes together, beside what the report says."""
     from pipelines.recipes import registry as recipes
 
-    tonnes = {}
+    tonnes, chips = {}, set()
     for name in PUBLISHED:
         amounts = estimate(recipes.load(name), prices)
-        trained = sum(one.cost(prices).kg_co2e for one in amounts if one.stage == "train_model") / 1000
+        chips |= {chip for amount in amounts for chip in amount.chips}
+        trained = sum(amount.cost(prices).kg_co2e for amount in amounts if amount.trains) / 1000
         tonnes[name] = (sum((one.cost(prices) for one in amounts), Cost()).kg_co2e / 1000, trained)
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
@@ -151,9 +153,18 @@ def published_lines(prices: Prices) -> Iterator[str]:
     yield from (
         "  Published is metered: hourly energy of TPU data centres, with overhead. This is arithmetic; they differ by",
         f"  (1) utilization, {prices['mfu']:.0%} assumed: carbon goes as its inverse;",
-        "  (2) watts: v4's are published (ASIC and HBM), those of v5e and v5p are not;",
+        _watts_line(chips),
         "  (3) grids: the report names no region, and 0.1 or 0.6 kg/kWh instead would make a third or twice of it;",
         "  (4) what is counted: failed and repeated runs, teachers' passes are not said to be in the published figure.",
+    )
+
+
+def _watts_line(chips: set[str]) -> str:
+    published = sorted(name for name in chips if not TPUS[name].watts_per_chip.source.startswith(OURS))
+    reckoned = sorted(chips - set(published))
+    return (
+        f"  (2) watts: {' and '.join(published)}'s are published (ASIC and HBM), those of {' and '.join(reckoned)} "
+        "are not;"
     )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema, shards, storage
-from data.logits import CodecSpec
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
 from model.sharding import MeshShape
+from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
 from training.backends.base import Backend
 from training.backends.devices import resolve_device
-from training.backends.make import make_backend
+from training.backends.make import check_setup, make_backend
 from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
-from training.checkpoints.save_load import load_checkpoint
-from training.config import Device, check_mesh_device
+from training.checkpoints.save_load import Checkpoint, load_checkpoint
 from training.distill.teacher import weights_hash
+from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
+from training.setup import Setup
 
 CHECKPOINTS = "checkpoints"
 
@@ -71,52 +73,77 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 
 
 @functools.lru_cache(maxsize=1)
-def open_model(uri: str, device: Device, mesh: str = "") -> LoadedModel:
-    """Loads a checkpoint onto a device, or divides it over a `mesh` of chips; kept by the process for its next shard.
+def open_model(uri: str, setup: Setup) -> LoadedModel:
+    """Loads a checkpoint onto a device, or divides it over a mesh of chips; kept by the process for its next shard.
 
     Raises UserError where it is damaged.
     """
     if read_commit(uri) is None:
         raise UserError(f"{uri} is not a committed checkpoint; train it again, or name another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
-    model = Gemma2(Gemma2Config(**checkpoint.state["identity"]["config"]["model"]))
+    model = Gemma2(model_config_of(checkpoint))
     model.load_state_dict(checkpoint.weights)
     model.requires_grad_(False)
-    backend = make_backend(device, mesh=mesh)
+    backend = make_backend(setup)
     backend.place_model(model)
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )
 
 
-def setup_of(context: Context) -> dict[str, str]:
-    """What the bytes depend on besides config and inputs: where sums of products are taken."""
-    device, mesh = resolve_device(context.resources.device), context.resources.mesh
-    check_mesh_device(mesh, device)
-    divided = bool(mesh) and MeshShape.parse(mesh).chips > 1
-    return {"device": device, **({"mesh": MeshShape.parse(mesh).text} if divided else {})}
+def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
+    """The sizes of the checkpoint's model. Raises UserError where they are not such sizes."""
+    return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
 
 
-def check_same_tokenizer(one: Input, other: Input) -> None:
+def setup_of(context: Context) -> Setup:
+    """Where a model runs without training: one process, on one device or over a mesh of its chips.
+
+    Raises UserError where the device cannot divide a model like that.
+    """
+    resources = context.resources
+    mesh = MeshShape.parse(resources.mesh) if resources.mesh else None
+    setup = Setup(device=resolve_device(resources.device), mesh=mesh)
+    check_setup(setup)
+    return setup
+
+
+def training_inputs(inputs: Mapping[str, Sequence[Input]]) -> TrainingInputs:
+    """The inputs of a stage that trains, by name, as training knows them."""
+    initial, carried = ([checkpoint_given(entry) for entry in inputs.get(name, ())] for name in ("initial", "from"))
+    return TrainingInputs(
+        sequences=tuple(dataset_given(entry) for entry in inputs["sequences"]),
+        logits=tuple(dataset_given(entry) for entry in inputs.get("logits", ())),
+        initial=initial[0] if initial else None,
+        carried=carried[0] if carried else None,
+    )
+
+
+def dataset_given(entry: Input) -> InputDataset:
+    """A dataset as training knows it."""
+    return InputDataset(
+        reference=entry.reference,
+        content=entry.content(),
+        tokenizer_sha256=entry.manifest.tokenizer_sha256,
+        uris=tuple(entry.uris()),
+        shard_rows=tuple(shard.rows for shard in entry.data.shards),
+        facts=entry.data.facts,
+    )
+
+
+def checkpoint_given(entry: Input) -> InputCheckpoint:
+    """A checkpoint as training knows it."""
+    return InputCheckpoint(
+        reference=entry.reference,
+        content=entry.content(),
+        tokenizer_sha256=entry.manifest.tokenizer_sha256,
+        uri=checkpoint_of(entry),
+    )
+
+
+def check_same_tokenizer(first: Input, second: Input) -> None:
     """Raises UserError, naming both, where two inputs hold ids of different tokenizers."""
-    first, second = one.manifest.tokenizer_sha256, other.manifest.tokenizer_sha256
-    if first != second:
-        raise UserError(
-            f"{one.reference} is of tokenizer {first}, {other.reference} of tokenizer {second}; "
-            "ids of one mean nothing to the other: give inputs that were made with one tokenizer"
-        )
-
-
-def codec_of(logits: Input) -> CodecSpec:
-    """How to read cached logits, from their manifest. Raises UserError where they are of an earlier format."""
-    facts = logits.data.facts
-    try:
-        return CodecSpec(**facts["codec"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
-            "run cache_logits again"
-        ) from error
+    check_one_tokenizer(dataset_given(first), dataset_given(second))
 
 
 def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]":

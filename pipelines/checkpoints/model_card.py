@@ -9,19 +9,14 @@ card. Cost: a small file a run, and the metrics tables of each training run.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow.compute as pc
 
 from data import storage
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data.shards import read_table
 from model import Gemma2Config
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE, Input
+from pipelines.engine.stage import declared, load_stages
 
-LOSS_STEPS = 100
-"""the training loss that a card tells is the mean over so many last steps"""
 COUNTED = ("text", "tokens", "sequences", "logits")
 """datasets whose rows a card counts"""
 
@@ -143,54 +138,8 @@ def _training(one: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]
     """Bullets: how the weights of a checkpoint came about."""
     manifest = one.manifest
     yield f"- Checkpoint: `{one.reference}`, after step {step:,}"
-    if manifest.stage == "import_model":
-        (weights,) = manifest.inputs["weights"]
-        yield f"- Imported, not trained here: files `{weights['reference']}`"
-        yield ""
-        return
-    config = manifest.config
-    yield f"- Objective: {_objective(manifest, runs)}"
-    yield f"- Steps: {step:,} of {config['steps']:,}, {config['global_batch']:,} rows each; AdamW, {_optimizer(config)}"
-    loss, steps, tokens_seen = _last_loss(one, step)
-    yield f"- Tokens seen: {tokens_seen:,} targets"
-    yield f"- Loss: {loss:.4f} nats a target, the mean over the last {steps} steps"
-    if manifest.setup:
-        yield f"- Device: {manifest.setup['device']}, workers: {manifest.setup['workers']}"
+    yield from declared(manifest.stage).card(one, step, runs)
     yield ""
-
-
-def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
-    if manifest.config["objective"] == "next_token":
-        return "the next token"
-    facts = [runs[one["reference"]].data.facts for one in manifest.inputs["logits"]]
-    kept = sorted({_kept(one) for one in facts})
-    return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
-
-
-def _kept(facts: Mapping[str, Any]) -> str:
-    if facts["draws"] is not None:
-        return f"{facts['draws']} draws from the teacher's distribution"
-    return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
-
-
-def _optimizer(config: Mapping[str, Any]) -> str:
-    optimizer = config["optimizer"]
-    return (
-        f"learning rate {optimizer['learning_rate']:g} ({optimizer['decay']} after {optimizer['warmup_steps']} "
-        f"steps of warm-up), weight decay {optimizer['weight_decay']:g}"
-    )
-
-
-def _last_loss(one: Input, step: int) -> tuple[float, int, int]:
-    """Mean loss over the last steps up to `step`, how many those are, and the targets seen."""
-    last: list[tuple[int, float, int, int]] = []
-    for shard in one.manifest.datasets["metrics"].shards:
-        table = read_table(storage.join(one.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
-        table = table.filter(pc.field("step") <= step)
-        last += zip(*(column.to_pylist() for column in table.columns), strict=True)
-    last = sorted(last)[-LOSS_STEPS:]
-    targets = sum(row[2] for row in last)
-    return sum(row[1] for row in last) / max(1, targets), len(last), last[-1][3]
 
 
 def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str]:
@@ -198,7 +147,7 @@ def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str
     inputs = checkpoint.manifest.inputs
     before = [("Initial weights", one["reference"]) for one in inputs.get("initial", ())]
     for cached in inputs.get("logits", ()):
-        teachers = runs[cached["reference"]].manifest.inputs["teacher"]
+        teachers = runs[cached["reference"]].manifest.inputs.get("teacher", ())
         before += [("Teacher", one["reference"]) for one in teachers]
     for role, reference in dict.fromkeys(before):
         one = runs[reference]
@@ -241,8 +190,9 @@ def _evaluations(evaluations: Sequence[Input], checkpoint: Input, step: int) -> 
 
 def _check_evaluation(one: Input, checkpoint: Input, step: int) -> None:
     manifest = one.manifest
-    if manifest.stage != "evaluate_model":
-        raise UserError(f"{one.reference} is no evaluation; give runs of evaluate_model")
+    if not declared(manifest.stage).report.evaluates:
+        stages = ", ".join(stage.name for stage in load_stages() if stage.declares.report.evaluates)
+        raise UserError(f"{one.reference} is no evaluation; give runs of {stages}")
     (evaluated,) = manifest.inputs["checkpoint"]
     if evaluated["content"] != checkpoint.content() or one.data.facts["step"] != step:
         raise UserError(

@@ -8,6 +8,7 @@ Answers come from the run's own lineage and the packed rows that it read; Ray is
 or began from another one's weights answers for that one too.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import tyro
 
 from data.lineage import Place, documents_of_rows, find_document
-from pipelines.checkpoints.trained_run import CHECKPOINTS, STAGE, TrainedRun, open_run
+from pipelines.checkpoints.trained_run import CHECKPOINTS, TrainedRun, has_steps, open_run
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import DEFAULT_ROOT, Input
 from training.checkpoints.records import checkpoint_uri, read_rows
@@ -131,7 +132,7 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     """The documents of a row, and the steps that took it."""
     inputs = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
     source, *place = text.rsplit("/", 2)
-    if source not in inputs or len(place) != 2 or not all(part.isdigit() for part in place):
+    if source not in inputs or len(place) != 2 or not all(re.fullmatch("[0-9]{1,18}", part) for part in place):
         raise UserError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
     shard, row = map(int, place)
     documents = documents_of_rows(inputs[source].uris(), [(shard, row)])[shard, row]
@@ -171,7 +172,7 @@ def _runs_before(run: TrainedRun) -> Iterator[TrainedRun]:
     """The runs that this one carried on or began from; imported weights have no rows."""
     for name in ("from", "initial"):
         for one in run.inputs.get(name, ()):
-            if one.manifest.stage == STAGE:
+            if has_steps(one.manifest.stage):
                 yield _open(one, run)
 
 

@@ -3,36 +3,34 @@
 A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
+from data.documents import parse_object
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, Read, resolve
+from pipelines.engine.inputs import REFERENCE, SUFFIXED_PATH, Input, resolve
+from pipelines.engine.registry import stage_names
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
-from pipelines.engine.stage import Context, load_stage
+from pipelines.engine.stage import Context, Stage, load_stage, load_stages
 from training.checkpoints.records import list_tables
 
 if TYPE_CHECKING:
     from training.job import TrainJob
 
-STAGE = "train_model"
 CHECKPOINTS = "checkpoints"
-INPUTS = {"sequences": "sequences", "logits": "logits", "initial": CHECKPOINTS, "from": CHECKPOINTS}
-"""input of train_model -> dataset: as in READS there, which would import torch"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A run of train_model."""
+    """A run of a stage that has a `job_of`."""
 
+    stage: Stage
     directory: str
     config: Mapping[str, Any]
     inputs: Mapping[str, tuple[Input, ...]]
@@ -59,7 +57,7 @@ class TrainedRun:
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
             raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
         context = Context(
-            stage=STAGE,
+            stage=self.stage.name,
             directory=self.directory,
             fingerprint=self.name.rpartition("/")[2],
             inputs={name: list(many) for name, many in self.inputs.items()},
@@ -68,34 +66,52 @@ class TrainedRun:
             session=RaySession(None),  # not started
             quiet=True,
         )
-        stage = load_stage(STAGE)
-        job: TrainJob = stage.module.make_job(context, configs.from_dict(stage.config, self.config, self.directory))
-        return job
+        assert self.stage.job_of is not None
+        return self.stage.job_of(context, configs.from_dict(self.stage.config, self.config, self.directory))
+
+
+def has_steps(stage: str) -> bool:
+    """Whether runs of the stage can be opened: it makes a job."""
+    return stage in stage_names() and load_stage(stage).job_of is not None
 
 
 def open_run(reference: str, root: str) -> TrainedRun:
-    """Raises UserError where the reference names no run of train_model."""
+    """Raises UserError where the reference names no run of a stage that trains."""
     if match := REFERENCE.match(reference):
         directory = storage.join(root, match["stage"], match["fingerprint"])
     else:
         match = SUFFIXED_PATH.match(reference)
         assert match is not None
-        directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+        directory = storage.absolute(match["path"])
     step = None if match["step"] is None else int(match["step"])
     if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
         directory, step = inside[1], int(inside[2])
+    config_uri = storage.join(directory, CONFIG_NAME)
+    advice = f"it is the {CONFIG_NAME} that a run writes: run the same line again, or copy it from elsewhere"
     try:
-        document = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
+        document = parse_object(storage.read_bytes(config_uri), config_uri, advice)
     except FileNotFoundError:
         raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
             "shows the runs there are"
         ) from None
-    if document["stage"] != STAGE:
-        raise UserError(f"{reference!r} is a run of {document['stage']}; give one of {STAGE}, or a checkpoint of it")
+    if not all(isinstance(document.get(name), dict) for name in ("config", "inputs")):
+        raise UserError(f"{config_uri} has no 'config' and 'inputs'; {advice}")
+    if not isinstance(name := document.get("stage"), str):
+        raise UserError(f"{config_uri} names no stage; {advice}")
+    stage = load_stage(name)
+    if stage.job_of is None:
+        trains = ", ".join(known.name for known in load_stages() if known.job_of is not None)
+        raise UserError(f"{reference!r} is a run of {stage.name}; give one of {trains}, or a checkpoint of it")
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
+    if unknown := [name for name in document["inputs"] if name not in stage.reads]:
+        raise UserError(f"{config_uri}: {configs.no_such('input', unknown[0], stage.reads)}; {advice}")
+    if not document["inputs"].get("sequences"):
+        raise UserError(f"{config_uri} names no 'sequences' among its inputs; {advice}")
     inputs = {
-        name: tuple(resolve(text, Read(help=name, dataset=INPUTS[name]), own_root) for text in given)
+        name: tuple(
+            resolve(text, stage.reads[name], own_root) for text in configs.texts(given, f"{config_uri}: input {name!r}")
+        )
         for name, given in document["inputs"].items()
     }
-    return TrainedRun(directory=directory, config=document["config"], inputs=inputs, step=step)
+    return TrainedRun(stage=stage, directory=directory, config=document["config"], inputs=inputs, step=step)

@@ -9,7 +9,6 @@ sets the defaults.
 import dataclasses
 import json
 import keyword
-import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from data import storage
 from infra.ray_session import in_submitted_job
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import DEFAULT_ROOT, absolute
+from pipelines.engine.inputs import DEFAULT_ROOT
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Stage, load_stage
 from pipelines.recipes.recipe import Recipe, Step, replayed
@@ -168,8 +167,9 @@ def _what(recipe: Recipe, step: str, name: str) -> str:
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
     """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
     config = getattr(parsed, step.name, step.config)
-    if own_text and step.stage == "collect_text" and config == step.config:
-        return replace(step, config=replace(config, source="text", exclude=()), note="Your files become text.")
+    declared = load_stage(step.stage).declares.own_text
+    if own_text and declared is not None and config == step.config:
+        return replace(step, config=declared.config(config), note=declared.note)
     return replace(step, config=config)
 
 
@@ -280,7 +280,7 @@ def _read_json(path: str) -> dict[str, Any]:
         raise UserError(
             f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(
             f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from error
@@ -303,21 +303,22 @@ def _root(text: str) -> str:
     """
     if not text:
         raise UserError("--root is empty; give a directory or gs://bucket/path")
-    if in_submitted_job() and not storage.is_remote(text) and not os.path.isabs(text):
+    if in_submitted_job() and storage.is_relative(text):
         raise UserError(
             f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
             "give an absolute path or gs://"
         )
     refuse_memory(text)
-    root = absolute(text).rstrip("/") or "/"
-    if not storage.is_remote(root) and os.path.exists(root) and not os.path.isdir(root):
+    root = storage.absolute(text).rstrip("/") or "/"
+    on_disk = storage.local_path(root)
+    if on_disk is not None and on_disk.exists() and not on_disk.is_dir():
         raise UserError(f"--root {text!r} is a file; give a directory, existing or not")
     return root
 
 
 def refuse_memory(root: str) -> None:
     """Raises UserError for a root that no worker would see and that is gone with this process."""
-    if storage.is_memory(root):
+    if not storage.is_shared(root):
         raise UserError(
             f"--root {root!r} is seen by one process and vanishes with it; give a directory or gs://bucket/path"
         )

@@ -14,7 +14,7 @@ from data import storage
 from data.manifest import read_manifest
 from infra.prices import read_prices
 from infra.ray_session import RaySession
-from pipelines.account.amounts import measured
+from pipelines.account.amounts import measured, speeds
 from pipelines.account.table import estimate_lines, measured_lines
 from pipelines.cli.arguments import (
     DEFAULT_ROOT,
@@ -29,7 +29,7 @@ from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.status import status_lines
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import REFERENCE, absolute
+from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import read_run, run_task
 from pipelines.engine.stage import Stage, load_stage
@@ -90,7 +90,7 @@ def status(words: list[str]) -> int:
     words, root = _take_root(words)
     if words:
         raise UserError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
-    for line in status_lines(absolute(root)):
+    for line in status_lines(storage.absolute(root)):
         print(line)
     return 0
 
@@ -127,7 +127,7 @@ def plan(words: list[str]) -> int:
     """What would run and why; starts nothing."""
     target, rest = _named(words, "plan")
     rest, prices_file = take(rest, "--prices")
-    prices = read_prices(None if prices_file in (None, "default") else prices_file)
+    prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     if isinstance(target, Stage):
         if prices_file is not None:
             raise UserError("--prices goes with a recipe: a stage alone does not say what is done with its output")
@@ -162,7 +162,7 @@ def account(words: list[str]) -> int:
     if isinstance(target, Stage):
         raise UserError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
     rest, prices_file = take(rest, "--prices")
-    prices = read_prices(None if prices_file in (None, "default") else prices_file)
+    prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
     amounts = measured(tasks_of(command.recipe, command.root))

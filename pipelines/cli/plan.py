@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data import storage
+from data.absent import with_absent, without_absent
 from data.manifest import read_manifest
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
@@ -30,14 +31,18 @@ def plan_lines(
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
         told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
-        tell = getattr(task.stage.module, "plan_notes", None)
-        for line in tell(task.config, task.inputs) if tell else ():
+        for line in task.stage.plan_notes(task.config, task.inputs) if task.stage.plan_notes else ():
             yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}
     for name, task in tasks.items():
         recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
         if recorded not in (None, code_sha256(task.stage)):
             changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)
+    if again := [name for name in waiting if name in before and made_differently(before[name], tasks[name])]:
+        yield (
+            "note: fingerprints are made differently since those runs (absent options are left out, the Parquet writer "
+            f"is in): {len(again)} of {len(tasks)} steps run again for it; the old runs stay and can be inputs"
+        )
     for stage, names in changed.items():
         yield (
             f"warning: the code of {stage} changed since {', '.join(names)} ran and its VERSION did not; "
@@ -51,9 +56,12 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     if name not in before:
         return "it did not finish" if storage.exists(task.directory) else "never ran here"
     old, new = before[name], task.hashed()
-    changes = configs.differences(old["config"], new["config"])
+    kind = task.stage.config
+    changes = configs.differences(with_absent(kind, old["config"]), with_absent(kind, new["config"]))
     if old["version"] != new["version"]:
         changes.append(f"VERSION {old['version']} -> {new['version']}")
+    if old.get("writer", task.writer) != task.writer:
+        changes.append(f"the Parquet writer {old['writer']} -> {task.writer}")
     upstream = [
         other
         for other, source in tasks.items()
@@ -73,11 +81,22 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
         others = {*old["inputs"], *new["inputs"]} - set(outside)
         named = sorted(key for key in others if old["inputs"].get(key) != new["inputs"].get(key))
         reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
+    if not reasons and made_differently(old, task):
+        reasons.append("its fingerprint is made differently (see the note)")
     if not reasons:
         blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
         state = "it did not finish" if storage.exists(task.directory) else "its output is not there"
         reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
+
+
+def made_differently(old: Mapping[str, Any], task: Task) -> bool:
+    """Whether `old`, a run of the task's stage, would get another fingerprint today than the one that it has."""
+    if task.writer is not None and "writer" not in old:
+        return True
+    names = ("version", "inputs", "writer")
+    document = {"stage": task.stage.name, **{name: old[name] for name in names if name in old}}
+    return configs.digest(document | {"config": without_absent(task.stage.config, old["config"])}) != old["fingerprint"]
 
 
 def last_of_stage(task: Task) -> dict[str, Any]:
@@ -96,6 +115,8 @@ def last_of_stage(task: Task) -> dict[str, Any]:
             "inputs": inputs,
             "fingerprint": fingerprint,
         }
+        if manifest.writer is not None:
+            made_of["writer"] = manifest.writer
         newest = max(newest, (read_run(directory).get("started", ""), made_of), key=lambda pair: pair[0])
     return {task.stage.name: newest[1]} if newest[1] else {}
 

@@ -79,7 +79,7 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
         return RunState(reference=reference, state="done", told=f"{holds(manifest)}{seconds}")
     entries = dict(storage.list_level(directory))
     leases = sorted(name for name in entries if name.startswith("_LEASE.") and name.endswith(".json"))
-    holder = _json(storage.join(directory, leases[-1])) if leases else None
+    holder = lease.read_lease(storage.join(directory, leases[-1])) if leases else None
     alive = holder is not None and not holder.get("superseded") and not lease.is_stale(holder)
     far = _training(directory, entries, now) if "checkpoints" in entries else _shards(directory, entries, now)
     if FAILED_NAME in entries and not alive:
@@ -159,12 +159,12 @@ def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _json(uri: str) -> dict[str, Any] | None:
-    """None where it is missing or was just being replaced."""
+    """The JSON object at `uri`; None where it is missing, damaged or was just being replaced."""
     try:
-        document: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        return document
-    except (FileNotFoundError, json.JSONDecodeError):
+        document = json.loads(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
         return None
+    return document if isinstance(document, dict) else None
 
 
 def _row(name: str, one: RunState) -> tuple[str, ...]:

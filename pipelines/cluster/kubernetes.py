@@ -25,18 +25,12 @@ from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, t
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
-from pipelines.engine.placement import mesh_of
+from pipelines.engine.placement import place
+from pipelines.engine.stage import load_stage
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Place, Recipe, Step
+from training.backends.devices import TPU_DEVICE
 
-DRIVER_STAGES = ("import_model", "export_model")
-"""that hold a whole model in the driver, which runs on the head"""
-DRIVER_GIGABYTES = 160
-"""twice the 27B in bfloat16, and room"""
-MODEL_STAGES = ("train_model", "cache_logits", "audit_logits", "evaluate_model", "generate_text")
-TRAINING = "train_model"
-MESH_STAGES = ("cache_logits", "audit_logits", "evaluate_model")
-"""that divide a model over the chips of one host; training does over those of slices"""
 BUCKET = re.compile(r"gs://[\w.-]+(/.*)?")
 
 
@@ -98,6 +92,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     """What to make manifests of; `further` words go to `run`. Raises UserError, saying what is allowed."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
+    declares = load_stage(step.stage).declares
     place = _place(command, step)
     if not BUCKET.fullmatch(command.root):
         raise UserError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
@@ -109,17 +104,17 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     if not command.image:
         raise UserError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
-    if not (fewest.isdecimal() and most.isdecimal()):
+    if not all(re.fullmatch("[0-9]{1,9}", number) for number in (fewest, most)):
         raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
-    if place is not None:
-        words += ["--device", "xla"]
+    if place is not None and declares.places is not None:
+        words += ["--device", TPU_DEVICE]
         given = any(word.partition("=")[0] == "--mesh" for word in further)
-        if step.stage == TRAINING:
+        if declares.places.several_hosts:
             words += ["--topology", place.name, "--slices", str(place.slices)]
             if not given and step.place is not None and step.place.mesh and _is(place, step.place):
                 words += ["--mesh", step.place.mesh]
-        elif step.stage in MESH_STAGES and not given:
+        elif declares.places.mesh and not given:
             words += ["--mesh", f"data={place.chips}"]
     if command.kind == "RayJob":
         _check_line(recipe, [*words[5:], *further], command.root)
@@ -133,7 +128,7 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
         kind=command.kind,
         topology=place,
         cpu_workers=(int(fewest), int(most)),
-        head_gigabytes=DRIVER_GIGABYTES if step.stage in DRIVER_STAGES else 16,
+        head_gigabytes=declares.driver_gigabytes,
         spot=command.spot,
         google_service_account=command.google_service_account,
         token_secret=command.token_secret,
@@ -167,7 +162,7 @@ def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
     if saved is not None and not BUCKET.fullmatch(saved):
         raise UserError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
-    mesh_of(command.resources)
+    place(command.resources)
     if command.root != root.rstrip("/"):
         raise UserError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))
@@ -184,7 +179,8 @@ def _outside(recipe: Recipe) -> list[str]:
 
 
 def _place(command: Command, step: Step) -> Topology | None:
-    if step.stage not in MODEL_STAGES:
+    places = load_stage(step.stage).declares.places
+    if places is None:
         for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
             if value:
                 raise UserError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
@@ -195,7 +191,7 @@ def _place(command: Command, step: Step) -> Topology | None:
     if not text:
         raise UserError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
     place = rented_slice(text, slices or 1)
-    if place.hosts > 1 and step.stage != "train_model":
+    if place.hosts > 1 and not places.several_hosts:
         one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
         raise UserError(
             f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data import storage
+from infra.ray_private import WORKING_DIR_LOGGER
 from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
 from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
 from pipelines.engine import config as configs
@@ -51,7 +52,7 @@ def submit(words: Sequence[str]) -> int:
     shipped = check_size(REPOSITORY)
     protect_token_file(os.environ)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # tells what it always leaves out
+    logging.getLogger(WORKING_DIR_LOGGER).setLevel(logging.ERROR)  # tells what it always leaves out
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
     client, job = _submitted(address, entrypoint)
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
@@ -102,7 +103,7 @@ def check_line(words: Sequence[str]) -> None:
     if name not in _names():
         raise UserError(configs.no_such("stage or recipe", name, _names()))
     _, root = take(rest, "--root")
-    if root is None or not (storage.is_remote(root) or os.path.isabs(root)):
+    if root is None or storage.is_relative(root):
         raise UserError(
             f"--root is {root or 'not given'}; a job runs elsewhere: give gs://bucket/path, or an absolute path that "
             "every node sees"
@@ -135,8 +136,12 @@ def check_size(repository: Path) -> int:
     Ray's own settings count as they do for Ray: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 ships what .gitignore names, too.
     Raises UserError, naming the largest files, over MOST_BYTES.
     """
-    from ray._private import ray_constants
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    from infra.ray_private import (
+        RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
+        _dir_travel,
+        _get_excludes,
+        get_runtime_env_default_excludes,
+    )
 
     sizes: dict[str, int] = {}
 
@@ -146,8 +151,8 @@ def check_size(repository: Path) -> int:
 
     quiet = logging.getLogger("pipelines.cluster.submit")  # Ray tells each ignore file that it obeys
     quiet.setLevel(logging.WARNING)
-    obeyed = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    left_out = _get_excludes(repository, ray_constants.get_runtime_env_default_excludes())
+    obeyed = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    left_out = _get_excludes(repository, get_runtime_env_default_excludes())
     _dir_travel(repository, [left_out], measure, include_gitignore=obeyed, logger=quiet)
     total = sum(sizes.values())
     if total > MOST_BYTES:
@@ -155,7 +160,7 @@ def check_size(repository: Path) -> int:
         named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
         raise UserError(
             f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
-            + ("" if obeyed else f"unset {ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
+            + ("" if obeyed else f"unset {RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
             + "move them out, or name them in .rayignore"
         )
     return total

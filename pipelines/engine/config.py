@@ -1,7 +1,8 @@
 """Configs as data: dataclass -> JSON -> dataclass, strictly, and the sentence for a field that does not exist.
 
-A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted, is what gets
-hashed, so two configs are equal where their fingerprints are.
+A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted and without the
+fields at their absent value (`data/absent.py`), is what gets hashed, so two configs are equal where their fingerprints
+are.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from data.absent import present, with_absent
 from pipelines.engine.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -21,18 +23,26 @@ ConfigT = TypeVar("ConfigT")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The whole config as JSON types (tuples become lists, a whole number in a float field becomes that float)."""
-    same = TypeAdapter(type(config)).validate_json(canonical_json(dataclasses.asdict(config)))
-    return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(same))))
+    return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(_typed(config)))))
+
+
+def hashed(config: Any) -> dict[str, Any]:
+    """What a fingerprint holds of the config: `to_dict` without the fields that are at their absent value."""
+    return present(_typed(config))
+
+
+def _typed(config: Any) -> Any:
+    return TypeAdapter(type(config)).validate_json(canonical_json(dataclasses.asdict(config)))
 
 
 def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Reads `values` as a `kind`.
+    """Reads `values` as a `kind`. A field that declares an absent value and is not among `values` has that value.
 
     Raises UserError that names the field: unknown (did you mean), missing or of a wrong type.
     """
     check_fields(kind, values, where)
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(with_absent(kind, values)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -80,9 +90,17 @@ def texts(value: Any, where: str) -> tuple[str, ...]:
 
 def canonical_json(value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"a config holds a number that is not finite ({error}); give a finite one") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8, or "\ud800" in JSON
+        raise UserError(
+            f"a config holds text that is not UTF-8 ({error.object[max(0, error.start - 20) : error.end]!a}); "
+            "write it in UTF-8"
+        ) from error
+    return text
 
 
 def digest(value: Any, digits: int = 16) -> str:

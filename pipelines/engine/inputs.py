@@ -6,11 +6,7 @@ gs:// by generation and crc32c; where they lie is not hashed.
 """
 
 import functools
-import glob
-import hashlib
-import io
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,8 +43,10 @@ class Read:
 
 
 DEFAULT_ROOT = "./runs"
-REFERENCE = re.compile(r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$")
-SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d+))?(?::(?P<dataset>\w+))?$", re.DOTALL)
+REFERENCE = re.compile(
+    r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d{1,18}))?(?::(?P<dataset>\w+))?$"
+)
+SUFFIXED_PATH = re.compile(r"^(?P<path>.*?)(?:@(?P<step>\d{1,18}))?(?::(?P<dataset>\w+))?$", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | No
         return external_input([text], None)
     match = SUFFIXED_PATH.match(text)
     assert match is not None
-    directory = match["path"] if storage.is_remote(match["path"]) else os.path.abspath(match["path"])
+    directory = storage.absolute(match["path"])
     if not storage.exists(directory):
         raise UserError(
             f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
@@ -181,7 +179,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
-        for below, uri, size in _files_below(path):
+        for below, uri, size in _files_of(path):
             name = folder + below
             if select is not None and not select(name):
                 passed_over.append(name)
@@ -192,7 +190,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 raise UserError(
                     f"{files[name].uri} and {uri} have one name, {name!r}; give the folder above both instead"
                 )
-            files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=_content(uri))
+            files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=storage.content(uri))
     if not files:
         told = f"no file to read in {', '.join(paths)}"
         if not passed_over:
@@ -204,7 +202,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     ordered = tuple(files[name] for name in sorted(files))
     return Input(
         reference="content:" + digest([(file.name, file.bytes, file.content) for file in ordered], 32),
-        given=json.dumps([absolute(path) for path in paths]),
+        given=json.dumps([storage.absolute(path) for path in paths]),
         files=ordered,
     )
 
@@ -214,36 +212,9 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def absolute(path: str) -> str:
-    """The path as it can be used from any directory."""
-    return path if storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
-
-
-def _files_below(path: str) -> list[tuple[str, str, int]]:
-    """(relative name, URI, bytes) of the files that `path` (file, directory or glob) stands for."""
+def _files_of(path: str) -> list[tuple[str, str, int]]:
+    if files := storage.files_of(path):
+        return files
     if storage.exists(path):
-        if not storage.is_directory(path):
-            fs, inner = storage.filesystem(path)
-            return [(PurePosixPath(path).name, path, int(fs.info(inner)["size"]))]
-        below = [(name, storage.join(path, name), size) for name, size in storage.list_files(path)]
-        return [one for one in below if storage.is_remote(path) or os.path.isfile(one[1])]  # no pipe, no broken link
-    if any(character in path for character in "*?["):
-        fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
-        fs, inner = storage.filesystem(path)
-        scheme = path.partition("://")[0] + "://" if storage.is_remote(path) else ""
-        names = [scheme + name.lstrip("/") for name in fs.glob(inner)] if scheme else glob.glob(path, recursive=True)
-        found = [
-            (os.path.relpath(name, fixed), name, int(fs.size(name))) for name in names if not storage.is_directory(name)
-        ]
-        if found:
-            return found
+        return []
     raise UserError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")
-
-
-def _content(uri: str) -> str:
-    fs, path = storage.filesystem(uri)
-    if storage.is_remote(uri) and not storage.is_memory(uri):
-        info = fs.info(path)
-        return f"{info['generation']}-{info['crc32c']}"
-    with io.BytesIO(storage.read_bytes(uri)) if storage.is_memory(uri) else open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,8 @@ from pipelines.engine.errors import UserError
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
+FIELDS = {"token", "host", "boot", "pid", "process_start", "heartbeat"}
+"""of the file of a lease, which has `superseded` too"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def hold_lease(directory: str) -> Iterator[Lease]:
 
 def holds(lease: Lease) -> bool:
     """Whether the lease's file still carries our token."""
-    record = _read(lease.uri)
+    record = read_lease(lease.uri)
     return record is not None and record["token"] == lease.token and not storage.exists(_next(lease))
 
 
@@ -71,7 +73,7 @@ def _acquire(directory: str) -> Lease:
         names = [name for name in entries if name.startswith("_LEASE.") and name.endswith(".json")]
         newest = max((int(name.split(".")[1]) for name in names), default=0)
         current_uri = _uri(directory, newest)
-        current = _read(current_uri) if newest else None
+        current = read_lease(current_uri) if newest else None
         if current is not None and not current.get("superseded") and not is_stale(current):
             age = time.time() - current["heartbeat"]
             raise UserError(
@@ -115,12 +117,14 @@ def _uri(directory: str, number: int) -> str:
     return storage.join(directory, f"_LEASE.{number:06d}.json")
 
 
-def _read(uri: str) -> dict[str, Any] | None:
+def read_lease(uri: str) -> dict[str, Any] | None:
+    """What the file of a lease says; None where it is missing or damaged."""
     try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        return record
-    except (FileNotFoundError, json.JSONDecodeError):  # a damaged lease holds nobody
+        record = json.loads(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
         return None
+    # a damaged lease holds nobody
+    return record if isinstance(record, dict) and record.keys() >= FIELDS else None
 
 
 def _record(token: str, superseded: bool = False) -> bytes:

@@ -1,30 +1,70 @@
-"""From `--topology v5e:4x4 --slices 2` to what training asks of Ray: hosts, chips, workers, mesh."""
+"""Where the resources place a run, resolved once: hosts, chips, workers, mesh.
 
+--topology v5e:4x4 --slices 2 [--mesh ...] -> Placement -> Setup and TpuSlices of training
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from infra.slices import CHIPS, Topology, parse_topology
+from infra.chips import TPUS, chip_called, pod_chips
+from infra.slices import Topology, parse_topology
 from model.sharding import MeshShape, row_groups
 from pipelines.engine.errors import UserError
 from pipelines.engine.resources import Resources
-from training.worker.places import TpuSlices
+from training.backends.devices import TPU_DEVICE
+from training.setup import Setup
+from training.worker.places import POD_TYPE, SLICE_NAME, TOPOLOGY, TpuSlices
 
-RAY_NAMES = {"v4": "TPU-V4", "v5e": "TPU-V5LITEPOD", "v5p": "TPU-V5P", "v6e": "TPU-V6E"}
-"""the chips of infra/slices.py as Ray calls them"""
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a run trains."""
+
+    setup: Setup
+    """device, workers, mesh and how a step is cut"""
+    topology: Topology | None = None
+    """TPU slices that the run rents; None: the hosts that there are"""
+    tpu: TpuSlices | None = None
+    """what training asks of the cluster; None without a topology"""
+    fewest_workers: int
+    """workers that the run goes on with at least: all of them, or fewer in whole slices if the resources allow it"""
 
 
-def place_of(resources: Resources) -> Topology | None:
-    """The slices that the resources name; None where they name none.
+def place(resources: Resources) -> Placement:
+    """Raises UserError for slices that do not exist, that Ray does not reserve as a whole, or that do not fit the
+    device, the workers or the mesh."""
+    topology, mesh = _topology(resources), MeshShape.parse(resources.mesh) if resources.mesh else None
+    if topology is None:
+        workers, fewest = resources.workers, resources.min_workers or resources.workers
+    else:
+        workers = topology.hosts
+        fewest = (resources.min_slices or topology.slices) * (workers // topology.slices)
+        mesh = mesh or MeshShape(replica=topology.slices, data=topology.chips_per_slice)
+        _check_mesh(mesh, topology)
+    return Placement(
+        setup=Setup(
+            device=resources.device,
+            workers=workers,
+            mesh=mesh,
+            microbatch_rows=resources.microbatch_rows,
+            remat=resources.remat,
+        ),
+        topology=topology,
+        tpu=None if topology is None else _tpu_slices(topology),
+        fewest_workers=fewest,
+    )
 
-    Raises UserError for slices that do not exist, that Ray does not reserve as a whole, or beside other workers.
-    """
+
+def _topology(resources: Resources) -> Topology | None:
     if not resources.topology:
         if resources.slices > 1 or resources.min_slices:
             raise UserError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
         return None
     place = parse_topology(resources.topology, resources.slices)
-    if resources.device not in ("auto", "xla"):
-        raise UserError(f"--topology {place.name} on device {resources.device!r}; TPU slices take 'xla'")
+    if resources.device not in ("auto", TPU_DEVICE):
+        raise UserError(f"--topology {place.name} on device {resources.device!r}; TPU slices take {TPU_DEVICE!r}")
     if resources.workers not in (1, place.hosts):
         raise UserError(
             f"--workers {resources.workers}, but {place.slices} x {place.name} has {place.hosts} hosts and a worker "
@@ -40,11 +80,7 @@ def place_of(resources: Resources) -> Topology | None:
     return place
 
 
-def tpu_slices(resources: Resources) -> TpuSlices | None:
-    """What training asks of the cluster; None without a topology."""
-    place = place_of(resources)
-    if place is None:
-        return None
+def _tpu_slices(place: Topology) -> TpuSlices:
     hosts = place.hosts // place.slices
     chips = place.chips_per_slice // hosts
     if place.hosts == 1:
@@ -53,50 +89,58 @@ def tpu_slices(resources: Resources) -> TpuSlices | None:
         chips_per_host=chips,
         hosts=hosts,
         topology=place.name.partition(":")[2],
-        accelerator_type=RAY_NAMES[place.chip.name],
+        accelerator_type=place.chip.ray_name,
+        pod_type=place.chip.pod_type(place.chips_per_slice),
         slices=place.slices,
     )
 
 
-def chip_flops_of(resources: Resources, nodes: Sequence[Mapping[str, Any]]) -> float | None:
+def tpu_of_cluster(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
+    """The slices that the run rents; without a topology, the smallest TPU host of the cluster, for devices that may be
+    a TPU. None where there is neither. `nodes` as of ray.nodes().
+
+    Raises UserError where that host belongs to a slice of several: libtpu would wait there for the others.
+    """
+    if placement.tpu is not None or placement.setup.device not in ("auto", TPU_DEVICE):
+        return placement.tpu
+    return _one_host(nodes)
+
+
+def _one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
+    hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
+    together = Counter((node.get("Labels") or {}).get(SLICE_NAME) for node in hosts)
+    for node in hosts:
+        labels = node.get("Labels") or {}
+        name, pod_type, topology = (labels.get(label) for label in (SLICE_NAME, POD_TYPE, TOPOLOGY))
+        chips = pod_chips(pod_type) if pod_type else 0
+        if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
+            chip = chip_called(pod_type or "")
+            known = f"{chip.name}:{topology}" if chip is not None and topology else "as in v5e:4x4"
+            raise UserError(
+                f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
+                f"hosts, and one alone would wait for the others; give --topology {known}"
+            )
+    return TpuSlices(chips_per_host=int(min(node["Resources"]["TPU"] for node in hosts))) if hosts else None
+
+
+def _check_mesh(mesh: MeshShape, place: Topology) -> None:
+    if mesh.chips != place.chips:
+        raise UserError(
+            f"mesh {mesh.text} has {mesh.chips} chips, and {place.slices} x {place.name} has {place.chips}; their "
+            "product has to be that"
+        )
+    row_groups(place.hosts, mesh)
+
+
+def chip_flops_of(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> float | None:
     """Peak of one TPU chip, dense bfloat16 operations a second, for MFU; `nodes` as of ray.nodes().
 
     Of the chip that the topology names, otherwise of the cluster's TPU hosts; None where there are none, or several
     kinds of them, or one that is not in our table.
     """
-    place = place_of(resources)
-    if place is not None:
-        return place.chip.peak_flops
-    by_name = {f"accelerator_type:{ray_name}": CHIPS[name].peak_flops for name, ray_name in RAY_NAMES.items()}
+    if placement.topology is not None:
+        return placement.topology.chip.peak_flops
+    by_name = {f"accelerator_type:{chip.ray_name}": chip.peak_flops for chip in TPUS.values()}
     hosts = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
     found = {next((by_name[key] for key in host if key in by_name), None) for host in hosts}
     return found.pop() if len(found) == 1 else None
-
-
-def workers_of(resources: Resources) -> int:
-    """Ray Train workers: one on each host of the slices."""
-    place = place_of(resources)
-    return resources.workers if place is None else place.hosts
-
-
-def fewest_workers_of(resources: Resources) -> int:
-    """The fewest that a run goes on with: all of them, or as few as the resources allow, in whole slices."""
-    place = place_of(resources)
-    if place is None:
-        return resources.min_workers or resources.workers
-    return (resources.min_slices or place.slices) * (place.hosts // place.slices)
-
-
-def mesh_of(resources: Resources) -> str:
-    """The mesh: as given, otherwise all chips of a topology, its slices along replica."""
-    place = place_of(resources)
-    if place is None or resources.mesh:
-        if place is not None and MeshShape.parse(resources.mesh).chips != place.chips:
-            raise UserError(
-                f"mesh {resources.mesh} has {MeshShape.parse(resources.mesh).chips} chips, and {place.slices} x "
-                f"{place.name} has {place.chips}; their product has to be that"
-            )
-        if place is not None:
-            row_groups(place.hosts, MeshShape.parse(resources.mesh))
-        return resources.mesh
-    return MeshShape(replica=place.slices, data=place.chips_per_slice).text

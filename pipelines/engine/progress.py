@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from infra.ray_private import kv_delete, kv_get, kv_list, kv_put
+from training.worker.watch import looking
+
 TELL_SECONDS = 1.0
 LINE_SECONDS = 15.0
 """between two lines in a log, where no bar can be drawn"""
@@ -32,9 +35,7 @@ def advance(units: int) -> None:
         return
     _current.done += units
     if time.monotonic() - _current.told_at >= TELL_SECONDS:
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_put(_current.key, b"%d" % _current.done)
+        kv_put(_current.key, b"%d" % _current.done)
         _current.told_at = time.monotonic()
 
 
@@ -70,26 +71,15 @@ class Bar:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Asks the running shards until the block ends. Needs Ray."""
-        stop = threading.Event()
-
-        def listen() -> None:
-            while not stop.wait(TELL_SECONDS):
-                self.hear()
-
-        thread = threading.Thread(target=listen, name="stage-progress", daemon=True)
-        thread.start()
         try:
-            yield
+            with looking("stage progress", self.hear, TELL_SECONDS):
+                yield
         finally:
-            stop.set()
-            thread.join()
             self._forget()
 
     def hear(self) -> None:
         """Takes over what the workers told since the last time."""
-        from ray.experimental import internal_kv
-
-        told = {key: internal_kv._internal_kv_get(key) for key in internal_kv._internal_kv_list(self.prefix.encode())}
+        told = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
         with self._lock:
             for key, value in told.items():
                 index = int(key.rpartition(b"/")[2])
@@ -103,10 +93,8 @@ class Bar:
         self._shown = max(now, self._shown)
 
     def _forget(self) -> None:
-        from ray.experimental import internal_kv
-
-        for key in internal_kv._internal_kv_list(self.prefix.encode()):
-            internal_kv._internal_kv_del(key)
+        for key in kv_list(self.prefix.encode()):
+            kv_delete(key)
 
 
 class Lines:

@@ -2,10 +2,6 @@
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def stage_names() -> list[str]:

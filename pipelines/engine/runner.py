@@ -23,11 +23,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data import storage
+from data.documents import parse_object
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
-from pipelines.engine.inputs import absolute
+from pipelines.engine.finished import Finished
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
@@ -37,9 +38,6 @@ from pipelines.engine.task import Task
 CONFIG_NAME = "_CONFIG.json"
 FAILED_NAME = "_FAILED.json"
 """why the last attempt ended, for `status`; removed when the next one begins"""
-LEASED_STAGES = ("train_model", "cache_logits", "evaluate_model", "audit_logits", "generate_text", "import_model",
-                 "export_model")  # fmt: skip
-"""whose bytes depend on the device, or that are too dear to do twice: one driver at a time"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
 
@@ -70,7 +68,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     storage.remove(storage.join(task.directory, FAILED_NAME))
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
-    with hold_lease(task.directory) if task.stage.name in LEASED_STAGES else nullcontext() as lease:
+    with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
         if lease is not None and (theirs := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
             return theirs
@@ -132,6 +130,7 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
     return Manifest(
         stage=task.stage.name,
         version=task.stage.version,
+        writer=task.writer,
         fingerprint=task.fingerprint,
         config=configs.to_dict(task.config),
         inputs={
@@ -151,7 +150,7 @@ def save_config(task: Task) -> None:
         "stage": task.stage.name,
         "fingerprint": task.fingerprint,
         "config": configs.to_dict(task.config),
-        "root": absolute(task.root),
+        "root": storage.absolute(task.root),
         "inputs": {
             name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
             for name, many in task.inputs.items()
@@ -176,10 +175,24 @@ def _save_failure(task: Task, error: Exception) -> None:
 def read_run(directory: str) -> dict[str, Any]:
     """The run's log (times, host, versions), or {} where there is none."""
     try:
-        run: dict[str, Any] = json.loads(storage.read_bytes(storage.join(directory, RUN_NAME)))
-        return run
+        uri = storage.join(directory, RUN_NAME)
+        return parse_object(storage.read_bytes(uri), uri, "remove it: only times, speeds and versions are lost")
     except FileNotFoundError:
         return {}
+
+
+def finished(task: Task) -> Finished | None:
+    """The task's run as the functions of its stage's declaration get it; None where it has not finished."""
+    manifest = task.manifest()
+    if manifest is None:
+        return None
+    return Finished(
+        directory=task.directory,
+        manifest=manifest,
+        config=task.config,
+        inputs=task.inputs,
+        run=read_run(task.directory),
+    )
 
 
 def _speeds(log: Mapping[str, Any]) -> str:

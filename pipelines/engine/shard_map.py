@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from data import shards, storage
+from data.documents import parse_object
 from data.manifest import Dataset, Shard
-from infra.ray_session import REPOSITORY, in_submitted_job
+from infra.ray_session import in_submitted_job
 from pipelines.engine.config import digest
 from pipelines.engine.counters import count_shard
+from pipelines.engine.errors import UserError, exit_code, raised_in_worker
 from pipelines.engine.progress import Bar
 from pipelines.engine.progress import shard as shard_progress
 from pipelines.engine.stage import Context
@@ -36,7 +37,6 @@ RECEIPTS = "_receipts"
 PHASES = "_phases"
 """how many tasks each phase has: for `status`"""
 STAGING = "_staging"
-PACKAGES = ("data", "infra", "model", "pipelines", "tests", "training")
 READ_THREADS = 16
 """requests at a time for the receipts of an interrupted run"""
 
@@ -80,9 +80,6 @@ class Receipt:
 
 Work = Callable[[Any], ShardOutput | Iterator[ShardOutput]]
 
-_RAISED = {"input": ValueError, "full": storage.FullError, "bug": RuntimeError}
-"""what an error of a worker is in the driver"""
-
 
 def map_shards(
     context: Context,
@@ -99,8 +96,9 @@ def map_shards(
 
     Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
     so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
-    computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. A
-    ValueError of ours and a full disk come out with their own words, any other as a RuntimeError with its traceback.
+    computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. An
+    exception whose class has an `exit_code` comes out with its own words and that code, any other as a RuntimeError
+    with its traceback.
     """
     made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
@@ -117,8 +115,8 @@ def map_shards(
             sink = Sink(context.directory, context.attempt, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
                 for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):
-                    if row["error"]:
-                        raise _RAISED[row["kind"]](row["error"])
+                    if row["traceback"]:
+                        raise raised_in_worker(row["exit_code"], row["error"], row["traceback"])
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
                     context.shards_by_node[row["node"]] += 1
@@ -145,19 +143,16 @@ class Sink:
             receipt = self.publish(index, task)
             taken = time.monotonic() - began
             held = {kind: count * taken for kind, count in chips_held().items()}
-            return {"receipt": receipt, "error": "", "kind": "", "chip_seconds": json.dumps(held)}
-        except storage.FullError as error:
-            return _failure("full", str(error))
-        except (FileNotFoundError, PermissionError) as error:
-            return _failure("input", f"cannot read an input: {error}")
-        except OSError:
-            raise
+            return _row(receipt=receipt, chip_seconds=json.dumps(held))
         except Exception as error:
-            if storage.what_failed(error):  # of the object store: tried again too
+            if (code := exit_code(error)) is not None:
+                return _row(exit_code=code, error=str(error), traceback=traceback.format_exc())
+            if isinstance(error, FileNotFoundError | PermissionError):
+                message = f"cannot read an input: {error}; check that it exists and that you may read it"
+                return _row(exit_code=2, error=message, traceback=traceback.format_exc())
+            if isinstance(error, OSError) or storage.what_failed(error):  # of a disk or an object store: tried again
                 raise
-            if isinstance(error, ValueError) and _is_ours(error):  # what it got, what to do: exit code 2
-                return _failure("input", str(error) or repr(error))
-            return _failure("bug", f"a worker failed:\n{traceback.format_exc()}")
+            return _row(traceback=traceback.format_exc())
 
     def publish(self, index: int, task: Any) -> str:
         """Makes the shard; returns its receipt."""
@@ -201,18 +196,17 @@ class Sink:
         return {**asdict(shard), "name": name}
 
 
-def _failure(kind: str, error: str) -> dict[str, Any]:
-    return {"receipt": "", "error": error, "kind": kind, "chip_seconds": "{}"}
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether it was raised by this project, which words its errors, and not by a library that was used wrongly.
-
-    What a library raises in C has our frame last and looks like ours.
-    """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    raised_in = Path(frame.f_code.co_filename).resolve()
-    return any(raised_in.is_relative_to(REPOSITORY / package) for package in PACKAGES)
+def _row(
+    *, receipt: str = "", exit_code: int = 0, error: str = "", traceback: str = "", chip_seconds: str = "{}"
+) -> dict[str, Any]:
+    """What Ray Data carries to the driver: every row has the same columns. A row of a failed task has a traceback."""
+    return {
+        "receipt": receipt,
+        "exit_code": exit_code,
+        "error": error,
+        "traceback": traceback,
+        "chip_seconds": chip_seconds,
+    }
 
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
@@ -255,6 +249,15 @@ def _receipt_uri(directory: str, phase: str, index: int) -> str:
     return storage.join(directory, RECEIPTS, phase, f"{index:05d}.json")
 
 
+def _read_receipt(uri: str) -> Receipt:
+    advice = "remove it and run the same line again: its shard is made again"
+    document = parse_object(storage.read_bytes(uri), uri, advice)
+    try:
+        return _receipt(document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{uri} is no receipt of a shard ({type(error).__name__}: {error}); {advice}") from error
+
+
 def _receipt(document: dict[str, Any]) -> Receipt:
     made = {name: tuple(Shard(**shard) for shard in many) for name, many in document["shards"].items()}
     return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
@@ -270,7 +273,7 @@ def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
     # what a killed write left has another ending
     uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = [_receipt(json.loads(content)) for content in pool.map(storage.read_bytes, uris)]
+        found = list(pool.map(_read_receipt, uris))
     datasets = {dataset for receipt in found for dataset in receipt.shards}
     sizes = {
         f"{dataset}/{name}": size

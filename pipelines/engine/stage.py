@@ -1,13 +1,15 @@
 """What a stage is, and what it is given to work with.
 
 A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only
-`Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage.
+`Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage. What others
+need to know of a stage is in its `DECLARES` (`pipelines/engine/declaration.py`). Two functions are optional:
+`plan_notes(config, inputs)` gives lines to `plan`, `job_of(context, config)` the job that `replay` computes again.
 """
 
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.manifest import Dataset
 from pipelines.engine.config import no_such
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import Lines
@@ -28,17 +31,16 @@ if TYPE_CHECKING:
     from infra.ray_session import RaySession
     from pipelines.engine.inputs import Input
     from pipelines.engine.lease import Lease
+    from training.job import TrainJob
 
 
 FAILURE = "failure"
 
 
 class VerdictError(Exception):
-    """A stage did its work, and its answer is no: exit code 1, and a run that is done and kept."""
+    """A stage did its work, and its answer is no: the run is done and kept."""
 
-
-class StoppedError(Exception):
-    """The work stopped before its end, and one line says why and what to do: exit code 1, and a run that goes on."""
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,12 @@ class Stage:
     writes: tuple[str, ...]
     config: type
     run: Callable[["Context", Any], Outcome]
+    declares: Declaration = field(default_factory=Declaration)
+    """what others need to know of it"""
+    plan_notes: Callable[[Any, Mapping[str, "Sequence[Input]"]], Iterable[str]] | None = None
+    """(config, inputs) -> lines that `plan` prints; None: none"""
+    job_of: 'Callable[["Context", Any], TrainJob] | None' = None
+    """the job of a run that can be traced and replayed step by step; None: its runs have no steps"""
 
     @property
     def summary(self) -> str:
@@ -141,4 +149,17 @@ def load_stage(name: str) -> Stage:
         writes=module.WRITES,
         config=module.Config,
         run=module.run,
+        declares=getattr(module, "DECLARES", Declaration()),
+        plan_notes=getattr(module, "plan_notes", None),
+        job_of=getattr(module, "job_of", None),
     )
+
+
+def load_stages() -> list[Stage]:
+    """Every stage, in the order of the names."""
+    return [load_stage(name) for name in stage_names()]
+
+
+def declared(name: str) -> Declaration:
+    """What the stage of a manifest declares; the defaults where no stage has that name any more."""
+    return load_stage(name).declares if name in stage_names() else Declaration()

@@ -23,16 +23,26 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over stage, VERSION, the whole Config and the fingerprints of the inputs, 16 hex digits."""
+        """sha256 over what `hashed` gives, 16 hex digits."""
         return configs.digest(self.hashed())
 
     def hashed(self) -> dict[str, Any]:
-        return {
+        """Stage, VERSION, the Config without absent options, the inputs' fingerprints, and the writer where it counts.
+
+        Options that are absent are left out so that adding one to a Config changes no fingerprint (`data/absent.py`).
+        """
+        document = {
             "stage": self.stage.name,
             "version": self.stage.version,
-            "config": configs.to_dict(self.config),
-            "inputs": {name: [one.reference for one in many] for name, many in sorted(self.inputs.items())},
+            "config": configs.hashed(self.config),
+            "inputs": {name: [entry.reference for entry in entries] for name, entries in sorted(self.inputs.items())},
         }
+        return document if self.writer is None else document | {"writer": self.writer}
+
+    @property
+    def writer(self) -> int | None:
+        """The Parquet writer that the bytes of a data stage depend on, as its file declares by WRITER."""
+        return getattr(self.stage.module, "WRITER", None)
 
     @property
     def directory(self) -> str:

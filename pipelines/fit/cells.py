@@ -1,6 +1,6 @@
 """One cell of the fit check: a training step, traced and compiled for a slice, and the answer, kept in a cache.
 
-    FitRequest -> training/backends/xla/traced_step.py -> HLO -> infra/aot.py -> Cell
+    FitRequest -> the program's tracer -> HLO -> infra/aot.py -> Cell          (pipelines/fit/programs.py)
 
 Each half runs in a process of its own: the trace in this environment, the compile in `.venv-fit`, where libtpu and the
 jax that drives it are pinned as a pair (`make fit-env`). A cell's key covers the request, the code that is traced and
@@ -20,26 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.documents import parse_object
 from infra.ray_session import REPOSITORY
 from infra.slices import Topology, check_mesh, parse_topology
 from model import Gemma2Config
 from model.sharding import MeshShape
 from model.sharding import check_mesh as check_model_mesh
 from pipelines.engine.config import from_dict
+from pipelines.engine.declaration import Program
 from pipelines.engine.errors import UserError
+from pipelines.fit.programs import TRAINING_STEP
 from training.config import Objective, Remat
 
 CACHE = Path(".cache/fit")
 FIT_PYTHON = REPOSITORY / ".venv-fit" / "bin" / "python"
-TRACED = (
-    *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "sharding")),
-    *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
-    "training/backends/gradients.py",
-    *(f"training/backends/xla/{name}.py" for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")),
-    *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
-    "requirements-fit.txt",
-)
-"""what a cell's numbers follow from, besides its request"""
 LANES = 128
 """splash attention takes rows and heads of a multiple of this"""
 DEFAULT_MINUTES = 60.0
@@ -97,7 +91,7 @@ class FitRequest:
         return dataclasses.asdict(self)
 
     def trace_request(self) -> dict[str, Any]:
-        """What `training.backends.xla.traced_step.TraceRequest` takes."""
+        """What the program's tracer takes, as in `training.backends.xla.traced_step.TraceRequest`."""
         return {
             "model": dataclasses.asdict(self.model),
             "mesh": dataclasses.asdict(self.mesh),
@@ -138,13 +132,13 @@ class Cell:
     @classmethod
     def from_json(cls, text: str, where: str) -> "Cell":
         """Raises UserError for anything that `to_json` did not write."""
-        return from_dict(cls, json.loads(text), where)
+        return from_dict(cls, parse_object(text, where, "remove it: the cell is computed again"), where)
 
 
-def code_digest() -> str:
-    """Of every file that a cell's numbers follow from."""
+def code_digest(program: Program = TRAINING_STEP) -> str:
+    """Of every file that the numbers of a program's cells follow from."""
     digest = hashlib.sha256()
-    for name in TRACED:
+    for name in program.sources:
         digest.update(f"{name}\0".encode() + (REPOSITORY / name).read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -152,19 +146,20 @@ def code_digest() -> str:
 def run_cell(
     request: FitRequest,
     *,
+    program: Program = TRAINING_STEP,
     cache: Path = CACHE,
     minutes: float = DEFAULT_MINUTES,
     say: Callable[[str], None] = lambda text: None,
 ) -> Cell:
     """The cached answer, or a new one. Raises UserError where the compiler's environment is missing."""
-    code = code_digest()
-    key = hashlib.sha256(json.dumps([request.to_dict(), code], sort_keys=True).encode()).hexdigest()[:16]
+    code = code_digest(program)
+    key = hashlib.sha256(json.dumps([request.to_dict(), program.name, code], sort_keys=True).encode()).hexdigest()[:16]
     kept = cache / f"{key}.json"
     if kept.exists():
         return Cell.from_json(kept.read_text(), str(kept))
     if not FIT_PYTHON.exists():
         raise UserError(f"the TPU compiler is not installed ({FIT_PYTHON} is missing); run `make fit-env` once")
-    cell = _answer(request, code, minutes * 60, say)
+    cell = _answer(request, program, code, minutes * 60, say)
     if not cell.error:
         cache.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}")
@@ -173,12 +168,12 @@ def run_cell(
     return cell
 
 
-def _answer(request: FitRequest, code: str, seconds: float, say: Callable[[str], None]) -> Cell:
+def _answer(request: FitRequest, program: Program, code: str, seconds: float, say: Callable[[str], None]) -> Cell:
     with tempfile.TemporaryDirectory(prefix="fit-") as scratch:
         folder = Path(scratch)
         (folder / "trace_request.json").write_text(json.dumps(request.trace_request()))
-        say("tracing the step")
-        words = ["-m", "training.backends.xla.traced_step", str(folder / "trace_request.json"), str(folder)]
+        say(f"tracing the {program.name.replace('_', ' ')}")
+        words = ["-m", program.tracer, str(folder / "trace_request.json"), str(folder)]
         problem, took = _run([sys.executable, *words], seconds)
         if problem:
             return Cell(request=request, code=code, error=f"the trace {problem}")

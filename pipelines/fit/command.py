@@ -12,19 +12,20 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tyro
 
+from data.documents import parse_object
 from infra.slices import divisors, parse_topology
 from model import Gemma2Config
 from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
 from pipelines.engine.config import from_dict, no_such
-from pipelines.engine.errors import UserError
+from pipelines.engine.errors import UserError, exit_code
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
+from pipelines.fit.programs import TRAINING_STEP, program_of
 from training.config import Objective, Remat
 
 REMATS: tuple[Remat, ...] = ("none", "projections", "full")
@@ -51,6 +52,8 @@ class Command:
     """what the backward pass computes again"""
     objective: Objective = "next_token"
     """loss of the step; distill: 50 cached draws at each target"""
+    program: str = TRAINING_STEP.name
+    """compiled program that a stage declares"""
     search: bool = False
     """where it does not fit, look for the nearest setting that does: over remat, batch and mesh"""
     json: bool = False
@@ -126,11 +129,8 @@ def _model(name: str) -> Gemma2Config:
         raise UserError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
     if not path.is_file():
         raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
-    try:
-        stored: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{name} is not JSON ({error}); give a Hugging Face config.json") from error
-    if isinstance(stored, dict) and "hidden_size" in stored:
+    stored = parse_object(path.read_bytes(), name, "give a Hugging Face config.json")
+    if "hidden_size" in stored:
         return config_from_hf(stored)
     return from_dict(Gemma2Config, stored, name)
 
@@ -155,7 +155,9 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
                         candidate = dataclasses.replace(
                             request, mesh=mesh, batch=request.batch >> halvings, remat=remat
                         )
-                    except ValueError:
+                    except ValueError as error:
+                        if exit_code(error) is None:
+                            raise
                         continue  # this mesh or batch does not divide
                     turned = abs(math.log2(model_axis / request.mesh.model)) + abs(
                         math.log2(replica / request.mesh.replica)
@@ -166,7 +168,8 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
 
 
 def _run(request: FitRequest, command: Command) -> Cell:
-    return run_cell(request, cache=Path(command.cache), minutes=command.minutes, say=_say)
+    program = program_of(command.program)
+    return run_cell(request, program=program, cache=Path(command.cache), minutes=command.minutes, say=_say)
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infra.slices import GIB, Roofline, model_flops_utilization, roofline
+from infra.chips import GIB
+from infra.slices import Roofline, model_flops_utilization, roofline
 from model import forward_flops_per_token, parameter_count, train_flops_per_token
 from pipelines.engine.errors import UserError
 from pipelines.fit.cells import Cell, FitRequest

@@ -13,9 +13,10 @@ from typing import get_args
 
 import tyro
 
-from infra.slices import GIB
+from infra.chips import GIB
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
+from pipelines.engine.errors import run_command
 from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
 from pipelines.fit.figures import figures, gib, headline
 from training.config import Objective
@@ -34,8 +35,8 @@ RENTED = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 HEADER = """# What fits on which TPUs
 
 Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure is the TPU compiler's, or follows from
-its program by the formulas of `pipelines/fit/figures.py` and `infra/slices.py` (chip figures and their sources are
-there). **Nothing here has run on a TPU.**
+its program by the formulas of `pipelines/fit/figures.py` and `infra/slices.py` (figures of the chips and their
+sources are in `infra/chips.py`). **Nothing here has run on a TPU.**
 
 A cell is our own training step (splash attention, loss in chunks, backward, clip, AdamW, donated buffers) with float32
 parameters and activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
@@ -148,4 +149,4 @@ def _read(path: Path) -> Cell | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

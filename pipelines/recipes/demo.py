@@ -11,6 +11,7 @@ from typing import Literal
 
 from model import Gemma2Config, parameter_count
 from pipelines.recipes.recipe import Output, Recipe, Step
+from pipelines.recipes.sizes import TeacherAndStudents, shape
 from pipelines.stages import (
     cache_logits,
     collect_text,
@@ -42,9 +43,9 @@ def demo() -> Recipe:
         sequence_length=128,
         global_batch=16,
         max_heldout_rows=512,
-        teacher=_model(8192, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
+        teacher=shape(8192, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
         teacher_steps=280,
-        student=_model(8192, d_model=96, layers=2, heads=4, ffw_dim=288, window=64),
+        student=shape(8192, d_model=96, layers=2, heads=4, ffw_dim=288, window=64),
         student_steps=224,
         checkpoint_every_steps=100,
         max_new_tokens=48,
@@ -63,9 +64,9 @@ def smoke() -> Recipe:
         sequence_length=64,
         global_batch=8,
         max_heldout_rows=16,
-        teacher=_model(1024, d_model=64, layers=2, heads=2, ffw_dim=128, window=32),
+        teacher=shape(1024, d_model=64, layers=2, heads=2, ffw_dim=128, window=32),
         teacher_steps=20,
-        student=_model(1024, d_model=32, layers=2, heads=2, ffw_dim=64, window=32),
+        student=shape(1024, d_model=32, layers=2, heads=2, ffw_dim=64, window=32),
         student_steps=20,
         checkpoint_every_steps=10,
         max_new_tokens=8,
@@ -75,25 +76,11 @@ def smoke() -> Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    vocab_size: int
-    sequence_length: int
+class _Sizes(TeacherAndStudents):
     global_batch: int
     max_heldout_rows: int
-    teacher: Gemma2Config
-    teacher_steps: int
-    student: Gemma2Config
-    student_steps: int
     checkpoint_every_steps: int
     max_new_tokens: int
-
-
-def _model(vocab_size: int, *, d_model: int, layers: int, heads: int, ffw_dim: int, window: int) -> Gemma2Config:
-    head_dim = d_model // heads
-    return Gemma2Config(
-        vocab_size=vocab_size, d_model=d_model, layers=layers, heads=heads, kv_heads=heads // 2, head_dim=head_dim,
-        ffw_dim=ffw_dim, window=window, query_scale=head_dim,
-    )  # fmt: skip
 
 
 def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from data import storage
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import Input, absolute
+from pipelines.engine.inputs import Input
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, future_input, resolve_texts
 
@@ -57,6 +57,12 @@ class Step:
     place: Place | None = None
     """where it is meant to run; None: on plain machines"""
 
+    @property
+    def own_input(self) -> str:
+        """The input that `--input` of the recipe fills; empty where its stage declares none."""
+        own_text = load_stage(self.stage).declares.own_text
+        return own_text.input if own_text else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -67,9 +73,10 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def with_input(self, paths: tuple[str, ...]) -> "Recipe":
-        """The recipe with other text from outside: what `collect_text` steps read."""
+        """The recipe with other text from outside: what the steps read whose stage declares `own_text`."""
         steps = [
-            replace(step, inputs={"input": paths}) if step.stage == "collect_text" else step for step in self.steps
+            replace(step, inputs={**step.inputs, step.own_input: paths}) if step.own_input else step
+            for step in self.steps
         ]
         return replace(self, steps=tuple(steps))
 
@@ -78,9 +85,8 @@ class Recipe:
         return {
             f"{step.name}_{name}": (step.name, name)
             for step in self.steps
-            if step.stage != "collect_text"
             for name, sources in step.inputs.items()
-            if not any(isinstance(source, Output) for source in sources)
+            if name != step.own_input and not any(isinstance(source, Output) for source in sources)
         }
 
     def with_outside(self, given: Mapping[str, tuple[str, ...]]) -> "Recipe":
@@ -106,13 +112,13 @@ class Recipe:
         needed = {step.name for step in self.steps} if names is None else self.behind(names)
         inputs = {step.name: step.inputs for step in self.steps if step.name in needed}
         missing = [flag for flag, (step, name) in self.outside().items() if step in needed and not inputs[step][name]]
-        if any(step.stage == "collect_text" and not step.inputs["input"] for step in self.steps if step.name in needed):
+        if any(step.own_input and not step.inputs[step.own_input] for step in self.steps if step.name in needed):
             missing.insert(0, "input")
         return [f"--{flag.replace('_', '-')}" for flag in missing]
 
     def input(self) -> tuple[str, ...]:
-        """The paths from outside that its `collect_text` reads."""
-        found = (step.inputs["input"] for step in self.steps if step.stage == "collect_text")
+        """The paths from outside that its own text is read from."""
+        found = (step.inputs[step.own_input] for step in self.steps if step.own_input)
         return tuple(path for path in next(found, ()) if isinstance(path, str))
 
 
@@ -143,11 +149,11 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
     known = {step.name for step in recipe.steps if not recipe.not_given([step.name])}
     document = {
         "recipe": recipe.name,
-        "root": absolute(root),
-        "input": [absolute(path) for path in recipe.input()],
-        "outside": {flag: [absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
+        "root": storage.absolute(root),
+        "input": [storage.absolute(path) for path in recipe.input()],
+        "outside": {flag: [storage.absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
         "steps": {
-            name: {**task.hashed(), "fingerprint": task.fingerprint}
+            name: {**task.hashed(), "config": configs.to_dict(task.config), "fingerprint": task.fingerprint}
             if name in known
             else {"config": configs.to_dict(task.config)}
             for name, task in tasks.items()

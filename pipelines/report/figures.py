@@ -5,9 +5,7 @@
 The same files give the same figures. Cost: a few small files a step, and the learning curves of each model.
 """
 
-import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from data import shards, storage
-from data.manifest import Dataset, Manifest
-from pipelines.engine.runner import read_run
+from data.manifest import Manifest
+from pipelines.engine.finished import Finished
+from pipelines.engine.inputs import Input
+from pipelines.engine.reported import CacheFigures, Evaluated, Evaluation, Report, Written
+from pipelines.engine.runner import finished
+from pipelines.engine.stage import declared
 from pipelines.engine.task import Task
+from pipelines.report.words import UNITS, count
 
 SMOOTHED_SHARE = 25
 """a point of a smoothed curve is the mean over one 25th of the steps"""
@@ -61,21 +64,6 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A checkpoint on held-out rows."""
-
-    heldout: str
-    """reference of the rows"""
-    targets: int
-    loss: float
-    """nats a target token"""
-    perplexity: float
-    bits_per_byte: float
-    unigram: Mapping[str, float]
-    """the same three of the unigram baseline; empty where none was computed"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelFigures:
     """A trained model, evaluated or not."""
 
@@ -91,20 +79,6 @@ class ModelFigures:
     task: Task | None
     setting: str
     """config but for the objective, and training rows: models are comparable where it is the same"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheFigures:
-    """A cache of a teacher's logits."""
-
-    name: str
-    draws: int
-    """0 where nothing was drawn: the most likely ids were kept"""
-    targets: int
-    stored_ids: int
-    max_unique: int
-    vocab_size: int
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,108 +106,71 @@ class Figures:
 
 def read_figures(recipe: str, tasks: Mapping[str, Task]) -> Figures:
     """Of the steps that have finished."""
-    found = {name: task.manifest() for name, task in tasks.items()}
-    manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
-    runs = {name: read_run(tasks[name].directory) for name in manifests}
-    caches = [
-        (name, manifest.datasets["logits"]) for name, manifest in manifests.items() if manifest.stage == "cache_logits"
-    ]
+    runs = {name: run for name, task in tasks.items() if (run := finished(task)) is not None}
+    reports = {name: declared(run.manifest.stage).report for name, run in runs.items()}
+    caches = [reports[name].cache(name, run) for name, run in runs.items()]
     return Figures(
         recipe=recipe,
-        steps=tuple(_step(name, tasks[name], manifest, runs[name]) for name, manifest in manifests.items()),
-        models=_models(tasks, manifests, runs),
-        caches=tuple(
-            CacheFigures(
-                name=name,
-                bytes=logits.bytes,
-                **{
-                    key: int(logits.facts[key] or 0)
-                    for key in ("draws", "targets", "stored_ids", "max_unique", "vocab_size")
-                },
-            )
-            for name, logits in caches
-        ),
+        steps=tuple(_step(name, tasks[name], run) for name, run in runs.items()),
+        models=_models(tasks, runs, reports),
+        caches=tuple(cache for cache in caches if cache is not None),
         completions=tuple(
             completion
-            for name, manifest in manifests.items()
-            if manifest.stage == "generate_text"
-            for completion in _completions(name, tasks, manifest)
+            for name, run in runs.items()
+            if (written := reports[name].written(run)) is not None
+            for completion in _completions(name, tasks, written)
         ),
-        runs=runs,
+        runs={name: run.run for name, run in runs.items()},
     )
 
 
-def _step(name: str, task: Task, manifest: Manifest, run: Mapping[str, Any]) -> StepFigures:
-    log, seconds = run.get("log", {}), run.get("seconds")
-    text_bytes = _text_bytes(task, manifest)
-    tokens = _tokens(manifest, log)
-    read = sum(one.data.tokens for one in _inputs(task) if not one.external)  # a packing drops rows over its limit
+def _step(name: str, task: Task, run: Finished) -> StepFigures:
+    manifest, seconds, report = run.manifest, run.run.get("seconds"), declared(run.manifest.stage).report
+    text_bytes = _text_bytes(run)
+    tokens = report.tokens(run)
+    read = sum(source.data.tokens for source in _inputs(run))  # a packing drops rows over its limit
     return StepFigures(
         name=name,
         stage=manifest.stage,
         reference=f"{manifest.stage}/{manifest.fingerprint}",
-        made=_made(manifest, task.stage.writes),
+        made=report.made(run) or _made(manifest, task.stage.writes, report.units),
         text_bytes=text_bytes,
         tokens=tokens,
         stored_bytes=sum(dataset.bytes for dataset in manifest.datasets.values()),
         seconds=seconds,
-        speed=_speed(log, seconds, read or tokens, text_bytes),
+        speed=_speed(run.log, seconds, read or tokens, text_bytes),
         dropped=manifest.dropped,
         device=str((manifest.setup or {}).get("device", "")),
     )
 
 
-_UNITS = {
-    "text": "document", "tokens": "document", "rejects": "reject", "clusters": "duplicate", "hits": "hit",
-    "sequences": "row", "heldout": "held-out row", "logits": "row",
-}  # fmt: skip
-_MODEL_STAGES = ("train_model", "cache_logits", "evaluate_model", "generate_text")
-
-
-def _made(manifest: Manifest, names: Sequence[str]) -> str:
+def _made(manifest: Manifest, names: Sequence[str], units: Mapping[str, str]) -> str:
     """ "2,310 documents, 4 rejects"; the datasets in the order that the stage names them in."""
-    if manifest.stage == "train_model":
-        steps = manifest.datasets["checkpoints"].facts["steps"]
-        return f"{_count(steps[-1], 'step')}, {_count(len(steps), 'checkpoint')}"
-    if manifest.stage == "evaluate_model":
-        return "held-out figures"
-    if manifest.stage == "generate_text":
-        return _count(manifest.datasets["text"].rows, "text")
     parts = []
     for name in names:
         dataset = manifest.datasets[name]
         if dataset.rows:
-            parts.append(_count(dataset.rows, _UNITS.get(name, f"row of {name}")))
+            parts.append(count(dataset.rows, {**UNITS, **units}.get(name, f"row of {name}")))
         elif name == "tokenizer":
-            parts.append(_count(dataset.facts["vocab_size"], "piece"))
+            parts.append(count(dataset.facts["vocab_size"], "piece"))
     return ", ".join(parts) or "nothing"
 
 
-def _count(number: int, unit: str) -> str:
-    return f"{number:,} {unit}{'s' * (number != 1)}"
-
-
-def _text_bytes(task: Task, manifest: Manifest) -> int | None:
+def _text_bytes(run: Finished) -> int | None:
     """Of its datasets; where no fact says so, of the text it read. None for a stage that runs a model."""
-    if manifest.stage in _MODEL_STAGES:
+    if declared(run.manifest.stage).places is not None:
         return None
-    own = [int(one.facts["text_bytes"]) for one in manifest.datasets.values() if "text_bytes" in one.facts]
+    own = [int(made.facts["text_bytes"]) for made in run.manifest.datasets.values() if "text_bytes" in made.facts]
     if own:
         return sum(own)
-    read = [one.data.facts.get("text_bytes") for one in _inputs(task) if not one.external]
-    known = [int(count) for count in read if count is not None]
+    read = [source.data.facts.get("text_bytes") for source in _inputs(run)]
+    known = [int(size) for size in read if size is not None]
     return sum(known) if known else None
 
 
-def _tokens(manifest: Manifest, log: Mapping[str, Any]) -> int | None:
-    if manifest.stage == "train_model":
-        return log.get("tokens_seen")
-    facts = [dataset.facts for dataset in manifest.datasets.values()]
-    if manifest.stage in ("cache_logits", "evaluate_model"):
-        return next((int(fact["targets"]) for fact in facts if "targets" in fact), None)
-    if manifest.stage == "generate_text":
-        return next((int(fact["new_tokens"]) for fact in facts if "new_tokens" in fact), None)
-    return sum(dataset.tokens for dataset in manifest.datasets.values()) or None
+def _inputs(run: Finished) -> list[Input]:
+    """Datasets of earlier runs that it read."""
+    return [source for many in run.inputs.values() for source in many if not source.external]
 
 
 def _speed(log: Mapping[str, Any], seconds: float | None, tokens: int | None, text_bytes: int | None) -> str:
@@ -243,8 +180,8 @@ def _speed(log: Mapping[str, Any], seconds: float | None, tokens: int | None, te
             return f"{_round(log[name])} tokens/s" if log[name] else ""
     if not seconds:
         return ""
-    if count := log.get("row_tokens") or tokens:
-        return f"{_round(count / seconds)} tokens/s"
+    if computed := log.get("row_tokens") or tokens:
+        return f"{_round(computed / seconds)} tokens/s"
     return f"{text_bytes / 1e6 / seconds:.2f} MB/s" if text_bytes else ""
 
 
@@ -255,84 +192,44 @@ def _round(number: float) -> str:
 
 
 def _models(
-    tasks: Mapping[str, Task], manifests: Mapping[str, Manifest], runs: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[str, Task], runs: Mapping[str, Finished], reports: Mapping[str, Report]
 ) -> tuple[ModelFigures, ...]:
     """The recipe's models in the order that they are trained in, each with its evaluation; then evaluated others."""
-    evaluations: dict[tuple[str, int], list[tuple[str, Evaluation]]] = {}
-    for name, manifest in manifests.items():
-        if manifest.stage == "evaluate_model":
-            facts = manifest.datasets["metrics"].facts
-            (checkpoint,), (heldout,) = tasks[name].inputs["checkpoint"], tasks[name].inputs["heldout"]
-            key = (checkpoint.directory, int(facts["step"]))
-            evaluations.setdefault(key, []).append((checkpoint.reference, _evaluation(facts, heldout.reference)))
+    evaluations: dict[tuple[str, int], list[Evaluated]] = {}
+    for name, run in runs.items():
+        if (evaluated := reports[name].evaluation(run)) is not None:
+            evaluations.setdefault((evaluated.checkpoint.directory, evaluated.step), []).append(evaluated)
     models = []
-    for name, manifest in manifests.items():
-        if manifest.stage != "train_model":
+    for name, run in runs.items():
+        if (trained := reports[name].model(run)) is None:
             continue
-        last = manifest.datasets["checkpoints"].facts["steps"][-1]
-        steps = sorted(step for directory, step in evaluations if directory == tasks[name].directory) or [last]
+        last = trained.steps[-1]
+        steps = sorted(step for directory, step in evaluations if directory == run.directory) or [last]
         for step in steps:
-            found: list[Evaluation | None] = [one for _, one in evaluations.pop((tasks[name].directory, step), [])]
+            known: list[Evaluated | None] = [*evaluations.pop((run.directory, step), [])]
             models += [
                 ModelFigures(
                     name=name if step == last else f"{name}@{step}",
-                    objective=str(manifest.config.get("objective", "")),
-                    shape=_shape(manifest.config.get("model", {})),
-                    parameters=_parameters(tasks[name].directory, manifest.datasets["checkpoints"]),
+                    objective=trained.objective,
+                    shape=trained.shape,
+                    parameters=trained.parameters,
                     step=step,
-                    tokens_seen=runs[name].get("log", {}).get("tokens_seen") if step == last else None,
-                    evaluation=one,
+                    tokens_seen=trained.tokens_seen if step == last else None,
+                    evaluation=evaluated.evaluation if evaluated else None,
                     task=tasks[name],
-                    setting=_setting(manifest, step),
+                    setting=f"{trained.setting} @{step}",
                 )
-                for one in found or [None]
+                for evaluated in known or [None]
             ]
     for (_, step), elsewhere in evaluations.items():
         models += [
             ModelFigures(
-                name=reference, objective="", shape="", parameters=None, step=step, tokens_seen=None, evaluation=one,
-                task=None, setting=reference,
+                name=evaluated.checkpoint.reference, objective="", shape="", parameters=None, step=step,
+                tokens_seen=None, evaluation=evaluated.evaluation, task=None, setting=evaluated.checkpoint.reference,
             )
-            for reference, one in elsewhere
+            for evaluated in elsewhere
         ]  # fmt: skip
     return tuple(models)
-
-
-def _evaluation(facts: Mapping[str, Any], heldout: str) -> Evaluation:
-    names = ("loss_per_token", "perplexity", "bits_per_byte")
-    return Evaluation(
-        heldout=heldout,
-        targets=int(facts["targets"]),
-        loss=facts["loss_per_token"],
-        perplexity=facts["perplexity"],
-        bits_per_byte=facts["bits_per_byte"],
-        unigram={name: facts[f"unigram_{name}"] for name in names if f"unigram_{name}" in facts},
-    )
-
-
-def _shape(model: Mapping[str, Any]) -> str:
-    return f"{model['layers']} layers, {model['d_model']} wide" if {"layers", "d_model"} <= model.keys() else ""
-
-
-def _setting(manifest: Manifest, step: int) -> str:
-    config = {name: value for name, value in manifest.config.items() if name != "objective"}
-    return json.dumps([config, manifest.inputs.get("sequences"), step], sort_keys=True)
-
-
-def _parameters(directory: str, checkpoints: Dataset) -> int | None:
-    """Of the last checkpoint, from the headers of its files alone (safetensors: 8 bytes of length, then JSON)."""
-    names = [shard.name for shard in checkpoints.shards]
-    folders = [name.rpartition("/")[0] for name in names]
-    weights = [
-        name for name in names if folders and name.startswith(f"{max(folders)}/model") and name.endswith(".safetensors")
-    ]
-    total = 0
-    for name in weights:
-        with storage.open_input(storage.join(directory, name)) as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-    return total or None
 
 
 def read_curve(task: Task) -> Curve | None:
@@ -367,23 +264,10 @@ def _smoothed(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (totals[last] - totals[first]) / (ends[last] - ends[first])
 
 
-def _completions(name: str, tasks: Mapping[str, Task], manifest: Manifest) -> list[Completion]:
-    (checkpoint,) = tasks[name].inputs["checkpoint"]
+def _completions(name: str, tasks: Mapping[str, Task], written: Written) -> list[Completion]:
+    checkpoint = written.checkpoint
     model = next((other for other, task in tasks.items() if task.directory == checkpoint.directory), None)
-    found = []
-    for shard in manifest.datasets["text"].shards:
-        for row in shards.read_table(storage.join(tasks[name].directory, shard.name), ["text", "metadata"]).to_pylist():
-            prompt = str(json.loads(row["metadata"]).get("prompt", ""))
-            found.append(
-                Completion(
-                    step=name,
-                    model=model or checkpoint.reference,
-                    prompt=prompt,
-                    continuation=row["text"].removeprefix(prompt),
-                )
-            )
-    return found
-
-
-def _inputs(task: Task) -> Sequence[Any]:
-    return [one for many in task.inputs.values() for one in many]
+    return [
+        Completion(step=name, model=model or checkpoint.reference, prompt=prompt, continuation=continuation)
+        for prompt, continuation in written.texts
+    ]

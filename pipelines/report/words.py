@@ -2,6 +2,12 @@
 
 from data.manifest import Manifest
 
+UNITS = {
+    "text": "document", "tokens": "document", "rejects": "reject", "clusters": "duplicate", "hits": "hit",
+    "sequences": "row", "heldout": "held-out row", "logits": "row",
+}  # fmt: skip
+"""dataset -> what one of its rows is called"""
+
 
 def holds(manifest: Manifest) -> str:
     """Rows, tokens and bytes of each dataset."""
@@ -13,6 +19,11 @@ def holds(manifest: Manifest) -> str:
         else:
             parts.append(f"{name}: {size(dataset.bytes)}")
     return "; ".join(parts)
+
+
+def count(number: int, unit: str) -> str:
+    """ "1 step", "2,310 documents"."""
+    return f"{number:,} {unit}{'s' * (number != 1)}"
 
 
 def size(count: float) -> str:

@@ -33,7 +33,6 @@ from pipelines.report.words import visible
 REPORT_NAME = "report.html"
 PIPED_WIDTH = 120
 """columns where the output is no terminal"""
-SOURCES = ("write.py", "figures.py", "tables.py", "page.py", "charts.py")
 
 
 def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
@@ -104,8 +103,8 @@ def _origin(name: str, tasks: Mapping[str, Task]) -> str:
                 digest.update(storage.read_bytes(storage.join(task.directory, file)))
             except FileNotFoundError:
                 digest.update(b"none")
-    for source in SOURCES:
-        digest.update(Path(__file__).with_name(source).read_bytes())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

@@ -14,23 +14,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import data.errors
 from data import schema, shards, storage
 from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
 from data.manifest import Dataset
 from data.schema import sequence_hashes
-from pipelines.checkpoints.loaded import batches_of, checkpoint_of, codec_of, open_model, setup_of
+from pipelines.checkpoints.loaded import batches_of, checkpoint_of, dataset_given, open_model, setup_of
 from pipelines.engine import config as configs
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Receipt, ShardOutput, map_shards
 from pipelines.engine.stage import FAILURE, Context, Outcome
 from pipelines.stages import cache_logits
-from training.backends.devices import resolve_device
-from training.config import Device
 from training.distill.audit import tally
 from training.distill.kind import Limits, Tally
+from training.inputs import codec_of
+from training.setup import Setup
 
 VERSION = 2
 READS = {
@@ -39,6 +41,7 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher they are of", dataset="checkpoints"),
 }
 WRITES = ("verdict",)
+DECLARES = Declaration(lease=True, places=Places())
 
 
 MARGIN = 1.5
@@ -86,8 +89,7 @@ class _Audit:
     cached: cache_logits.Config
     """of the run that made the cache"""
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
     max_unique: int
     teacher_hash: str
@@ -96,7 +98,7 @@ class _Audit:
     made_as: str
 
     def __call__(self, task: _Task) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         cache_logits.check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(task.sequences, self.cached.forward_rows)
         tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
@@ -123,7 +125,7 @@ class _Audit:
             first = number * self.cached.forward_rows
             try:
                 rows = [row for _, row in reader.read([(0, first + row) for row in range(count)])]
-            except ValueError as error:
+            except data.errors.UserError as error:
                 facts["unreadable"] = str(error)
                 continue
             targets = batch["loss_mask"][:count].sum(axis=1).tolist()
@@ -146,7 +148,7 @@ class _Audit:
 def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where the inputs cannot be compared at all."""
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
-    spec, facts = codec_of(logits), logits.data.facts
+    spec, facts = codec_of(dataset_given(logits)), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
     setup = setup_of(context)
     if len(logits.uris()) != len(sequences.uris()):
@@ -157,18 +159,17 @@ def run(context: Context, config: Config) -> Outcome:
     work = _Audit(
         cached,
         checkpoint_of(teacher),
-        resolve_device(context.resources.device),
-        context.resources.mesh,
+        setup,
         spec,
         facts["max_unique"],
         facts["teacher_sha256"],
         config.seed,
         facts["made_as"],
     )
-    receipts = _run_again(context, config, cached, work, setup)
+    receipts = _run_again(context, config, cached, work)
     checks = [
         *_identities(logits, sequences, teacher, receipts, cached, spec),
-        _redraw(receipts, logits.manifest.setup or {}, setup),
+        _redraw(receipts, logits.manifest.setup or {}, setup.forward_record()),
         *_honesty(receipts, config, cached),
     ]
     failed = [f"{check['check']}: {check['detail']}" for check in checks if check["passed"] is False]
@@ -183,14 +184,12 @@ def run(context: Context, config: Config) -> Outcome:
             )
         },
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"positions": positions},
     )
 
 
-def _run_again(
-    context: Context, config: Config, cached: cache_logits.Config, work: "_Audit", setup: Mapping[str, Any]
-) -> list[Receipt]:
+def _run_again(context: Context, config: Config, cached: cache_logits.Config, work: "_Audit") -> list[Receipt]:
     """Runs the teacher on a sample of the rows; on a larger one where that had too few targets."""
     logits, sequences = context.input("logits"), context.input("sequences")
     targets = logits.data.facts["targets"]
@@ -205,7 +204,14 @@ def _run_again(
             continue
         phase = f"audit-{sum(sizes)}" if before else "audit"
         receipts = map_shards(
-            context, phase, tasks, work, whole_node=True, setup=setup, unit="forward pass", sizes=sizes
+            context,
+            phase,
+            tasks,
+            work,
+            whole_node=True,
+            setup=work.setup.forward_record(),
+            unit="forward pass",
+            sizes=sizes,
         )
         before = sum(sizes)
         positions = sum(receipt.facts["tally"]["positions"] for receipt in receipts)

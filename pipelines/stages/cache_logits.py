@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema
+from data.absent import absent, present
 from data.loader import MADE_AS
 from data.logits import PLANES, CodecSpec, Ranking, Targets, encode
+from pipelines.account.costs import TeacherPassCost
 from pipelines.checkpoints.loaded import (
     LoadedModel,
     batches_of,
@@ -23,17 +25,18 @@ from pipelines.checkpoints.loaded import (
     open_model,
     setup_of,
 )
-from pipelines.engine.config import digest, to_dict
+from pipelines.engine.config import digest, hashed
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
-from training.backends.devices import resolve_device
-from training.config import Device
+from pipelines.report.kinds import CacheReport
 from training.distill.kind import Kind
 from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
+from training.setup import Setup
 
 VERSION = 3
 READS = {
@@ -41,6 +44,7 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
 }
 WRITES = ("logits",)
+DECLARES = Declaration(lease=True, places=Places(), cost=TeacherPassCost(), report=CacheReport())
 
 ROW_GROUP_ROWS = 64
 
@@ -58,7 +62,7 @@ class Config:
     """K of `topk`, the ids kept at each target"""
     temperature: float = 1.0
     """of the distribution that is kept: softmax(logits / temperature)"""
-    proposal: float = 1.0
+    proposal: float = absent(1.0)
     """of `sample`: draws come from that distribution to this power; other than 1, ids carry importance weights"""
     seed: int = 0
     """of the draws"""
@@ -84,12 +88,11 @@ def kept_kind(config: Config) -> Kind:
 class _Cache:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.device, self.mesh)
+        teacher = open_model(self.checkpoint, self.setup)
         check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
@@ -108,7 +111,7 @@ class _Cache:
             advance(len(kept))
         if rows:
             rows[0]["ranking"] = ranking.to_bytes()
-        made_as = digest([teacher.weights_sha256, to_dict(self.config), asdict(self.spec)])
+        made_as = made_as_of(teacher.weights_sha256, self.config, self.spec)
         table = pa.Table.from_pylist(rows, schema.LOGITS)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), MADE_AS: made_as})
         part = Part(table=table, row_group_rows=ROW_GROUP_ROWS, opaque_columns=(*PLANES, "ranking"))
@@ -123,6 +126,11 @@ class _Cache:
                 "final_softcap": teacher.model.config.final_softcap,
             },
         )
+
+
+def made_as_of(teacher_sha256: str, config: Config, spec: CodecSpec) -> str:
+    """Digest of all that decides the numbers of a cache besides the rows; absent options are left out of it."""
+    return digest([teacher_sha256, hashed(config), present(spec)])
 
 
 def captured(
@@ -155,17 +163,16 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where teacher and sequences are of different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
-    device = resolve_device(context.resources.device)
     spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])
     setup = setup_of(context)
-    work = _Cache(config, checkpoint_of(teacher), device, context.resources.mesh, spec)
+    work = _Cache(config, checkpoint_of(teacher), setup, spec)
     receipts = map_shards(
         context,
         "cache",
         sequences.uris(),
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[shard.rows for shard in sequences.data.shards],
     )
@@ -188,6 +195,6 @@ def run(context: Context, config: Config) -> Outcome:
     return Outcome(
         datasets={"logits": logits},
         tokenizer_sha256=sequences.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": sequences.data.rows * sequences.data.facts["sequence_length"]},
     )

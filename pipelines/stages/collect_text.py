@@ -5,18 +5,26 @@ fails the stage, or is skipped and counted where that is asked for. Cost: readin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal
 
-from data import schema, sources
+from data import schema, shards, sources
+from data.absent import absent
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration, OwnText
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 3
+WRITER = shards.WRITER
 WRITES = ("text", "rejects")
+DECLARES = Declaration(
+    cost=TextCost(speed=core_speed(21), reads="raw", leaves="raw"),
+    own_text=OwnText(input="input", config=lambda config: replace(config, source="text", exclude=())),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +38,15 @@ class Config:
         "*.txt", "*.md", "*.rst", "*.py",
     )  # fmt: skip
     """patterns of the names to read, relative to what was given (* crosses folders)"""
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = absent(())
     """patterns of the names to leave out"""
     text_field: str = "text"
     """field (JSONL, a.b for a field inside another) or column (Parquet) that holds the text"""
-    metadata_fields: tuple[str, ...] = ()
+    metadata_fields: tuple[str, ...] = absent(())
     """fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
     main_content: bool = True
     """of web pages, leave out menus and other boilerplate"""
-    fix_encoding: bool = False
+    fix_encoding: bool = absent(False)
     """repair mojibake (ftfy); otherwise a text is exactly what was there"""
     on_bad_file: Literal["fail", "skip"] = "fail"
     """what becomes of a file that is damaged or not what its name says: an error, or one counted reject"""

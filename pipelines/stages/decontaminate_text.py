@@ -13,17 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import decontaminate, schema, shards
+from data.absent import absent
+from infra.prices import OURS
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 2
+WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
     "evaluation": Read(help="evaluation sets, a JSONL file each; the file's name is the set's", many=True),
 }
 WRITES = ("text", "hits")
+DECLARES = Declaration(cost=TextCost(speed=core_speed(16, source=f"{OURS}: taken like deduplication")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Config:
     """words in a row that a document and an item must share"""
     action: Literal["drop", "mask"] = "drop"
     """drop the document, or keep it and take no loss on the shared words"""
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...] = absent(())
     """fields of an item to look for; empty: every string in it"""
 
     def __post_init__(self) -> None:

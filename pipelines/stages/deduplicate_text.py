@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from data import components, dedup, exchange, schema, shards
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
@@ -18,8 +20,10 @@ from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 4
+WRITER = shards.WRITER
 READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
+DECLARES = Declaration(cost=TextCost(speed=core_speed(16)))
 PART_ROWS = 4_000_000
 """keys or links that one task takes, about: some 300 MB"""
 MOST_ROUNDS = 64

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipelines.account.costs import HeldoutPassCost
 from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
-from training.backends.devices import resolve_device
-from training.config import Device
+from pipelines.report.kinds import EvaluationReport
 from training.evaluation import evaluate
+from training.setup import Setup
 
 VERSION = 1
 READS = {
@@ -27,6 +29,7 @@ READS = {
     "sequences": Read(help="training rows, for the unigram baseline", dataset="sequences", optional=True),
 }
 WRITES = ("metrics",)
+DECLARES = Declaration(lease=True, places=Places(), cost=HeldoutPassCost(), report=EvaluationReport())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,12 @@ class Config:
 class _Evaluate:
     config: Config
     checkpoint: str
-    device: Device
-    mesh: str
+    setup: Setup
     sequences: tuple[str, ...]
     vocab_size: int
 
     def __call__(self, uris: list[str]) -> ShardOutput:
-        loaded = open_model(self.checkpoint, self.device, self.mesh)
+        loaded = open_model(self.checkpoint, self.setup)
         if loaded.model.config.vocab_size < self.vocab_size:
             raise UserError(
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
@@ -89,8 +91,7 @@ def run(context: Context, config: Config) -> Outcome:
     work = _Evaluate(
         config,
         checkpoint_of(checkpoint),
-        resolve_device(context.resources.device),
-        context.resources.mesh,
+        setup,
         tuple(uri for one in sequences for uri in one.uris()),
         heldout.data.facts["vocab_size"],
     )
@@ -100,14 +101,14 @@ def run(context: Context, config: Config) -> Outcome:
         [heldout.uris()],
         work,
         whole_node=True,
-        setup=setup,
+        setup=setup.forward_record(),
         unit="row",
         sizes=[heldout.data.rows],
     )
     return Outcome(
         datasets={"metrics": dataset_of([receipt], "metrics", **receipt.facts)},
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,
-        setup=setup,
+        setup=setup.forward_record(),
         log={"row_tokens": heldout.data.rows * heldout.data.facts["sequence_length"]},
     )
 

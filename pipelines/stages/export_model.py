@@ -13,14 +13,16 @@ from typing import Literal
 import torch
 
 from data import storage
+from data.absent import absent
 from data.hf_tokenizer import tokenizer_files
 from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import BOS, END_OF_TURN, EOS, PAD, Tokenizer
-from model import Gemma2, Gemma2Config, hf_files
+from model import Gemma2, hf_files
 from model.hf_weights import SHARD_BYTES, assemble, fit_vocabulary
-from pipelines.checkpoints.loaded import checkpoint_of
+from pipelines.checkpoints.loaded import checkpoint_of, model_config_of
 from pipelines.checkpoints.model_card import Exported, model_card
+from pipelines.engine.declaration import WHOLE_MODEL_GIGABYTES, Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.stage import Context, Outcome
@@ -33,6 +35,7 @@ READS = {
     "evaluations": Read(help="evaluations of it, for the model card", dataset="metrics", many=True, optional=True),
 }
 WRITES = ("model",)
+DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +44,11 @@ class Config:
 
     name: str = "Gemma 2"
     """title of the model card"""
-    license: str = ""
+    license: str = absent("")
     """of the weights, as Hugging Face names licenses (apache-2.0, gemma); empty: the card names none"""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     """type of the weights; stored: as in the checkpoint"""
-    vocab_size: int | None = None
+    vocab_size: int | None = absent(None)
     """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
     zeros; None: as in the checkpoint"""
     shard_bytes: int = SHARD_BYTES
@@ -103,7 +106,7 @@ def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
     """The checkpoint's model as it is to be written, on the host, and its step."""
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
-    sizes = Gemma2Config(**checkpoint.state["identity"]["config"]["model"])
+    sizes = model_config_of(checkpoint)
     model = assemble(fit_vocabulary(sizes, shapes, config.vocab_size, Path(uri)), checkpoint.weights)
     if config.dtype != "stored":
         model.to(getattr(torch, config.dtype))

@@ -8,14 +8,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from data import filters, pii, schema, shards, storage
+from data.absent import absent
 from data.filters import Rules, Treatment
 from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from pipelines.account.costs import TextCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 4
+WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
     "words": Read(help="a word list of yours, a word or phrase a line: documents that hold one go", optional=True),
@@ -27,6 +31,7 @@ READS = {
     ),
 }
 WRITES = ("text", "rejects")
+DECLARES = Declaration(cost=TextCost(speed=core_speed(6.5), reads="raw"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +40,13 @@ class Config:
 
     max_characters: int = 1_000_000
     """longest document kept, in characters"""
-    gopher_quality: bool = False
+    gopher_quality: bool = absent(False)
     """the Gopher report's quality filters"""
-    gopher_repetition: bool = False
+    gopher_repetition: bool = absent(False)
     """the Gopher report's repetition filters"""
-    c4: bool = False
+    c4: bool = absent(False)
     """C4's rules: lines are removed, then texts with few sentences"""
-    fineweb: bool = False
+    fineweb: bool = absent(False)
     """FineWeb's own filters"""
     gopher: GopherQuality = field(default_factory=GopherQuality)
     """thresholds of gopher_quality"""
@@ -51,24 +56,24 @@ class Config:
     """thresholds of c4"""
     fineweb_limits: FineWebQuality = field(default_factory=FineWebQuality)
     """thresholds of fineweb"""
-    languages: tuple[str, ...] = ()
+    languages: tuple[str, ...] = absent(())
     """languages kept, as ISO 639-1 codes; empty: all"""
     min_language_score: float = 0.65
     """certainty of the language, at least (FineWeb's)"""
-    pii_email: Treatment = "keep"
+    pii_email: Treatment = absent("keep")
     """email addresses"""
-    pii_phone: Treatment = "keep"
+    pii_phone: Treatment = absent("keep")
     """phone numbers: with a country code, or as written in North America"""
-    pii_ip: Treatment = "keep"
+    pii_ip: Treatment = absent("keep")
     """public IP addresses"""
-    pii_card: Treatment = "keep"
+    pii_card: Treatment = absent("keep")
     """payment cards (Luhn)"""
-    pii_iban: Treatment = "keep"
+    pii_iban: Treatment = absent("keep")
     """bank accounts (mod 97)"""
-    pii_national_id: Treatment = "keep"
+    pii_national_id: Treatment = absent("keep")
     """social security numbers (US), DNI (Spain), CPF (Brazil), codice fiscale (Italy)"""
 
-    min_classifier_score: tuple[float, ...] = ()
+    min_classifier_score: tuple[float, ...] = absent(())
     """score that a document must reach, one for each classifier given"""
 
     def __post_init__(self) -> None:

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from data import schema, storage
+from data.absent import absent
 from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, open_model
+from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.report.kinds import GenerationReport
 from training.backends.devices import has_tpu, resolve_device
-from training.config import Device
+from training.backends.make import abilities_of
+from training.setup import Setup
 
 VERSION = 2
 READS = {
@@ -29,21 +33,22 @@ READS = {
     "prompts": Read(help="a file with one prompt a line, beside those in --prompt", optional=True),
 }
 WRITES = ("text",)
+DECLARES = Declaration(lease=True, places=Places(mesh=False), report=GenerationReport())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Prompts and how to choose tokens."""
 
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = absent(())
     """texts to continue"""
     max_new_tokens: int = 64
     """tokens to add at most"""
     temperature: float = 0.0
     """0 takes the likeliest token, 1 samples from the model as it is"""
-    top_k: int | None = None
+    top_k: int | None = absent(None)
     """sample among so many likeliest tokens; None: all"""
-    top_p: float | None = None
+    top_p: float | None = absent(None)
     """sample among the likeliest tokens that hold this much probability; None: all"""
     seed: int = 0
     """of the sampling"""
@@ -64,11 +69,11 @@ class _Generate:
     config: Config
     checkpoint: str
     tokenizer: str
-    device: Device
+    setup: Setup
     source: str
 
     def __call__(self, prompts: list[str]) -> ShardOutput:
-        loaded, tokenizer = open_model(self.checkpoint, self.device), Tokenizer.load(self.tokenizer)
+        loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > loaded.model.config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; give "
@@ -124,15 +129,16 @@ def run(context: Context, config: Config) -> Outcome:
     if not prompts:
         raise UserError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
     device = resolve_device(context.resources.device)
-    if device == "xla" and not has_tpu():
+    if abilities_of(device).compiles and not has_tpu():
         device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU
-    work = _Generate(config, checkpoint_of(checkpoint), uri, device, context.fingerprint)
-    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup={"device": device})
+    setup = Setup(device=device)
+    work = _Generate(config, checkpoint_of(checkpoint), uri, setup, context.fingerprint)
+    (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup=setup.forward_record())
     facts = dict(receipt.facts)
     seconds = facts.pop("seconds")
     return Outcome(
         datasets={"text": dataset_of([receipt], "text", **facts)},
         tokenizer_sha256=given,
-        setup={"device": device},
+        setup=setup.forward_record(),
         log={"new_tokens_per_second": facts["new_tokens"] / seconds, "new_tokens": facts["new_tokens"]},
     )

@@ -9,18 +9,22 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data import storage
+from data.absent import absent, present
 from data.hf_tokenizer import MODEL_FILE
 from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
+from pipelines.account.costs import ImportCost
+from pipelines.checkpoints.card_sections import imported_weights
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
-from pipelines.engine.errors import UserError
+from pipelines.engine.declaration import WHOLE_MODEL_GIGABYTES, Declaration
+from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.inputs import Input, Read
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.records import checkpoint_uri, read_commit
@@ -49,15 +53,16 @@ READS = {
     ),
 }
 WRITES = ("checkpoints", "tokenizer")
+DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES, cost=ImportCost(), card=imported_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What the files do not say by themselves."""
 
-    model: Gemma2Config | None = None
+    model: Gemma2Config | None = absent(None)
     """sizes of a .ckpt, which holds none (--model gemma2_2b); None: read from config.json"""
-    vocab_size: int | None = None
+    vocab_size: int | None = absent(None)
     """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
     zeros; None: as stored"""
 
@@ -79,7 +84,7 @@ def run(context: Context, config: Config) -> Outcome:
             step=0,
             weights=model.state_dict(),
             optimizer=None,
-            state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": asdict(model.config)}}},
+            state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": present(model.config)}}},
             tables={},
         )
     files, steps = committed_files(context.directory)
@@ -120,6 +125,8 @@ def _load(weights: Input, config: Config) -> Gemma2:
                 return _load_hf(folder, config, names)
             return _load_google(folder, config, names)
         except ValueError as error:
+            if exit_code(error) is None:
+                raise
             raise UserError(str(error).replace(str(folder), _given(weights))) from error
 
 
@@ -147,9 +154,8 @@ def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
 @contextmanager
 def _local_folder(weights: Input) -> Iterator[Path]:
     """The directory that holds the files; files in a bucket are copied to one of their own."""
-    uris = [file.uri for file in weights.files]
-    if not storage.is_remote(uris[0]):
-        yield Path(storage.filesystem(uris[0])[1]).parent
+    if (on_disk := storage.local_path(weights.files[0].uri)) is not None:
+        yield on_disk.parent
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in weights.files:

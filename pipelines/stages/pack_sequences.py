@@ -13,8 +13,11 @@ import pyarrow as pa
 import xxhash
 
 from data import schema, shards
+from data.absent import absent
 from data.order import splitmix64
 from data.packing import pack_documents, read_documents
+from pipelines.account.costs import PackCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, map_shards, total_dropped
@@ -22,8 +25,10 @@ from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 5
+WRITER = shards.WRITER
 READS = {"tokens": Read(help="tokens of one source", dataset="tokens")}
 WRITES = ("sequences", "heldout")
+DECLARES = Declaration(cost=PackCost(speed=core_speed(8.8)))
 TRAINING, HELDOUT = "sequences", "heldout"
 
 
@@ -41,9 +46,9 @@ class Config:
     """tokens of input that make one shard of output, about; a worker holds some 50 bytes for each"""
     row_group_rows: int = 64
     """rows that are read at a time, and that later epochs keep together"""
-    max_rows: int | None = None
+    max_rows: int | None = absent(None)
     """training rows to keep (the order is random, so they are a sample); None: all"""
-    max_heldout_rows: int | None = None
+    max_heldout_rows: int | None = absent(None)
     """held-out rows to keep; None: all"""
     require_heldout: bool = True
     """refuse a corpus of which no document is held out: nothing trained on it could be evaluated"""

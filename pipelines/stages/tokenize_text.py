@@ -17,12 +17,15 @@ from data import schema, shards
 from data.fast_encoder import SPACE, cut_after
 from data.masking import masked_tokens
 from data.tokenizer import BOS, EOS, PART_BYTES, Tokenizer
+from pipelines.account.costs import TokenizeCost, core_speed
+from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 
 VERSION = 6
+WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
     "tokenizer": Read(
@@ -30,6 +33,7 @@ READS = {
     ),
 }
 WRITES = ("tokens",)
+DECLARES = Declaration(cost=TokenizeCost(speed=core_speed(19)))
 BATCH_BYTES = 8 << 20
 """of text encoded at a time"""
 SAMPLE_BYTES = 1 << 16

@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from data import storage
+from pipelines.engine.errors import run_command
 from pipelines.study import sizes as all_sizes
 from pipelines.study.ablations import run_ablations
 from pipelines.study.arms import arms, with_tails
@@ -107,4 +108,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -9,8 +9,6 @@ import numpy as np
 from pipelines.study.intervals import Difference, over_documents, over_seeds
 from pipelines.study.lockstep import is_done, read_trial
 
-AGAINST = ("scratch", "full")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArmFigures:

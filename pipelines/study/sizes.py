@@ -9,8 +9,9 @@ import json
 from typing import Any
 
 from data import storage
-from model import Gemma2Config
+from data.absent import present
 from pipelines.engine.errors import UserError
+from pipelines.recipes.sizes import TeacherAndStudents, shape
 from training.config import OptimizerConfig
 
 VERSION = 1
@@ -18,7 +19,7 @@ VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(TeacherAndStudents):
     """Text, teacher, students and what is measured of them."""
 
     vocab_size: int = 4096
@@ -31,18 +32,10 @@ class Sizes:
     """rows in a step of a student"""
     max_files: int | None = None
     """files of the standard library that are read (None: all)"""
-    teacher: Gemma2Config
-    """the teacher's shape"""
-    teacher_steps: int
-    """its optimizer steps, each on rows that no student sees"""
     teacher_optimizer: OptimizerConfig
-    """its schedule"""
-    student: Gemma2Config
-    """the students' shape"""
-    student_steps: int
-    """optimizer steps of every student"""
+    """the teacher's schedule, on rows that no student sees"""
     student_optimizer: OptimizerConfig
-    """their schedule, the same in all arms"""
+    """the students' schedule, the same in all arms"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """each gives initial weights and an order of rows, shared by all arms"""
     alpha: float = 0.2
@@ -73,19 +66,8 @@ class Sizes:
 
 def digest(value: Any) -> str:
     """12 hex digits of dataclasses or plain values, and of VERSION."""
-    plain = json.dumps([VERSION, value], sort_keys=True, default=dataclasses.asdict)
+    plain = json.dumps([VERSION, value], sort_keys=True, default=present)
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
-
-
-def shape(
-    vocab_size: int, *, d_model: int, layers: int, heads: int, kv_heads: int | None = None, ffw_dim: int, window: int
-) -> Gemma2Config:
-    """A small Gemma 2 with heads * head_dim = d_model."""
-    head_dim = d_model // heads
-    return Gemma2Config(
-        vocab_size=vocab_size, d_model=d_model, layers=layers, heads=heads, kv_heads=kv_heads or heads // 2,
-        head_dim=head_dim, ffw_dim=ffw_dim, window=window, query_scale=head_dim,
-    )  # fmt: skip
 
 
 def standard() -> Sizes:

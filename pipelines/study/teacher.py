@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from data import storage
 from data.order import MixturePhase, SequenceDataset
@@ -17,6 +16,7 @@ from training.config import TrainingConfig
 from training.feed import HostBatch
 from training.job import TrainJob
 from training.loop import StepReport, run_training
+from training.setup import Setup
 
 CHECKPOINT_EVERY_STEPS = 100
 
@@ -56,8 +56,7 @@ def _job(sizes: Sizes, text: Text, checkpoints_uri: str, threads: int) -> TrainJ
         phases=(MixturePhase(start_step=0, weights=(("stdlib", 1.0),)),),
         sequence_length=sizes.sequence_length,
         vocab_size=text.vocab_size,
-        device="cpu",
-        cpu_threads=threads,
+        setup=Setup(device="cpu", threads=threads),
     )
 
 
@@ -74,8 +73,3 @@ def _feed(sizes: Sizes, text: Text) -> Callable[[int, int], Iterator[tuple[int, 
 def _tell(report: StepReport, sizes: Sizes, tell: Callable[[str], None]) -> None:
     if report.step % 20 == 0:
         tell(f"teacher: step {report.step} of {sizes.teacher_steps}, loss {report.loss:.3f}")
-
-
-def one_thread() -> None:
-    """Each arm computes in one thread of its own, so that its figures do not depend on how many run at once."""
-    torch.set_num_threads(1)

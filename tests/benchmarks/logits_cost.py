@@ -33,6 +33,7 @@ from training.backends.make import make_backend
 from training.distill.kinds.sample import Sample, count_draws
 from training.distill.kinds.topk import TopK
 from training.distill.teacher import CHUNK_POSITIONS, capture
+from training.setup import Setup
 
 GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"
 VOCAB, DRAWS, ROWS, LENGTH, CANDIDATES = 256_000, 50, 32, 1024, 400
@@ -187,7 +188,7 @@ def _capture(vocabulary: int, count: int, length: int) -> Row:
     """In CPU seconds of one thread, which other work on the machine changes little."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model, backend = Gemma2(step_run.config(vocabulary)), make_backend("cpu")
+    model, backend = Gemma2(step_run.config(vocabulary)), make_backend(Setup(device="cpu"))
     model.requires_grad_(False)
     backend.place_model(model)
     tokens = np.random.default_rng(0).integers(500, vocabulary, (count, length), dtype=np.int32)

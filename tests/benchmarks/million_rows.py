@@ -135,7 +135,7 @@ def student_job(uris: list[str], directory: str) -> TrainJob:
         phases=PHASES,
         sequence_length=LENGTH,
         vocab_size=8192,
-        cpu_threads=1,
+        threads=1,
     )
 
 

@@ -26,6 +26,7 @@ from training.backends.make import make_backend
 from training.config import OptimizerConfig
 from training.loss import LossOptions, next_token_loss
 from training.optim import init_state, step_scalars
+from training.setup import Setup
 from training.step import train_step
 
 
@@ -46,7 +47,7 @@ def main(side: str, device: str, vocab_size: str, rows: str, length: str, steps:
     size = config(int(vocab_size))
     tokens = np.random.default_rng(0).integers(500, size.vocab_size, (int(rows), int(length)), dtype=np.int32)
     if side == "ours":
-        backend = make_backend("xla" if device == "xla" else "cpu")
+        backend = make_backend(Setup(device="xla" if device == "xla" else "cpu"))
     before = peak_bytes()
     step = our_step(size, tokens, backend) if side == "ours" else transformers_step(size, tokens)
     seconds = []

@@ -9,10 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
+from infra import ray_private
+from pipelines.engine.resources import Resources
 from tests.programs.places import REPOSITORY
+from training.backends.make import BACKENDS
+from training.config import Device
 
 PACKAGES = ("model", "data", "training", "infra", "pipelines")
 MAY_IMPORT = {
@@ -21,6 +26,11 @@ MAY_IMPORT = {
     "infra": set(),
     "training": {"model", "data"},
     "pipelines": {"model", "data", "training", "infra"},
+}
+ALSO_MAY_IMPORT = {
+    # Ray's private parts stand in one file. Ray calls back into training/worker, which subclasses some of them, so they
+    # cannot be handed in from pipelines/.
+    "training/worker/": {"infra.ray_private"},
 }
 HOMES = {
     "ray": ("training/worker/", "infra/", "pipelines/"),
@@ -78,6 +88,7 @@ def test_a_package_imports_only_those_below_it(package: str) -> None:
         for path in modules(package)
         for name in imported_by(path)
         if (top := name.partition(".")[0]) in {*PACKAGES, "tests"} - {package} and top not in MAY_IMPORT[package]
+        if not any(relative(path).startswith(room) and name in more for room, more in ALSO_MAY_IMPORT.items())
     ]
     assert not wrong
 
@@ -122,6 +133,47 @@ def test_a_library_is_imported_only_in_its_home(library: str) -> None:
         and not relative(path).startswith(HOMES[library])
     ]
     assert not wrong
+
+
+PRIVATE = re.compile(r"\bray(\.\w+)*\.(_\w+|experimental\.internal_kv|core\.generated)|\binternal_kv\b")
+
+
+def test_private_parts_of_ray_are_named_in_one_file() -> None:
+    named = {relative(path) for path in modules(*PACKAGES) if PRIVATE.search(path.read_text())}
+    assert named == {"infra/ray_private.py"}
+
+
+def test_every_private_part_of_ray_is_used_and_still_there() -> None:
+    sources = {path: path.read_text() for path in modules(*PACKAGES) if relative(path) != "infra/ray_private.py"}
+    script = "from infra import ray_private\nprint([getattr(ray_private, name) for name in ray_private.MODULES])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    unused = [name for name in ray_private.MODULES if not any(name in source for source in sources.values())]
+    assert unused == []
+
+
+def decided_devices(path: Path) -> Iterator[str]:
+    """Names of devices in a file's code, other than among the choices of a Literal."""
+    tree = ast.parse(path.read_text())
+    choices = {
+        id(node)
+        for literal in ast.walk(tree)
+        if isinstance(literal, ast.Subscript) and isinstance(literal.value, ast.Name) and literal.value.id == "Literal"
+        for node in ast.walk(literal)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in ("xla", "cuda") and id(node) not in choices:
+            yield f"{relative(path)}:{node.lineno}"
+
+
+def test_only_backends_know_devices_by_name() -> None:
+    """Everybody else asks a backend's abilities (training/backends/abilities.py)."""
+    paths = [path for path in modules(*PACKAGES) if not relative(path).startswith("training/backends/")]
+    assert [found for path in paths for found in decided_devices(path)] == []
+
+
+def test_every_device_has_a_backend_that_declares_its_abilities() -> None:
+    assert {*BACKENDS, "auto"} == set(get_args(Device)) == set(get_args(Resources.__annotations__["device"]))
 
 
 @pytest.mark.parametrize(

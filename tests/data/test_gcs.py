@@ -88,14 +88,6 @@ def test_bytes_are_written_read_listed_moved_and_removed(bucket: str) -> None:
         storage.read_bytes(f"{run}/a")
 
 
-def test_a_local_file_is_uploaded(bucket: str, tmp_path: Path) -> None:
-    content = os.urandom(3_000_000)
-    (tmp_path / "weights").write_bytes(content)
-    storage.upload(tmp_path / "weights", f"{bucket}/weights")
-    assert storage.read_bytes(f"{bucket}/weights") == content
-    assert not (tmp_path / "weights").exists()
-
-
 def test_of_many_threads_that_publish_at_once_one_is_first(bucket: str) -> None:
     barrier = Barrier(4)
 

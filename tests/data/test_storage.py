@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -100,21 +101,51 @@ def test_what_is_not_there_is_said_so(place: str) -> None:
     storage.remove_tree(missing)
 
 
-def test_moving_and_uploading_replace_what_is_there(place: str, tmp_path: Path) -> None:
-    target = storage.join(place, "new", "target")
-    elsewhere = str(tmp_path / "source")
-    for publish, source, content in (
-        (storage.move, storage.join(place, "source"), b"moved"),
-        (storage.upload, elsewhere, b"uploaded"),
-        (storage.move, storage.join(place, "source"), b"again"),
-    ):
+def test_moving_replaces_what_is_there(place: str, tmp_path: Path) -> None:
+    source, target = storage.join(place, "source"), storage.join(place, "new", "target")
+    for content in (b"moved", b"again"):
         storage.write_bytes(source, content)
-        publish(source, target)
+        storage.move(source, target)
         assert storage.read_bytes(target) == content
         assert not storage.exists(source)
-    storage.download(target, elsewhere)
-    assert Path(elsewhere).read_bytes() == b"again"
+    storage.download(target, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"again"
     assert storage.read_range(target, 1, 3) == b"ga"
+
+
+def test_the_same_files_have_the_same_names_from_a_folder_and_from_a_glob(place: str) -> None:
+    for name in ("b/x.txt", "a.txt", "c.bin"):
+        storage.write_bytes(storage.join(place, name), b"12")
+    below = [(name, storage.join(place, name), 2) for name in ("a.txt", "b/x.txt", "c.bin")]
+    assert storage.files_of(place) == below
+    assert sorted(storage.files_of(storage.join(place, "**", "*.txt"))) == below[:2]
+    assert storage.files_of(storage.join(place, "a.txt")) == below[:1]
+    assert storage.files_of(storage.join(place, "missing")) == storage.files_of(storage.join(place, "*.md")) == []
+    if "://" in place:  # fsspec's globs; Python's take it
+        with pytest.raises(ValueError, match=r"the glob .* is not understood .*; write \*\* between slashes"):
+            storage.files_of(storage.join(place, "**.md"))
+
+
+def test_the_content_of_an_object_is_its_bytes(place: str) -> None:
+    one, equal, other = (storage.join(place, name) for name in ("one", "equal", "other"))
+    for uri, data in ((one, b"1"), (equal, b"1"), (other, b"2")):
+        storage.write_bytes(uri, data)
+    if place.startswith("gs://"):
+        assert len({storage.content(uri) for uri in (one, equal, other)}) == 3  # a generation each
+    else:
+        assert storage.content(one) == storage.content(equal) == hashlib.sha256(b"1").hexdigest()
+        assert storage.content(other) != storage.content(one)
+    assert storage.content(one) == storage.content(one)
+
+
+def test_a_store_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.local_path("a/b") == storage.local_path(f"file://{tmp_path}/a/b") == tmp_path / "a" / "b"
+    assert storage.absolute("a/../b") == storage.absolute(f"file://{tmp_path}/b") == f"{tmp_path}/b"
+    for uri in ("gs://bucket/a", "memory://a"):
+        assert (storage.local_path(uri), storage.absolute(uri), storage.is_relative(uri)) == (None, uri, False)
+    assert [storage.is_relative(uri) for uri in ("a", "/a", "file:///a")] == [True, False, False]
+    assert [storage.is_shared(uri) for uri in ("a", "gs://bucket/a", "memory://a")] == [True, True, False]
 
 
 def test_one_level_is_listed_with_folders_and_times(place: str) -> None:
@@ -236,7 +267,7 @@ def test_the_tokens_that_gcsfs_pickles_are_not_loaded(way: str, tmp_path: Path) 
         check=False,
     )
     assert (tmp_path / "sprung").exists() == (way == "gcsfs")
-    told = f"ValueError: {tmp_path}/.gcs_tokens is a pickle that gcsfs would load"
+    told = f"data.errors.UserError: {tmp_path}/.gcs_tokens is a pickle that gcsfs would load"
     assert (told in done.stderr) == (way == "data.storage"), done.stderr
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from infra.chips import TPUS
 from infra.kuberay import RayCluster, RayJob, read_manifest
-from infra.kubernetes import ACCELERATORS, HEALTH_PAGES, HOSTS, Request, manifests, offered, rented_slice
-from infra.slices import CHIPS
+from infra.kubernetes import HEALTH_PAGES, Request, manifests, rented_slice
 
 VERSION = "1.34"
 CPU = Request(
@@ -103,7 +103,9 @@ def test_a_field_that_kuberay_has_not_or_refuses_is_refused(
         read_manifest(document)
 
 
-LISTED = [(f"{chip}:{shape}", slices) for chip in CHIPS for shape in offered(chip) for slices in (1, 2)]
+LISTED = [
+    (f"{chip.name}:{shape}", slices) for chip in TPUS.values() for shape in chip.gke_topologies for slices in (1, 2)
+]
 
 
 @pytest.mark.parametrize(("text", "slices"), LISTED)
@@ -117,12 +119,8 @@ def test_hosts_times_chips_are_the_topology(text: str, slices: int) -> None:
     assert tpu["numOfHosts"] * chips == place.chips_per_slice
     assert tpu["replicas"] * tpu["numOfHosts"] * chips == place.chips
     assert spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == text.partition(":")[2]
-    assert spec["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == ACCELERATORS[place.chip.name]
+    assert spec["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == place.chip.gke_accelerator
     assert (cpu["minReplicas"], cpu["maxReplicas"]) == (0, 16), "the CPU group grows and shrinks"
-
-
-def test_every_chip_has_its_machine() -> None:
-    assert set(ACCELERATORS) == set(HOSTS) == set(CHIPS)
 
 
 def test_no_pod_is_root_or_has_a_key() -> None:

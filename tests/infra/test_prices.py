@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from infra.prices import CHIPS as PRICED
-from infra.prices import CONSTANTS, Prices, read_prices
-from infra.slices import CHIPS
-
-NAMES = ("usd_per_chip_hour", "watts_per_chip", "vcpus_per_chip", "grid_kg_per_kwh")
+from infra.chips import CHIPS
+from infra.prices import CONSTANTS, PER_CHIP, PRICED, Prices, read_prices
 
 
 def test_every_constant_says_where_it_comes_from() -> None:
     assert all(one.source and one.date for one in CONSTANTS.values())
     assert set(CHIPS) < set(PRICED)
     for chip in PRICED:
-        assert {f"{chip}.{name}" for name in NAMES} <= set(CONSTANTS)
+        assert {f"{chip}.{name}" for name in PER_CHIP} <= set(CONSTANTS)
 
 
 def test_a_chip_hour_costs_its_price_and_draws_chip_and_host() -> None:

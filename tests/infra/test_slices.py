@@ -2,14 +2,8 @@
 
 import pytest
 
-from infra.slices import (
-    CHIPS,
-    check_mesh,
-    model_flops_utilization,
-    parse_topology,
-    roofline,
-    sent_bytes,
-)
+from infra.chips import TPUS
+from infra.slices import check_mesh, model_flops_utilization, parse_topology, roofline, sent_bytes
 from model.sharding import MeshShape
 
 
@@ -75,7 +69,7 @@ def test_bytes_on_the_wire_are_those_of_rings() -> None:
 
 
 def test_a_roofline_is_bound_by_its_slowest_resource() -> None:
-    chip = CHIPS["v5e"]
+    chip = TPUS["v5e"]
     bounds = roofline(chip, flops=197e12, hbm_bytes=2 * 819e9, ici_bytes=0.5 * 200e9, dcn_bytes=0)
     assert (bounds.best_seconds, bounds.worst_seconds, bounds.bound_by) == (2.0, 3.5, "HBM")
     assert model_flops_utilization(chip, model_flops=197e12, seconds=bounds.best_seconds) == 0.5

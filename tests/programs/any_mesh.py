@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model import Gemma2
-from tests.programs.examples import made_up_feed
+from tests.programs.examples import made_up_feed, moved
 from tests.programs.meshes import QUICK_COMPILES, mesh_job, mesh_of
 from tests.programs.places import REPOSITORY
 from training.backends.base import Backend
@@ -30,6 +30,7 @@ from training.checkpoints.state import restore_state, snapshot_state
 from training.job import TrainJob
 from training.loop import run_training
 from training.optim import init_state
+from training.setup import Setup
 
 STEPS = 2
 MESHES = ("1x1x1", "1x2x1", "1x1x2", "1x2x2", "2x2x1")
@@ -61,7 +62,7 @@ def found_by(kinds: Iterable[str], directory: Path) -> dict[str, dict[str, list[
 def job_of(kind: str, directory: str) -> TrainJob:
     job = mesh_job(Path(directory) / kind)
     config = dataclasses.replace(job.config, steps=STEPS, checkpoint_every_steps=STEPS)
-    return dataclasses.replace(job, config=config, workers=2 if kind == "fsdp" else 1)
+    return moved(dataclasses.replace(job, config=config), workers=2 if kind == "fsdp" else 1)
 
 
 def trained(backend: Backend, directory: str, kind: str) -> None:
@@ -121,7 +122,7 @@ def main(directory: str, everyone: str, *mine: str) -> None:
     if mine == ("fsdp",):
         from training.backends.local_workers import run_workers
 
-        found["fsdp"] = run_workers(2, as_fsdp, directory, others)
+        found["fsdp"] = run_workers(Setup(workers=2, device="cpu"), as_fsdp, directory, others)
     elif mine == ("cpu",):
         trained(TorchBackend("cpu"), directory, "cpu")
         found["cpu"] = loaded(TorchBackend("cpu"), directory, "cpu", others)

@@ -32,7 +32,7 @@ def main(directory: Path) -> dict[str, Any]:
 
 def used_up(directory: Path, name: str, number: int, max_failures: int) -> dict[str, Any]:
     """What a run of `number` workers says in the end; a worker is killed at first, the controller of the next one."""
-    job = job_named(directory, name, steps=100_000, checkpoint_every_steps=50, cpu_threads=1, workers=number)
+    job = job_named(directory, name, steps=100_000, checkpoint_every_steps=50, threads=1, workers=number)
     kills: list[int] = []
 
     def kill(report: StepReport) -> None:

@@ -31,6 +31,7 @@ from training.config import OptimizerConfig, TrainingConfig
 from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import run_training
+from training.setup import Setup
 
 VOCAB, LENGTH, SHARD_ROWS, SHARDS, ROW_GROUP_ROWS = 1024, 64, 24, 3, 8
 STEPS = 100
@@ -117,8 +118,7 @@ def train_teacher(root: Path, sequences: str, tokenizer_sha256: str, seed: int =
         phases=(MixturePhase(start_step=0, weights=(("rows", 1.0),)),),
         sequence_length=LENGTH,
         vocab_size=VOCAB,
-        device="cpu",
-        cpu_threads=1,  # so small that a second thread would only wait
+        setup=Setup(device="cpu", threads=1),  # so small that a second thread would only wait
     )  # fmt: skip
     run_training(job, TorchBackend("cpu"), direct_feed(job))
     files, steps = committed_files(directory)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from tests.programs import chaos_log
-from tests.programs.examples import example_job, made_up_feed
+from tests.programs.examples import example_job, made_up_feed, moved
 from tests.programs.kills import first_step, in_process
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
@@ -153,7 +153,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
     A run that the watch did not stop is replayed at the ends of its stretches between checkpoints.
     """
     from tests.programs.examples import write_sequences
-    from training import loop
+    from training import run
     from training.faults import BadStep, Corrupted
     from training.replay import replay
 
@@ -162,7 +162,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
     kinds = ("weight", "moment", "gradient")
     planted = dict.fromkeys(kinds, 0)
     bits = rng.sample(range(31), 31)
-    make_state = loop.init_state
+    make_state = run.init_state
     for number in range(count):
         what, bit = kinds[number % 3], (31, *bits)[number // 3 % 32]
         planted[what] += 1
@@ -177,7 +177,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
                 backend.targets = list(parameters.values()) if backend.what == "weight" else moments
                 return state
 
-            loop.init_state = remember  # type: ignore[assignment]
+            run.init_state = remember  # type: ignore[assignment]
             try:
                 run_training(job, backend, made_up_feed_from(job))
             except Corrupted:
@@ -187,7 +187,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
                 found["bad step"] += 1
                 continue
             finally:
-                loop.init_state = make_state
+                run.init_state = make_state
             steps = (10, 20)  # the ends of the two stretches between checkpoints
             found["replay"] += any(replay(job, step).differences for step in steps)
     total = sum(found.values())
@@ -242,7 +242,7 @@ def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
         job = example_job(
             directory, config={"model": model, "steps": steps, "checkpoint_every_steps": every, "keep_last": 2}
         )
-        job = dataclasses.replace(job, cpu_threads=1, vocab_size=64)
+        job = moved(dataclasses.replace(job, vocab_size=64), threads=1)
         began = time.perf_counter()
         run_training(job, TorchBackend("cpu"), made_up_feed(job))
         return (time.perf_counter() - began) / steps

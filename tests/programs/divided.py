@@ -1,7 +1,6 @@
 """Run in each worker by test_fsdp.py: a model divided over the workers does what whole ones do. No Ray."""
 
 import contextlib
-import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 
 from model import Gemma2, gemma2_tiny
-from tests.programs.examples import example_job, made_up_feed
-from training import loop
+from tests.programs.examples import example_job, made_up_feed, moved
+from training import run
 from training.backends.base import Backend
 from training.backends.fsdp import FsdpBackend
 from training.backends.torch_backend import TorchBackend
@@ -57,7 +56,7 @@ def runs(given: TorchBackend, directory: str) -> dict[str, Any]:
         config = {"compute_dtype": dtype, "steps": 4, "spike_sigmas": 8.0, "optimizer": optimizer}
         for kind, one in (("divided", backend), ("whole", whole)):
             job = divided_job(directory, f"{kind}-{dtype}", workers, **config)
-            train(dataclasses.replace(job, microbatch_rows=1), one)
+            train(moved(job, microbatch_rows=1), one)
     resumed(backend, divided_job(directory, "resumed", workers), stop=7)
     if rank == 0:
         shutil.copytree(f"{directory}/one/{HALF}", f"{directory}/from-one/{HALF}")
@@ -139,7 +138,7 @@ class Flipping(FsdpBackend):
 
 def flipped(job: TrainJob, device: Device) -> str:
     try:
-        train(job, Flipping(device, torch.distributed.get_rank(), job.workers))
+        train(job, Flipping(device, torch.distributed.get_rank(), job.setup.workers))
     except Corrupted as error:
         return str(error)
     return ""
@@ -147,7 +146,7 @@ def flipped(job: TrainJob, device: Device) -> str:
 
 def bad(backend: Backend, job: TrainJob) -> str:
     """What a run says that meets an infinite loss in the second row of the last worker, at step 7."""
-    plain = loop.loss_function
+    plain = run.loss_function
 
     def poisoned(*arguments: Any) -> Any:
         inner = plain(*arguments)
@@ -165,13 +164,13 @@ def bad(backend: Backend, job: TrainJob) -> str:
                 batch["tokens"][1, 5] = BAD_TOKEN
             yield step, batch
 
-    loop.loss_function = poisoned  # type: ignore[assignment]
+    run.loss_function = poisoned  # type: ignore[assignment]
     try:
         run_training(job, backend, feed)
     except BadStep as error:
         return str(error)
     finally:
-        loop.loss_function = plain
+        run.loss_function = plain
     return ""
 
 

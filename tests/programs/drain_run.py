@@ -24,6 +24,7 @@ from training.feed import direct_feed
 from training.job import TrainJob
 from training.log.summary import StepReport
 from training.loop import run_training
+from training.setup import Setup
 from training.worker.driver import fit
 
 STEPS = 600
@@ -83,7 +84,7 @@ def main(directory: Path) -> dict[str, Any]:
     }
     ray.shutdown()
     cluster.shutdown()
-    run_workers(2, straight, make_job(directory / "straight", workers=2))
+    run_workers(Setup(workers=2, device="cpu"), straight, make_job(directory / "straight", workers=2))
     shutil.rmtree(temporary, ignore_errors=True)
     return found
 
@@ -95,7 +96,7 @@ def straight(backend: Backend, job: TrainJob) -> None:
 def make_job(directory: Path, **overrides: Any) -> TrainJob:
     directory.mkdir()
     config = {"steps": STEPS, "checkpoint_every_steps": 300}
-    job = example_job(directory / "checkpoints", config=config, cpu_threads=1, **overrides)
+    job = example_job(directory / "checkpoints", config=config, threads=1, **overrides)
     return write_sequences(directory, job)
 
 

@@ -36,7 +36,7 @@ def make_job(directory: Path, **overrides: Any) -> TrainJob:
     directory.mkdir()
     config = {"steps": STEPS, "checkpoint_every_steps": EVERY}
     job = example_job(
-        directory / "checkpoints", config=config, logs_uri=str(directory / "logs"), cpu_threads=1, **overrides
+        directory / "checkpoints", config=config, logs_uri=str(directory / "logs"), threads=1, **overrides
     )
     return write_sequences(directory, job)
 

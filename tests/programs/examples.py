@@ -12,11 +12,14 @@ from data.packing import Document, pack_documents
 from data.schema import sequence_hashes
 from data.shards import write_table
 from model import gemma2_tiny
+from model.sharding import MeshShape
 from training.config import OptimizerConfig, TrainingConfig
 from training.feed import Feed, HostBatch
 from training.job import TrainJob
+from training.setup import Setup
 
 VOCAB = 64
+SETUP = {field.name for field in dataclasses.fields(Setup)} - {"mesh"}
 LENGTH = 24
 DATASETS = (
     SequenceDataset(name="prose", shard_rows=(20, 12), row_group_rows=8),
@@ -25,7 +28,10 @@ DATASETS = (
 
 
 def example_job(checkpoints: Path, *, config: dict[str, Any] | None = None, **overrides: Any) -> TrainJob:
-    """A job of a few steps over two made-up datasets."""
+    """A job of a few steps over two made-up datasets; `overrides` are fields of the job or its set-up, mesh as text."""
+    mesh = overrides.pop("mesh", "")
+    place = {"device": "cpu", "mesh": MeshShape.parse(mesh) if mesh else None}
+    place |= {name: overrides.pop(name) for name in SETUP & overrides.keys()}
     settings: dict[str, Any] = {
         "model": gemma2_tiny(
             vocab_size=VOCAB, d_model=32, ffw_dim=64, heads=2, kv_heads=1, head_dim=16, query_scale=16
@@ -43,9 +49,14 @@ def example_job(checkpoints: Path, *, config: dict[str, Any] | None = None, **ov
         "sequence_length": LENGTH,
         "vocab_size": VOCAB,
         "input_fingerprints": {"sequences": "abc"},
-        "device": "cpu",
+        "setup": Setup(**place),
     }
     return TrainJob(**(job | overrides))
+
+
+def moved(job: TrainJob, **changes: Any) -> TrainJob:
+    """The job in another set-up."""
+    return dataclasses.replace(job, setup=dataclasses.replace(job.setup, **changes))
 
 
 def made_up_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:

@@ -28,6 +28,7 @@ from tests.programs.cached_runs import EARLIER, Runs, forge
 from tests.programs.in_process import InProcess
 from training.backends.torch_backend import TorchBackend
 from training.distill.teacher import map_logits
+from training.setup import Setup
 
 FAULTS = (
     "permuted shard",
@@ -103,7 +104,7 @@ def kinds_that_fail(found: dict[str, bool | None]) -> set[str]:
 def teacher_of(runs: Runs, step: int | None = None) -> LoadedModel:
     suffix = "" if step is None else f"@{step}"
     (given,) = resolve_texts(load_stage("cache_logits").reads["teacher"], None, [runs.teacher + suffix], str(runs.root))
-    return open_model(checkpoint_of(given), "cpu")
+    return open_model(checkpoint_of(given), Setup(device="cpu"))
 
 
 def _captured(

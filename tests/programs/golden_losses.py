@@ -44,6 +44,7 @@ from training.distill.teacher import capture, weights_hash
 from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import run_training
+from training.setup import Setup
 
 DEVICES = ("cpu", "xla")
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -88,7 +89,7 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
 def trained(device: str, objective: str, directory: Path) -> list[float]:
     """The loss of each step, out of the metrics that the loop kept beside its checkpoint."""
     job = golden_job(device, objective, directory)
-    run_training(job, make_backend(job.device), direct_feed(job))
+    run_training(job, make_backend(job.setup), direct_feed(job))
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
     assert metrics["step"].to_pylist() == list(range(1, STEPS + 1))
@@ -116,8 +117,7 @@ def golden_job(device: Any, objective: Any, directory: Path) -> TrainJob:
         phases=(MixturePhase(start_step=0, weights=(("rows", 1.0),)),),
         sequence_length=LENGTH,
         vocab_size=VOCAB,
-        device=device,
-        cpu_threads=1,
+        setup=Setup(device=device, threads=1),
         **distill,
     )
 

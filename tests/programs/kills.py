@@ -22,6 +22,7 @@ from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
 from training.backends.base import Backend
 from training.job import TrainJob
+from training.setup import Setup
 
 ENVIRONMENT = {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 PAIR = "pair"
@@ -124,11 +125,11 @@ def train_and_die(
 
 
 def make(device: Any, rank: int) -> Backend:
-    from training.backends import base as backend
+    from training.backends.make import make_backend
     from training.checkpoints import files as checkpoint_files
 
     if device != PAIR:
-        return backend.make_backend(device)
+        return make_backend(Setup(device=device))
     from training.backends.fsdp import FsdpBackend
 
     checkpoint_files.SHARD_BYTES = PAIR_SHARD_BYTES

@@ -116,7 +116,7 @@ def trained(run: str, directory: Path) -> dict[str, Any]:
         return state
 
     losses: dict[int, float] = {}
-    loop.init_state = remember  # type: ignore[assignment]
+    run.init_state = remember  # type: ignore[assignment]
     loop.run_training(
         job,
         Watched(remat="full", mesh=mesh_of(run)),

@@ -104,7 +104,7 @@ def refused(directory: Path) -> str:
 
 def controller_killed(directory: Path) -> dict[str, Any]:
     """Kills Ray Train's controller with SIGKILL once; `straight` is the same run without Ray."""
-    sizes = {"steps": 600, "checkpoint_every_steps": 100, "cpu_threads": 1}
+    sizes = {"steps": 600, "checkpoint_every_steps": 100, "threads": 1}
     straight = job_named(directory, "straight", **sizes)
     run_training(straight, TorchBackend("cpu"), direct_feed(straight))
     killed_at: list[int] = []

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ import ray.train
 from ray._private.accelerators.tpu import infer_tpu_pod_type_from_topology
 from ray.cluster_utils import Cluster
 
-from tests.programs.examples import example_job
+from infra.slices import parse_topology
+from training.backends.xla.abilities import XLA
 from training.worker import elastic, places, slices
 from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
 from training.worker.places import TpuSlices
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 from training.worker.stops import Asked
 
-ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4)
-TWO = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", hosts=2, chips_per_host=4, slices=2)
+ONE = TpuSlices(topology="2x2x2", accelerator_type="TPU-V4", pod_type="v4-16", hosts=2, chips_per_host=4)
+TWO = replace(ONE, slices=2)
 HOSTS = (("a", 0), ("b", 0), ("b", 1), ("c", 0), ("c", 1))
 SOON_NOTICED = {
     "health_check_initial_delay_ms": 0,
@@ -143,20 +145,19 @@ def main(directory: Path) -> dict[str, Any]:
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"attempts": found, "lost": lost, **without_a_cluster(directory)}
+    return {"attempts": found, "lost": lost, **without_a_cluster()}
 
 
-def without_a_cluster(directory: Path) -> dict[str, Any]:
+def without_a_cluster() -> dict[str, Any]:
     """What Ray calls our slices, what it is asked for a single host, and the devices of jobs on a TPU and off."""
-    kinds = [("TPU-V4", "2x2x2", 2), ("TPU-V5LITEPOD", "4x4", 4), ("TPU-V5P", "2x2x4", 4), ("TPU-V6E", "4x4", 4)]
     pod_types = {}
-    for kind, topology, hosts in kinds:
-        ours = TpuSlices(topology=topology, accelerator_type=kind, hosts=hosts, chips_per_host=4).pod_type
-        pod_types[f"{kind} {topology}"] = ours == infer_tpu_pod_type_from_topology(topology, kind)
+    for name in ("v4:2x2x2", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"):
+        place = parse_topology(name)
+        ours, shape = place.chip.pod_type(place.chips), name.partition(":")[2]
+        pod_types[name] = ours == infer_tpu_pod_type_from_topology(shape, place.chip.ray_name)
     alone = TpuSlices(chips_per_host=4)
     asked = scaling_config([1], {"CPU": 1}, alone)
-    job = example_job(directory, device="xla")
-    configs = [backend_config(job, tpu) for tpu in (alone, ONE, None)]
+    configs = [backend_config(XLA, 1, tpu) for tpu in (alone, ONE, None)]
     return {
         "pod_types": pod_types,
         "one_host": [asked.use_tpu, asked.num_workers, asked.resources_per_worker],

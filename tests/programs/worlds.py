@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.order import MixturePhase
-from tests.programs.examples import example_job, write_sequences
+from tests.programs.examples import example_job, moved, write_sequences
 from tests.training.test_feed import DRAWS, SPEC, write_logits
 from training.backends.local_workers import run_workers
 from training.backends.torch_backend import TorchBackend
@@ -17,6 +17,7 @@ from training.faults import Drained
 from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import run_training
+from training.setup import Setup
 
 STEPS = 16  # of 4 rows: 64, from 48 that there are
 PHASES = (
@@ -51,7 +52,9 @@ def run_all(_: Any, directory: str, job: TrainJob, runs: dict[str, tuple[tuple[i
     for number, (name, workers, stop) in enumerate(stretches):
         if rank < workers:
             meet(directory, f"{number}", rank, workers)
-            train_until(dataclasses.replace(job, checkpoints_uri=f"{directory}/{name}", workers=workers), rank, stop)
+            train_until(
+                moved(dataclasses.replace(job, checkpoints_uri=f"{directory}/{name}"), workers=workers), rank, stop
+            )
             torch.distributed.destroy_process_group()
     meet(directory, "end", rank, max(workers for _, workers, _ in stretches))
 
@@ -63,7 +66,7 @@ def meet(directory: str, name: str, rank: int, workers: int) -> None:
 
 def train_until(job: TrainJob, rank: int, stop: int) -> None:
     reports: list[int] = []
-    backend = TorchBackend("cpu", rank, job.workers)
+    backend = TorchBackend("cpu", rank, job.setup.workers)
     first = 0 if (rows := read_rows(job.checkpoints_uri, "metrics")) is None else rows["step"][-1].as_py()
     torch.distributed.barrier()  # all have read it
 
@@ -72,7 +75,7 @@ def train_until(job: TrainJob, rank: int, stop: int) -> None:
         return first + len(reports) >= stop
 
     try:
-        run_training(job, backend, direct_feed(job, rank, job.workers), drain=asked)
+        run_training(job, backend, direct_feed(job, rank, job.setup.workers), drain=asked)
     except Drained:
         assert stop < STEPS
 
@@ -82,7 +85,7 @@ def rows_by_world(directory: Path, names: tuple[str, ...] = tuple(RUNS)) -> dict
     job = world_job(directory)
     runs = {name: RUNS[name] for name in names}
     most = max(workers for stretches in runs.values() for workers, _ in stretches)
-    run_workers(most, run_all, str(directory), job, runs)
+    run_workers(Setup(workers=most, device="cpu"), run_all, str(directory), job, runs)
     tables = {name: {kind: read_rows(f"{directory}/{name}", kind) for kind in ("lineage", "metrics")} for name in runs}
     first = tables[names[0]]
     losses = {

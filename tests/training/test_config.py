@@ -11,7 +11,7 @@ import torch
 
 from data.logits import CodecSpec
 from model import Gemma2, gemma2_tiny
-from tests.programs.examples import example_job
+from tests.programs.examples import example_job, moved
 from training.config import DistillConfig, OptimizerConfig, TrainingConfig
 from training.distill.kinds.full import distill_full_loss
 from training.distill.kinds.sample import distill_loss
@@ -123,6 +123,6 @@ def columns_of_every_kind(vocab_size: int) -> dict[str, torch.Tensor]:
 def test_a_job_can_be_pickled_and_its_identity_is_json(tmp_path: Path) -> None:
     job = example_job(tmp_path)
     assert pickle.loads(pickle.dumps(job)) == job
-    moved = dataclasses.replace(job, device="xla", microbatch_rows=2, remat="full", checkpoints_uri="elsewhere")
-    assert moved.identity() == job.identity()
+    elsewhere = dataclasses.replace(job, checkpoints_uri="elsewhere")
+    assert moved(elsewhere, device="xla", microbatch_rows=2, remat="full").identity() == job.identity()
     assert dataclasses.replace(job, order_seed=9).identity() != job.identity()

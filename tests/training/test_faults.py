@@ -11,7 +11,7 @@ import torch
 
 from tests.programs import chaos
 from tests.programs.examples import example_job, made_up_feed
-from training import loop
+from training import run
 from training.backends.checksum import checksum, from_halves
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
@@ -43,7 +43,7 @@ def poisoned_feed(job: TrainJob, bad_step: int) -> Callable[[int, int], Any]:
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """That token makes the loss of its row infinite."""
-    whole = loop.loss_function
+    whole = run.loss_function
 
     def poisoned(*arguments: Any) -> Any:
         inner = whole(*arguments)
@@ -54,7 +54,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return loss
 
-    monkeypatch.setattr(loop, "loss_function", poisoned)
+    monkeypatch.setattr(run, "loss_function", poisoned)
 
 
 @pytest.mark.usefixtures("poison")

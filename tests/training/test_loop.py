@@ -30,7 +30,7 @@ import os, signal, sys, time
 from pathlib import Path
 from tests.programs.examples import example_job, made_up_feed
 from training import loop
-from training.backends.base import make_backend
+from training.backends.make import make_backend
 from training.checkpoints.records import latest_checkpoint
 
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -43,7 +43,7 @@ def on_step(report):
         os.kill(os.getpid(), signal.SIGKILL)
 
 job = example_job(directory, device=device)
-loop.run_training(job, make_backend(device), made_up_feed(job), on_step)
+loop.run_training(job, make_backend(job.setup), made_up_feed(job), on_step)
 """
 
 

@@ -19,7 +19,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from tests.programs.examples import example_job, made_up_feed
-from training.backends.base import make_backend
+from training.backends.make import make_backend
 from training.loop import run_training
 
 directory, device, rank, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 if workers > 1:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=workers)
 job = example_job(directory, device=device, workers=workers, config={"steps": 20, "global_batch": 8})
-summary = run_training(job, make_backend(device, rank, workers), made_up_feed(job, rank, workers))
+summary = run_training(job, make_backend(job.setup, rank), made_up_feed(job, rank, workers))
 if workers > 1:
     torch.distributed.destroy_process_group()  # without it, threads of gloo may outlive the interpreter and abort it
 print(json.dumps({"compiles": summary.compiles}))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
+from training.backends.abilities import Abilities
 from training.backends.gradients import sum_gradients
 from training.config import Remat
 from training.loss import Batch, LossFunction
@@ -41,7 +42,7 @@ def every(name: str) -> bool:
 class Backend(Protocol):
     """What the loop needs of a device."""
 
-    name: str
+    abilities: Abilities
     device: torch.device
     rank: int
     world_size: int
@@ -99,7 +100,7 @@ class Backend(Protocol):
         """`training.backends.checksum.checksum` of the parts of all workers, without leaving the device."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Host rows of all workers, in rank order."""
+        """Host rows of all workers, in rank order. Every worker has to ask; nothing waits for the device."""
 
     def step_boundary(self) -> None:
         """Ends a step: what was traced is handed to the device."""
@@ -139,17 +140,33 @@ class WholeParameters:
         return global_norm(gradients)
 
 
-def gather_rows(rows: np.ndarray, world_size: int) -> np.ndarray:
-    """Host rows of all processes, in rank order, through torch.distributed's default group."""
+def host_group() -> torch.distributed.ProcessGroup | None:
+    """A group in which processes exchange host values over gloo; None where the default group is one.
+
+    A collective of nccl runs on the device, behind all that the device has still to do. Every process has to ask, in
+    the same order.
+    """
+    return None if torch.distributed.get_backend() == "gloo" else torch.distributed.new_group(backend="gloo")
+
+
+def gather_rows(rows: np.ndarray, world_size: int, group: torch.distributed.ProcessGroup | None = None) -> np.ndarray:
+    """Host rows of all processes, in rank order, through a group of gloo (default: the default group)."""
     if world_size == 1:
         return rows
     gathered: list[np.ndarray | None] = [None] * world_size
-    torch.distributed.all_gather_object(gathered, rows)
+    torch.distributed.all_gather_object(gathered, rows, group=group)
     return np.concatenate([part for part in gathered if part is not None])
 
 
-def gather_slots(backend: Backend, rows: np.ndarray) -> np.ndarray:
-    """Host rows of a step out of each part of it, in the order of its slots. Every worker has to ask."""
-    mine = rows if backend.row_share.first else rows[:0]
-    parts = backend.gather(np.full(len(mine), backend.row_share.part))
-    return backend.gather(mine)[np.argsort(parts, kind="stable")]
+def gather_slots(backend: Backend, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Columns of a step's host rows out of each part of the step, in the order of its slots, in one exchange.
+
+    Every worker has to ask.
+    """
+    if backend.world_size == 1:
+        return columns
+    mine = columns if backend.row_share.first else tuple(column[:0] for column in columns)
+    told = np.empty(1, object)
+    told[0] = (backend.row_share.part, mine)
+    parts = [columns for _, columns in sorted(backend.gather(told).tolist(), key=lambda entry: entry[0])]
+    return tuple(np.concatenate(of_all) for of_all in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""Which device there is on this machine, and what it can do."""
+"""Which device there is on this machine."""
 
 import importlib.util
 import os
@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from training.config import Device
-from training.errors import UserError
+
+TPU_DEVICE: Device = "xla"
+"""the device that computes on TPUs"""
 
 
 def resolve_device(device: Device) -> Device:
@@ -15,7 +17,7 @@ def resolve_device(device: Device) -> Device:
     if device != "auto":
         return device
     if has_tpu():
-        return "xla"
+        return TPU_DEVICE
     if torch.cuda.is_available():
         return "cuda"
     return "xla" if importlib.util.find_spec("torch_xla") is not None else "cpu"
@@ -26,21 +28,3 @@ def has_tpu() -> bool:
     if "PJRT_DEVICE" in os.environ:
         return os.environ["PJRT_DEVICE"].upper() == "TPU"
     return any(Path("/dev").glob("accel*")) or ("TPU_WORKER_ID" in os.environ and any(Path("/dev").glob("vfio/*")))
-
-
-def check_workers(device: Device, workers: int, *, on_slices: bool = False) -> None:
-    """Raises UserError where `device` (resolved) cannot share a step between so many processes.
-
-    `on_slices`: they are to be one on each host of TPU slices, wherever we are.
-    """
-    if device != "xla" or workers == 1 or on_slices:
-        return
-    if has_tpu():
-        raise UserError(
-            f"{workers} workers on device 'xla' without a topology: say which slice they are the hosts of, as in "
-            "--topology v5e:4x4, which gives their number, or use workers=1"
-        )
-    raise UserError(
-        f"{workers} workers on device 'xla' without a TPU: XLA on a CPU has no collectives between processes, each "
-        "worker would silently train on its own rows; use workers=1, or device 'cpu' for several processes"
-    )

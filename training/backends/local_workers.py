@@ -4,6 +4,7 @@ For computing a step again (`training/replay.py`) and for tests; a run that has 
 `training/worker/`'s. Cost: each process imports torch, about 3 s.
 """
 
+import dataclasses
 import multiprocessing
 import pickle
 import tempfile
@@ -15,23 +16,26 @@ from typing import Any
 import torch
 
 from training.backends.base import Backend
-from training.backends.make import make_backend
-from training.config import Device
+from training.backends.devices import resolve_device
+from training.backends.make import abilities_of, make_backend
+from training.setup import Setup
 
 Work = Callable[..., Any]
 """(backend, *arguments) -> what the worker of rank 0 answers; importable by name, as are its arguments picklable"""
 
 
-def run_workers(world_size: int, work: Work, *arguments: Any, device: Device = "cpu", mesh: str = "") -> Any:
-    """Calls `work` in `world_size` processes and returns what the first one returned.
+def run_workers(setup: Setup, work: Work, *arguments: Any) -> Any:
+    """Calls `work` in a process for each worker of the set-up and returns what the first one returned.
 
-    Their backend is `make_backend`'s, on cuda with a GPU for each. Raises RuntimeError with the traceback of the first
-    worker that failed.
+    Their backend is `make_backend`'s, on cuda with a GPU for each. Raises what the first worker raised where its class
+    has an `exit_code`, otherwise RuntimeError with the traceback of the first worker that failed.
     """
+    world_size = setup.workers
+    setup = dataclasses.replace(setup, device=resolve_device(setup.device))
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         processes = [
-            context.Process(target=_worker, args=(directory, rank, world_size, device, mesh, work, arguments))
+            context.Process(target=_worker, args=(directory, rank, setup, work, arguments))
             for rank in range(world_size)
         ]
         for process in processes:
@@ -42,6 +46,9 @@ def run_workers(world_size: int, work: Work, *arguments: Any, device: Device = "
             pickle.loads(path.read_bytes()) if (path := _answer(directory, rank)).exists() else (False, "it was killed")
             for rank in range(world_size)
         ]
+    for good, answer in answers:
+        if not good and isinstance(answer, Exception):
+            raise answer
     for rank, (good, answer) in enumerate(answers):
         if not good:
             raise RuntimeError(f"worker {rank} of {world_size} failed: {answer}")
@@ -52,17 +59,17 @@ def _answer(directory: str, rank: int) -> Path:
     return Path(directory) / f"answer-{rank}"
 
 
-def _worker(
-    directory: str, rank: int, world_size: int, device: Device, mesh: str, work: Work, arguments: tuple[Any, ...]
-) -> None:
-    if device == "cuda":
+def _worker(directory: str, rank: int, setup: Setup, work: Work, arguments: tuple[Any, ...]) -> None:
+    abilities = abilities_of(setup.device)
+    if abilities.accelerator == "GPU":
         torch.cuda.set_device(rank)
-    kind = "nccl" if device == "cuda" else "gloo"
-    torch.distributed.init_process_group(kind, f"file://{directory}/meet", rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(
+        abilities.process_group, f"file://{directory}/meet", rank=rank, world_size=setup.workers
+    )
     try:
-        backend: Backend = make_backend(device, rank, world_size, mesh=mesh)
+        backend: Backend = make_backend(setup, rank)
         answer = (True, work(backend, *arguments))
-    except Exception:
-        answer = (False, traceback.format_exc())
+    except Exception as error:
+        answer = (False, error if hasattr(type(error), "exit_code") else traceback.format_exc())
     _answer(directory, rank).write_bytes(pickle.dumps(answer))
     torch.distributed.destroy_process_group()

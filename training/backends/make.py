@@ -1,44 +1,49 @@
-"""The backend of a device."""
+"""The backends by device, and the backend of a set-up. A new backend is a folder beside this file and a line here."""
 
-import importlib.util
+import dataclasses
+from collections.abc import Callable, Mapping
 
-from model.sharding import MeshShape
+from training.backends import plain, xla
+from training.backends.abilities import Abilities
 from training.backends.base import Backend
-from training.backends.devices import check_workers, has_tpu, resolve_device
-from training.backends.torch_backend import TorchBackend
-from training.config import Device, Remat, check_mesh_device
-from training.errors import UserError
+from training.backends.devices import has_tpu, resolve_device
+from training.backends.torch_backend import CPU, CUDA
+from training.backends.xla.abilities import XLA
+from training.setup import Setup
+
+Build = Callable[[Setup, int], Backend]
+"""(set-up whose device is resolved and that is checked, rank) -> the backend of that worker"""
+
+BACKENDS: Mapping[str, tuple[Abilities, Build]] = {
+    abilities.device: (abilities, build)
+    for abilities, build in (
+        (CPU, plain.build),
+        (CUDA, plain.build),
+        (XLA, xla.build),
+    )
+}
 
 
-def make_backend(
-    device: Device, rank: int = 0, world_size: int = 1, remat: Remat | None = None, mesh: str = ""
-) -> Backend:
-    """The backend of a device; `mesh` (as in data=2,model=2): over several chips of this process.
+def abilities_of(device: str) -> Abilities:
+    """What the backend of a resolved device can do."""
+    return BACKENDS[device][0]
 
-    On cpu and cuda the mesh is the workers: data=N divides the model over them (FSDP2), the default on cuda,
-    replica=N keeps it whole in each, the default on cpu, and replica=M,data=N divides it in each of M groups.
 
-    Raises UserError where the device cannot be had, not for so many workers, or not with that `remat` or `mesh`.
+def check_setup(setup: Setup) -> None:
+    """Raises UserError where the backend of the set-up's device cannot divide a model like that.
+
+    Nothing is checked for `auto`, which another machine may resolve. Workers and remat are checked where they run.
     """
-    resolved = resolve_device(device)
-    check_workers(resolved, world_size, on_slices=bool(mesh) and has_tpu())
-    if resolved != "xla":
-        if remat not in (None, "none"):
-            raise UserError(
-                f"remat {remat!r} on device {resolved!r}: plain PyTorch keeps everything for the backward pass; "
-                "allowed is 'none', or use device 'xla', or fewer microbatch_rows to save memory"
-            )
-        check_mesh_device(mesh, resolved, world_size)
-        shape = MeshShape.parse(mesh) if mesh else MeshShape(data=world_size if resolved == "cuda" else 1)
-        if shape.data > 1:
-            from training.backends.fsdp import FsdpBackend
+    if setup.device in BACKENDS and setup.mesh is not None:
+        abilities_of(setup.device).check_mesh(setup.mesh, setup.workers)
 
-            return FsdpBackend(resolved, rank, world_size, shape.replica)
-        return TorchBackend(resolved, rank, world_size)
-    if importlib.util.find_spec("torch_xla") is None:
-        raise UserError(
-            "device 'xla' needs torch_xla, which is not installed; install torch_xla==2.9.0 or use device 'cpu'"
-        )
-    from training.backends.xla.backend import XlaBackend
 
-    return XlaBackend(rank, world_size, remat, MeshShape.parse(mesh) if mesh else None)
+def make_backend(setup: Setup, rank: int = 0) -> Backend:
+    """The backend of one of the set-up's workers.
+
+    Raises UserError where the device cannot be had, or not with so many workers, that remat or that mesh.
+    """
+    resolved = dataclasses.replace(setup, device=resolve_device(setup.device))
+    abilities, build = BACKENDS[resolved.device]
+    abilities.check(resolved, on_slices=setup.mesh is not None and has_tpu())
+    return build(resolved, rank)

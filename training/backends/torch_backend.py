@@ -1,5 +1,6 @@
 """Plain eager PyTorch on one CPU or GPU a worker."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -7,12 +8,28 @@ import torch
 from torch import Tensor
 
 from model import Gemma2
-from training.backends.base import RowShare, WholeParameters, every, gather_rows
+from training.backends.abilities import Abilities
+from training.backends.base import RowShare, WholeParameters, every, gather_rows, host_group
 from training.backends.checksum import checksum
 from training.config import Device, Remat
 from training.errors import UserError
 from training.loss_head import RunHead, loop_head
 from training.optim import zeros_like
+
+CPU = Abilities(
+    device="cpu",
+    accelerator=None,
+    remats=("none",),
+    mesh_axes=("replica", "data"),
+    mesh_of_workers=True,
+    divides_by_default=False,
+    processes="anywhere",
+    process_group="gloo",
+    joined_by="Ray's TorchConfig",
+    compiles=False,
+)
+CUDA = dataclasses.replace(CPU, device="cuda", accelerator="GPU", divides_by_default=True, process_group="nccl")
+ABILITIES = {abilities.device: abilities for abilities in (CPU, CUDA)}
 
 
 class TorchBackend(WholeParameters):
@@ -22,7 +39,7 @@ class TorchBackend(WholeParameters):
     """
 
     def __init__(self, name: Device, rank: int = 0, world_size: int = 1) -> None:
-        self.name: str = name
+        self.abilities = ABILITIES[name]
         self.rank = rank
         self.world_size = world_size
         self.row_share = RowShare(part=rank, parts=world_size)
@@ -37,6 +54,7 @@ class TorchBackend(WholeParameters):
             raise RuntimeError(
                 f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker/"
             )
+        self._host_group = host_group() if world_size > 1 else None
 
     def place_model(
         self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
@@ -51,7 +69,11 @@ class TorchBackend(WholeParameters):
         return zeros_like(tensor)
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.device.type == "cpu":
+            return tensors
+        # From memory that is not pinned a copy is not asynchronous, whatever `non_blocking` says.
+        return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         if self.world_size == 1:
@@ -66,7 +88,7 @@ class TorchBackend(WholeParameters):
         return checksum(tensors)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        return gather_rows(rows, self.world_size)
+        return gather_rows(rows, self.world_size, self._host_group)
 
     def step_boundary(self) -> None:
         pass

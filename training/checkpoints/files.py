@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import storage
+from training.errors import StoppedError
 
 SHARD_BYTES = 2 << 30
 FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
@@ -84,14 +85,15 @@ def leave_note(directory: str, writer: Writer, files: Mapping[str, Any]) -> None
 
 
 def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
-    """What the other workers wrote, when all have. Raises RuntimeError where some have not after NOTES_SECONDS."""
+    """What the other workers wrote, when all have. Raises StoppedError where some have not after NOTES_SECONDS."""
     wanted = {f"{NOTE_PREFIX}{writer.attempt}-{rank:05d}" for rank in range(1, writer.count)}
     deadline = time.monotonic() + NOTES_SECONDS
     while missing := wanted - {name for name, _ in storage.list_files(directory)}:
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise StoppedError(
                 f"{len(missing)} of {writer.count} workers have not written their files of {directory} after "
-                f"{NOTES_SECONDS:g} s; its checkpoint is not committed: look at the logs of the others"
+                f"{NOTES_SECONDS:g} s; its checkpoint is not committed: look at the workers' logs, and run the "
+                "same line again"
             )
         time.sleep(LOOK_SECONDS)
     files: dict[str, Any] = {}

@@ -1,5 +1,7 @@
 """Whether a checkpoint may be continued by a job: what has to be equal, and for carrying on, what may differ.
 
+An option that a checkpoint does not name had its absent value when the checkpoint was made (`data/absent.py`).
+
 A run continues its own checkpoints only if everything that decides the result is equal. Carrying on starts a new run
 behind another one's checkpoint: with its weights, moments and place in the order, and other steps, schedule or phases.
 """
@@ -8,13 +10,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from data import storage
+from data.absent import with_absent
+from data.logits import CodecSpec
+from data.order import MixturePhase, SequenceDataset
 from training.checkpoints.save_load import Checkpoint
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.job import TrainJob
 
 
 def check_lease(job: TrainJob) -> None:
-    """Raises RuntimeError where the lease file is gone or no longer carries the job's token."""
+    """Raises StoppedError where the lease file is gone or no longer carries the job's token."""
     if job.lease_uri is None or job.lease_token is None:
         return
     try:
@@ -22,21 +27,33 @@ def check_lease(job: TrainJob) -> None:
     except FileNotFoundError:
         held = False
     if not held:
-        raise RuntimeError(
-            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run; this one stops "
-            "without committing its checkpoint"
+        raise StoppedError(
+            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run, and this one "
+            "stops without committing its checkpoint; let that driver finish, or end it and run the same line again"
         )
 
 
 def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
     """Raises UserError, naming what differs, where the checkpoint is of another config or other data."""
-    saved, ours = checkpoint.state["identity"], job.identity()
+    saved, ours = _whole(checkpoint.state["identity"], job), _whole(job.identity(), job)
     differing = sorted(_differences(saved, ours))
     if differing:
         raise UserError(
             f"{checkpoint.uri} belongs to another run: {'; '.join(differing)}; "
             "give this run another checkpoints directory, or the config and inputs of that one"
         )
+
+
+def _whole(identity: dict[str, Any], job: TrainJob) -> dict[str, Any]:
+    """The identity with every option, those at their absent value too: what an older and a newer one have in common."""
+    logits = identity["logits"]
+    return {
+        **identity,
+        "config": with_absent(type(job.config), identity["config"]),
+        "datasets": [with_absent(SequenceDataset, dataset) for dataset in identity["datasets"]],
+        "phases": [with_absent(MixturePhase, phase) for phase in identity["phases"]],
+        "logits": None if logits is None else with_absent(CodecSpec, logits),
+    }
 
 
 def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
@@ -53,7 +70,7 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
     Up to the checkpoint's step both orders have to be one: the same batch, seed and phases over the same rows. Datasets
     that gave nothing until then may be added.
     """
-    saved, ours, step = checkpoint.state["identity"], job.identity(), checkpoint.step
+    step = checkpoint.step
     if checkpoint.optimizer is None or not checkpoint.optimizer.first:
         raise UserError(f"{checkpoint.uri} has no moments to carry on with; start from its weights with --initial")
     if step >= job.config.steps:
@@ -61,6 +78,7 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
             f"{checkpoint.uri} has done {step} steps and this run is to end after {job.config.steps}; steps count from "
             f"the start of the first run: give --steps more than {step}"
         )
+    saved, ours = _whole(checkpoint.state["identity"], job), _whole(job.identity(), job)
     wrong = [
         f"{name} was {saved[name]!r} and is {ours[name]!r}"
         for name in ("sequence_length", "order_seed")

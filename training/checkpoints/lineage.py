@@ -39,7 +39,7 @@ class LineageRecorder:
         (refs,) = (refs for number, refs, _ in self._steps if number == step)
         return [
             f"{self._names[dataset]}/{shard}/{row}"
-            for dataset, shard, row in gather_slots(self._backend, refs).tolist()
+            for dataset, shard, row in gather_slots(self._backend, refs)[0].tolist()
         ]
 
     def table(self) -> pa.Table:
@@ -52,7 +52,7 @@ class LineageRecorder:
         slots = np.tile(np.arange(first, first + rows, dtype=np.int32), len(self._steps))
         refs = np.concatenate([refs for _, refs, _ in self._steps])
         hashes = np.concatenate([hashes for _, _, hashes in self._steps])
-        steps, slots, refs, hashes = (gather_slots(backend, part) for part in (steps, slots, refs, hashes))
+        steps, slots, refs, hashes = gather_slots(backend, steps, slots, refs, hashes)
         order = np.lexsort((slots, steps))
         columns: list[Any] = [
             steps[order],

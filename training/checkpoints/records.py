@@ -97,6 +97,17 @@ def read_verified(uri: str, record: Mapping[str, Any], name: str) -> bytes:
     return data
 
 
+def read_state(uri: str) -> dict[str, Any]:
+    """The state.json of a checkpoint. Raises `Damaged` where the checkpoint is not committed, or the file another."""
+    record = read_commit(uri)
+    if record is None:
+        raise Damaged(
+            f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
+        )
+    state: dict[str, Any] = json.loads(read_verified(uri, record, STATE_NAME))
+    return state
+
+
 def parse_table(data: bytes) -> pa.Table:
     """A table out of the bytes of its file."""
     return pq.read_table(pa.BufferReader(data))

@@ -26,6 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from data import storage
+from data.absent import with_absent
 from data.shards import parquet_bytes
 from model import Gemma2Config
 from training.checkpoints.files import (
@@ -49,9 +50,10 @@ from training.checkpoints.records import (
     list_checkpoints,
     parse_table,
     read_commit,
+    read_state,
     read_verified,
 )
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.optim import OptimizerState
 
 logger = logging.getLogger(__name__)
@@ -96,13 +98,13 @@ def save_checkpoint(
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
     raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
-    tensors; the first waits for the others and commits. Raises RuntimeError where a committed checkpoint of this step
+    tensors; the first waits for the others and commits. Raises StoppedError where a committed checkpoint of this step
     is already there.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if writer.rank == 0 and read_commit(uri) is not None:
-        raise RuntimeError(f"{uri} is committed already; two runs write to {root}: stop one of them")
+        raise StoppedError(f"{uri} is committed already; two runs write to {root}: stop one of them")
     # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
     for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
         storage.remove(name)
@@ -193,7 +195,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
     """Raises UserError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
-    saved = json.loads(storage.read_bytes(storage.join(uri, STATE_NAME)))["identity"]["config"]["model"]
+    saved = with_absent(type(config), read_state(uri)["identity"]["config"]["model"])
     wanted = dataclasses.asdict(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"

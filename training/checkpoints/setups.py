@@ -9,44 +9,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.sharding import MeshShape
 from training.backends.base import Backend
 from training.checkpoints.records import STATE_NAME, list_tables, read_verified
-from training.job import TrainJob
+from training.setup import Setup
 
-Setup = Mapping[str, Any]
-"""device, workers, microbatch_rows, cpu_threads, remat [and mesh]: what decides the bits beside config and inputs"""
-
-
-def setup_of(job: TrainJob, backend: Backend) -> Setup:
-    """What a job runs in, as plain JSON values."""
-    return {
-        "device": backend.name,
-        "workers": backend.world_size,
-        **({"mesh": MeshShape.parse(job.mesh).text} if job.mesh else {}),
-        "microbatch_rows": job.microbatch_rows,
-        "cpu_threads": job.cpu_threads,
-        "remat": backend.remat,
-    }
+Record = Mapping[str, Any]
+"""a set-up as plain JSON values, `Setup.record()`"""
 
 
-def in_setup(job: TrainJob, setup: Setup) -> TrainJob:
-    """The job as it would run there."""
-    return dataclasses.replace(
-        job,
-        device=setup["device"],
-        workers=setup["workers"],
-        mesh=setup.get("mesh", ""),
-        microbatch_rows=setup["microbatch_rows"],
-        cpu_threads=setup["cpu_threads"],
-        remat=setup["remat"] if setup["device"] == "xla" else None,
-    )
+def running_setup(setup: Setup, backend: Backend) -> Setup:
+    """The set-up with what its backend has chosen."""
+    return dataclasses.replace(setup, device=backend.abilities.device, workers=backend.world_size, remat=backend.remat)
 
 
 class SetupRecord:
     """Set-ups of the steps since the last regular checkpoint, as the next one lists them."""
 
-    def __init__(self, mine: Setup, step: int, before: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, mine: Record, step: int, before: Sequence[Mapping[str, Any]] = ()) -> None:
         """`before`: of the interim checkpoint that the run goes on from, whose steps the next one lists again."""
         self._mine = mine
         self._listed = _appended(before, step, mine)
@@ -60,7 +39,7 @@ class SetupRecord:
         self._listed = _appended((), step, self._mine)
 
 
-def read_setups(root: str) -> list[tuple[int, Setup]]:
+def read_setups(root: str) -> list[tuple[int, Record]]:
     """(steps done before, set-up) of a whole run, in order; only where it changes."""
     found: list[dict[str, Any]] = []
     for uri, record in list_tables(root):
@@ -70,7 +49,7 @@ def read_setups(root: str) -> list[tuple[int, Setup]]:
     return [(one["after"], one["setup"]) for one in found]
 
 
-def setups_between(root: str, first: int, last: int) -> list[tuple[int, Setup]]:
+def setups_between(root: str, first: int, last: int) -> list[tuple[int, Record]]:
     """(steps done at its end, set-up) for the steps first + 1 to last, in order."""
     found = read_setups(root)
     ends = [after for after, _ in found[1:]] + [last]
@@ -79,7 +58,7 @@ def setups_between(root: str, first: int, last: int) -> list[tuple[int, Setup]]:
     ]
 
 
-def _appended(before: Sequence[Mapping[str, Any]], step: int, setup: Setup) -> list[dict[str, Any]]:
+def _appended(before: Sequence[Mapping[str, Any]], step: int, setup: Record) -> list[dict[str, Any]]:
     """What was there until `step`, and this set-up from then on."""
     kept = [dict(one) for one in before if one["after"] < step]
     return kept if kept and kept[-1]["setup"] == setup else [*kept, {"after": step, "setup": dict(setup)}]

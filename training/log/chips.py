@@ -10,9 +10,6 @@ device that the process has not opened itself.
 import os
 import sys
 
-SHORT_NAMES = {"v5litepod": "v5e"}
-"""generations of TPUs that a topology calls otherwise than a pod's type does"""
-
 
 def chips_held(processes: int = 1) -> dict[str, int]:
     """Kind of chip, as it calls itself -> how many so many processes like this one hold; empty where they compute on
@@ -29,6 +26,6 @@ def chips_held(processes: int = 1) -> dict[str, int]:
 
 
 def kind_of(accelerator_type: str) -> str:
-    """A TPU's type as topologies call it: `v5litepod-16` -> v5e, `v4-8` -> v4; `TPU` where the machine does not say."""
-    generation = accelerator_type.partition("-")[0].lower()
-    return SHORT_NAMES.get(generation, generation) or "TPU"
+    """A TPU's own name without the size of its slice, `v5litepod` of `v5litepod-16`; `TPU` where the machine does not
+    say."""
+    return accelerator_type.partition("-")[0].lower() or "TPU"

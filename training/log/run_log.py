@@ -20,7 +20,6 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import torch
 
 from data import storage
 from model.flops import train_flops_per_token
+from training.backends.abilities import Abilities
 from training.backends.base import Backend
 from training.errors import UserError
 from training.job import TrainJob
@@ -44,15 +44,6 @@ REMOTE_SECONDS = 60.0
 """between two files on an object store, where there is no checkpoint"""
 TAIL_BYTES = 1 << 16
 """of a file, read for its last account: some hundred lines"""
-GPU_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
-"""dense bfloat16 operations a second by part of the name, from NVIDIA's data sheets; the first that fits counts"""
 
 Tell = Callable[[Mapping[str, float]], None]
 """hears the newest value of every field"""
@@ -64,13 +55,13 @@ class MetricsLog:
     def __init__(
         self, job: TrainJob, meter: Meter, first_step: int, backend: Backend, tell: Tell | None = None
     ) -> None:
-        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.name == "xla"
+        self.job, self.meter, self.backend, self.asynchronous = job, meter, backend, backend.abilities.compiles
         self.summary: dict[str, Any] = {}
         self._first = backend.rank == 0
         self._uri = job.logs_uri if self._first else None
         self._tell = tell if self._first else None
         self._flops = train_flops_per_token(job.config.model, job.sequence_length)
-        self._peak = peak_flops_per_second(job, backend.name)
+        self._peak = peak_flops_per_second(job, backend.abilities)
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._waits: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._newest: dict[str, Any] = {}
@@ -89,8 +80,12 @@ class MetricsLog:
             self.meter.go_on(earlier, time.time() - earlier["time"])
             self._repeat_until = self._furthest = max(self._first_step, earlier["furthest_step"])
         workers = self.backend.world_size
-        about = {"device": self.backend.name, "workers": workers, "chips": chips_held(workers)}
-        about |= {"computing_chips": self.job.chips, "peak_flops_per_second": self._peak, **self._account()}
+        about: dict[str, Any] = {
+            "device": self.backend.abilities.device,
+            "workers": workers,
+            "chips": chips_held(workers),
+        }
+        about |= {"computing_chips": self.job.setup.chips, "peak_flops_per_second": self._peak, **self._account()}
         self._write({"kind": BEGAN, "time": time.time(), "step": self._first_step, "since": self._since, **about})
         self.flush()
 
@@ -151,7 +146,7 @@ class MetricsLog:
             both = {**self._newest, **self.summary}
             self._tell({name: both[name] for name in FIELDS if both.get(name) is not None})
         if self._uri is not None and (
-            checkpoint or not storage.is_remote(self._uri) or time.monotonic() - self._flushed > REMOTE_SECONDS
+            checkpoint or storage.local_path(self._uri) is not None or time.monotonic() - self._flushed > REMOTE_SECONDS
         ):
             self.flush()
 
@@ -162,11 +157,11 @@ class MetricsLog:
             return
         text = "".join(self._lines).encode()
         self._lines.clear()
-        if storage.is_remote(self._uri):
+        directory = storage.local_path(self._uri)
+        if directory is None:
             storage.write_bytes(storage.join(self._uri, f"{self._name}-{self._part:05d}.jsonl"), text)
             self._part += 1
             return
-        directory = Path(self._uri.removeprefix("file://"))
         directory.mkdir(parents=True, exist_ok=True)
         with open(directory / f"{self._name}.jsonl", "ab") as file:
             file.write(text)
@@ -237,30 +232,27 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def peak_flops_per_second(job: TrainJob, device: str) -> float | None:
+def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:
     """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
 
-    Of a GPU by its name, of a TPU as the job says; None on a CPU, whose peak nobody states, and for unknown chips.
+    As the job says, of a GPU by its name; None on a CPU, whose peak nobody states, and for unknown chips.
     """
     chip: float | None = None
-    if device == "cuda":
-        chip = gpu_flops(torch.cuda.get_device_name())
-    elif device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
+    if abilities.accelerator == "GPU":
+        name = torch.cuda.get_device_name()
+        chip = next((flops for part, flops in job.gpu_flops.items() if part in name), None)
+    elif abilities.accelerator == "TPU" and os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         chip = job.chip_flops
-    return None if chip is None else chip * job.chips
-
-
-def gpu_flops(name: str) -> float | None:
-    """Dense bfloat16 operations a second of a GPU that calls itself so; None where it is not in our table."""
-    return next((flops for known, flops in GPU_FLOPS.items() if known in name), None)
+    return None if chip is None else chip * job.setup.chips
 
 
 def _board(logs_uri: str) -> Any:
-    if storage.is_remote(logs_uri):
+    directory = storage.local_path(logs_uri)
+    if directory is None:
         raise UserError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(logs_uri.removeprefix("file://"))
+    return SummaryWriter(str(directory))
 
 
 def held_seconds(logs_uri: str) -> dict[str, float]:

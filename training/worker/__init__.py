@@ -8,7 +8,7 @@
     slices      XlaConfig: what PyTorch/XLA workers need, on TPU slices and off them
     stops       what the driver asks of its workers: to stop, or to make room for another number of them
     places      which host is where in which slice: arithmetic, without ray
-    watch       a thread that goes on looking where a look fails
+    watch       a thread that goes on looking where a look fails, for the driver and for the bars of data stages
 
 Nothing is imported here: Ray reads whether tokens are in use when it is first imported, so that comes after
 `RaySession.start`.

@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from ray.experimental import internal_kv
 from ray.train import FailureConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from infra.ray_private import DefaultFailurePolicy, FailureDecision, kv_get, kv_put
+from training.errors import StoppedError
 
-class UsedUp(RuntimeError):
+
+class UsedUp(StoppedError):
     """The run may not be started again that often; the message says what raises the limit."""
 
 
@@ -41,11 +42,11 @@ class Counts:
 
     @classmethod
     def read(cls, key: bytes) -> Counts:
-        value = internal_kv._internal_kv_get(key)
+        value = kv_get(key)
         return cls() if value is None else cls(**json.loads(value))
 
     def write(self, key: bytes) -> None:
-        internal_kv._internal_kv_put(key, json.dumps(dataclasses.asdict(self)).encode())
+        kv_put(key, json.dumps(dataclasses.asdict(self)).encode())
 
     def used_up(self, limits: Limits) -> str:
         """Which limit was passed, and the flag that raises it; empty where none was."""

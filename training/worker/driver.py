@@ -26,18 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.experimental import internal_kv
 from ray.train.backend import BackendConfig
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from infra.ray_private import PlacementGroupCleanerCallback, RayTrainError, dashboard_url, kv_delete, kv_get
 from training.errors import UserError
 from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
-from training.worker.places import TpuSlices, one_host
+from training.worker.places import TpuSlices
 from training.worker.restarts import fit_through_restarts
 from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
@@ -45,6 +43,7 @@ from training.worker.stops import stopping_on_signals
 from training.worker.watch import looking
 
 if TYPE_CHECKING:
+    from training.backends.abilities import Abilities
     from training.job import TrainJob
     from training.log.summary import StepReport, TrainSummary
 
@@ -81,26 +80,27 @@ def fit(
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
-    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host; without,
-    a job on `auto` or `xla` takes a TPU host where the cluster has one. `max_failures` is how often the workers are
-    started again after one died, or after Ray's controller did, `max_preemptions` after a machine was taken away (-1:
-    always); both are counted over all controllers of this call (training/worker/budgets.py). With `fewest_workers` the
-    run goes on with as few where nodes are missing, and grows up to `job.workers` as they come (elastic.py).
-    `on_progress` hears about once a second of the newest step, in a thread. `ray_storage_uri` is for Ray's own
-    bookkeeping (default: a temporary directory; workers on several nodes need one that all of them see).
+    `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
+    `max_failures` is how often the workers are started again after one died, or after Ray's controller did,
+    `max_preemptions` after a machine was taken away (-1: always). Both are counted over all controllers of this call
+    (training/worker/budgets.py). With `fewest_workers` the run goes on with that many if nodes are missing, and grows
+    up to `job.setup.workers` as they come (elastic.py). `on_progress` hears about once a second of the newest step, in
+    a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes
+    need one that all of them see).
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
-    Raises what the worker raised where that is an error of ours or of the user (ValueError, RuntimeError, ...), and
-    `UsedUp`, from training.worker.budgets, where workers, controllers or machines went more often than that.
+    Raises what the worker raised, with the worker's traceback as a note where it is a bug, and `UsedUp`, from
+    training.worker.budgets, where workers, controllers or machines went more often than that.
     """
-    from training.backends.devices import check_workers, resolve_device
+    from training.backends.devices import TPU_DEVICE, resolve_device
+    from training.backends.make import abilities_of
 
-    if tpu is None and job.device in ("auto", "xla"):
-        tpu = one_host(ray.nodes())
-    job = dataclasses.replace(job, device="xla" if tpu else resolve_device(job.device))
-    check_workers(job.device, job.workers, on_slices=tpu is not None and tpu.workers > 1)
-    sizes = allowed_workers(job, fewest_workers or job.workers, tpu.hosts if tpu else 1)
+    device = TPU_DEVICE if tpu else resolve_device(job.setup.device)
+    job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, device=device))
+    abilities = abilities_of(device)
+    abilities.check_workers(job.setup.workers, on_slices=tpu is not None and tpu.workers > 1)
+    sizes = allowed_workers(job, fewest_workers or job.setup.workers, tpu.hosts if tpu else 1)
     if job.feed == "ray":
         _check_room_for_feed(sizes[0] * cpus_per_worker)
     resources = {"CPU": cpus_per_worker, **(resources_per_worker or {})}
@@ -124,8 +124,8 @@ def fit(
                 ask_key=ask_key,
                 counts_key=counts_key,
                 train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
-                backend_config=backend_config(job, tpu),
-                scaling_config=scaling_config(sizes, resources, tpu, use_gpu=job.device == "cuda"),
+                backend_config=backend_config(abilities, job.setup.workers, tpu),
+                scaling_config=scaling_config(sizes, resources, tpu, use_gpu=abilities.accelerator == "GPU"),
                 run_config=ray.train.RunConfig(
                     name=f"train-{deaths}",  # what Ray noted of an earlier controller is not ours
                     storage_path=ray_storage_uri,
@@ -135,7 +135,7 @@ def fit(
                 ),
             )
 
-        stack.callback(internal_kv._internal_kv_del, counts_key)
+        stack.callback(kv_delete, counts_key)
         stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
         if on_progress is not None:
@@ -180,15 +180,15 @@ class Trainer(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def backend_config(job: TrainJob, tpu: TpuSlices | None) -> BackendConfig:
-    """How Ray Train joins the workers of a job whose device is resolved."""
-    if job.device == "xla":
+def backend_config(abilities: Abilities, workers: int, tpu: TpuSlices | None) -> BackendConfig:
+    """How Ray Train joins the workers of a backend."""
+    if abilities.joined_by == "XlaConfig":
         return XlaConfig(device="TPU", hosts=tpu.hosts) if tpu else XlaConfig()
-    if job.workers == 1:
+    if workers == 1:
         return BackendConfig()  # nobody to talk to
     from ray.train.torch import TorchConfig
 
-    return TorchConfig(backend="nccl" if job.device == "cuda" else "gloo")
+    return TorchConfig(backend=abilities.process_group)
 
 
 def _check_room_for_feed(cpus: float) -> None:
@@ -201,29 +201,35 @@ def _check_room_for_feed(cpus: float) -> None:
 
 def _has_dashboard() -> bool:
     try:
-        return bool(ray._private.worker.get_dashboard_url())
+        return bool(dashboard_url())
     except Exception:  # no public question; an answer we do not understand keeps Ray's own ways
         return True
 
 
 def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so."""
+    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so.
+
+    Of several workers' errors, one that is no bug counts first: what other workers raised may follow from it.
+    """
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return UsedUp(f"a machine was taken away; {used_up}") if used_up else error
     failures = [_unwrapped(error.worker_failures[rank]) for rank in sorted(error.worker_failures)]
-    if used_up and any(isinstance(one, ray.exceptions.RayError | RayTrainError) for one in failures):
+    if used_up and any(isinstance(failure, ray.exceptions.RayError | RayTrainError) for failure in failures):
         return UsedUp(f"a training worker died; {used_up}")  # what the others raised follows from that
-    if used_up and not isinstance(failures[0], ValueError):
+    failure = next((failure for failure in failures if hasattr(type(failure), "exit_code")), failures[0])
+    if used_up and getattr(type(failure), "exit_code", None) != UserError.exit_code:
         logger.warning("the workers failed by an error of their own; %s", used_up)
-    return failures[0]
+    failure.add_note(f"a training worker failed:\n{error}")
+    return failure
 
 
 def _unwrapped(failure: BaseException) -> BaseException:
-    while True:
+    while isinstance(failure, ray.exceptions.RayError | RayTrainError) or not hasattr(type(failure), "exit_code"):
         inner = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
         if not isinstance(inner, BaseException):
             return failure
         failure = inner
+    return failure
 
 
 @contextlib.contextmanager
@@ -246,7 +252,7 @@ def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator
 
     def look() -> None:
         nonlocal last
-        if (value := internal_kv._internal_kv_get(key)) is not None:
+        if (value := kv_get(key)) is not None:
             report = StepReport(**json.loads(value))
             if report.step != last:
                 last = report.step
@@ -256,4 +262,4 @@ def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator
         with looking("training progress", look, PROGRESS_SECONDS):
             yield
     finally:
-        internal_kv._internal_kv_del(key)
+        kv_delete(key)

@@ -17,11 +17,9 @@ import time
 from typing import Any
 
 import ray
-from ray._private import state
-from ray.experimental import internal_kv
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
+from infra.ray_private import ElasticScalingPolicy, NoopDecision, ResizeDecision, kv_get, kv_put, state
 from training.worker.stops import STOP, saved_key
 
 logger = logging.getLogger(__name__)
@@ -66,17 +64,17 @@ class ElasticPolicy(ElasticScalingPolicy):
             return self._resize_when_saved(self._wanted)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
-            if internal_kv._internal_kv_get(self._key) == STOP:
+            if kv_get(self._key) == STOP:
                 return NoopDecision()
             self._wanted = decision
             self._asked = (secrets.token_hex(8).encode(), time.monotonic())
-            internal_kv._internal_kv_put(self._key, self._asked[0])
+            kv_put(self._key, self._asked[0])
             return NoopDecision()
         return decision
 
     def _resize_when_saved(self, wanted: ResizeDecision) -> Any:
         token, since = self._asked
-        saved = internal_kv._internal_kv_get(saved_key(self._key)) == token
+        saved = kv_get(saved_key(self._key)) == token
         if not saved and time.monotonic() - since < self._save_seconds:
             return NoopDecision()
         self._wanted = None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.train
-from ray.experimental import internal_kv
 
+from infra.ray_private import kv_put
+from training.errors import UserError
 from training.worker.sizes import job_at
 from training.worker.stops import Asked
 
@@ -32,7 +33,7 @@ STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few en
 
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
-    """What each worker runs: a pickled job in, a pickled TrainSummary or ValueError out."""
+    """What each worker runs: a pickled job in, a pickled TrainSummary out, or an error that would come again."""
     from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
@@ -48,14 +49,14 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
 
     def report(step: StepReport) -> None:
         if rank == 0:
-            internal_kv._internal_kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)))
+            kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)).encode())
 
     try:
-        if job.cpu_threads is None:
+        if job.setup.threads is None:
             # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
             share = (os.cpu_count() or 1) // context.get_local_world_size()
-            job = dataclasses.replace(job, cpu_threads=max(1, share))
-        backend = make_backend(job.device, rank, world_size, job.remat, job.mesh)
+            job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, threads=max(1, share)))
+        backend = make_backend(job.setup, rank)
         share = backend.row_share
         make_feed = ray_feed if job.feed == "ray" else direct_feed
         feed = make_feed(job, share.part, share.parts)
@@ -69,10 +70,11 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
                     return pickle.dumps(drained)
     except BadStep as error:
         return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
-    except ValueError as error:
-        if world_size > 1:
-            raise  # the others may be waiting for this worker; Ray stops them
-        return pickle.dumps(error)  # not a failure that starting again would mend
+    except Exception as error:
+        # Other workers may be waiting for this one: Ray stops them. Everything but the user's mistakes is tried again.
+        if world_size > 1 or getattr(type(error), "exit_code", None) != UserError.exit_code:
+            raise
+        return pickle.dumps(error)
 
 
 class _Gauges:
@@ -100,8 +102,9 @@ class _Gauges:
 class _Notice:
     """Asks Ray whether a machine of ours is about to be taken away, and the driver whether we are to stop or resize.
 
-    The question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked when
-    the first worker's NOTICE_SECONDS are over, which a cheap exchange after every step tells the others.
+    The first question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked
+    when the first worker's NOTICE_SECONDS are over. One cheap exchange after every step says so to all workers, and
+    what the driver has asked of any of them.
     """
 
     def __init__(self, backend: TrainBackend, asked: Asked) -> None:
@@ -109,11 +112,14 @@ class _Notice:
 
     def __call__(self) -> bool:
         due = time.monotonic() - self._asked >= NOTICE_SECONDS
-        if not self._backend.gather(np.array([due])).any():
+        mine = np.array([[due, due and self._by_driver()]])
+        any_due, any_asked = np.any(self._backend.gather(mine), axis=0).tolist()
+        if any_asked:
+            return True
+        if not any_due:
             return False
         self._asked = time.monotonic()
-        leaving = ray.train.get_preemption_info() is not None  # all workers meet here: each has to come
-        return leaving or self._by_driver()
+        return ray.train.get_preemption_info() is not None  # all workers meet here: each has to come
 
 
 def _wait_for_the_end(backend: TrainBackend, asked: Asked) -> bool:

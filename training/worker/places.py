@@ -1,19 +1,14 @@
 """Where workers are on TPU slices, and what each has to be told: arithmetic on nodes and labels, without Ray."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.errors import UserError
-from training.log.chips import SHORT_NAMES
 
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
 TOPOLOGY = "ray.io/tpu-topology"
 """labels of a node that is a host of a TPU slice; Ray sets them where it starts on one"""
-
-CORES = {"v4": 2, "v5p": 2}
-"""of a chip, where a pod's type counts them; otherwise it counts chips"""
 
 MEGASCALE_PORT = "8081"
 """where the coordinator of several slices listens"""
@@ -29,19 +24,15 @@ class TpuSlices:
     topology: str = ""
     """chips along each side of one slice, as in 4x4; of several hosts"""
     accelerator_type: str = ""
-    """as Ray calls the chips: TPU-V4, TPU-V5LITEPOD, TPU-V5P, TPU-V6E; of several hosts"""
+    """as Ray calls the chips, as in TPU-V5LITEPOD; of several hosts"""
+    pod_type: str = ""
+    """as the label of a node has it, as in v5litepod-16; of several hosts"""
     slices: int = 1
     """data replicas, joined by the data-centre network"""
 
     @property
     def workers(self) -> int:
         return self.hosts * self.slices
-
-    @property
-    def pod_type(self) -> str:
-        """As the label has it: v5litepod-16, by chips, or v4-16, by cores."""
-        generation = self.accelerator_type.removeprefix("TPU-").lower()
-        return f"{generation}-{self.hosts * self.chips_per_host * CORES.get(generation, 1)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,33 +93,6 @@ def _hosts(name: str, places: Sequence[Place]) -> list[str]:
             f"hosts has each id from 0 to {len(places) - 1} once: run one worker on each host of one slice"
         )
     return [place.address for place in sorted(places, key=lambda place: int(place.worker_id or 0))]
-
-
-def one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
-    """The smallest TPU host of the cluster (`nodes` as of ray.nodes()); None where it has none.
-
-    Raises UserError where a host belongs to a slice of several: libtpu would wait there for the others.
-    """
-    hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
-    together = Counter((node.get("Labels") or {}).get(SLICE_NAME) for node in hosts)
-    for node in hosts:
-        labels = node.get("Labels") or {}
-        name, pod_type, topology = (labels.get(label) for label in (SLICE_NAME, POD_TYPE, TOPOLOGY))
-        chips = _chips(pod_type) if pod_type else 0
-        if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
-            generation = pod_type.rpartition("-")[0] if pod_type else ""
-            known = f"{SHORT_NAMES.get(generation, generation)}:{topology}" if generation and topology else ""
-            raise UserError(
-                f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
-                f"hosts, and one alone would wait for the others; give --topology {known or 'as in v5e:4x4'}"
-            )
-    return TpuSlices(chips_per_host=int(min(node["Resources"]["TPU"] for node in hosts))) if hosts else None
-
-
-def _chips(pod_type: str) -> int:
-    """Of a whole slice, from its label: v5litepod-16 has 16, v4-16 has 8."""
-    generation, _, count = pod_type.rpartition("-")
-    return int(count) // CORES.get(generation, 1) if count.isdigit() else 0
 
 
 def broken_slices(nodes: Sequence[Mapping[str, Any]], tpu: TpuSlices) -> set[str]:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
-from ray.core.generated import gcs_pb2
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import ActorDiedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra.ray_private import PlacementGroupTableData, get_or_create_autoscaling_coordinator, state
+from training.errors import StoppedError
 from training.worker.budgets import Counts, Limits, UsedUp
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], lim
     """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
     Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).
-    Raises UsedUp where that is one more than there may be, RuntimeError where workers of one do not end. A controller
+    Raises UsedUp where that is one more than there may be, StoppedError where workers of one do not end. A controller
     that only cannot be reached for a moment is not replaced: it may still have its workers.
     """
     deaths = 0
@@ -62,16 +61,16 @@ def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], lim
 def end_orphans(controller_id: str) -> None:
     """Removes what a dead controller reserved, and waits until its actors' processes are gone.
 
-    Raises RuntimeError where they are not after ORPHANS_SECONDS.
+    Raises StoppedError where they are not after ORPHANS_SECONDS.
     """
     for data in state.state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(data)
+        group = PlacementGroupTableData.FromString(data)
         if group.creator_actor_id.hex() == controller_id:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     deadline = time.monotonic() + ORPHANS_SECONDS
     while left := _orphans(controller_id):
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise StoppedError(
                 f"{len(left)} workers of a dead controller still run ({', '.join(left)}), and two writers may not "
                 "share a run; end them, then run the same line again"
             )

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from ray.experimental import internal_kv
+from infra.ray_private import kv_delete, kv_get, kv_put
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def stopping_on_signals(key: bytes) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
         put_back()
         logger.warning("%s: stopping behind a checkpoint; once more to stop at once", signal.Signals(number).name)
-        internal_kv._internal_kv_put(key, STOP)
+        kv_put(key, STOP)
 
     if ours:
         for number in before:
@@ -52,7 +52,7 @@ def stopping_on_signals(key: bytes) -> Iterator[None]:
         if ours:
             put_back()
         for one in (key, saved_key(key)):
-            internal_kv._internal_kv_del(one)
+            kv_delete(one)
 
 
 class Asked:
@@ -71,7 +71,7 @@ class Asked:
     def saved(self) -> None:
         """Tells who asked that the checkpoint is committed."""
         if (value := self._value()) is not None and value != self._before:
-            internal_kv._internal_kv_put(saved_key(self._key), value)
+            kv_put(saved_key(self._key), value)
 
     def _value(self) -> bytes | None:
-        return internal_kv._internal_kv_get(self._key)
+        return kv_get(self._key)

@@ -10,7 +10,8 @@ import pytest
 
 from data import storage
 from data.manifest import RUN_NAME
-from infra.prices import CONSTANTS, Constant, Cost, Prices, priced_as, read_prices
+from infra.chips import Constant
+from infra.prices import CONSTANTS, Cost, Prices, priced_as, read_prices
 from infra.slices import check_mesh, parse_topology
 from model.flops import forward_flops_per_token, train_flops_per_token
 from model.sharding import MeshShape
@@ -207,7 +208,8 @@ def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, caps
 
 
 def test_training_on_a_slice_takes_its_chip_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    amount = trained(str(tmp_path), chip_seconds={"v5e": 2 * 16 * 3600.0})
+    amount = trained(str(tmp_path), chip_seconds={"v5e": 16 * 3600.0, "v5litepod": 16 * 3600.0})  # of old runs, of new
+    assert amount.chips == {"v5e": 32.0}
     assert amount.work(PRICES).usd == pytest.approx(32 * 1.20)
     assert amount.work(PRICES).kwh == pytest.approx(32 * (138 + 28 * 2.5) / 1000 * 1.10)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
@@ -240,8 +242,8 @@ def test_a_chip_without_a_price_is_told(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("kind", "chip"),
-    [("v5e", "v5e"), ("v4", "v4"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
-     ("NVIDIA H200", "h200"), ("TPU", "other"), ("Tesla T4", "other")],
+    [("v5e", "v5e"), ("v5litepod", "v5e"), ("v4", "v4"), ("NVIDIA H100 80GB HBM3", "h100"),
+     ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H200", "h200"), ("TPU", "other"), ("Tesla T4", "other")],
 )  # fmt: skip
 def test_a_chip_is_found_by_its_own_name(kind: str, chip: str) -> None:
     assert priced_as(kind) == chip

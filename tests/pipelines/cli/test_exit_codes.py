@@ -1,21 +1,35 @@
 """What ends a command line with which exit code, and that help and README tell each of them."""
 
+import importlib
+import json
 import re
 
+import pyarrow as pa
 import pytest
 
+from data.storage import FullError
 from pipelines import __main__
 from pipelines.cli import commands
-from pipelines.engine.stage import StoppedError, VerdictError
+from pipelines.engine.errors import FailedError
+from pipelines.engine.stage import VerdictError
 from tests.programs.places import REPOSITORY
+from training.errors import StoppedError
+from training.faults import Drained
 
 CODES = {"0", "1", "2", "130"}
+PACKAGES = ("model", "data", "infra", "training", "pipelines.engine")
+USER_ERRORS = [importlib.import_module(f"{package}.errors").UserError for package in PACKAGES]
 
 
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (ValueError("no such thing; name another"), 2, "error: no such thing; name another"),
+        *((kind("no such thing; name another"), 2, "error: no such thing; name another") for kind in USER_ERRORS),
+        (FullError("no room; make some"), 1, "failed: no room; make some"),
+        (FailedError("no room in a worker; make some"), 1, "failed: no room in a worker; make some"),
+        (Drained("asked to stop after step 3"), 130, "stopped: asked to stop after step 3"),
+        (FileNotFoundError("a"), 2, "error: a; check that the path exists and that you may use it"),
+        (ConnectionError("gone"), 1, "failed: gone; is the cluster at RAY_ADDRESS up? unset it to run here"),
         (VerdictError("the answer is no"), 1, "failed: the answer is no"),
         (StoppedError("a training worker died; --max-failures"), 1, "failed: a training worker died; --max-failures"),
         (KeyboardInterrupt("asked to stop after step 3"), 130, "stopped: asked to stop after step 3"),
@@ -32,6 +46,41 @@ def test_an_error_is_one_line_and_an_exit_code(
     monkeypatch.setattr(commands, "list_", raises)
     assert __main__.main(["list"]) == code
     assert capsys.readouterr().err == f"{told}\n"
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ValueError("invalid literal"),
+        KeyError("name"),
+        RuntimeError("so it is"),
+        pa.ArrowInvalid("no int"),
+        json.JSONDecodeError("Expecting value", "x", 0),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_without_an_exit_code_of_its_class_is_a_bug_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, bug: Exception
+) -> None:
+    def raises(words: list[str]) -> int:
+        raise bug
+
+    monkeypatch.setattr(commands, "list_", raises)
+    with pytest.raises(type(bug)) as caught:  # Python prints its traceback and ends with 1
+        __main__.main(["list"])
+    assert caught.value is bug
+
+
+def test_the_traceback_of_a_user_error_is_a_variable_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "PIPELINES_TRACEBACK=1" in (__main__.__doc__ or "")
+    monkeypatch.setenv("PIPELINES_TRACEBACK", "1")
+    assert __main__.main(["show", "no_such"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith("error: no stage or recipe 'no_such'")
 
 
 def test_every_list_of_exit_codes_names_all_of_them() -> None:

@@ -9,14 +9,15 @@ import pytest
 from data import shards, storage
 from data.manifest import RUN_NAME, Dataset, Manifest, publish_manifest
 from pipelines.__main__ import main
-from pipelines.cli import plan
 from pipelines.cli.arguments import parse_recipe
 from pipelines.cli.plan import last_of_stage, plan_lines
-from pipelines.engine import runner as runner_module
+from pipelines.engine import code_digest
+from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
-from pipelines.engine.task import Task
+from pipelines.engine.task import Task, resolve_texts
 from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
 from pipelines.recipes.registry import load
+from pipelines.report.words import size
 from pipelines.stages import collect_text, deduplicate_text, filter_text
 from tests.programs.places import REPOSITORY
 
@@ -56,14 +57,14 @@ def finish(task: Task, code: str | None = None, **facts: object) -> None:
         )
         for name in task.stage.writes
     }
-    hashed = task.hashed()
     publish_manifest(
         task.directory,
         Manifest(
             stage=task.stage.name,
             version=task.stage.version,
             fingerprint=task.fingerprint,
-            config=hashed["config"],
+            config=configs.to_dict(task.config),
+            writer=task.writer,
             inputs={
                 name: [{"reference": one.reference, "content": one.content()} for one in many]
                 for name, many in task.inputs.items()
@@ -178,6 +179,78 @@ def test_a_new_version_runs_again(recipe: Recipe, tmp_path: Path) -> None:
     assert f"because VERSION {tasks['collect'].stage.version} -> 99" in text
 
 
+def made_before(task: Task) -> dict[str, object]:
+    """What was hashed of the task, and kept of it, before options could be absent and the writer was taken in."""
+    hashed = {name: value for name, value in task.hashed().items() if name != "writer"}
+    hashed["config"] = configs.to_dict(task.config)
+    return hashed | {"fingerprint": configs.digest(hashed)}
+
+
+def test_runs_from_before_fingerprints_changed_are_explained_once(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    before: dict[str, dict[str, object]] = {}
+    for name, task in tasks.items():
+        old = made_before(task)
+        if name != "collect":
+            source = "collect" if name == "filter" else "filter"
+            old["inputs"] = {"text": [f"{recipe_stage(source)}/{before[source]['fingerprint']}:text"]}
+            del old["fingerprint"]
+            old["fingerprint"] = configs.digest(old)
+        before[name] = old
+    text = "\n".join(plan_lines(tasks, before))
+    assert "because its fingerprint is made differently (see the note)" in text
+    assert "because it reads collect, which changes" in text
+    (note,) = [line for line in text.splitlines() if line.startswith("note")]
+    assert "(absent options are left out, the Parquet writer is in): 3 of 3 steps run again for it" in note
+    assert "null" not in text, "an option that the new fingerprint leaves out did not change"
+
+    changed = tasks_of(with_config(recipe, "collect", collect_text.Config(exclude=("*.md",))), str(root))
+    text = "\n".join(plan_lines(changed, before))
+    assert 'because exclude [] -> ["*.md"]' in text
+    assert text.count("note: ") == 1
+
+    save_recipe(recipe, tasks, str(root))
+    assert "note: " not in planned(recipe, root), "what ran since then is compared as ever"
+
+
+def recipe_stage(step: str) -> str:
+    return {"collect": "collect_text", "filter": "filter_text"}[step]
+
+
+def test_a_run_of_a_stage_alone_from_before_fingerprints_changed_is_explained(recipe: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    task = tasks_of(recipe, str(root))["collect"]
+    old = made_before(task)
+    finish(task)
+    present = Path(task.directory)
+    manifest = json.loads((present / "_MANIFEST.json").read_text())
+    del manifest["writer"]
+    manifest["fingerprint"] = str(old["fingerprint"])
+    (present / "_MANIFEST.json").write_text(json.dumps(manifest))
+    present.rename(present.with_name(manifest["fingerprint"]))
+    text = "\n".join(plan_lines({"collect_text": task}, last_of_stage(task)))
+    assert "because its fingerprint is made differently (see the note)" in text
+    assert text.count("note: ") == 1
+    reference = f"collect_text/{manifest['fingerprint']}"
+    read = filter_text.READS["text"]
+    (resolved,) = resolve_texts(read, filter_text.Config(), [reference], str(root))
+    assert resolved.reference == f"{reference}:text", "the old run is an input as before"
+
+
+def test_a_raised_writer_is_named(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "runs"
+    tasks = tasks_of(recipe, str(root))
+    finish(tasks["collect"])
+    save_recipe(recipe, tasks, str(root))
+    monkeypatch.setattr(collect_text, "WRITER", 99)
+    text = planned(recipe, root)
+    assert f"because the Parquet writer {shards.WRITER} -> 99" in text
+    assert "note: " not in text
+    alone = tasks_of(recipe, str(root))["collect"]
+    assert "because the Parquet writer" in "\n".join(plan_lines({"collect_text": alone}, last_of_stage(alone)))
+
+
 def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +258,7 @@ def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     for name in ("data/filters.py", "data/packing.py", "data/schema.py", "data/shards.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
-    monkeypatch.setattr(runner_module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(code_digest, "REPOSITORY", tmp_path)
     stage = tasks_of(recipe, str(tmp_path))["filter"].stage
     before = code_sha256(stage)
     (tmp_path / "data/packing.py").write_text("edited = True\n")
@@ -198,7 +271,7 @@ def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (7e15, "7000.0 TB")]
 )
 def test_sizes_are_for_people(count: float, text: str) -> None:
-    assert plan.size(count) == text
+    assert size(count) == text
 
 
 @pytest.mark.slow

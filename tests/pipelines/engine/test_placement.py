@@ -4,23 +4,39 @@ from typing import Any
 
 import pytest
 
-from infra.slices import CHIPS
-from pipelines.engine.placement import RAY_NAMES, chip_flops_of, fewest_workers_of, mesh_of, tpu_slices, workers_of
+from infra.chips import TPUS
+from model.sharding import MeshShape
+from pipelines.engine.placement import (
+    Placement,
+    chip_flops_of,
+    place,
+    tpu_of_cluster,
+)
 from pipelines.engine.resources import Resources
+from training.setup import Setup
 from training.worker.places import TpuSlices
 
 
+def placed(**given: Any) -> Placement:
+    return place(Resources(**given))
+
+
 def test_a_topology_gives_workers_hosts_and_mesh() -> None:
-    one, two = Resources(topology="v5e:4x4"), Resources(topology="v4:2x2x4", slices=2)
-    assert (workers_of(one), mesh_of(one)) == (4, "data=16")
-    assert (workers_of(two), mesh_of(two)) == (8, "replica=2,data=16")
-    assert tpu_slices(two) == TpuSlices(
-        chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4"
+    one, two = placed(topology="v5e:4x4"), placed(topology="v4:2x2x4", slices=2)
+    assert (one.setup.workers, one.setup.mesh) == (4, MeshShape(data=16))
+    assert (two.setup.workers, two.setup.mesh) == (8, MeshShape(replica=2, data=16))
+    assert two.tpu == TpuSlices(
+        chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4", pod_type="v4-32"
     )
-    assert tpu_slices(Resources(topology="v5e:2x2")) == TpuSlices(chips_per_host=4)
+    assert placed(topology="v5e:2x2").tpu == TpuSlices(chips_per_host=4)
     for mesh in ("replica=4,data=4", "data=8,model=2", "data=2,model=8"):
-        assert mesh_of(Resources(topology="v5e:4x4", mesh=mesh)) == mesh
-    assert (tpu_slices(Resources()), workers_of(Resources(workers=3)), mesh_of(Resources())) == (None, 3, "")
+        assert placed(topology="v5e:4x4", mesh=mesh).setup.mesh == MeshShape.parse(mesh)
+
+
+def test_without_a_topology_the_resources_are_the_set_up() -> None:
+    bare = placed(device="cpu", workers=3, microbatch_rows=2, remat="none")
+    assert bare.setup == Setup(device="cpu", workers=3, microbatch_rows=2, remat="none")
+    assert (bare.topology, bare.tpu, bare.fewest_workers) == (None, None, 3)
 
 
 def test_the_peak_of_a_chip_is_that_of_the_topology_or_of_the_hosts_that_there_are() -> None:
@@ -31,17 +47,17 @@ def test_the_peak_of_a_chip_is_that_of_the_topology_or_of_the_hosts_that_there_a
         }
 
     v6e, v4, cpu = host("TPU-V6E"), host("TPU-V4"), {"Alive": True, "Resources": {"CPU": 4.0}}
-    assert chip_flops_of(Resources(topology="v5e:4x4", slices=2), [v4]) == CHIPS["v5e"].peak_flops
-    assert chip_flops_of(Resources(), [cpu, v6e, v6e, host("TPU-V4", alive=False)]) == CHIPS["v6e"].peak_flops
+    assert chip_flops_of(placed(topology="v5e:4x4", slices=2), [v4]) == TPUS["v5e"].peak_flops
+    assert chip_flops_of(placed(), [cpu, v6e, v6e, host("TPU-V4", alive=False)]) == TPUS["v6e"].peak_flops
     for unknown in ([cpu], [v4, v6e], [host("TPU-V9")], [host()]):
-        assert chip_flops_of(Resources(), unknown) is None
+        assert chip_flops_of(placed(), unknown) is None
 
 
 def test_an_elastic_run_goes_down_by_whole_slices() -> None:
-    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=3, min_slices=1)) == 4
-    assert fewest_workers_of(Resources(topology="v5e:4x4", slices=2)) == 8
-    assert fewest_workers_of(Resources(workers=4, min_workers=2)) == 2
-    assert fewest_workers_of(Resources(workers=4)) == 4
+    assert placed(topology="v5e:4x4", slices=3, min_slices=1).fewest_workers == 4
+    assert placed(topology="v5e:4x4", slices=2).fewest_workers == 8
+    assert placed(workers=4, min_workers=2).fewest_workers == 2
+    assert placed(workers=4).fewest_workers == 4
     with pytest.raises(ValueError, match="min_slices is 3, more than slices, 2; give it at most that"):
         Resources(topology="v5e:4x4", slices=2, min_slices=3)
 
@@ -62,8 +78,41 @@ def test_an_elastic_run_goes_down_by_whole_slices() -> None:
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mesh_of(Resources(**given))
+        placed(**given)
 
 
-def test_every_chip_has_a_name_for_ray() -> None:
-    assert RAY_NAMES.keys() == CHIPS.keys()
+def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 4.0}},
+        {"Alive": False, "Resources": {"TPU": 1.0}},
+    ]
+    assert tpu_of_cluster(placed(), nodes) == TpuSlices(chips_per_host=4)
+    assert tpu_of_cluster(placed(), nodes[:1]) is None
+    assert tpu_of_cluster(placed(device="cpu"), nodes) is None
+    assert tpu_of_cluster(placed(topology="v5e:4x4"), nodes) == placed(topology="v5e:4x4").tpu
+
+
+@pytest.mark.parametrize(
+    ("kind", "chips", "topology", "hosts", "given"),
+    [
+        ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
+        ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
+        ("v9-16", 4, "4x4", 1, "as in v5e:4x4"),
+        ("", 4, "", 2, "as in v5e:4x4"),
+    ],
+)
+def test_one_host_of_a_slice_of_several_is_refused(
+    kind: str, chips: int, topology: str, hosts: int, given: str
+) -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
+    node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
+    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
+        tpu_of_cluster(placed(), [node] * hosts)
+
+
+def test_a_host_that_is_a_whole_slice_is_taken() -> None:
+    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": "v4-8", "ray.io/tpu-topology": "2x2x1"}
+    node = {"Alive": True, "Resources": {"TPU": 4.0}, "Labels": labels}
+    assert tpu_of_cluster(placed(), [node]) == TpuSlices(chips_per_host=4)

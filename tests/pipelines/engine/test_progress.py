@@ -24,6 +24,18 @@ def test_two_bars_do_not_hear_each_other() -> None:
     assert Bar(print, {}).prefix != Bar(print, {}).prefix
 
 
+def test_a_bar_hears_what_was_told_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(progress, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(Bar, "hear", lambda bar: heard.append(bar.prefix))
+    monkeypatch.setattr(Bar, "_forget", lambda bar: heard.append("forgotten"))
+    bar = Bar(print, {})
+    with bar.listening():
+        time.sleep(0.1)
+    assert heard.count(bar.prefix) >= 2
+    assert heard[-1] == "forgotten"
+
+
 def test_without_a_listener_nothing_is_told() -> None:
     with progress.shard(None, 0):
         progress.advance(1 << 30)

@@ -10,7 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data import shards
+import data.errors
+import model.errors
+import training.errors
+from data import shards, storage
+from pipelines.engine.errors import FailedError, UserError, exit_code
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import (
     PHASES,
@@ -128,13 +132,35 @@ def test_phases_do_not_take_each_others_receipts(make_context: MakeContext, tmp_
     assert calls(journal) == [7, 7]
 
 
-def test_an_error_of_the_work_comes_out_as_it_was_raised(make_context: MakeContext) -> None:
+@pytest.mark.parametrize("kind", [model.errors.UserError, data.errors.UserError, training.errors.UserError])
+def test_a_users_mistake_comes_out_of_a_worker_in_its_own_words(make_context: MakeContext, kind: type) -> None:
     def refuse(number: int) -> ShardOutput:
-        raise ValueError(f"shard {number} will not do; give another")
+        raise kind(f"shard {number} will not do; give another")
 
-    with pytest.raises(ValueError, match=r"^shard 4 will not do; give another$") as caught:
-        map_shards(make_context(), "refuse", [4], refuse)
-    assert type(caught.value) is ValueError
+    with pytest.raises(UserError) as caught:
+        map_shards(make_context(), f"refuse_{kind.__module__}", [4], refuse)
+    assert (str(caught.value), exit_code(caught.value)) == ("shard 4 will not do; give another", 2)
+    (note,) = caught.value.__notes__
+    assert note.startswith("a worker failed:\nTraceback")
+    assert "in refuse" in note
+
+
+def test_a_full_disk_comes_out_of_a_worker_in_its_own_words(make_context: MakeContext) -> None:
+    def fill(number: int) -> ShardOutput:
+        raise storage.FullError("cannot write a; make room")
+
+    with pytest.raises(FailedError) as caught:
+        map_shards(make_context(), "fill", [4], fill)
+    assert (str(caught.value), exit_code(caught.value)) == ("cannot write a; make room", 1)
+
+
+def test_a_plain_value_error_of_a_worker_is_a_bug(make_context: MakeContext) -> None:
+    def misuse(number: int) -> ShardOutput:
+        raise ValueError("not our class")
+
+    with pytest.raises(RuntimeError, match=r"(?s)^a worker failed:\nTraceback.*ValueError: not our class") as caught:
+        map_shards(make_context(), "misuse", [4], misuse)
+    assert exit_code(caught.value) is None
 
 
 def test_the_sentence_comes_out_and_not_the_error_that_led_to_it(make_context: MakeContext, tmp_path: Path) -> None:
@@ -143,9 +169,8 @@ def test_the_sentence_comes_out_and_not_the_error_that_led_to_it(make_context: M
     def read(path: str) -> ShardOutput:
         return ShardOutput(parts={"rows": Part(table=shards.read_table(path))})
 
-    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file .*write it again") as caught:
+    with pytest.raises(UserError, match=r"a\.parquet is not a Parquet file .*write it again"):
         map_shards(make_context(), "read", [str(tmp_path / "a.parquet")], read)
-    assert type(caught.value) is ValueError
 
 
 def test_an_error_of_a_library_is_no_wrong_input(make_context: MakeContext) -> None:

@@ -165,7 +165,7 @@ def test_a_search_takes_up_what_was_answered_before(
 def test_an_answer_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(answered(request(), fits=True), tmp_path, monkeypatch)
     assert run_cell(request(), cache=tmp_path).fits
-    monkeypatch.setattr(fit_cells, "code_digest", lambda: "other")
+    monkeypatch.setattr(fit_cells, "code_digest", lambda *_: "other")
     with pytest.raises(ValueError, match="make fit-env"):
         run_cell(request(), cache=tmp_path)
 

@@ -19,8 +19,8 @@ from infra.ray_session import RaySession
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
 from pipelines.engine.stage import Context
+from pipelines.stages import train_model
 from pipelines.stages.train_model import Config as TrainConfig
-from pipelines.stages.train_model import make_job
 from tests.programs.cached_runs import (
     SHARD_ROWS,
     Runs,
@@ -37,6 +37,7 @@ from training.config import DistillConfig, OptimizerConfig
 from training.feed import direct_feed, make_loader
 from training.job import TrainJob
 from training.loop import run_training
+from training.setup import Setup
 
 pytestmark = pytest.mark.slow
 EVERY_KIND: tuple[dict[str, Any], ...] = (
@@ -144,7 +145,7 @@ def job_of(runs: Runs, make_context: Callable[..., Context], logits: list[str], 
     sequences = [runs.sequences, runs.other_sequences][: len(logits)]
     task = runs.task("train_model", fields | changes, sequences=sequences, logits=logits)
     inputs = {name: list(many) for name, many in task.inputs.items()}
-    return make_job(make_context(inputs=inputs, resources=Resources(device="cpu")), config)
+    return train_model.job_of(make_context(inputs=inputs, resources=Resources(device="cpu")), config)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_a_student_learns_from_every_kind_of_cache(
     job = replace(
         job_of(runs, make_context, [runs.cache(**kind)], distill=DistillConfig(tail=tail)),
         checkpoints_uri=str(tmp_path),
-        cpu_threads=1,
+        setup=Setup(device="cpu", threads=1),
         sequence_length=64,
     )
     losses = []

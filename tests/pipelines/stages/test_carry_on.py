@@ -18,7 +18,7 @@ from pipelines.checkpoints.loaded import committed_files
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Context, load_stage
 from pipelines.engine.task import Task, resolve_inputs
-from pipelines.stages.train_model import make_job
+from pipelines.stages.train_model import job_of
 from tests.programs.cached_runs import SHARDS, VOCAB, publish_run, teacher_config, write_sequences
 from tests.programs.in_process import InProcess
 from training.backends.torch_backend import TorchBackend
@@ -60,7 +60,7 @@ class Trained:
             session=InProcess(),
             quiet=True,
         )
-        self.job: TrainJob = make_job(context, self.config)
+        self.job: TrainJob = job_of(context, self.config)
         self.reference = f"train_model/{task.fingerprint}"
         self.first_step = run_training(self.job, TorchBackend("cpu"), direct_feed(self.job)).first_step
         files, steps = committed_files(task.directory)

@@ -22,6 +22,7 @@ from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import export_model, import_model
 from tests.model.test_google_weights import google_layout
 from tests.programs.reference import lively_model, random_tokens
+from training.setup import Setup
 
 TOKENIZER = train_tokenizer([f"{word} {word[::-1]}. " * 9 for word in Path(__file__).read_text().split()], 1024)
 
@@ -93,7 +94,7 @@ def test_what_was_imported_is_read_by_reference_and_gives_the_same_logits(stages
     task = stages.task("import_model", import_model.Config(), weights=given)
     run_task(task, Resources(), RaySession(), lambda _: None)
     checkpoint = future_input(task, "checkpoints")
-    loaded = open_model(checkpoint_of(checkpoint), "cpu")
+    loaded = open_model(checkpoint_of(checkpoint), Setup(device="cpu"))
     assert loaded.step == 0
     tokens = random_tokens(2, 12, loaded.model.config)
     with torch.no_grad():

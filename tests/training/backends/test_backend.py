@@ -7,41 +7,42 @@ import numpy as np
 import pytest
 import torch
 
+from model.sharding import MeshShape
 from tests.programs.places import REPOSITORY
-from training.backends.devices import check_workers, has_tpu, resolve_device
-from training.backends.make import make_backend
-from training.backends.torch_backend import TorchBackend
-from training.config import check_mesh_device
+from training.backends.devices import has_tpu, resolve_device
+from training.backends.make import abilities_of, make_backend
+from training.backends.torch_backend import CPU, TorchBackend
+from training.setup import Setup
 
 
 def test_several_workers_on_xla_without_a_tpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     with pytest.raises(ValueError, match="no collectives between processes"):
-        make_backend("xla", rank=0, world_size=2)
-    check_workers("xla", 1)
-    check_workers("cpu", 8)
+        make_backend(Setup(device="xla", workers=2))
+    abilities_of("xla").check_workers(1)
+    abilities_of("cpu").check_workers(8)
 
 
 def test_remat_on_a_device_that_keeps_everything_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(ValueError, match=r"remat 'full' on device 'cpu'.* allowed is 'none'"):
-        make_backend("cpu", remat="full")
-    assert make_backend("cpu", remat="none").remat == "none"
+        make_backend(Setup(device="cpu", remat="full"))
+    assert make_backend(Setup(device="cpu", remat="none")).remat == "none"
 
 
 def test_a_mesh_of_workers_is_all_of_them_and_has_no_model_axis() -> None:
     for mesh in ("data=2", "replica=2,data=4", "data=2,model=2", "model=4"):
         with pytest.raises(ValueError, match=r"allowed are data=4, .*, replica=4, .*, and replica=M,data=N of M x"):
-            check_mesh_device(mesh, "cpu", 4)
+            CPU.check_mesh(MeshShape.parse(mesh), 4)
     with pytest.raises(ValueError, match="'xla' only, or over several workers"):
-        make_backend("cpu", mesh="data=4")
-    for mesh in ("data=4", "replica=4", "replica=2,data=2", ""):
-        check_mesh_device(mesh, "cpu", 4)
+        make_backend(Setup(device="cpu", mesh=MeshShape(data=4)))
+    for mesh in ("data=4", "replica=4", "replica=2,data=2"):
+        CPU.check_mesh(MeshShape.parse(mesh), 4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="sees no GPU"):
-        make_backend("cuda")
+        make_backend(Setup(device="cuda"))
 
 
 def test_auto_resolves_to_a_device_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:

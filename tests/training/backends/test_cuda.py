@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from infra.chips import gpu_peaks
 from tests.programs.examples import example_job, made_up_feed
 from tests.training.worker.test_worker import in_process, losses, table
-from training.backends.torch_backend import TorchBackend
+from training.backends.torch_backend import CUDA, TorchBackend
 from training.checkpoints.records import latest_checkpoint
 from training.log.run_log import peak_flops_per_second
 from training.loop import run_training
@@ -49,11 +50,11 @@ def test_a_killed_worker_leaves_no_trace(runs: dict[str, Any], directory: Path) 
 
 
 def test_mfu_is_against_the_peak_of_the_gpu_and_its_memory_is_told(tmp_path: Path) -> None:
-    job = example_job(tmp_path / "checkpoints", device="cuda", logs_uri=str(tmp_path / "logs"))
+    job = example_job(tmp_path / "checkpoints", device="cuda", logs_uri=str(tmp_path / "logs"), gpu_flops=gpu_peaks())
     told: dict[str, float] = {}
     run_training(job, TorchBackend("cuda"), made_up_feed(job), tell=told.update)
     assert told["peak_device_bytes"] > 0
-    peak = peak_flops_per_second(job, "cuda")
+    peak = peak_flops_per_second(job, CUDA)
     if peak is None:
         assert "mfu" not in told, "a GPU that is not in our table"
     else:

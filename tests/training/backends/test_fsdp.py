@@ -1,6 +1,5 @@
 """Workers that divide a model take the steps of workers that each have all of it, and of one worker."""
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -13,15 +12,17 @@ import pytest
 import safetensors.torch
 import torch
 
+from model.sharding import MeshShape
 from tests.programs.chaos_log import Counts
 from tests.programs.divided import HALF, STEPS, divided_job, from_files, groups, runs, same, train
-from tests.programs.examples import write_sequences
+from tests.programs.examples import moved, write_sequences
 from training.backends.local_workers import run_workers
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
 from training.checkpoints.save_load import load_checkpoint
 from training.config import Device
 from training.replay import replay
+from training.setup import Setup
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ def found(directory: Path, where: tuple[Device, int]) -> dict[str, Any]:
     """Beside the runs of `runs`, one of a worker that is alone: on a CPU, so that a GPU's losses have a reference."""
     device, workers = where
     train(divided_job(str(directory), "one", 1), TorchBackend("cpu"))
-    answer: dict[str, Any] = run_workers(workers, runs, str(directory), device=device)
+    answer: dict[str, Any] = run_workers(Setup(workers=workers, device=device), runs, str(directory))
     return answer
 
 
@@ -159,8 +160,8 @@ def test_a_bad_step_names_the_same_rows_as_with_whole_models(found: dict[str, An
 def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path, counts: Counts) -> None:
     """So it finds the same bits, and a moment that changed in the checkpoint that it begins from."""
     job = write_sequences(tmp_path, divided_job(str(tmp_path), "run", 2, steps=4, checkpoint_every_steps=2))
-    job = dataclasses.replace(job, mesh="data=2", cpu_threads=1)
-    run_workers(2, from_files, job, mesh=job.mesh)
+    job = moved(job, mesh=MeshShape(data=2), threads=1)
+    run_workers(job.setup, from_files, job)
     found = replay(job, 4)
     assert (found.first_step, found.steps, found.differences) == (2, 2, ())
     half = Path(job.checkpoints_uri) / "step-00000002"
@@ -180,7 +181,7 @@ def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path, counts: Count
 @pytest.mark.chaos("training divided in groups")
 def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> None:
     train(divided_job(str(tmp_path), "one", 1), TorchBackend("cpu"))
-    found = run_workers(4, groups, str(tmp_path))
+    found = run_workers(Setup(workers=4, device="cpu"), groups, str(tmp_path))
     assert found["back_and_forth"]
     assert found["shares"] == pytest.approx([0.5] * 4, abs=0.02)
     for name in ("groups", "groups-resumed"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.checkpoints.loaded import committed_files
-from tests.programs.examples import example_job, write_sequences
+from tests.programs.examples import example_job, moved, write_sequences
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import Damaged, list_checkpoints, list_commits, read_rows
 from training.checkpoints.setups import read_setups, setups_between
@@ -26,9 +26,9 @@ def moved_run(directory: Path, stops: tuple[int, ...] = (7, 8), **config: Any) -
     """Stopped after each of `stops`, each time to go on with another number of rows at a time; and its last job."""
     (directory / "run").mkdir()
     job = write_sequences(directory, example_job(directory / "run" / "checkpoints", config=config))
-    job = dataclasses.replace(job, cpu_threads=1)
+    job = moved(job, threads=1)
     for number, stop in enumerate((*stops, None)):
-        job = dataclasses.replace(job, microbatch_rows=(None, 2, 1)[number % 3])
+        job = moved(job, microbatch_rows=(None, 2, 1)[number % 3])
         until(job, stop)
     return job
 

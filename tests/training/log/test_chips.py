@@ -47,9 +47,9 @@ def test_an_attempt_on_a_cpu_after_one_on_chips_holds_none(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("accelerator_type", "kind"),
-    [("v5litepod-16", "v5e"), ("v4-8", "v4"), ("v5p-128", "v5p"), ("v6e-4", "v6e"), ("", "TPU")],
+    [("v5litepod-16", "v5litepod"), ("v4-8", "v4"), ("v5p-128", "v5p"), ("v6e-4", "v6e"), ("", "TPU")],
 )
-def test_a_tpu_is_called_as_in_a_topology(accelerator_type: str, kind: str) -> None:
+def test_a_tpu_is_called_as_its_pod_type_begins(accelerator_type: str, kind: str) -> None:
     assert kind_of(accelerator_type) == kind
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from data import storage
-from infra.slices import CHIPS
+from infra.chips import TPUS
 from model.flops import train_flops_per_token
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
 from training.backends.torch_backend import TorchBackend
+from training.backends.xla.abilities import XLA
 from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, METRICS
-from training.log.run_log import MetricsLog, gpu_flops, last_account, read_lines
+from training.log.run_log import MetricsLog, last_account, peak_flops_per_second, read_lines
 from training.loop import StepReport, run_training
 from training.worker.sizes import job_at
 
@@ -76,13 +77,13 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     monkeypatch.setenv("PJRT_DEVICE", "TPU")
     monkeypatch.setattr("training.log.run_log.chips_held", lambda workers: {})  # torch_xla may be here, on a CPU
     backend = TorchBackend("cpu")
-    backend.name = "xla"
+    backend.abilities = XLA
     job = job_with_logs(
         tmp_path,
         device="xla",
         mesh=mesh,
         workers=workers,
-        chip_flops=CHIPS["v5e"].peak_flops,
+        chip_flops=TPUS["v5e"].peak_flops,
         config={"global_batch": 32},
     )
     meter, told = Meter(), {}
@@ -100,27 +101,24 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     assert told["mfu"] == pytest.approx(needed / seconds / (chips * 197e12))
 
 
-def test_a_gpu_is_known_by_its_name_and_slower_cards_of_a_name_are_told_apart() -> None:
-    names = {
-        "NVIDIA H200": 989e12,
-        "NVIDIA H100 80GB HBM3": 989e12,
-        "NVIDIA H100 PCIe": 756e12,
-        "NVIDIA H100 NVL": 835e12,
-        "NVIDIA A100-SXM4-40GB": 312e12,
-        "Tesla T4": None,
-    }
-    assert {name: gpu_flops(name) for name in names} == names
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100", 989e12), ("Tesla T4", None)])
+def test_mfu_on_a_gpu_is_against_the_peak_of_the_first_part_of_its_name(
+    name: str, peak: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
+    job = job_with_logs(tmp_path, gpu_flops={"H100 PCIe": 756e12, "H100": 989e12})
+    assert peak_flops_per_second(job, "cuda") == peak
 
 
 def test_chips_follow_an_elastic_run(tmp_path: Path) -> None:
     job = job_with_logs(tmp_path, device="xla", mesh="replica=2,data=8,model=2", workers=8, config={"global_batch": 32})
-    assert (job.chips, job_at(job, 4).chips) == (32, 16)
+    assert (job.setup.chips, job_at(job, 4).setup.chips) == (32, 16)
 
 
 def test_a_tpu_of_an_unknown_kind_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PJRT_DEVICE", "TPU")
     backend = TorchBackend("cpu")
-    backend.name = "xla"
+    backend.abilities = XLA
     meter, told = Meter(), {}
     log = MetricsLog(job_with_logs(tmp_path, device="xla"), meter, 0, backend, told.update)
     with meter.spent("data_wait"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.sharding import MeshShape
 from tests.programs.chaos_log import Counts
 from tests.programs.examples import example_job
 from tests.training.worker.test_worker import in_process, losses, table
@@ -52,7 +53,7 @@ def test_a_smallest_size_that_does_not_share_them_is_refused(tmp_path: Path) -> 
 def test_the_mesh_has_a_copy_for_each_slice_that_is_left(tmp_path: Path) -> None:
     job = example_job(tmp_path, config={"global_batch": 64}, device="xla", workers=8, mesh="replica=2,data=16")
     assert allowed_workers(job, 4, hosts=4) == (4, 8)
-    assert (job_at(job, 4).workers, job_at(job, 4).mesh) == (4, "data=16")
+    assert (job_at(job, 4).setup.workers, job_at(job, 4).setup.mesh) == (4, MeshShape(data=16))
     assert job_at(job, 8) == job
     together = example_job(
         tmp_path, config={"global_batch": 4}, device="xla", workers=8, mesh="replica=2,data=2,model=8"

@@ -8,10 +8,10 @@ import pytest
 
 from tests.programs.chaos_log import Counts
 from tests.training.worker.test_worker import in_process
-from training.worker.places import Place, TpuSlices, broken_slices, one_host, xla_environments
+from training.worker.places import Place, TpuSlices, broken_slices, xla_environments
 from training.worker.watch import looking
 
-V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", hosts=4, chips_per_host=4)
+V5E = TpuSlices(topology="4x4", accelerator_type="TPU-V5LITEPOD", pod_type="v5litepod-16", hosts=4, chips_per_host=4)
 
 
 def places(*named: tuple[str, int]) -> list[Place]:
@@ -107,47 +107,9 @@ def check_alone(attempt: list[dict[str, Any]]) -> None:
 
 
 def check_what_needs_no_cluster(found: dict[str, Any]) -> None:
-    assert found["pod_types"] == {
-        "TPU-V4 2x2x2": True,
-        "TPU-V5LITEPOD 4x4": True,
-        "TPU-V5P 2x2x4": True,
-        "TPU-V6E 4x4": True,
-    }
+    assert found["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
     assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
     assert found["devices"] == ["TPU", "TPU", "CPU"]
-
-
-def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
-    nodes = [
-        {"Alive": True, "Resources": {"CPU": 8.0}},
-        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 8.0}},
-        {"Alive": True, "Resources": {"CPU": 8.0, "TPU": 4.0}},
-        {"Alive": False, "Resources": {"TPU": 1.0}},
-    ]
-    assert one_host(nodes) == TpuSlices(chips_per_host=4)
-    assert one_host(nodes[:1]) is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "chips", "topology", "hosts", "given"),
-    [
-        ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
-        ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
-        ("", 4, "", 2, "as in v5e:4x4"),
-    ],
-)
-def test_one_host_of_a_slice_of_several_is_refused(
-    kind: str, chips: int, topology: str, hosts: int, given: str
-) -> None:
-    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
-    node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
-    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
-        one_host([node] * hosts)
-
-
-def test_a_host_that_is_a_whole_slice_is_taken() -> None:
-    labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": "v4-8", "ray.io/tpu-topology": "2x2x1"}
-    assert one_host([{"Alive": True, "Resources": {"TPU": 4.0}, "Labels": labels}]) == TpuSlices(chips_per_host=4)
 
 
 def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:

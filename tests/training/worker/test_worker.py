@@ -18,6 +18,7 @@ from training.backends.local_workers import run_workers
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
 from training.checkpoints.save_load import load_checkpoint
 from training.log.run_log import read_lines
+from training.setup import Setup
 
 pytestmark = pytest.mark.slow
 
@@ -190,9 +191,9 @@ def test_a_drained_node_costs_no_step(tmp_path: Path, counts: Counts) -> None:
 
 def test_workers_stop_together_when_the_word_has_reached_one_of_them() -> None:
     """The others would wait in a meeting that this one does not come to any more."""
-    assert run_workers(2, agreement.stop_that_reached_one) == [True, True]
+    assert run_workers(Setup(workers=2, device="cpu"), agreement.stop_that_reached_one) == [True, True]
 
 
 def test_a_worker_whose_peer_went_with_its_machine_leaves_the_failure_to_ray() -> None:
     """Raised at once it would count as a failure of this worker, before Ray knows of the machine."""
-    assert run_workers(2, agreement.peer_that_is_gone) >= 1
+    assert run_workers(Setup(workers=2, device="cpu"), agreement.peer_that_is_gone) >= 1

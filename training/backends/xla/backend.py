@@ -17,7 +17,7 @@ from torch import Tensor
 from model import Gemma2
 from model.sharding import MeshShape, check_mesh, check_rows
 from training.backends.base import RowShare, WholeParameters, every, gather_rows
-from training.backends.devices import check_workers, has_tpu
+from training.backends.devices import has_tpu
 from training.config import Remat
 from training.optim import zeros_like
 
@@ -27,6 +27,7 @@ import torch_xla
 import torch_xla.runtime as xr
 from torch_xla.debug import metrics
 
+from training.backends.xla.abilities import XLA
 from training.backends.xla.checksum import checksum
 from training.backends.xla.head import scan_head
 from training.backends.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
@@ -47,7 +48,7 @@ class XlaBackend(WholeParameters):
     def __init__(
         self, rank: int = 0, world_size: int = 1, remat: Remat | None = None, mesh: MeshShape | None = None
     ) -> None:
-        self.name = "xla"
+        self.abilities = XLA
         self.rank = rank
         self.world_size = world_size
         self.snapshot_by_all = world_size > 1
@@ -148,6 +149,6 @@ class XlaBackend(WholeParameters):
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:
     """Raises UserError where several processes could not share a step."""
     if xr.device_type() != "TPU":
-        check_workers("xla", world_size)
+        XLA.check_workers(world_size)
     if mesh is None or mesh.chips <= 1:
         raise UserError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")

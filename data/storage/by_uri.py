@@ -1,0 +1,163 @@
+"""The functions of this package: each asks the store that keeps the URI."""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.errors import UserError
+from data.storage.gcs import Gcs
+from data.storage.local import Local
+from data.storage.memory import Memory
+from data.storage.store import Store
+
+STORES: tuple[Store, ...] = (Local(), Gcs(), Memory())
+
+
+def store_of(uri: str) -> Store:
+    """Raises UserError for a protocol that no store has, and for a path that no store can have."""
+    if "\0" in uri:
+        raise UserError(f"the path {uri!r} holds a null byte, which no file's name may hold; leave it out")
+    protocol = uri.partition("://")[0] if "://" in uri else ""
+    for store in STORES:
+        if protocol in store.protocols:
+            return store
+    examples = [store.example for store in STORES]
+    raise UserError(f"no storage for {uri!r}: allowed are {', '.join(examples[:-1])} and {examples[-1]}")
+
+
+def what_failed(error: BaseException) -> str | None:
+    """A sentence for an error of a store or of the way to it, with what to do; None for any other error.
+
+    Of an error that was raised for another (as Ray does with a worker's), the first in the chain that is one counts.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        for store in STORES:
+            if sentence := store.what_failed(current):
+                return sentence
+        current = getattr(current, "cause", None) or current.__cause__
+    return None
+
+
+def is_remote(uri: str) -> bool:
+    """Whether it is elsewhere than on the disk of this machine."""
+    return store_of(uri).remote
+
+
+def is_shared(uri: str) -> bool:
+    """Whether other processes see it."""
+    return store_of(uri).shared
+
+
+def is_relative(uri: str) -> bool:
+    """Whether it depends on the working directory."""
+    return store_of(uri).is_relative(uri)
+
+
+def absolute(uri: str) -> str:
+    """The URI as it can be used from any directory."""
+    return store_of(uri).absolute(uri)
+
+
+def local_path(uri: str) -> Path | None:
+    """The file or folder on this machine's disk, which can be opened and appended to; None elsewhere."""
+    return store_of(uri).local_path(uri)
+
+
+def read_threads(uri: str) -> int:
+    """Threads that read from there together best."""
+    return store_of(uri).read_threads
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `uri` and the path inside it. Raises UserError for a protocol we do not know."""
+    return store_of(uri).filesystem(uri)
+
+
+def check_bucket(uri: str) -> None:
+    """Raises UserError where `uri` is in a bucket that does not exist. One request; elsewhere none."""
+    store_of(uri).check_bucket(uri)
+
+
+def exists(uri: str) -> bool:
+    return store_of(uri).exists(uri)
+
+
+def is_directory(uri: str) -> bool:
+    return store_of(uri).is_directory(uri)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object. Raises FileNotFoundError."""
+    return store_of(uri).read_bytes(uri)
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of the object, in one request. Raises FileNotFoundError."""
+    return store_of(uri).read_range(uri, start, end)
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A seekable binary file to read from."""
+    return store_of(uri).open_input(uri)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Replaces the object at `uri`; a reader sees the old bytes or the new ones, never a part."""
+    store_of(uri).write_bytes(uri, data)
+
+
+def create_exclusive(uri: str, data: bytes) -> None:
+    """Creates the object whole, or raises FileExistsError and leaves what is there. The one lock this project has."""
+    store_of(uri).create_exclusive(uri, data)
+
+
+def download(uri: str, local_path: str | Path) -> None:
+    """Copies the object to a local file, in pieces. Raises FileNotFoundError."""
+    store_of(uri).download(uri, local_path)
+
+
+def move(source: str, target: str) -> None:
+    """Publishes `source` as `target` in the same store, replacing it. On an object store: a copy, then a delete."""
+    store_of(source).move(source, target)
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty for no folder."""
+    return store_of(uri).list_files(uri)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in `uri`, sorted; empty for no folder. Files below are not listed."""
+    return store_of(uri).list_folders(uri)
+
+
+def list_level(uri: str) -> list[tuple[str, float]]:
+    """(name, time of the last change in seconds since 1970) of what is directly in `uri`, sorted.
+
+    The time of a folder on an object store is 0. Empty for no folder. Nothing below is listed.
+    """
+    return store_of(uri).list_level(uri)
+
+
+def files_of(uri: str) -> list[tuple[str, str, int]]:
+    """(relative name, URI, bytes) of the files that a file's, folder's or glob's `uri` stands for; empty for none.
+
+    Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError for
+    a glob that is not understood.
+    """
+    return store_of(uri).files_of(uri)
+
+
+def content(uri: str) -> str:
+    """A fingerprint of the object's bytes: their sha256, or what the store itself says of them."""
+    return store_of(uri).content(uri)
+
+
+def remove(uri: str) -> None:
+    store_of(uri).remove(uri)
+
+
+def remove_tree(uri: str) -> None:
+    store_of(uri).remove_tree(uri)

@@ -1,0 +1,168 @@
+"""gs://: objects of Google Cloud Storage, by gcsfs.
+
+The server decides exclusive creates. `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests). No
+key and no stored token is read: who this runs as is a login of Google's.
+"""
+
+import functools
+import json
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from data.errors import UserError
+from data.storage.store import Store
+
+PROTOCOLS = ("gs", "gcs")
+_MARK = "created-by"
+"""metadata of an object created exclusively: which request made it"""
+LOG_IN = "on a cluster use workload identity, on a laptop `gcloud auth application-default login`"
+NO_SECRETS = (None, "google_default", "cloud", "anon")
+"""what gcsfs may be told as `token`: names of ways to log in"""
+
+
+class Gcs(Store):
+    """Buckets of Google Cloud Storage."""
+
+    protocols = PROTOCOLS
+    example = "gs://bucket/path"
+
+    def filesystem(self, uri: str) -> tuple[Any, str]:
+        _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
+        _refuse_token()
+        _refuse_pickled_tokens()
+        # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain server.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
+        options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide what another driver wrote
+        if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
+            options |= {"endpoint_url": endpoint, "token": "anon"}
+        fs = _bucket_filesystem()(**options)
+        return fs, fs._strip_protocol(uri)
+
+    def create_exclusive(self, uri: str, data: bytes) -> None:
+        fs, path = self.filesystem(uri)
+        mark = secrets.token_hex(16)
+        try:
+            # ifGenerationMatch=0: the server decides who was first
+            fs.pipe_file(path, data, mode="create", metadata={_MARK: mark})
+        except FileExistsError:
+            # gcsfs asks again where an answer was lost, and may find the object of its own first request
+            if fs.info(path).get("metadata", {}).get(_MARK) != mark:
+                raise FileExistsError(f"{uri} exists") from None
+
+    def content(self, uri: str) -> str:
+        fs, path = self.filesystem(uri)
+        info = fs.info(path)
+        return f"{info['generation']}-{info['crc32c']}"
+
+    def check_bucket(self, uri: str) -> None:
+        fs, path = self.filesystem(uri)
+        bucket, _, prefix = path.strip("/").partition("/")
+        if not bucket:
+            raise UserError(f"{uri!r} names no bucket; give gs://bucket/path")
+        try:
+            fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no bucket {bucket!r}; check its name in {uri}, or make it: gcloud storage buckets create "
+                f"gs://{bucket}"
+            ) from None
+        except OSError as error:
+            if "Anonymous caller" in str(error) or not str(error).startswith("Forbidden"):
+                raise
+            # who may not list may still read and write what it names
+
+    def what_failed(self, error: BaseException) -> str | None:
+        return _what_failed(error) if "gcsfs" in sys.modules else None
+
+
+def _what_failed(error: BaseException) -> str | None:
+    import aiohttp
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import GoogleAuthError
+    from requests.exceptions import ProxyError
+
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    stranger = isinstance(error, HttpError | OSError) and "Anonymous caller" in str(error)
+    if stranger or (isinstance(error, HttpError) and error.code == 401):
+        return f"nobody is logged in to use the bucket ({reason}); {LOG_IN}, and run it again"
+    forbidden = isinstance(error, OSError) and reason.startswith("Forbidden")
+    if forbidden or (isinstance(error, HttpError) and error.code == 403):
+        advice = "grant roles/storage.objectUser on the bucket, and run it again"
+        return f"{reason}: whom this runs as may not do that; {advice}"
+    if isinstance(error, GoogleAuthError):
+        return f"no credentials for gs:// ({reason}); {LOG_IN}"
+    code = error.code if isinstance(error, HttpError) else None
+    if code is not None and 400 <= code < 500 and code not in (408, 429):
+        return None  # a request that is wrong, not a store that is down
+    # ProxyError: gcsfs's name for a 502. Ray's timeouts are TimeoutErrors too, by other names.
+    if isinstance(error, aiohttp.ClientError | HttpError | ProxyError) or type(error) is TimeoutError:
+        return (
+            f"the bucket cannot be reached ({reason}); check the network, and STORAGE_EMULATOR_HOST where it is set, "
+            "and run the same line again: it goes on where it was"
+        )
+    return None
+
+
+@functools.cache
+def _bucket_filesystem() -> Any:
+    """gcsfs, but that looks for an object by its name first: it would list at the same time, in case the name is a
+    folder's, so each open of a shard would be a listing."""
+    from gcsfs import GCSFileSystem
+
+    class Bucket(GCSFileSystem):
+        async def _info(self, path: str, generation: str | None = None, **kwargs: Any) -> Any:
+            path = self._strip_protocol(path).rstrip("/")
+            bucket, key, _ = self.split_path(path)
+            if not key:
+                return await super()._info(path, generation, **kwargs)
+            try:
+                return await self._get_object(path)
+            except FileNotFoundError:
+                return await self._get_directory_info(path, bucket, key, generation)
+
+    return Bucket
+
+
+@functools.cache
+def _refuse_key_file(path: str) -> None:
+    """Raises UserError where Google's libraries would read a service account's key, which lies there for whoever
+    reads the disk and is good for years."""
+    try:
+        document = json.loads(Path(path).read_bytes()) if path else None
+    except (OSError, ValueError):
+        return  # missing or no JSON: their own words will do
+    if isinstance(document, dict) and document.get("type") == "service_account":
+        raise UserError(
+            f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
+            f"it: {LOG_IN}"
+        )
+
+
+def _refuse_token() -> None:
+    """Raises UserError where fsspec would hand gcsfs a token or a key: it takes options from FSSPEC_GS,
+    FSSPEC_GCS_TOKEN and their like in the environment, and from files in ~/.config/fsspec."""
+    for protocol in PROTOCOLS:
+        if fsspec.config.conf.get(protocol, {}).get("token") not in NO_SECRETS:
+            raise UserError(
+                f"fsspec is set to use a token of its own for {protocol}:// (by FSSPEC_{protocol.upper()} or "
+                f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and none is read here; unset it: "
+                f"{LOG_IN}"
+            )
+
+
+def _refuse_pickled_tokens() -> None:
+    """Raises UserError where gcsfs would unpickle the tokens of its login in a browser, which it does as it is
+    imported, whatever it is told as `token`. So this comes before any import of gcsfs."""
+    path = Path("~/.gcs_tokens").expanduser()
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} is a pickle that gcsfs would load (a pickle can run any code), and no stored token is read here; "
+            f"remove it: {LOG_IN}"
+        )

@@ -1,0 +1,195 @@
+"""What a place that keeps bytes can do: `Store`, with what fsspec does alike for every place written once.
+
+A new place is a file with a `Store` and one line in by_uri.py. A store has to be able to create an object exclusively,
+and to publish a write whole; the rest has a default.
+"""
+
+import datetime
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from data.errors import UserError
+
+GLOB = "*?["
+"""characters that make a path a glob"""
+
+
+class FullError(OSError):
+    """There is no room to write in, or no writing at all; trying again at once would not help."""
+
+    exit_code = 1
+
+
+class Store(ABC):
+    """One kind of place. Methods take the whole URI, and raise FileNotFoundError for an object that is not there."""
+
+    protocols: Sequence[str]
+    """what stands before :// in its URIs"""
+    example: str
+    """how a URI of it looks, for messages"""
+    remote: bool = True
+    """whether it is elsewhere than on the disk of this machine"""
+    shared: bool = True
+    """whether other processes see what is in it"""
+    read_threads: int = 16
+    """threads that read together best: many where a read is a wait"""
+
+    @abstractmethod
+    def filesystem(self, uri: str) -> tuple[Any, str]:
+        """The fsspec filesystem and the path inside it."""
+
+    @abstractmethod
+    def create_exclusive(self, uri: str, data: bytes) -> None:
+        """Creates the object whole, or raises FileExistsError and leaves what is there."""
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Replaces the object; a reader sees the old bytes or the new ones, never a part."""
+        fs, path = self.filesystem(uri)
+        fs.pipe_file(path, data)
+
+    def move(self, source: str, target: str) -> None:
+        """Publishes `source` as `target`, replacing it: a copy inside the store, then a delete."""
+        fs, source_path = self.filesystem(source)
+        fs.cp_file(source_path, self.filesystem(target)[1])
+        with suppress(FileNotFoundError):  # removed by a request whose answer was lost
+            fs.rm_file(source_path)
+
+    def exists(self, uri: str) -> bool:
+        fs, path = self.filesystem(uri)
+        return bool(fs.exists(path))
+
+    def is_directory(self, uri: str) -> bool:
+        fs, path = self.filesystem(uri)
+        return bool(fs.isdir(path))
+
+    def read_bytes(self, uri: str) -> bytes:
+        fs, path = self.filesystem(uri)
+        return cast(bytes, fs.cat_file(path))
+
+    def read_range(self, uri: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the object, in one request."""
+        fs, path = self.filesystem(uri)
+        return cast(bytes, fs.cat_file(path, start=start, end=end))
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """A seekable binary file to read from."""
+        fs, path = self.filesystem(uri)
+        return cast(BinaryIO, fs.open(path, "rb"))
+
+    def download(self, uri: str, local_path: str | Path) -> None:
+        """Copies the object to a local file, in pieces."""
+        fs, path = self.filesystem(uri)
+        fs.get_file(path, str(local_path))
+
+    def remove(self, uri: str) -> None:
+        fs, path = self.filesystem(uri)
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    def remove_tree(self, uri: str) -> None:
+        fs, path = self.filesystem(uri)
+        with suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    def list_files(self, uri: str) -> list[tuple[str, int]]:
+        """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty for no folder."""
+        fs, path = self.filesystem(uri)
+        if not fs.exists(path):
+            return []
+        files = fs.find(path, detail=True)
+        prefix = path.rstrip("/") + "/"
+        return sorted(
+            (name[len(prefix) :], int(info["size"])) for name, info in files.items() if name.startswith(prefix)
+        )
+
+    def list_folders(self, uri: str) -> list[str]:
+        """Names of the folders directly in `uri`, sorted; empty for no folder. Files below are not listed."""
+        fs, path = self.filesystem(uri)
+        if not fs.exists(path):
+            return []
+        entries = fs.ls(path, detail=True)
+        return sorted(_last(entry["name"]) for entry in entries if entry["type"] == "directory")
+
+    def list_level(self, uri: str) -> list[tuple[str, float]]:
+        """(name, time of the last change in seconds since 1970) of what is directly in `uri`, sorted.
+
+        The time of a folder on an object store is 0. Empty for no folder. Nothing below is listed.
+        """
+        fs, path = self.filesystem(uri)
+        try:
+            entries = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted((name, _changed(entry)) for entry in entries if (name := _last(entry["name"])))
+
+    def files_of(self, uri: str) -> list[tuple[str, str, int]]:
+        """(relative name, URI, bytes) of the files that a file's, folder's or glob's `uri` stands for; empty for none.
+
+        Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError
+        for a glob that is not understood.
+        """
+        if self.exists(uri):
+            if not self.is_directory(uri):
+                return [(PurePosixPath(uri).name, uri, self._size(uri))]
+            return [(name, join(uri, name), size) for name, size in self.list_files(uri)]
+        if not any(character in uri for character in GLOB):
+            return []
+        fixed = uri[: min(uri.index(character) for character in GLOB if character in uri)].rpartition("/")[0] or "."
+        try:
+            names = self._glob(uri)
+        except ValueError as error:  # fsspec takes ** as a whole part of a path only
+            raise UserError(f"the glob {uri!r} is not understood ({error}); write ** between slashes") from error
+        return [(os.path.relpath(name, fixed), name, self._size(name)) for name in names if not self.is_directory(name)]
+
+    def content(self, uri: str) -> str:
+        """A fingerprint of the object's bytes: their sha256, or what the store itself says of them."""
+        return hashlib.sha256(self.read_bytes(uri)).hexdigest()
+
+    def local_path(self, uri: str) -> Path | None:
+        """The file or folder on this machine's disk, which can be opened and appended to; None elsewhere."""
+        return None
+
+    def absolute(self, uri: str) -> str:
+        """The URI as it can be used from any directory."""
+        return uri
+
+    def is_relative(self, uri: str) -> bool:
+        """Whether it depends on the working directory."""
+        return False
+
+    def check_bucket(self, uri: str) -> None:  # noqa: B027  most stores have no buckets, and nothing to check
+        """Raises UserError for a bucket that does not exist."""
+
+    def what_failed(self, error: BaseException) -> str | None:
+        """A sentence for an error of this store or of the way to it, with what to do; None for any other error."""
+        return None
+
+    def _size(self, uri: str) -> int:
+        fs, path = self.filesystem(uri)
+        return int(fs.info(path)["size"])
+
+    def _glob(self, uri: str) -> list[str]:
+        """URIs that match."""
+        fs, path = self.filesystem(uri)
+        scheme = uri.partition("://")[0]
+        return [f"{scheme}://{name.lstrip('/')}" for name in fs.glob(path)]
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _changed(info: Any) -> float:
+    when = info.get("mtime") or info.get("updated") or info.get("created") or 0.0
+    if isinstance(when, str):
+        when = datetime.datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime.datetime) else float(when)

@@ -1,0 +1,80 @@
+"""Every private part of Ray that this project uses. Whoever upgrades Ray reads this file, and no other.
+
+    MODULES             names of private classes, functions and modules -> where Ray 2.60 has them
+    kv_get, kv_put ...  Ray's key-value store, which has no public client
+
+A name is imported when it is first asked for: Ray reads whether tokens are in use when it is first imported, which has
+to come after `RaySession.start`, and a process that only reads the key-value store must not load Ray Train.
+"""
+
+import importlib
+from typing import Any
+
+MODULES = {
+    # Ray Train: our policies are Ray's with changes, and its trainer asks a dashboard that may not be there.
+    "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",
+    "FailureDecision": "ray.train.v2._internal.execution.failure_handling",
+    "ElasticScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
+    "NoopDecision": "ray.train.v2._internal.execution.scaling_policy",
+    "ResizeDecision": "ray.train.v2._internal.execution.scaling_policy",
+    "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
+    "RayTrainError": "ray.train.v2._internal.exceptions",
+    # What a dead controller leaves behind: requests for nodes, and placement groups that the state API does not show.
+    "get_or_create_autoscaling_coordinator": "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
+    "PlacementGroupTableData": "ray.core.generated.gcs_pb2",
+    "state": "ray._private.state",
+    # The address and the token by which Ray joins a cluster.
+    "get_ray_address_from_environment": "ray._private.services",
+    "get_auth_headers_if_auth_enabled": "ray._private.authentication.http_token_authentication",
+    # What Ray ships of a working directory.
+    "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "ray._private.ray_constants",
+    "get_runtime_env_default_excludes": "ray._private.ray_constants",
+    "_dir_travel": "ray._private.runtime_env.packaging",
+    "_get_excludes": "ray._private.runtime_env.packaging",
+}
+
+PROGRESS_LOGGER = "ray.data._internal.progress"
+"""logger of Ray Data's own bars"""
+WORKING_DIR_LOGGER = "ray._private.runtime_env.working_dir"
+"""logger of what ships a working directory"""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    module = importlib.import_module(MODULES[name])
+    return module if name == "state" else getattr(module, name)
+
+
+def kv_get(key: bytes) -> bytes | None:
+    """The value under a key; None where there is none."""
+    value: bytes | None = _kv()._internal_kv_get(key)
+    return value
+
+
+def kv_put(key: bytes, value: bytes) -> None:
+    _kv()._internal_kv_put(key, value)
+
+
+def kv_delete(key: bytes) -> None:
+    _kv()._internal_kv_del(key)
+
+
+def kv_list(prefix: bytes) -> list[bytes]:
+    """The keys that begin with `prefix`."""
+    keys: list[bytes] = _kv()._internal_kv_list(prefix)
+    return keys
+
+
+def dashboard_url() -> str | None:
+    """Address of the cluster's dashboard; None where it has none."""
+    import ray
+
+    url: str | None = ray._private.worker.get_dashboard_url()
+    return url
+
+
+def _kv() -> Any:
+    from ray.experimental import internal_kv
+
+    return internal_kv

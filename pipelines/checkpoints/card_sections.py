@@ -1,0 +1,67 @@
+"""What the model card says of a checkpoint's weights: the sections that stages declare."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+
+from data import storage
+from data.manifest import Manifest
+from data.shards import read_table
+from pipelines.engine.inputs import Input
+
+LOSS_STEPS = 100
+"""the training loss of a card is the mean over this many last steps"""
+
+
+def imported_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
+    """Weights that were trained elsewhere."""
+    (weights,) = checkpoint.manifest.inputs["weights"]
+    yield f"- Imported, not trained here: files `{weights['reference']}`"
+
+
+def trained_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
+    """Weights of a run that trained on packed rows, by its config and its metrics."""
+    manifest = checkpoint.manifest
+    config = manifest.config
+    yield f"- Objective: {_objective(manifest, runs)}"
+    yield f"- Steps: {step:,} of {config['steps']:,}, {config['global_batch']:,} rows each; AdamW, {_optimizer(config)}"
+    loss, steps, tokens_seen = _last_loss(checkpoint, step)
+    yield f"- Tokens seen: {tokens_seen:,} targets"
+    yield f"- Loss: {loss:.4f} nats a target, the mean over the last {steps} steps"
+    if manifest.setup:
+        yield f"- Device: {manifest.setup['device']}, workers: {manifest.setup['workers']}"
+
+
+def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
+    if manifest.config["objective"] == "next_token":
+        return "the next token"
+    facts = [runs[one["reference"]].data.facts for one in manifest.inputs["logits"]]
+    kept = sorted({_kept(one) for one in facts})
+    return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
+
+
+def _kept(facts: Mapping[str, Any]) -> str:
+    if facts["draws"] is not None:
+        return f"{facts['draws']} draws from the teacher's distribution"
+    return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
+
+
+def _optimizer(config: Mapping[str, Any]) -> str:
+    optimizer = config["optimizer"]
+    return (
+        f"learning rate {optimizer['learning_rate']:g} ({optimizer['decay']} after {optimizer['warmup_steps']} "
+        f"steps of warm-up), weight decay {optimizer['weight_decay']:g}"
+    )
+
+
+def _last_loss(one: Input, step: int) -> tuple[float, int, int]:
+    """Mean loss over the last steps up to `step`, how many those are, and the targets seen."""
+    last: list[tuple[int, float, int, int]] = []
+    for shard in one.manifest.datasets["metrics"].shards:
+        table = read_table(storage.join(one.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
+        table = table.filter(pc.field("step") <= step)
+        last += zip(*(column.to_pylist() for column in table.columns), strict=True)
+    last = sorted(last)[-LOSS_STEPS:]
+    targets = sum(row[2] for row in last)
+    return sum(row[1] for row in last) / max(1, targets), len(last), last[-1][3]

@@ -1,0 +1,35 @@
+"""The programs that `fit` can put to the TPU's compiler, as stages declare them."""
+
+from pipelines.engine.config import no_such
+from pipelines.engine.declaration import Program
+from pipelines.engine.errors import UserError
+from pipelines.engine.stage import load_stages
+
+COMPILED = (
+    *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
+    "requirements-fit.txt",
+)
+"""what compiles any program and reads the answer"""
+TRAINING_STEP = Program(
+    name="training_step",
+    tracer="training.backends.xla.traced_step",
+    sources=(
+        *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "sharding")),
+        *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
+        "training/backends/gradients.py",
+        *(
+            f"training/backends/xla/{name}.py"
+            for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")
+        ),
+        *COMPILED,
+    ),
+)
+"""forward and backward pass, clipping, AdamW, with donated buffers"""
+
+
+def program_of(name: str) -> Program:
+    """The declared program of that name. Raises UserError where no stage declares it."""
+    programs = {program.name: program for stage in load_stages() for program in stage.declares.programs}
+    if name not in programs:
+        raise UserError(no_such("program", name, programs))
+    return programs[name]
