@@ -50,7 +50,7 @@ class Backend(Protocol):
     remat: Remat
     """what the backward pass computes again"""
     run_head: RunHead
-    """how the head's slices are walked"""
+    """how the head's chunks are walked"""
     snapshot_by_all: bool
     """whether each worker has a part of the tensors: then a snapshot, and a gradient, takes all of them"""
     least_rows: int

@@ -91,7 +91,7 @@ class Kind(ABC):
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Self:
         """The kind with those of the numbers that it has, by name. Raises UserError where they are out of range."""
-        return cls(**{one.name: numbers[one.name] for one in fields(cls)})
+        return cls(**{number.name: numbers[number.name] for number in fields(cls)})
 
     @abstractmethod
     def codec(self, vocab_size: int) -> CodecSpec:
