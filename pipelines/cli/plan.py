@@ -41,7 +41,7 @@ def plan_lines(
     if again := [name for name in waiting if name in before and made_differently(before[name], tasks[name])]:
         yield (
             "note: fingerprints are made differently since those runs (absent options are left out, the Parquet writer "
-            f"is in): {len(again)} of {len(tasks)} steps run again for it; the old runs stay and can be inputs"
+            f"is in), so {len(again)} of {len(tasks)} steps run again; the old runs stay and can be named as inputs"
         )
     for stage, names in changed.items():
         yield (

@@ -202,7 +202,7 @@ def test_runs_from_before_fingerprints_changed_are_explained_once(recipe: Recipe
     assert "because its fingerprint is made differently (see the note)" in text
     assert "because it reads collect, which changes" in text
     (note,) = [line for line in text.splitlines() if line.startswith("note")]
-    assert "(absent options are left out, the Parquet writer is in): 3 of 3 steps run again for it" in note
+    assert "(absent options are left out, the Parquet writer is in), so 3 of 3 steps run again" in note
     assert "null" not in text, "an option that the new fingerprint leaves out did not change"
 
     changed = tasks_of(with_config(recipe, "collect", collect_text.Config(exclude=("*.md",))), str(root))
