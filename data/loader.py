@@ -52,14 +52,12 @@ class StepLoader:
         world_size: int = 1,
     ) -> None:
         for kind, given in (("sequences", readers), ("logits", logits_readers)):
-            if given is not None and len(given) != len(order.datasets):
-                raise UserError(
-                    f"got {len(given)} readers of {kind} for {len(order.datasets)} datasets; each dataset needs its own"
-                )
-        if logits_readers is not None and len({reader.max_unique for reader in logits_readers}) > 1:
-            raise UserError(
-                "readers of logits differ in max_unique; a batch has one K, so give all of them the largest"
+            assert given is None or len(given) == len(order.datasets), (
+                f"got {len(given)} readers of {kind} for {len(order.datasets)} datasets; each dataset needs its own"
             )
+        assert logits_readers is None or len({reader.max_unique for reader in logits_readers}) <= 1, (
+            "readers of logits differ in max_unique; a batch has one K, so give all of them the largest"
+        )
         order.worker_rows(0, rank, world_size)
         self.order, self.rank, self.world_size = order, rank, world_size
         self._readers, self._logits_readers = readers, logits_readers
@@ -106,8 +104,7 @@ def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: i
 
     An exception of the loader is raised here, at its step. The thread ends with the iteration, also one left early.
     """
-    if prefetch < 1:
-        raise UserError(f"got prefetch={prefetch}; at least 1 batch is read ahead")
+    assert prefetch >= 1, f"got prefetch={prefetch}; at least 1 batch is read ahead"
     ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(prefetch)
     stopped = threading.Event()
 

@@ -288,6 +288,8 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
             raise UserError(
                 f"{name} has no column {wanted!r}; it has {', '.join(names)}: set --text-field or --metadata-fields"
             )
+        if names.count(wanted) > 1:
+            raise UserError(f"{name} has {names.count(wanted)} columns {wanted!r}; write it with names that differ")
     kind = file.schema_arrow.field(text_field).type
     dictionary = pa.types.is_dictionary(kind)
     kind = kind.value_type if dictionary else kind
@@ -308,6 +310,11 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
                 offset += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
+    except (ValueError, OverflowError) as error:  # a time before year 1 or after 9999, or of nanoseconds
+        raise UserError(
+            f"{name} holds values that Python has no number or time for ({error}); leave their column out of "
+            "--metadata-fields"
+        ) from error
     if offset != file.metadata.num_rows:
         raise UserError(
             f"{name} is damaged ({offset} rows where its footer says {file.metadata.num_rows}); fetch {uri} again, "

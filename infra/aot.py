@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.chips import COMPILING_HOST
-from infra.errors import UserError
 from infra.hlo_account import account
 from infra.slices import Topology, parse_topology, sent_bytes
 
@@ -118,15 +117,11 @@ def main(request_path: str, report_path: str) -> int:
 def compile_report(
     hlo: bytes, topology: Topology, *, num_partitions: int, donated: Sequence[int], text_path: str | None = None
 ) -> Report:
-    """Compiles `hlo` (a serialized HloModuleProto, annotated for SPMD partitioning) for all chips of `topology`.
-
-    Raises UserError where the number of partitions is not the number of chips.
-    """
-    if num_partitions != topology.chips:
-        raise UserError(
-            f"the program has {num_partitions} partitions, but {topology.name} x {topology.slices} has "
-            f"{topology.chips} chips; trace it for a mesh of {topology.chips}"
-        )
+    """Compiles `hlo` (a serialized HloModuleProto, annotated for SPMD partitioning) for all chips of `topology`."""
+    assert num_partitions == topology.chips, (
+        f"the program has {num_partitions} partitions, but {topology.name} x {topology.slices} has {topology.chips} "
+        f"chips; trace it for a mesh of {topology.chips}"
+    )
     began = time.monotonic()
     limit = topology.chip.usable_hbm_bytes
     versions = _versions()

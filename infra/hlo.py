@@ -6,8 +6,6 @@ import math
 import re
 from dataclasses import dataclass
 
-from infra.errors import UserError
-
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -56,8 +54,7 @@ def parse(text: str) -> Module:
                 roots[current] = one.name
         elif line == "}":
             current = ""
-    if not entry:
-        raise UserError(f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module")
+    assert entry, f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module"
     return Module(entry=entry, computations=computations, roots=roots)
 
 
@@ -80,7 +77,7 @@ def _balanced(text: str, start: int) -> int:
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0:
             return place + 1
-    raise UserError(f"unbalanced parentheses in HLO text: {text[start : start + 80]!r}")
+    raise AssertionError(f"unbalanced parentheses in HLO text: {text[start : start + 80]!r}")
 
 
 def leaves(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
@@ -108,6 +105,5 @@ def _bits(kind: str) -> int:
     if kind in BITS:
         return BITS[kind]
     match = re.match(r"[a-z]+(\d+)", kind)
-    if match is None:
-        raise UserError(f"unknown element type {kind!r} in HLO text")
+    assert match is not None, f"unknown element type {kind!r} in HLO text"
     return int(match[1])

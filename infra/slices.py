@@ -114,9 +114,8 @@ def divisors(number: int) -> list[int]:
 
 def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
     """Bytes that each of `group` chips sends in one collective whose operand has `operand_bytes` on a chip (module
-    docstring's table, with an all-gather's result = group x operand). Raises UserError for an unknown kind."""
-    if kind not in KINDS:
-        raise UserError(f"unknown collective {kind!r}; known: {', '.join(KINDS)}")
+    docstring's table, with an all-gather's result = group x operand)."""
+    assert kind in KINDS, f"unknown collective {kind!r}; known: {', '.join(KINDS)}"
     if kind == "collective-permute":
         return float(operand_bytes)
     if kind == "all-gather":

@@ -55,6 +55,8 @@ class Gemma2Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}, but must be a whole number of at least 1; set {name}=1 or more")
+            if value >= 2**31:
+                raise UserError(f"{name} is {value}, but must be less than 2**31; set a size that a tensor can have")
         for name in ("attention_softcap", "final_softcap", "rope_theta", "norm_eps", "init_std"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from model.attention import Attention, Placement, attend
 from model.cache import Cache, LayerCache
 from model.config import Gemma2Config
-from model.errors import UserError
 from model.head import table_product
 
 
@@ -228,12 +227,11 @@ class Gemma2(nn.Module):
 
         tokens_BT, positions, segment_ids: integers [B, T]. Positions count from 0 in each document (default: from 0 in
         each row); segments keep the documents of a row apart (default: one document), 0 marks padding. With a `cache`,
-        keys and values of earlier calls are seen too, and positions must be given. Raises UserError if they are not.
+        keys and values of earlier calls are seen too, and positions must be given.
         """
         B, T = tokens_BT.shape
         if positions is None:
-            if cache is not None:
-                raise UserError("got a cache but no positions; pass positions [B, T] that go on where the cache ends")
+            assert cache is None, "got a cache but no positions; pass positions [B, T] that go on where the cache ends"
             positions = torch.arange(T, device=tokens_BT.device, dtype=torch.int32).expand(B, T)
         if segment_ids is None:
             segment_ids = torch.ones_like(tokens_BT, dtype=torch.int32)

@@ -103,23 +103,21 @@ class MeshShape:
 def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
     """The spec of each parameter, by Hugging Face's names.
 
-    Raises UserError where a name matches no pattern or several, or a pattern no name: a table that has drifted from
-    the model is found before anything is placed by it.
+    Asserts that each name matches one pattern, and each pattern a name: a table that has drifted from the model is
+    found before anything is placed by it.
     """
     specs: dict[str, Spec] = {}
     unused = set(TABLE)
     for name in names:
         matching = [pattern for pattern in TABLE if fnmatchcase(name, pattern)]
-        if len(matching) != 1:
-            found = f"matches the patterns {matching}" if matching else "matches no pattern"
-            raise UserError(f"parameter {name!r} {found} of model/sharding.py's TABLE; give it exactly one")
+        matches = f"matches the patterns {matching}" if matching else "matches no pattern"
+        assert len(matching) == 1, f"parameter {name!r} {matches} of model/sharding.py's TABLE; give it exactly one"
         specs[name] = TABLE[matching[0]]
         unused.discard(matching[0])
-    if unused:
-        raise UserError(
-            f"no parameter matches the patterns {sorted(unused)} of model/sharding.py's TABLE; remove them there, or "
-            "pass the names of a whole model"
-        )
+    assert not unused, (
+        f"no parameter matches the patterns {sorted(unused)} of model/sharding.py's TABLE; remove them there, or pass "
+        "the names of a whole model"
+    )
     return specs
 
 

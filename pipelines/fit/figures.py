@@ -20,7 +20,6 @@ from typing import Any
 from infra.chips import GIB
 from infra.slices import Roofline, model_flops_utilization, roofline
 from model import forward_flops_per_token, parameter_count, train_flops_per_token
-from pipelines.engine.errors import UserError
 from pipelines.fit.cells import Cell, FitRequest
 
 BACKWARD_KERNELS = 2
@@ -52,9 +51,8 @@ class Figures:
 
 
 def figures(cell: Cell) -> Figures:
-    """Raises UserError for a cell that could not be judged."""
-    if cell.problem:
-        raise UserError(f"this cell has no figures: {cell.problem}")
+    """Of a cell that could be judged."""
+    assert not cell.problem, f"this cell has no figures: {cell.problem}"
     request, compiled = cell.request, cell.compiled
     chip = request.place.chip
     tokens = request.batch * request.seq / request.mesh.chips

@@ -278,9 +278,9 @@ def test_readers_that_do_not_match_are_refused(
     tmp_path: Path, sequences: tuple[SequenceDataset, list[str]], tables: list[pa.Table]
 ) -> None:
     order = order_of(sequences[0])
-    with pytest.raises(ValueError, match="got 0 readers of sequences for 1 datasets"):
+    with pytest.raises(AssertionError, match="got 0 readers of sequences for 1 datasets"):
         StepLoader(order, [])
-    with pytest.raises(ValueError, match="got 2 readers of logits for 1 datasets"):
+    with pytest.raises(AssertionError, match="got 2 readers of logits for 1 datasets"):
         StepLoader(order, [reader_of(sequences)], [LogitsReader([], SPEC)] * 2)
     with pytest.raises(ValueError, match="must divide the global batch"):
         StepLoader(order, [reader_of(sequences)], world_size=3)
@@ -291,7 +291,7 @@ def test_readers_that_do_not_match_are_refused(
     with pytest.raises(ValueError, match=r"rows of \[32, 33\] tokens"):
         mixed.load(0)
     two = order_of(sequences[0], longer[0])
-    with pytest.raises(ValueError, match="differ in max_unique"):
+    with pytest.raises(AssertionError, match="differ in max_unique"):
         StepLoader(two, [reader_of(sequences)] * 2, [LogitsReader([], SPEC, k) for k in (3, 4)])
 
 
@@ -335,5 +335,5 @@ def test_a_feed_passes_on_what_the_loader_raises_at_its_step(sequences: tuple[Se
             seen.append(step)
     assert seen == [0, 1]
     assert not feed_threads()
-    with pytest.raises(ValueError, match="prefetch=0"):
+    with pytest.raises(AssertionError, match="prefetch=0"):
         next(direct_feed(StepLoader(order_of(sequences[0]), [reader_of(sequences)]), 0, 1, prefetch=0))

@@ -53,5 +53,5 @@ def test_traffic_is_summed_by_kind_and_kept_apart_by_network() -> None:
 
 
 def test_a_program_for_another_number_of_chips_is_refused() -> None:
-    with pytest.raises(ValueError, match="8 partitions, but v5e:4x4 x 1 has 16 chips"):
+    with pytest.raises(AssertionError, match="8 partitions, but v5e:4x4 x 1 has 16 chips"):
         compile_report(b"", parse_topology("v5e:4x4"), num_partitions=8, donated=())

@@ -70,7 +70,7 @@ def test_hbm_bytes_are_operands_and_results_that_lie_in_hbm() -> None:
 
 
 def test_a_text_without_an_entry_is_refused() -> None:
-    with pytest.raises(ValueError, match="no ENTRY computation"):
+    with pytest.raises(AssertionError, match="no ENTRY computation"):
         parse("HloModule nothing")
 
 

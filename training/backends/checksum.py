@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.errors import UserError
-
 
 def checksum(tensors: Sequence[Tensor]) -> Tensor:
     """float32 [2]: the lower and upper 16 bits of the sum of all elements' bit patterns, of float32 tensors."""
@@ -25,8 +23,7 @@ def checksum(tensors: Sequence[Tensor]) -> Tensor:
 
 def bit_sum(tensors: Sequence[Tensor]) -> Tensor:
     """That sum, an int32 scalar that has wrapped around: sums of parts of a tensor add up to the whole tensor's."""
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        raise UserError("a checksum takes float32 tensors; weights, moments and gradients are float32")
+    assert all(tensor.dtype == torch.float32 for tensor in tensors), "weights, moments and gradients are float32"
     if tensors[0].device.type == "cpu":
         # numpy's sum of int32 is ten times as fast as torch's, and wraps around without a word.
         sums = [np.add.reduce(one.detach().numpy().view(np.int32).reshape(-1), dtype=np.int32) for one in tensors]

@@ -23,7 +23,7 @@ def test_over_seeds_is_the_paired_t_interval() -> None:
     assert found.mean - found.half_width == pytest.approx(expected.low)
     assert found.mean + found.half_width == pytest.approx(expected.high)
     assert over_seeds([1.0], [2.0]).half_width == math.inf
-    with pytest.raises(ValueError, match="got 1 and 2 values"):
+    with pytest.raises(AssertionError, match="got 1 and 2 values"):
         over_seeds([1.0], [2.0, 3.0])
 
 

@@ -72,8 +72,7 @@ def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) 
         softcap: float,
     ) -> Tensor:
         B, T, N, H = q_BTNH.shape
-        if query is not key:
-            raise UserError("splash attention got a cache, which it cannot read; decode with model.attention.attend")
+        assert query is key, "splash attention reads no cache: decode with model.attention.attend"
         if H % LANES or T % LANES:
             raise UserError(
                 f"splash attention got head_dim {H} and rows of {T} tokens; both have to be multiples of {LANES}: pack "

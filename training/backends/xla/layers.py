@@ -27,7 +27,6 @@ from model.cache import Cache
 from model.sharding import ROWS, TABLE, Spec, parameter_specs
 from training.backends.xla.remat import keeper
 from training.config import Remat
-from training.errors import UserError
 
 Constrain = Callable[[Tensor, Spec], None]
 """tells the compiler, in place, how a tensor is divided"""
@@ -124,8 +123,7 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
         layers: Iterable[Block], x_BTD: Tensor, inputs: LayerInputs, attention: Attention, cache: Cache | None
     ) -> Tensor:
         assert isinstance(layers, PairedLayers), "scan_layers walks PairedLayers"
-        if cache is not None:
-            raise UserError("layers are scanned and a cache was passed; generate with a model whose layers are looped")
+        assert cache is None, "layers are scanned: generate with a model whose layers are looped"
         if constrain is not None:
             x_BTD = _Entrance.apply(constrain, x_BTD)
         if layers.pairs:

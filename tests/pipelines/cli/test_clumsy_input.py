@@ -1,0 +1,164 @@
+"""Clumsy command lines and damaged files: each ends with one line that names what is wrong, and exit code 2."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import sources
+from data.errors import UserError
+from model.hf_weights import config_from_hf
+from pipelines import __main__
+from pipelines.checkpoints.trained_run import open_run
+from pipelines.engine import lease
+from pipelines.engine.config import canonical_json
+from pipelines.engine.errors import exit_code
+from pipelines.engine.shard_map import _finished
+from pipelines.stages.train_model import parse_phase
+from tests.programs.places import REPOSITORY
+
+MANY_DIGITS = "9" * 5000
+"""more than Python turns into an integer"""
+DEEP = "[" * 100_000
+"""deeper than Python parses"""
+FIT = ("fit", "--model", "gemma2_2b", "--batch", "64", "--topology")
+COLLECT = ("plan", "collect_text", "--input", str(REPOSITORY / "README.md"))
+FINGERPRINT = "0" * 16
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["plan", "collect_text", "--input", "a\0b"], "holds a null byte"),
+        (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b' is not understood"),
+        (["plan", "collect_text", "--input", "x" * 5000], "no file or directory"),
+        ([*COLLECT, "--source", "\udcff"], "a config holds text that is not UTF-8"),
+        ([*COLLECT, "--root", "x" * 300], "give a path whose names are shorter"),
+        ([*COLLECT, "--mesh", f"data={MANY_DIGITS}"], "as in data=16,model=4"),
+        ([*COLLECT, "--mesh", "data=²"], "as in data=16,model=4"),
+        (["plan", "filter_text", "--text", f"collect_text/{FINGERPRINT}@{MANY_DIGITS}"], "no run and no path"),
+        ([*FIT, f"v5p:{MANY_DIGITS}x4x4"], "a v5p slice has 3 dimensions"),
+        ([*FIT, "v5p:²x4x4"], "a v5p slice has 3 dimensions"),
+        (["manifests", "filter", "--recipe", "demo", "--root", "gs://b/c", "--image", "i", "--cpu-workers", "²:3"],
+         "is not FEWEST:MOST"),
+        (["submit", "collect_text", "--root", "/a", "--input", "b", "--address", "http://[::1"], "http://HOST:8265"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_clumsy_line_is_told_in_one_line(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", DEEP.encode()], ids=["cut", "list", "bytes", "deep"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "collect_text", "--config", "FILE"],
+        ["plan", "demo", "--prices", "FILE"],
+        ["fit", "--topology", "v5p:4x4x4", "--batch", "64", "--model", "FILE"],
+    ],
+    ids=lambda words: words[-2],
+)
+def test_a_file_of_json_that_is_none_is_named(
+    words: list[str], content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "given.json"
+    path.write_bytes(content)
+    assert __main__.main([str(path) if word == "FILE" else word for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+
+
+@pytest.mark.parametrize("text", ["0:web=e", "0:web=--", f"{MANY_DIGITS}:web=1"])
+def test_a_mixture_without_numbers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="mixture phase") as caught:
+        parse_phase(text)
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rope_theta": "x"}, {"rope_scaling": [1]}, {"hidden_size": 10**30}, {"hidden_size": "x"}, {"head_dim": None}],
+    ids=str,
+)
+def test_a_config_of_another_shape_is_refused(wrong: dict[str, object]) -> None:
+    sizes = {
+        "model_type": "gemma2", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32, "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+    }  # fmt: skip
+    assert config_from_hf(sizes).d_model == 16
+    with pytest.raises(ValueError, match=r"config\.json|must be") as caught:
+        config_from_hf({**sizes, **wrong})
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("_RUN.json", lambda root, run: __main__.main(["status", "--root", root])),
+        ("_MANIFEST.json", lambda root, run: __main__.main(["status", "--root", root])),
+        ("_CONFIG.json", lambda root, run: __main__.main(["trace", "--checkpoint", run, "--step", "1"])),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, act: Callable[[str, str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "train_model" / FINGERPRINT
+    run.mkdir(parents=True)
+    empty = {"format": 1, "stage": "train_model", "version": 1, "fingerprint": FINGERPRINT, "config": {}, "inputs": {}}
+    (run / "_MANIFEST.json").write_text(json.dumps({**empty, "datasets": {}, "dropped": {}}))
+    (run / name).write_bytes(b"{\xff")
+    assert act(str(tmp_path), str(run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run}/{name}" in line
+
+
+@pytest.mark.parametrize("inputs", [{}, {"sequences": 3}, {"sequences": ["a"], "other": ["b"]}], ids=str)
+def test_a_saved_config_that_fits_no_run_is_refused(inputs: dict[str, object], tmp_path: Path) -> None:
+    document = {"stage": "train_model", "config": {}, "inputs": inputs}
+    (tmp_path / "_CONFIG.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"_CONFIG\.json") as caught:
+        open_run(str(tmp_path), str(tmp_path))
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b'{"index": 0, "shards": {"text": [{}]}}'])
+def test_a_damaged_receipt_is_named(content: bytes, tmp_path: Path) -> None:
+    receipt = tmp_path / "_receipts" / "collect-0" / "00000.json"
+    receipt.parent.mkdir(parents=True)
+    receipt.write_bytes(content)
+    with pytest.raises(ValueError, match="its shard is made again") as caught:
+        _finished(str(tmp_path), "collect-0", 1)
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}"])
+def test_a_damaged_lease_holds_nobody(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "_LEASE.000007.json").write_bytes(content)
+    with lease.hold_lease(str(tmp_path)) as held:
+        assert held.uri.endswith("_LEASE.000008.json")
+
+
+def test_a_number_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="give a finite one") as caught:
+        canonical_json({"a": float("nan")})
+    assert exit_code(caught.value) == 2
+
+
+def test_parquet_that_python_cannot_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    far = pa.array([1 << 60], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a"], "when": far}), path)
+    with pytest.raises(UserError, match="leave their column out of --metadata-fields"):
+        list(sources.read_records("a.parquet", str(path), sources.Options(metadata_fields=("when",))))
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, path)
+    with pytest.raises(UserError, match="has 2 columns 'text'"):
+        list(sources.read_records("a.parquet", str(path), sources.Options()))
