@@ -12,7 +12,6 @@ import pyarrow as pa
 from data import schema, shards, storage
 from data.manifest import Shard
 from model import Gemma2, Gemma2Config
-from model.sharding import MeshShape
 from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
@@ -101,9 +100,7 @@ def setup_of(context: Context) -> Setup:
 
     Raises UserError where the device cannot divide a model like that.
     """
-    resources = context.resources
-    mesh = MeshShape.parse(resources.mesh) if resources.mesh else None
-    setup = Setup(device=resolve_device(resources.device), mesh=mesh)
+    setup = Setup(device=resolve_device(context.resources.device), mesh=context.resources.mesh_shape)
     check_setup(setup)
     return setup
 

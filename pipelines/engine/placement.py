@@ -35,7 +35,7 @@ class Placement:
 def place(resources: Resources) -> Placement:
     """Raises UserError for slices that do not exist, that Ray does not reserve as a whole, or that do not fit the
     device, the workers or the mesh."""
-    topology, mesh = _topology(resources), MeshShape.parse(resources.mesh) if resources.mesh else None
+    topology, mesh = _topology(resources), resources.mesh_shape
     if topology is None:
         workers, fewest = resources.workers, resources.min_workers or resources.workers
     else:

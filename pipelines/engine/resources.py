@@ -1,12 +1,13 @@
 """Where, and with how much, a stage runs: recorded with the run, never hashed."""
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.engine.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from model.sharding import MeshShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,16 @@ class Resources:
                     f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
                 )
         if self.mesh:
-            from model.sharding import MeshShape  # imports torch
-
-            MeshShape.parse(self.mesh)
+            _ = self.mesh_shape  # refused here, before anything runs
         for name in ("max_failures", "max_preemptions"):
             if getattr(self, name) < -1:
                 raise UserError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")
+
+    @functools.cached_property
+    def mesh_shape(self) -> "MeshShape | None":
+        """The mesh, parsed; None where none is given."""
+        if not self.mesh:
+            return None
+        from model.sharding import MeshShape  # imports torch
+
+        return MeshShape.parse(self.mesh)
