@@ -179,7 +179,7 @@ def caches(recipe: Recipe, amounts: list[Amount], prices: Prices) -> list[Cache]
 
 
 def _teacher(step: Step, recipe: Recipe) -> Gemma2Config:
-    """Its sizes; of imported weights that do not say them: the report's teacher, the 27B."""
+    """Its sizes; of imported weights that do not say them: the paper's teacher, the 27B."""
     (name,) = _sources(step, "teacher")
     config = next(one for one in recipe.steps if one.name == name).config
     model: Gemma2Config | None = config.model
