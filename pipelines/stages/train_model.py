@@ -97,7 +97,7 @@ def run(context: Context, config: Config) -> Outcome:
 
     from training.faults import BadStep, Corrupted, Drained  # imports torch
     from training.worker.budgets import UsedUp
-    from training.worker.driver import fit  # imports Ray Train: only where there is something to train
+    from training.worker.driver import train_under_ray  # imports Ray Train: only where there is something to train
 
     place = tpu_of_cluster(context.resources, ray.nodes())
     job = dataclasses.replace(job, chip_flops=chip_flops_of(context.resources, ray.nodes()), gpu_flops=gpu_peaks())
@@ -110,7 +110,7 @@ def run(context: Context, config: Config) -> Outcome:
             done = report.step
 
         try:
-            summary = fit(
+            summary = train_under_ray(
                 job,
                 tpu=place,
                 max_failures=context.resources.max_failures,
