@@ -36,9 +36,9 @@ class Config:
     max_characters: int = 1_000_000
     """longest document kept, in characters"""
     gopher_quality: bool = False
-    """the Gopher paper's quality filters"""
+    """the Gopher report's quality filters"""
     gopher_repetition: bool = False
-    """the Gopher paper's repetition filters"""
+    """the Gopher report's repetition filters"""
     c4: bool = False
     """C4's rules: lines are removed, then texts with few sentences"""
     fineweb: bool = False
