@@ -49,8 +49,8 @@ def gather(uris: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
 def _read(uri: str, part: int) -> pa.Table | None:
     # the places of this part and the one before: not the whole header, which grows with the parts
     place = _NUMBER.size * (part + 1)
-    head = storage.read_range(uri, place - _NUMBER.size, place + _NUMBER.size)
-    numbers = _NUMBER.iter_unpack(head) if len(head) == 2 * _NUMBER.size else ()
+    entries = storage.read_range(uri, place - _NUMBER.size, place + _NUMBER.size)
+    numbers = _NUMBER.iter_unpack(entries) if len(entries) == 2 * _NUMBER.size else ()
     places = [number for number, check in numbers if number ^ MAGIC == check]
     if len(places) < 2:
         raise UserError(f"{uri} is damaged in its header; remove the run that wrote it and run that again")

@@ -34,7 +34,7 @@ TERMINAL = tuple(_TERMINAL_TEXT.replace("\u00bf", ""))
 
 @dataclass(frozen=True, kw_only=True)
 class GopherQuality:
-    """Thresholds of the Gopher report's quality filters (arXiv 2112.11446, A1.1)."""
+    """Thresholds of the Gopher paper's quality filters (arXiv 2112.11446, A1.1)."""
 
     min_words: int = 50
     """fewest words that are not only punctuation"""
@@ -60,7 +60,7 @@ class GopherQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class GopherRepetition:
-    """Thresholds of the Gopher report's repetition filters (arXiv 2112.11446, table A1): largest shares."""
+    """Thresholds of the Gopher paper's repetition filters (arXiv 2112.11446, table A1): largest shares."""
 
     lines: float = 0.3
     """of lines that are repeated"""

@@ -343,14 +343,14 @@ def _decode(data: bytes) -> tuple[str, str]:
 
 def _refuse_magic(name: str, uri: str, allowed: bytes | None) -> None:
     with storage.open_input(uri) as file:
-        head = file.read(8)
+        beginning = file.read(8)
     for magic, kind in MAGIC.items():
-        if head.startswith(magic) and magic != allowed:
+        if beginning.startswith(magic) and magic != allowed:
             raise UserError(
                 f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with "
                 f"--exclude"
             )
-    if allowed is not None and head and not head.startswith(allowed):
+    if allowed is not None and beginning and not beginning.startswith(allowed):
         raise UserError(
             f"{name} is not compressed as its name says; give it its right name, or leave it out with --exclude"
         )

@@ -49,11 +49,11 @@ def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) ->
             yield None
             continue
         declared = record.headers.get("Content-Length") or ""
-        head = record.reader.read(most_bytes + 1)
-        expansion.add(len(head))
-        if len(head) <= most_bytes and declared.isdigit() and not _is_whole(record, head):
+        content = record.reader.read(most_bytes + 1)
+        expansion.add(len(content))
+        if len(content) <= most_bytes and declared.isdigit() and not _is_whole(record, content):
             raise UserError(f"{name} is cut or damaged inside record {record.record_id or '?'}")
-        yield _page(record, head, most_bytes, main_content)
+        yield _page(record, content, most_bytes, main_content)
 
 
 def _is_whole(record: WarcRecord, content: bytes) -> bool:

@@ -3,7 +3,7 @@
     python infra/advisories.py .venv-audit/bin/pip-audit requirements.txt ...
 
 Exit codes: 0 nothing known, or not run because no advisory feed is reachable (it says so); 1 something is known, or the
-audit itself failed. Only hashed files are audited, so nothing is resolved or installed.
+check itself failed. Only hashed files are checked, so nothing is resolved or installed.
 """
 
 import json
@@ -23,7 +23,7 @@ NOT_RUN = "not run: no advisory feed reachable"
 
 
 def main(program: str, files: Sequence[str]) -> int:
-    """Audits each file; prints a line each, and a line for each vulnerability."""
+    """Checks each file; prints a line each, and a line for each vulnerability."""
     worst = 0
     for name in files:
         command = [program, "-r", name, "--require-hashes", "--disable-pip", "-s", "osv", "-f", "json"]
@@ -43,7 +43,7 @@ def judge(stdout: str, stderr: str) -> tuple[int, str]:
     except (ValueError, KeyError, TypeError):
         if any(word in stderr for word in UNREACHABLE):
             return 0, NOT_RUN
-        return 1, f"the audit failed: {stderr.strip()[-2000:]}"
+        return 1, f"the check failed: {stderr.strip()[-2000:]}"
     known = [(one, found) for one in dependencies for found in one.get("vulns", ())]
     if not known:
         return 0, f"nothing known of {len(dependencies)} packages"

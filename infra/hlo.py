@@ -9,7 +9,7 @@ from dataclasses import dataclass
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
-HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\) -> .*)? \{$")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\) -> .*)? \{$")
 CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|called_computations)=%?([\w.\-]+)")
 ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
 """in a layout: the array lies in another memory than HBM"""
@@ -43,10 +43,10 @@ def parse(text: str) -> Module:
     roots: dict[str, str] = {}
     entry, current = "", ""
     for line in text.splitlines():
-        if line.endswith(" {") and " = " not in line.partition("(")[0] and (head := HEAD.match(line)):
-            current = head[2]
+        if line.endswith(" {") and " = " not in line.partition("(")[0] and (heading := COMPUTATION.match(line)):
+            current = heading[2]
             computations[current] = {}
-            entry = current if head[1] else entry
+            entry = current if heading[1] else entry
         elif current and (match := INSTRUCTION.match(line)):
             one = _instruction(match[2], match[3])
             computations[current][one.name] = one

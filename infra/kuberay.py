@@ -6,7 +6,7 @@ those by which the operator refuses an object (controllers/ray/utils/validation.
 ValidateRayJobSpec), as far as they concern fields that we write. Pod templates are plain Kubernetes objects, checked
 against its own schemas by the tests.
 
-    RayJob(...).to_manifest() -> dict for YAML          read_manifest(dict) -> RayJob | RayCluster, or ValueError
+    RayJob(...).to_object() -> dict for YAML          read_object(dict) -> RayJob | RayCluster, or ValueError
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 TOKEN_SINCE = (2, 52, 0)
 """version of Ray that the operator wants for authOptions.mode `token`"""
 OPERATOR_ENV = ("RAY_enable_autoscaler_v2", "RAY_REDIS_ADDRESS", "REDIS_USERNAME")
-"""variables of the head that the operator refuses: fields of the spec stand for them"""
+"""variables of the head node that the operator refuses: fields of the spec stand for them"""
 OPERATOR_PARAMS = ("labels", "redis-username")
 """the same, words of `ray start`"""
 
@@ -55,7 +55,7 @@ class AutoscalerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadGroupSpec:
-    """The head: it schedules, and computes nothing."""
+    """The head node: it schedules, and computes nothing."""
 
     ray_start_params: Mapping[str, str]
     template: Mapping[str, Any]
@@ -162,7 +162,7 @@ class _Resource:
                 f"name {self.name!r} is none for a {type(self).__name__}: at most 47 of a-z, 0-9, -, a letter first"
             )
 
-    def to_manifest(self) -> dict[str, Any]:
+    def to_object(self) -> dict[str, Any]:
         """As Kubernetes takes it."""
         return {
             "apiVersion": API_VERSION,
@@ -186,9 +186,11 @@ class RayCluster(_Resource):
     spec: RayClusterSpec
 
 
-def read_manifest(document: Mapping[str, Any]) -> RayJob | RayCluster:
-    """The typed object of a manifest. Raises UserError for another kind, and for a field that the model has not, that
-    is missing or of another type."""
+def read_object(document: Mapping[str, Any]) -> RayJob | RayCluster:
+    """A Kubernetes document as its typed object.
+
+    Raises UserError for another kind, and for a field that the model has not, that is missing or of another type.
+    """
     kinds = {"RayJob": (RayJob, RayJobSpec), "RayCluster": (RayCluster, RayClusterSpec)}
     if document.get("apiVersion") != API_VERSION or document.get("kind") not in kinds:
         raise UserError(
@@ -245,5 +247,5 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(word.capitalize() for word in rest)
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)

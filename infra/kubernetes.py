@@ -2,10 +2,10 @@
 
     Request -> ServiceAccount, NetworkPolicy, RayJob (or RayCluster)
 
-One short-lived cluster a job: a head that computes nothing, a CPU group that grows and shrinks with the data stages,
-and for stages with a model a TPU group in which a replica is a slice of hosts x 4 chips. Pods run as user 1000 without
-capabilities; who they are to Google Cloud is workload identity (no key anywhere); who may talk to them is a token
-from a Secret and a NetworkPolicy. Nothing here has run on a cluster: the tests check every object against
+One short-lived cluster a job: a head node that computes nothing, a CPU group that grows and shrinks with the data
+stages, and for stages with a model a TPU group in which a replica is a slice of hosts x 4 chips. Pods run as user 1000
+without capabilities; who they are to Google Cloud is workload identity (no key anywhere); who may talk to them is a
+token from a Secret and a NetworkPolicy. Nothing here has run on a cluster: the tests check every object against
 Kubernetes' schemas and `infra/kuberay.py`.
 
 Accelerator labels, topologies and machines are those of the chip (infra/chips.py). Other sources:
@@ -38,7 +38,7 @@ USER = 1000
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
 HEALTH_PAGES = {"/api/gcs_healthz": PORTS["dashboard"], "/api/local_raylet_healthz": AGENT_PORT}
-"""Ray's own, which ask for no token -> port: the head's store of state, and the raylet of every node"""
+"""Ray's own, which ask for no token -> port: the head node's store of state, and the raylet of every node"""
 SCRAPING_NAMESPACES = ("gmp-system", "monitoring")
 """where Prometheus runs: Google's managed one, and the usual place of one's own"""
 PART_OF = "gemma2-on-ray"
@@ -48,7 +48,7 @@ GRACE_SECONDS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to make manifests of."""
+    """What to make objects for."""
 
     name: str
     """of the job, its ServiceAccount and its NetworkPolicy"""
@@ -64,7 +64,7 @@ class Request:
     cpus: int = 16
     """of a CPU pod, with 4 GB each"""
     head_gigabytes: int = 16
-    """memory of the head, where the driver runs"""
+    """memory of the head node, where the driver runs"""
     spot: bool = False
     """workers on spot machines: preempted ones come back, the job goes on from its newest checkpoint or receipt"""
     google_service_account: str = ""
@@ -96,7 +96,7 @@ def rented_slice(text: str, slices: int = 1) -> Topology:
     return place
 
 
-def manifests(request: Request) -> list[dict[str, Any]]:
+def kubernetes_objects(request: Request) -> list[dict[str, Any]]:
     """The objects, in the order to create them in."""
     cluster = _cluster(request)
     labels = _labels(request)
@@ -118,7 +118,7 @@ def manifests(request: Request) -> list[dict[str, Any]]:
                 ray_cluster_spec=cluster,
             ),
         )
-    return [_service_account(request), _network_policy(request), made.to_manifest()]
+    return [_service_account(request), _network_policy(request), made.to_object()]
 
 
 def _cluster(request: Request) -> RayClusterSpec:
@@ -226,7 +226,7 @@ def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: boo
 
 
 def _probes(role: str) -> dict[str, Any]:
-    """Of the raylet on every node, and of the store of state too on the head."""
+    """Of the raylet on every node, and of the store of state too on the head node."""
     state, raylet = ({"httpGet": {"path": path, "port": port}} for path, port in HEALTH_PAGES.items())
     alive = {**(state if role == "head" else raylet), "periodSeconds": 10, "timeoutSeconds": 5}
     return {

@@ -42,7 +42,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "cpu.flops_per_core": constant(98.5e9, "FLOP/s", "docs/benchmarks.md: float32, 197e9 on 2 cores", "2026-11"),
     "pue": constant(1.10, "", "Google's 2024 Environmental Report: mean of its data centres in 2023", "2024-07"),
     "mfu": constant(
-        0.40, "", f"{OURS}: between the bounds of docs/tpu-fit.md, 28 to 74 % on the report's slices; not measured",
+        0.40, "", f"{OURS}: between the bounds of docs/tpu-fit.md, 28 to 74 % on the paper's slices; not measured",
         "2026-11",
     ),
     "storage.usd_per_gb_month": constant(0.020, "USD", f"{PRICING}: Standard class, one US region", "2025"),

@@ -273,7 +273,7 @@ def _remove_left_behind() -> None:
 
 
 def _quiet_ray_data() -> None:
-    import ray.data  # sets up its own logging when imported
+    import ray.data  # configures its own logging when imported
 
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

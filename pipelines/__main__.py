@@ -42,9 +42,9 @@ def _dispatch(command: str, words: list[str]) -> int:
 
         return submit(words)
     if command == "manifests":
-        from pipelines.cluster.kubernetes import print_manifests
+        from pipelines.cluster.kubernetes import print_objects
 
-        return print_manifests(words)
+        return print_objects(words)
     if command == "trace":
         from pipelines.checkpoints.trace_rows import trace
 

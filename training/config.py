@@ -28,8 +28,8 @@ Remat = Literal["none", "projections", "full"]
 class OptimizerConfig:
     """AdamW, its learning rate schedule, and the running mean of the weights.
 
-    The Gemma 2 report (arXiv 2408.00118) discloses no optimizer, schedule, clipping or decay: these defaults are those
-    that other reports agree on, each with its source, and the learning rate is one for models of a few million
+    The Gemma 2 paper (arXiv 2408.00118) discloses no optimizer, schedule, clipping or decay: these defaults are those
+    that other papers agree on, each with its source, and the learning rate is one for models of a few million
     parameters; published models of billions used 1.5e-4 to 4e-4.
     """
 

@@ -1,4 +1,4 @@
-"""What a plan or an account says: a line a step, totals, the break-even of cached logits, the report's carbon.
+"""What a plan or an account says: a line a step, totals, the break-even of cached logits, the paper's carbon.
 
 Figures of a plan are as good as its constants, which are printed below it with their sources.
 """
@@ -134,7 +134,7 @@ def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
 
 
 def published_lines(prices: Prices) -> Iterator[str]:
-    """The three recipes together, beside what the report says."""
+    """The three recipes together, beside what the paper says."""
     from pipelines.recipes import registry as recipes
 
     tonnes, chips = {}, set()
@@ -146,7 +146,7 @@ def published_lines(prices: Prices) -> Iterator[str]:
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
     yield (
-        f"The report's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t of it training, the rest "
+        f"The paper's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t of it training, the rest "
         f"teachers' passes and data), {PUBLISHED_TONNES_CO2E:,.2f} tCO2eq published: "
         f"{total / PUBLISHED_TONNES_CO2E:.2f} of it."
     )
@@ -154,7 +154,7 @@ def published_lines(prices: Prices) -> Iterator[str]:
         "  Published is metered: hourly energy of TPU data centres, with overhead. This is arithmetic; they differ by",
         f"  (1) utilization, {prices['mfu']:.0%} assumed: carbon goes as its inverse;",
         _watts_line(chips),
-        "  (3) grids: the report names no region, and 0.1 or 0.6 kg/kWh instead would make a third or twice of it;",
+        "  (3) grids: the paper names no region, and 0.1 or 0.6 kg/kWh instead would make a third or twice of it;",
         "  (4) what is counted: failed and repeated runs, teachers' passes are not said to be in the published figure.",
     )
 

@@ -1,1 +1,1 @@
-"""Clusters: submitting a Ray job, writing Kubernetes manifests."""
+"""Clusters: submitting a Ray job, writing Kubernetes objects."""

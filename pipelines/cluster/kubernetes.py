@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from data import storage
-from infra.kubernetes import Request, manifests, rented_slice
+from infra.kubernetes import Request, kubernetes_objects, rented_slice
 from infra.slices import Topology
 from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, take
 from pipelines.engine.config import no_such
@@ -68,7 +68,7 @@ class Command:
     """most hours that the job may take"""
 
 
-def print_manifests(words: list[str]) -> int:
+def print_objects(words: list[str]) -> int:
     """Prints the objects. Raises UserError for what is not there or does not fit."""
     words, further = _parted(words)
     flags = {one.name for one in dataclasses.fields(Command)} - {"stage"}
@@ -76,7 +76,7 @@ def print_manifests(words: list[str]) -> int:
     command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
     request, place = request_of(command, further)
     # Through JSON: YAML would write what two places share as an anchor, which few readers expect.
-    objects = yaml.safe_dump_all(json.loads(json.dumps(manifests(request))), sort_keys=False, width=120)
+    objects = yaml.safe_dump_all(json.loads(json.dumps(kubernetes_objects(request))), sort_keys=False, width=120)
     print(_heading(command, request, place))  # only now: a refusal leaves `> train.yaml` empty
     print(objects, end="")
     return 0
@@ -89,7 +89,7 @@ def _parted(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, Topology | None]:
-    """What to make manifests of; `further` words go to `run`. Raises UserError, saying what is allowed."""
+    """What to make objects for; `further` words go to `run`. Raises UserError, saying what is allowed."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
     declares = load_stage(step.stage).declares

@@ -32,7 +32,7 @@ MOST_BYTES = 64 << 20
 """of the files of the repository; they go to every node. The code is a few MB, so more is data in the wrong place"""
 LARGEST_NAMED = 5
 PROBE_SECONDS = 30.0
-"""for the answer to who brings no token; a proxy before a head may take its time"""
+"""for the answer to who brings no token; a proxy before a head node may take its time"""
 
 
 def submit(words: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def submit(words: Sequence[str]) -> int:
     check_line(rest)
     address = address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
-        raise UserError(f"submit needs --address http://HOST:8265 of the cluster's head, or {ADDRESS_VARIABLE}")
+        raise UserError(f"submit needs --address http://HOST:8265 of the cluster's head node, or {ADDRESS_VARIABLE}")
     check_address(address, os.environ)
     shipped = check_size(REPOSITORY)
     protect_token_file(os.environ)
@@ -125,7 +125,8 @@ def check_address(address: str, environment: Mapping[str, str]) -> None:
         known = False
     if not known:
         raise UserError(
-            f"--address is {address!r}; give the dashboard of the cluster's head as http://HOST:8265 or https://HOST"
+            f"--address is {address!r}; give the dashboard of the cluster's head node as http://HOST:8265 or "
+            "https://HOST"
         )
     refuse_open_host(parts.hostname or "", address, environment)
 

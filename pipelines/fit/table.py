@@ -1,4 +1,4 @@
-"""`make fit-table`: docs/tpu-fit.md, the published sizes on the report's slices and on what a small team rents.
+"""`make fit-table`: docs/tpu-fit.md, the published sizes on the paper's slices and on what a small team rents.
 
     python -m pipelines.fit.table [--minutes 6] [--only TEXT] [--again]
 

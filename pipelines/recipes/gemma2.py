@@ -1,13 +1,13 @@
-"""The three recipes of the Gemma 2 report (arXiv 2408.00118) at full size: what `plan` reckons with before money flows.
+"""The three recipes of the Gemma 2 paper (arXiv 2408.00118) at full size: what `plan` reckons with before money flows.
 
-From the report: model sizes, tokens (13T, 8T, 2T), which are distilled, context 8192, slices and meshes (Table 3). It
+From the paper: model sizes, tokens (13T, 8T, 2T), which are distilled, context 8192, slices and meshes (Table 3). It
 discloses no optimizer, schedule, batch or number of teacher samples; ours are
 
 - batch: one row of 8192 tokens at each place of replica x data, so 3.1M to 8.4M tokens a step;
 - AdamW (0.9, 0.95), 2000 steps of warm-up, cosine to a tenth, weight decay 0.1, clipping at 1, learning rate 3e-4 up to
   13B parameters and 1.5e-4 above: Llama 2 (arXiv 2307.09288, section 2.2 and Table 1), a dense model of these sizes
   whose settings are public;
-- 50 draws from the teacher at each target (arXiv 2503.16870); the teacher is the 27B, which the report names for the 9B
+- 50 draws from the teacher at each target (arXiv 2503.16870); the teacher is the 27B, which the paper names for the 9B
   and not for the 2B.
 
 None of them has run.
@@ -132,7 +132,7 @@ def _distilled(name: str, summary: str, config: train_model.Config, place: Place
 
 
 def _data(config: train_model.Config) -> tuple[Step, ...]:
-    """From text to packed rows, as the report describes it; it publishes neither thresholds nor mixture."""
+    """From text to packed rows, as the paper describes it; it publishes neither thresholds nor mixture."""
     text = Output(step="decontaminate", dataset="text")
     return (
         Step(

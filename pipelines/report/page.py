@@ -136,7 +136,7 @@ def _section(table: Table) -> list[str]:
 
 
 def _table(table: Table) -> str:
-    heads = "".join(
+    header = "".join(
         f'<th scope="col"{" class=number" if name.startswith(">") else ""}>{_escape(name.removeprefix(">"))}</th>'
         f"{_BAR if name == table.shares_of else ''}"
         for name in table.columns
@@ -154,7 +154,7 @@ def _table(table: Table) -> str:
     title = _escape(table.title)
     return (
         f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><caption>{title}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+        f"<thead><tr>{header}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )
 
 

@@ -1,6 +1,6 @@
 """What a report says, in sentences and tables of words, for the terminal and for the page alike.
 
-Every figure carries its unit, in the cell or in the head of its column.
+Every figure carries its unit, in the cell or in the header of its column.
 """
 
 from collections.abc import Sequence

@@ -94,7 +94,7 @@ def run(context: Context, config: Config) -> Outcome:
     import ray
 
     from training.faults import Drained  # imports torch
-    from training.worker.driver import fit  # imports Ray Train: only where there is something to train
+    from training.worker.driver import train_under_ray  # imports Ray Train: only where there is something to train
 
     nodes = ray.nodes()
     tpu = tpu_of_cluster(placement, nodes)
@@ -108,7 +108,7 @@ def run(context: Context, config: Config) -> Outcome:
             done = report.step
 
         try:
-            summary = fit(
+            summary = train_under_ray(
                 job,
                 tpu=tpu,
                 max_failures=context.resources.max_failures,

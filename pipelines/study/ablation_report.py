@@ -1,6 +1,6 @@
 """What `--full` adds to docs/distillation.md: the ablations of Gemma 2's report beside what the study's students did.
 
-The report's figures (arXiv 2408.00118, tables 7 to 10) are of models of 200M to 9B parameters, by benchmarks or by a
+The paper's figures (arXiv 2408.00118, tables 7 to 10) are of models of 200M to 9B parameters, by benchmarks or by a
 perplexity that it does not define; ours are held-out nats a token. Only directions can be compared.
 """
 
@@ -34,9 +34,9 @@ def ablation_part(sizes: Sizes, root: str) -> list[str]:
     if not parts:
         return []
     return [
-        "## The report's ablations, at this size\n",
+        "## The paper's ablations, at this size\n",
         f"From `make study STUDY=--full`: students of {sizes.student_steps} steps, {len(sizes.seeds)} seeds. The "
-        "Gemma 2 report's figures are of 200M to 9B parameters and other measures: only directions compare.\n",
+        "Gemma 2 paper's figures are of 200M to 9B parameters and other measures: only directions compare.\n",
         *parts,
     ]
 
@@ -58,7 +58,7 @@ def _sizes(known: dict[str, ArmFigures]) -> list[str]:
     ]
     return [
         "### Students of other sizes (table 7)\n",
-        "The report: distillation from one teacher gains at each size, perplexities 23, 19, 17 to 21, 17, 15.\n",
+        "The paper: distillation from one teacher gains at each size, perplexities 23, 19, 17 to 21, 17, 15.\n",
         table(("parameters", *LEARNER_NAMES, "distilled minus scratch"), rows),
         "\n".join(
             less(f"distillation helps at {_parameters(plain):,} parameters", taught, plain)
@@ -75,7 +75,7 @@ def _heads(known: dict[str, ArmFigures]) -> list[str]:
         return []
     return [
         "### Grouped queries against a key head a query (table 8)\n",
-        "The report, at 9B: 50.8 grouped, 50.3 with a key head a query (benchmarks; higher is better), too near to "
+        "The paper, at 9B: 50.8 grouped, 50.3 with a key head a query (benchmarks; higher is better), too near to "
         "tell, and a smaller cache.\n",
         _pairs(known, (("grouped", shared), ("a key head a query", own))),
         _verdicts("grouped queries are better than a key head a query", known, shared, own),
@@ -90,7 +90,7 @@ def _depth(sizes: Sizes, known: dict[str, ArmFigures]) -> list[str]:
     layers = [shapes(sizes.student)[name.strip()].layers for name in (wide, deep)]
     return [
         "### Deep against wide (table 9)\n",
-        f"The report, at 9B: 52.0 deep, 50.8 wide. Here {layers[1]} layers against {layers[0]}, of as many "
+        f"The paper, at 9B: 52.0 deep, 50.8 wide. Here {layers[1]} layers against {layers[0]}, of as many "
         "parameters.\n",
         _pairs(known, (("wide", wide), ("deep", deep))),
         _verdicts("deep is better than wide", known, deep, wide),
@@ -110,7 +110,7 @@ def _windows(sizes: Sizes, directory: str) -> list[str]:
         rows.append([window, f"{mean:.4f}", f"{mean - sum(whole) / len(whole):+.4f}"])
     return [
         "### The window at inference (table 10)\n",
-        "The report, at 9B: perplexity 1.63, 1.63, 1.64 with windows of 4096, 2048, 1024. Here the finished "
+        "The paper, at 9B: perplexity 1.63, 1.63, 1.64 with windows of 4096, 2048, 1024. Here the finished "
         f"`sample50` students, trained with a window of {sizes.student.window} in rows of {sizes.sequence_length}, "
         f"mean over {len(whole)} seeds.\n",
         table(("window", "loss", "minus the whole window"), rows),
@@ -132,7 +132,7 @@ def _temperatures(known: dict[str, ArmFigures], warm: Sequence[str]) -> list[str
     ]
     return [
         "### The temperature of full distillation\n",
-        "Teacher and student softened alike, the loss times T²; read at T = 1. The report gives no temperature.\n",
+        "Teacher and student softened alike, the loss times T²; read at T = 1. The paper gives no temperature.\n",
         table(("T", "loss", "minus T = 1", "calibration error"), rows),
     ]
 

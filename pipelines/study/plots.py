@@ -128,5 +128,5 @@ def scatter(title: str, x_label: str, y_label: str, points: dict[str, tuple[floa
 
 def _alone(picture: str, width: int, height: int) -> str:
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-    head, bracket, rest = picture.partition(">")
-    return head.replace("<svg ", opening, 1) + bracket + STYLE + rest + "\n"
+    tag, bracket, rest = picture.partition(">")
+    return tag.replace("<svg ", opening, 1) + bracket + STYLE + rest + "\n"

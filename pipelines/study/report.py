@@ -144,7 +144,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         *_gradient_part(directory),
         *ablation_part(for_ablations(sizes), root),
         "## Again\n",
-        "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 report "
+        "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 paper "
         "(student size, key heads, depth, window at inference) and temperatures.\n",
     ]
     return "\n".join(parts)

@@ -6,9 +6,9 @@ from pipelines.study.figures import ArmFigures, by_documents, by_seeds
 from pipelines.study.intervals import Difference
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
-    lines = [list(head), ["---"] * len(head), *rows]
+    lines = [list(header), ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

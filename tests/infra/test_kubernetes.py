@@ -8,8 +8,8 @@ import kubernetes_validate
 import pytest
 
 from infra.chips import TPUS
-from infra.kuberay import RayCluster, RayJob, read_manifest
-from infra.kubernetes import HEALTH_PAGES, Request, manifests, rented_slice
+from infra.kuberay import RayCluster, RayJob, read_object
+from infra.kubernetes import HEALTH_PAGES, Request, kubernetes_objects, rented_slice
 
 VERSION = "1.34"
 CPU = Request(
@@ -34,7 +34,7 @@ def pods(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("request_", [CPU, TPU], ids=["cpu", "tpu"])
 def test_every_object_is_one_that_kubernetes_takes(request_: Request) -> None:
-    account, policy, job = manifests(request_)
+    account, policy, job = kubernetes_objects(request_)
     for document in (account, policy):
         kubernetes_validate.validate(document, VERSION, strict=True)
     for name, template in pods(job).items():
@@ -44,7 +44,7 @@ def test_every_object_is_one_that_kubernetes_takes(request_: Request) -> None:
 
 
 def test_a_pod_with_a_wrong_field_would_be_refused() -> None:
-    template = copy.deepcopy(pods(manifests(TPU)[2])["tpu"])
+    template = copy.deepcopy(pods(kubernetes_objects(TPU)[2])["tpu"])
     template["spec"]["nodeSelectors"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(
@@ -56,10 +56,10 @@ def test_a_pod_with_a_wrong_field_would_be_refused() -> None:
 
 @pytest.mark.parametrize(("kind", "made"), [("RayJob", RayJob), ("RayCluster", RayCluster)])
 def test_what_is_written_is_read_by_the_model(kind: str, made: type) -> None:
-    document = manifests(replace(TPU, kind=kind))[2]
-    read = read_manifest(document)
+    document = kubernetes_objects(replace(TPU, kind=kind))[2]
+    read = read_object(document)
     assert isinstance(read, made)
-    assert read.to_manifest() == document
+    assert read.to_object() == document
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_what_is_written_is_read_by_the_model(kind: str, made: type) -> None:
 def test_a_field_that_kuberay_has_not_or_refuses_is_refused(
     place: tuple[Any, ...], value: object, message: str
 ) -> None:
-    document = copy.deepcopy(manifests(TPU)[2])
+    document = copy.deepcopy(kubernetes_objects(TPU)[2])
     inner: Any = document["spec"]
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
     with pytest.raises(ValueError, match=message):
-        read_manifest(document)
+        read_object(document)
 
 
 LISTED = [
@@ -111,7 +111,7 @@ LISTED = [
 @pytest.mark.parametrize(("text", "slices"), LISTED)
 def test_hosts_times_chips_are_the_topology(text: str, slices: int) -> None:
     place = rented_slice(text, slices)
-    job = manifests(replace(CPU, topology=place))[2]
+    job = kubernetes_objects(replace(CPU, topology=place))[2]
     cpu, tpu = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     spec = tpu["template"]["spec"]
     chips = int(spec["containers"][0]["resources"]["limits"]["google.com/tpu"])
@@ -124,7 +124,7 @@ def test_hosts_times_chips_are_the_topology(text: str, slices: int) -> None:
 
 
 def test_no_pod_is_root_or_has_a_key() -> None:
-    account, _, job = manifests(TPU)
+    account, _, job = kubernetes_objects(TPU)
     assert account["metadata"]["annotations"] == {"iam.gke.io/gcp-service-account": "a@b.iam.gserviceaccount.com"}
     for name, template in pods(job).items():
         spec = template["spec"]
@@ -139,7 +139,7 @@ def test_no_pod_is_root_or_has_a_key() -> None:
 
 
 def test_the_policy_lets_in_the_jobs_own_pods_and_the_operator() -> None:
-    _, policy, job = manifests(TPU)
+    _, policy, job = kubernetes_objects(TPU)
     labels = policy["spec"]["podSelector"]["matchLabels"]
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     own, operator, scrapers = policy["spec"]["ingress"]
@@ -151,9 +151,9 @@ def test_the_policy_lets_in_the_jobs_own_pods_and_the_operator() -> None:
 
 
 def test_a_job_ends_with_its_cluster_and_a_preempted_worker_comes_back() -> None:
-    job = manifests(TPU)[2]["spec"]
+    job = kubernetes_objects(TPU)[2]["spec"]
     assert (job["shutdownAfterJobFinishes"], job["ttlSecondsAfterFinished"], job["backoffLimit"]) == (True, 600, 2)
-    specs = {name: template["spec"] for name, template in pods(manifests(TPU)[2]).items()}
+    specs = {name: template["spec"] for name, template in pods(kubernetes_objects(TPU)[2]).items()}
     for name, spot in {"head": False, "submitter": False, "cpu": True, "tpu": True}.items():
         assert ("cloud.google.com/gke-spot" in specs[name]["nodeSelector"]) is spot
         assert any(one["key"] == "cloud.google.com/gke-spot" for one in specs[name]["tolerations"]) is spot
@@ -166,7 +166,7 @@ PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
 
 def test_every_pod_of_the_cluster_is_probed_and_says_goodbye() -> None:
     """tests/e2e/test_smoke.py asks a real Ray for these pages."""
-    job = manifests(TPU)[2]
+    job = kubernetes_objects(TPU)[2]
     for name, template in pods(job).items():
         (container,) = template["spec"]["containers"]
         if name == "submitter":  # its end is the job's

@@ -18,7 +18,7 @@ import ray
 from tests.programs.ray_runs import job_named, only, ray_processes
 from training.log.summary import StepReport
 from training.worker.budgets import UsedUp
-from training.worker.driver import fit
+from training.worker.driver import train_under_ray
 
 
 def main(directory: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def used_up(directory: Path, name: str, number: int, max_failures: int) -> dict[
 
     message = ""
     try:
-        fit(job, max_failures=max_failures, on_progress=kill)
+        train_under_ray(job, max_failures=max_failures, on_progress=kill)
     except UsedUp as error:
         message = str(error)
     return {"kills": len(kills), "message": message}

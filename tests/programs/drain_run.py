@@ -25,7 +25,7 @@ from training.job import TrainJob
 from training.log.summary import StepReport
 from training.loop import run_training
 from training.setup import Setup
-from training.worker.driver import fit
+from training.worker.driver import train_under_ray
 
 STEPS = 600
 NOTICE_SECONDS = 20
@@ -72,7 +72,7 @@ def main(directory: Path) -> dict[str, Any]:
             drained["began"] = report.step
             thread.start()
 
-    summary = fit(job, max_failures=0, max_preemptions=1, on_progress=on_progress)
+    summary = train_under_ray(job, max_failures=0, max_preemptions=1, on_progress=on_progress)
     thread.join()
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None

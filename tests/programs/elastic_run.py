@@ -27,7 +27,7 @@ from training.log.run_log import read_lines
 from training.log.summary import StepReport
 from training.loop import run_training
 from training.worker import elastic
-from training.worker.driver import fit
+from training.worker.driver import train_under_ray
 
 STEPS, EVERY = 1800, 200
 
@@ -66,7 +66,7 @@ def main(directory: Path) -> dict[str, Any]:
             time.sleep(0.1)
 
     with ThreadPoolExecutor(1) as pool:  # nodes are added in the main thread only: Ray sets signals there
-        running = pool.submit(fit, job, fewest_workers=1, max_failures=2, on_progress=on_progress)
+        running = pool.submit(train_under_ray, job, fewest_workers=1, max_failures=2, on_progress=on_progress)
         wait_for(50)
         cluster.add_node(num_cpus=1)
         while not drains():

@@ -22,7 +22,7 @@ from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import StepReport, run_training
 from training.worker.budgets import CountedFailures, Counts, Limits
-from training.worker.driver import fit
+from training.worker.driver import train_under_ray
 
 
 def main(directory: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
 
 def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
     began = time.monotonic()
-    summary = fit(job_named(directory, name, **overrides))
+    summary = train_under_ray(job_named(directory, name, **overrides))
     return {**dataclasses.asdict(summary), "seconds": time.monotonic() - began}
 
 
@@ -69,7 +69,7 @@ def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
             kills.append(only(ray_processes("RayTrainWorker")))
             os.kill(kills[0], signal.SIGKILL)
 
-    summary = fit(job, max_failures=1, on_progress=kill_once)
+    summary = train_under_ray(job, max_failures=1, on_progress=kill_once)
     return {**dataclasses.asdict(summary), "kills": len(kills)}
 
 
@@ -86,7 +86,7 @@ def stopped(directory: Path) -> dict[str, Any]:
 
     message = ""
     try:
-        fit(job, on_progress=ask_once)
+        train_under_ray(job, on_progress=ask_once)
     except Drained as drained:
         message = str(drained)
     return {"asked": asked, "message": message, "handler_back": signal.getsignal(signal.SIGTERM) is handler}
@@ -96,7 +96,7 @@ def refused(directory: Path) -> str:
     """The message of an error that the worker meets: this run's checkpoints are of another config."""
     job = example_job(directory / "direct" / "checkpoints", order_seed=5)
     try:
-        fit(job)
+        train_under_ray(job)
     except ValueError as error:
         return str(error)
     return ""
@@ -120,7 +120,7 @@ def controller_killed(directory: Path) -> dict[str, Any]:
             killed_at.append(report.step)
             os.kill(only(ray_processes("TrainController")), signal.SIGKILL)
 
-    summary = fit(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)
+    summary = train_under_ray(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)
     groups = [one["state"] for one in ray.util.placement_group_table().values()]
     return {
         "first_step": summary.first_step,

@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 
 from tests.programs.ray_runs import job_named
-from training.worker.driver import fit
+from training.worker.driver import train_under_ray
 
 WORLDS = (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 4, "replica=2,data=2"))
 
@@ -19,7 +19,7 @@ def main(directory: Path) -> dict[str, int]:
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
     found = {
-        name: fit(job_named(directory, name, workers=workers, mesh=mesh, steps=20)).workers
+        name: train_under_ray(job_named(directory, name, workers=workers, mesh=mesh, steps=20)).workers
         for name, workers, mesh in WORLDS
     }
     ray.shutdown()

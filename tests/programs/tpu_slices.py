@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from infra.slices import parse_topology
 from training.backends.xla.abilities import XLA
 from training.worker import elastic, places, slices
-from training.worker.driver import FIT_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
+from training.worker.driver import RAY_TRAIN_ENVIRONMENT, WITHOUT_DASHBOARD_ENVIRONMENT, Trainer, backend_config
 from training.worker.places import TpuSlices
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 from training.worker.stops import Asked
@@ -109,7 +109,7 @@ def main(directory: Path) -> dict[str, Any]:
     temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")
     (Path(temporary) / "ray").mkdir()  # where a Cluster notes its address
     os.environ.update(
-        FIT_ENVIRONMENT | WITHOUT_DASHBOARD_ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+        RAY_TRAIN_ENVIRONMENT | WITHOUT_DASHBOARD_ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
     )
     slices.LOOK_SECONDS = 0.5
     elastic.RESIZE_SECONDS = 2.0

@@ -1,6 +1,6 @@
 """Training under Ray Train: the one room of `training` that imports ray.
 
-    driver      fit: places workers, watches them, returns what was done
+    driver      train_under_ray: places workers, watches them, returns what was done
     on_worker   each worker's side: backend, feed, loop
     elastic     when a run grows and shrinks with its cluster; sizes: which numbers of workers can take its steps
     restarts    another controller where Ray's died

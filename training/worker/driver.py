@@ -1,13 +1,14 @@
 """The driver's side of a run under Ray Train.
 
-    fit(job) in the driver -> Ray Train's controller -> on each worker: backend + feed + run_training -> TrainSummary
+    train_under_ray(job) in the driver -> Ray Train's controller
+        -> on each worker: backend + feed + run_training -> TrainSummary
 
 Ray Train places the workers, sets their environment before torch_xla is imported, and starts them again after a
 failure; which checkpoint to continue from is our own business (`run_training` looks for the newest committed one), so
 Ray stores nothing. Progress travels through Ray's key-value store: a report for each step would be logged at INFO,
 one line a step.
 
-Cost: a fit starts two processes, the controller and a worker. The controller unpickles what it is given, so
+Cost: a run starts two processes, the controller and a worker. The controller unpickles what it is given, so
 everything that would make it import torch travels as bytes, and imports of ours are inside functions. Ray has to be
 initialised.
 """
@@ -36,7 +37,7 @@ from training.worker.budgets import CountedFailures, Counts, Limits, UsedUp
 from training.worker.elastic import START_SECONDS, ElasticPolicy
 from training.worker.on_worker import train_on_worker
 from training.worker.places import TpuSlices
-from training.worker.restarts import fit_through_restarts
+from training.worker.restarts import train_through_restarts
 from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 from training.worker.stops import stopping_on_signals
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0
 
 # Read by Ray Train in the driver or handed on by it; what the caller has set stays as it is.
-FIT_ENVIRONMENT = {
+RAY_TRAIN_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative URIs mean the same in the worker
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller sees the end of a run this late (default 2)
 }
@@ -66,7 +67,7 @@ WITHOUT_DASHBOARD_ENVIRONMENT = {
 ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def fit(
+def train_under_ray(
     job: TrainJob,
     *,
     cpus_per_worker: float = 1.0,
@@ -113,7 +114,7 @@ def fit(
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         one_node = len(ray.nodes()) == 1 and not elastic
-        environment = FIT_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
+        environment = RAY_TRAIN_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
         environment |= {} if _has_dashboard() else WITHOUT_DASHBOARD_ENVIRONMENT
         stack.enter_context(_environment(environment | (ONE_NODE_ENVIRONMENT if one_node else {})))
 
@@ -141,7 +142,7 @@ def fit(
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
         try:
-            outcome = pickle.loads(fit_through_restarts(make_trainer, limits, counts_key))
+            outcome = pickle.loads(train_through_restarts(make_trainer, limits, counts_key))
         except TrainingFailedError as error:
             raise _own_error(error, Counts.read(counts_key).used_up(limits)) from error
     if isinstance(outcome, BaseException):

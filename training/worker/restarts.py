@@ -32,7 +32,7 @@ ORPHANS_SECONDS = 60.0
 """that workers may take to end after their controller died"""
 
 
-def fit_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], limits: Limits, key: bytes) -> Any:
+def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], limits: Limits, key: bytes) -> Any:
     """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
     Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).

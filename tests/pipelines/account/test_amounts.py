@@ -1,4 +1,4 @@
-"""What the report's recipes take, what a run took, and when cached logits pay."""
+"""What the paper's recipes take, what a run took, and when cached logits pay."""
 
 import dataclasses
 import json
@@ -127,7 +127,7 @@ def test_carbon_follows_the_grid() -> None:
     clean = {name: Constant(value=0, unit="", source="", date="") for name in CONSTANTS if "grid" in name}
     prices = Prices(constants={**CONSTANTS, **clean})
     (line,) = [one for one in estimate_lines(recipes.load("gemma2_27b_pretrain"), prices) if "tCO2eq" in one]
-    assert line.startswith("The report's three models: 0 tCO2e here")
+    assert line.startswith("The paper's three models: 0 tCO2e here")
 
 
 def test_a_run_without_what_it_needs_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

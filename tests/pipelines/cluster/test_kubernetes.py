@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.kuberay import RayJob, read_manifest
+from infra.kuberay import RayJob, read_object
 from pipelines.__main__ import main
 from pipelines.recipes import registry as recipes
 
@@ -25,7 +25,7 @@ def objects(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
 
 def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
     *_, job = objects(capsys, "train_model", "--recipe", "gemma2_2b_distill", *GIVEN)
-    read = read_manifest(job)
+    read = read_object(job)
     assert isinstance(read, RayJob)
     assert read.name == "gemma2-2b-distill-train"
     entrypoint = (
@@ -56,7 +56,7 @@ def test_a_slice_of_one_host_is_one_mesh(
 
 
 @pytest.mark.parametrize("recipe", ["gemma2_2b_distill", "smoke"])
-def test_every_step_of_a_recipe_has_manifests(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_of_a_recipe_has_objects(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     for step in recipes.load(recipe).steps:
         model = step.stage in ("train_model", "cache_logits", "evaluate_model", "generate_text")
         small = model and not (step.stage == "train_model" and step.place)

@@ -159,7 +159,7 @@ def test_the_ablations_are_in_the_report_when_they_are_done(root: str, tmp_path:
     assert "ablations, at this size" not in (tmp_path / "before" / "distillation.md").read_text()
     assert main(["run", "--full", "--size", "tiny", "--root", full, "--threads", "2"]) == 0
     page = (Path(SIZES.directory(full)) / "distillation.md").read_text()
-    part = page[page.index("## The report's ablations") :]
+    part = page[page.index("## The paper's ablations") :]
     assert [line for line in part.splitlines() if line.startswith("### ")] == [
         "### Students of other sizes (table 7)",
         "### Grouped queries against a key head a query (table 8)",
