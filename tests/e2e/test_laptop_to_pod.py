@@ -9,7 +9,7 @@ import tyro
 import yaml
 
 from data import storage
-from infra.kuberay import read_manifest
+from infra.kuberay import read_object
 from pipelines.__main__ import main
 from pipelines.cli.arguments import parse_recipe, parse_run, refuse_missing
 from pipelines.fit import table as fit_table
@@ -83,7 +83,7 @@ def test_lines_that_only_tell(
 def test_manifests_of_the_page(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(line)[3:]) == 0
     *_, job = yaml.safe_load_all(capsys.readouterr().out)
-    assert read_manifest(job)
+    assert read_object(job)
 
 
 def test_the_jobs_of_a_recipe_have_all_that_they_need(
