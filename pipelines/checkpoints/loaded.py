@@ -118,7 +118,7 @@ def codec_of(logits: Input) -> CodecSpec:
     facts = logits.data.facts
     try:
         return CodecSpec(**with_absent(CodecSpec, facts["codec"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
             "run cache_logits again"
