@@ -79,7 +79,7 @@ def codec_of(logits: InputDataset) -> CodecSpec:
     """How to read cached logits, from their manifest. Raises UserError where they are of an earlier format."""
     try:
         return CodecSpec(**with_absent(CodecSpec, logits.facts["codec"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
             "run cache_logits again"
