@@ -124,7 +124,7 @@ def sample_teacher(
 
     logits: float32 [P, V], `positions`: int [P], the place in the row of each. Returns ids and counts, int32 [P, K],
     ids ascending within a position, padded with id 0 and count 0; counts of a position sum to `draws`. Raises
-    ValueError for logits that are not finite.
+    UserError for logits that are not finite.
     """
     if logits.ndim != 2 or len(logits) != len(positions):
         raise UserError(
