@@ -3,7 +3,7 @@
     Order.worker_rows(step) -> SequenceReader (+ LogitsReader) -> StepLoader.load -> Batch -> direct_feed
 
 Nothing unchecked reaches training: Parquet page checksums, the sequence_hash of each row, ids within the vocabulary,
-and for logits that they were computed on the row they are used with. A refusal is a ValueError naming the file.
+and for logits that they were computed on the row they are used with. A refusal is a UserError naming the file.
 
 Cost: a row group is read, decoded and hashed once while it stays among the last few used; then a batch is a copy.
 """

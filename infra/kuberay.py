@@ -6,7 +6,7 @@ those by which the operator refuses an object (controllers/ray/utils/validation.
 ValidateRayJobSpec), as far as they concern fields that we write. Pod templates are plain Kubernetes objects, checked
 against its own schemas by the tests.
 
-    RayJob(...).to_object() -> dict for YAML          read_object(dict) -> RayJob | RayCluster, or ValueError
+    RayJob(...).to_object() -> dict for YAML          read_object(dict) -> RayJob | RayCluster, or UserError
 """
 
 import dataclasses

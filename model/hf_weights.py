@@ -82,7 +82,7 @@ def load_hf(
 def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes `config.json` and the weights, in their own dtype, as files of at most `shard_bytes` (or one tensor).
 
-    `directory` is created; one that already holds weights is refused with a ValueError, as stale shards would mix in.
+    `directory` is created; one that already holds weights is refused with a UserError, as stale shards would mix in.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def fit_vocabulary(
 
 
 def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """ValueError unless `shapes` are the model's; embedding and tied head may have the other vocabulary."""
+    """Raises UserError unless `shapes` are the model's; embedding and tied head may have the other vocabulary."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Gemma2(config).state_dict().items()}
     rows = (shapes.get(EMBEDDING) or expected[EMBEDDING])[0]

@@ -45,7 +45,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
     """Computes `step` (from 1) of the job's run again, and the steps between it and the checkpoint before it.
 
     Each in the set-up that it was taken in: a run that was resized between two checkpoints is followed. Raises
-    ValueError where the run has no record of that step, or this machine cannot be that set-up.
+    UserError where the run has no record of that step, or this machine cannot be that set-up.
     """
     recorded = read_rows(job.checkpoints_uri, "metrics")
     mine = None if recorded is None else recorded.filter(pc.field("step") <= step)

@@ -240,7 +240,7 @@ def test_attention_and_the_walk_through_the_layers_can_be_handed_in():
 
 def test_a_cache_without_positions_is_refused():
     model = lively_model()
-    with pytest.raises(ValueError, match="pass positions"):
+    with pytest.raises(AssertionError, match="pass positions"):
         model(torch.ones(1, 1, dtype=torch.int32), cache=Cache(model.config, batch_rows=1, max_length=4))
 
 

@@ -155,7 +155,7 @@ def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads a checkpoint, with the sha256 of every file it reads checked.
 
-    Raises UserError where it is not committed, `Damaged`, a ValueError, where a file is not the committed one.
+    Raises UserError where it is not committed, `Damaged`, a UserError, where a file is not the committed one.
     """
     commit = read_commit(uri)
     if commit is None:

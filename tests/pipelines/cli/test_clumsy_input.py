@@ -36,6 +36,7 @@ FINGERPRINT = "0" * 16
         (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b' is not understood"),
         (["plan", "collect_text", "--input", "x" * 5000], "no file or directory"),
         ([*COLLECT, "--source", "\udcff"], "a config holds text that is not UTF-8"),
+        ([*COLLECT, "--root", "gs://My Bucket/a"], "names a bucket 'My Bucket'"),
         ([*COLLECT, "--root", "x" * 300], "give a path whose names are shorter"),
         ([*COLLECT, "--mesh", f"data={MANY_DIGITS}"], "as in data=16,model=4"),
         ([*COLLECT, "--mesh", "data=²"], "as in data=16,model=4"),

@@ -13,7 +13,7 @@ from infra.chips import TPUS
 from model.flops import train_flops_per_token
 from tests.programs.examples import example_job, made_up_feed
 from tests.programs.places import REPOSITORY
-from training.backends.torch_backend import TorchBackend
+from training.backends.torch_backend import CUDA, TorchBackend
 from training.backends.xla.abilities import XLA
 from training.job import TrainJob
 from training.log.goodput import Meter
@@ -107,7 +107,7 @@ def test_mfu_on_a_gpu_is_against_the_peak_of_the_first_part_of_its_name(
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
     job = job_with_logs(tmp_path, gpu_flops={"H100 PCIe": 756e12, "H100": 989e12})
-    assert peak_flops_per_second(job, "cuda") == peak
+    assert peak_flops_per_second(job, CUDA) == peak
 
 
 def test_chips_follow_an_elastic_run(tmp_path: Path) -> None:
