@@ -69,8 +69,8 @@ class Gcs(Store):
             raise UserError(f"{uri!r} names no bucket; give gs://bucket/path")
         if not re.fullmatch("[a-z0-9][a-z0-9._-]*", bucket):
             raise UserError(
-                f"{uri!r} names a bucket {bucket!r}; the name of a bucket has a-z, 0-9, '-', '_' and '.' only, and begins "
-                "with a letter or digit: give gs://bucket/path"
+                f"{uri!r} names a bucket {bucket!r}; the name of a bucket has a-z, 0-9, '-', '_' and '.' only, and "
+                "begins with a letter or digit: give gs://bucket/path"
             )
         try:
             fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
