@@ -70,8 +70,8 @@ def run_ablations(
     windows = [sizes.student.window // part for part in (1, 2, 4, 8) if sizes.student.window >= part]
     seen = [read_through(windows, f"sample50-{seed}", sizes, text, teacher, directory, threads) for seed in sizes.seeds]
     losses = {window: [of_seed[window] for of_seed in seen] for window in windows}
-    for window, found in losses.items():
-        tell(f"window {window} at inference: held-out loss {sum(found) / len(found):.4f}")
+    for window, of_seeds in losses.items():
+        tell(f"window {window} at inference: held-out loss {sum(of_seeds) / len(of_seeds):.4f}")
     storage.write_bytes(storage.join(directory, WINDOWS), json.dumps(losses).encode())
 
 
