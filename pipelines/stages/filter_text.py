@@ -41,9 +41,9 @@ class Config:
     max_characters: int = 1_000_000
     """longest document kept, in characters"""
     gopher_quality: bool = absent(False)
-    """the Gopher report's quality filters"""
+    """the Gopher paper's quality filters"""
     gopher_repetition: bool = absent(False)
-    """the Gopher report's repetition filters"""
+    """the Gopher paper's repetition filters"""
     c4: bool = absent(False)
     """C4's rules: lines are removed, then texts with few sentences"""
     fineweb: bool = absent(False)

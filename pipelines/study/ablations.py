@@ -1,4 +1,4 @@
-"""What `--full` adds: the ablations of Gemma 2's report (arXiv 2408.00118, section 5) at the study's size, and T.
+"""What `--full` adds: the ablations of Gemma 2's paper (arXiv 2408.00118, section 5) at the study's size, and T.
 
     T7   does distillation help students of every size   scratch and sample50 at half, once and twice the width
     T8   grouped queries against one key head a query    kv_heads
