@@ -95,13 +95,13 @@ def planned(recipe: Recipe) -> list[Planned]:
     steps: dict[str, Planned] = {}
     for step in recipe.steps:
         sources = {
-            name: [steps[source.step] for source in many if isinstance(source, Output)]
-            for name, many in step.inputs.items()
+            name: [steps[source.step] for source in feeding if isinstance(source, Output)]
+            for name, feeding in step.inputs.items()
         }
         steps[step.name] = Planned(
             name=step.name, stage=step.stage, config=step.config, cost=declared(step.stage).cost, inputs=sources
         )
-        for source in {id(source): source for many in sources.values() for source in many}.values():
+        for source in {id(source): source for feeding in sources.values() for source in feeding}.values():
             source.readers.append(steps[step.name])
     return list(steps.values())
 
@@ -160,7 +160,7 @@ def measured(tasks: Mapping[str, Task]) -> list[Amount]:
         cores = re.search(r"(\d+) cores", str(run.run.get("machine", "")))
         used = run.run.get("resources", {}).get("cpus") or (int(cores[1]) if cores else 0)
         work = cost.measure(run)
-        chips = {kind: held / 3600 for kind, held in _chip_seconds(run.run, run.manifest).items()}
+        chips = {kind: seconds_held / 3600 for kind, seconds_held in _chip_seconds(run.run, run.manifest).items()}
         amounts.append(
             Amount(
                 step=name,

@@ -152,7 +152,7 @@ class HeldoutPassCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportCost(Cost):
-    """Weights from outside, kept as published: bfloat16. Without sizes in the Config they are the report's teacher."""
+    """Weights from outside, kept as published: bfloat16. Without sizes in the Config they are the paper's teacher."""
 
     def model(self, config: Any) -> Gemma2Config | None:
         model: Gemma2Config | None = config.model

@@ -30,10 +30,10 @@ def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
         yield from published_lines(prices)
     yield "constants (a JSON file after --prices replaces any):"
     chips = {f"{kind}." for amount in amounts for kind in amount.chips}
-    others = tuple(f"{chip}." for chip in PRICED)
-    for name, one in prices.constants.items():
-        if not name.startswith(others) or name.startswith(tuple(chips)):
-            yield f"  {name} = {one.value:g} {one.unit}".rstrip() + f"  ({one.source}; {one.date})"
+    prefixes = tuple(f"{chip}." for chip in PRICED)
+    for name, constant in prices.constants.items():
+        if not name.startswith(prefixes) or name.startswith(tuple(chips)):
+            yield f"  {name} = {constant.value:g} {constant.unit}".rstrip() + f"  ({constant.source}; {constant.date})"
 
 
 def amount_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
@@ -124,7 +124,7 @@ def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
 
 
 def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
-    read = sum(count for one in amounts for kind, count in one.stored.items() if kind in ("sequences", "logits"))
+    read = sum(count for amount in amounts for kind, count in amount.stored.items() if kind in ("sequences", "logits"))
     trained = [amount for amount in amounts if amount.trains and amount.stored_bytes]
     if read and trained:
         yield (
@@ -142,7 +142,7 @@ def published_lines(prices: Prices) -> Iterator[str]:
         amounts = estimate(recipes.load(name), prices)
         chips |= {chip for amount in amounts for chip in amount.chips}
         trained = sum(amount.cost(prices).kg_co2e for amount in amounts if amount.trains) / 1000
-        tonnes[name] = (sum((one.cost(prices) for one in amounts), Cost()).kg_co2e / 1000, trained)
+        tonnes[name] = (sum((amount.cost(prices) for amount in amounts), Cost()).kg_co2e / 1000, trained)
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
     yield (

@@ -36,8 +36,8 @@ def trained_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> 
 def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
     if manifest.config["objective"] == "next_token":
         return "the next token"
-    facts = [runs[one["reference"]].data.facts for one in manifest.inputs["logits"]]
-    kept = sorted({_kept(one) for one in facts})
+    facts = [runs[cached["reference"]].data.facts for cached in manifest.inputs["logits"]]
+    kept = sorted({_kept(entry) for entry in facts})
     return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
 
 
@@ -55,11 +55,11 @@ def _optimizer(config: Mapping[str, Any]) -> str:
     )
 
 
-def _last_loss(one: Input, step: int) -> tuple[float, int, int]:
+def _last_loss(run: Input, step: int) -> tuple[float, int, int]:
     """Mean loss over the last steps up to `step`, how many those are, and the targets seen."""
     last: list[tuple[int, float, int, int]] = []
-    for shard in one.manifest.datasets["metrics"].shards:
-        table = read_table(storage.join(one.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
+    for shard in run.manifest.datasets["metrics"].shards:
+        table = read_table(storage.join(run.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
         table = table.filter(pc.field("step") <= step)
         last += zip(*(column.to_pylist() for column in table.columns), strict=True)
     last = sorted(last)[-LOSS_STEPS:]

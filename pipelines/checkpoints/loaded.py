@@ -52,23 +52,23 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
     Tables are datasets of their own names ("metrics", "lineage"), all else is "checkpoints". Of a checkpoint that is no
     longer kept its rows stay listed; those of an interim one are in the next regular one.
     """
-    found: dict[str, list[Shard]] = {CHECKPOINTS: []}
+    datasets: dict[str, list[Shard]] = {CHECKPOINTS: []}
     steps = []
     for uri, record in list_tables(storage.join(directory, CHECKPOINTS)):
-        whole = read_commit(uri) is not None
-        if whole:
+        complete = read_commit(uri) is not None
+        if complete:
             steps.append(int(record["step"]))
         folder = f"{CHECKPOINTS}/{uri.rpartition('/')[2]}"
         for name, file in sorted(record["files"].items()):
             table = name.endswith(".parquet")
             rows = shards.open_parquet(storage.join(uri, name)).metadata.num_rows if table else 0
             shard = Shard(name=f"{folder}/{name}", rows=rows, bytes=file["bytes"], sha256=file["sha256"])
-            found.setdefault(name.removesuffix(".parquet") if table else CHECKPOINTS, []).append(shard)
-        name = COMMIT_NAME if whole else TABLES_NAME
+            datasets.setdefault(name.removesuffix(".parquet") if table else CHECKPOINTS, []).append(shard)
+        name = COMMIT_NAME if complete else TABLES_NAME
         data = storage.read_bytes(storage.join(uri, name))
         sha256 = hashlib.sha256(data).hexdigest()
-        found[CHECKPOINTS].append(Shard(name=f"{folder}/{name}", rows=0, bytes=len(data), sha256=sha256))
-    return {name: tuple(files) for name, files in found.items()}, steps
+        datasets[CHECKPOINTS].append(Shard(name=f"{folder}/{name}", rows=0, bytes=len(data), sha256=sha256))
+    return {name: tuple(files) for name, files in datasets.items()}, steps
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,14 +152,14 @@ def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]"
     columns: dict[str, Any] = {name: _matrix(table, name, kind) for name, kind in _COLUMNS.items()}
     columns["sequence_hash"] = table["sequence_hash"].to_numpy()
     columns["text_bytes"] = table["text_bytes"].to_numpy()
-    found = []
+    batches = []
     for start in range(0, table.num_rows, rows):
         batch = {name: column[start : start + rows] for name, column in columns.items()}
         count = len(batch["tokens"])
         if count < rows:
             batch = {name: _padded(part, rows) for name, part in batch.items()}
-        found.append((count, batch))
-    return found
+        batches.append((count, batch))
+    return batches
 
 
 _COLUMNS = {"tokens": np.int32, "segment_ids": np.int32, "positions": np.int32, "loss_mask": np.bool_}

@@ -79,19 +79,19 @@ def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Se
     return "\n".join(lines) + "\n"
 
 
-def ancestry(one: Input, root: str) -> dict[str, Input]:
-    """Reference -> input, of all that `one` was made from, sources first, and of itself.
+def ancestry(checkpoint: Input, root: str) -> dict[str, Input]:
+    """Reference -> input, of all that `checkpoint` was made from, sources first, and of itself.
 
     Runs are looked for beside the run that read them, then below `root`. Raises UserError where one is missing, or
     holds other bytes than were read.
     """
-    found: dict[str, Input] = {}
+    ancestors: dict[str, Input] = {}
 
     def visit(reader: Input) -> None:
-        for many in reader.manifest.inputs.values():
-            for recorded in many:
+        for records in reader.manifest.inputs.values():
+            for recorded in records:
                 match = REFERENCE.match(recorded["reference"])
-                if match is None or recorded["reference"] in found:
+                if match is None or recorded["reference"] in ancestors:
                     continue
                 roots = [reader.directory.rstrip("/").rsplit("/", 2)[0], root]
                 before = _find(recorded["reference"], match["stage"], match["fingerprint"], roots, reader)
@@ -101,10 +101,10 @@ def ancestry(one: Input, root: str) -> dict[str, Input]:
                         "made from (it was made again on another set-up); run the latter again"
                     )
                 visit(before)
-        found[reader.reference] = reader
+        ancestors[reader.reference] = reader
 
-    visit(one)
-    return found
+    visit(checkpoint)
+    return ancestors
 
 
 def _find(reference: str, stage: str, fingerprint: str, roots: list[str], reader: Input) -> Input:
@@ -134,30 +134,30 @@ def _header(exported: Exported) -> Iterator[str]:
     yield from ("tags:", "- gemma2", "---", "")
 
 
-def _training(one: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
+def _training(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
     """Bullets: how the weights of a checkpoint came about."""
-    manifest = one.manifest
-    yield f"- Checkpoint: `{one.reference}`, after step {step:,}"
-    yield from declared(manifest.stage).card(one, step, runs)
+    manifest = checkpoint.manifest
+    yield f"- Checkpoint: `{checkpoint.reference}`, after step {step:,}"
+    yield from declared(manifest.stage).card(checkpoint, step, runs)
     yield ""
 
 
 def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str]:
     """A section for each model that this one learned from or began as, and so on backwards."""
     inputs = checkpoint.manifest.inputs
-    before = [("Initial weights", one["reference"]) for one in inputs.get("initial", ())]
+    before = [("Initial weights", initial["reference"]) for initial in inputs.get("initial", ())]
     for cached in inputs.get("logits", ()):
         teachers = runs[cached["reference"]].manifest.inputs.get("teacher", ())
-        before += [("Teacher", one["reference"]) for one in teachers]
+        before += [("Teacher", teacher["reference"]) for teacher in teachers]
     for role, reference in dict.fromkeys(before):
-        one = runs[reference]
-        step = one.step if one.step is not None else one.data.facts["steps"][-1]
-        yield from (f"## {role}", "", *_training(one, step, runs), *_models_before(one, runs))
+        before_it = runs[reference]
+        step = before_it.step if before_it.step is not None else before_it.data.facts["steps"][-1]
+        yield from (f"## {role}", "", *_training(before_it, step, runs), *_models_before(before_it, runs))
 
 
 def _manifests(runs: Mapping[str, Input]) -> list[Manifest]:
     """Of each run once: several of its datasets may have been read."""
-    return list({one.directory: one.manifest for one in runs.values()}.values())
+    return list({run.directory: run.manifest for run in runs.values()}.values())
 
 
 def _run(manifest: Manifest) -> Iterator[str]:
@@ -178,26 +178,26 @@ def _evaluations(evaluations: Sequence[Input], checkpoint: Input, step: int) -> 
         return
     yield "| held-out rows | targets | loss (nats a token) | perplexity | bits a byte | unigram loss |"
     yield "|---|--:|--:|--:|--:|--:|"
-    for one in evaluations:
-        _check_evaluation(one, checkpoint, step)
-        facts = one.data.facts
+    for evaluation in evaluations:
+        _check_evaluation(evaluation, checkpoint, step)
+        facts = evaluation.data.facts
         unigram = f"{facts['unigram_loss_per_token']:.4f}" if "unigram_loss_per_token" in facts else ""
         yield (
-            f"| `{one.manifest.inputs['heldout'][0]['reference']}` | {facts['targets']:,} | "
+            f"| `{evaluation.manifest.inputs['heldout'][0]['reference']}` | {facts['targets']:,} | "
             f"{facts['loss_per_token']:.4f} | {facts['perplexity']:.2f} | {facts['bits_per_byte']:.4f} | {unigram} |"
         )
 
 
-def _check_evaluation(one: Input, checkpoint: Input, step: int) -> None:
-    manifest = one.manifest
+def _check_evaluation(evaluation: Input, checkpoint: Input, step: int) -> None:
+    manifest = evaluation.manifest
     if not declared(manifest.stage).report.evaluates:
         stages = ", ".join(stage.name for stage in load_stages() if stage.declares.report.evaluates)
-        raise UserError(f"{one.reference} is no evaluation; give runs of {stages}")
+        raise UserError(f"{evaluation.reference} is no evaluation; give runs of {stages}")
     (evaluated,) = manifest.inputs["checkpoint"]
-    if evaluated["content"] != checkpoint.content() or one.data.facts["step"] != step:
+    if evaluated["content"] != checkpoint.content() or evaluation.data.facts["step"] != step:
         raise UserError(
-            f"{one.reference} evaluated step {one.data.facts['step']} of {evaluated['reference']}, and this exports "
-            f"step {step} of {checkpoint.reference}; evaluate the latter"
+            f"{evaluation.reference} evaluated step {evaluation.data.facts['step']} of {evaluated['reference']}, and "
+            f"this exports step {step} of {checkpoint.reference}; evaluate the latter"
         )
 
 

@@ -29,11 +29,11 @@ def replay_(words: list[str]) -> int:
     """Prints the verdict; returns the exit code. Raises UserError where the run has no record of the step."""
     question = tyro.cli(Question, args=words, prog="python -m pipelines replay", description=__doc__.strip())
     run = open_run(question.run, question.root)
-    found = replay(run.job(question.step), question.step)
-    steps = f"steps {found.first_step + 1} to {found.first_step + found.steps}"
-    for line in found.differences:
+    result = replay(run.job(question.step), question.step)
+    steps = f"steps {result.first_step + 1} to {result.first_step + result.steps}"
+    for line in result.differences:
         print(line)
-    if found.differences:
+    if result.differences:
         print(
             f"{run.name}: {steps} computed again: NOT the same; this machine or the one that trained computes wrongly"
         )

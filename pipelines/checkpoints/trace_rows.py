@@ -44,7 +44,7 @@ class Question:
     """where runs lie"""
 
     def __post_init__(self) -> None:
-        if sum(one is not None for one in (self.document, self.step, self.row)) != 1:
+        if sum(choice is not None for choice in (self.document, self.step, self.row)) != 1:
             raise UserError("trace takes one of --document ID, --step N and --row SOURCE/SHARD/ROW")
 
 
@@ -92,17 +92,19 @@ def seen(run: TrainedRun, document: str) -> Iterator[Seen]:
 
 
 def _document_lines(document: str, run: TrainedRun) -> Iterator[str]:
-    found = list(seen(run, document))
-    times = sum(one.times for one in found)
-    rows = sum(bool(steps) for one in found for steps in one.steps)
-    if not any(one.places for one in found):
-        yield f"document {document}: not seen; it is in no row of {', '.join(sorted({one.source for one in found}))}"
+    sightings = list(seen(run, document))
+    times = sum(sighting.times for sighting in sightings)
+    rows = sum(bool(steps) for sighting in sightings for steps in sighting.steps)
+    if not any(sighting.places for sighting in sightings):
+        sources = ", ".join(sorted({sighting.source for sighting in sightings}))
+        yield f"document {document}: not seen; it is in no row of {sources}"
         return
     yield f"document {document}: {'seen' if times else 'not seen'}, {times} times, in {rows} rows, by {_name(run)}"
-    for one in found:
-        for place, steps in zip(one.places, one.steps, strict=True):
+    for sighting in sightings:
+        for place, steps in zip(sighting.places, sighting.steps, strict=True):
             when = f"steps {_some(steps, SHOWN_STEPS)}" if steps else "not yet"
-            yield f"  {one.run}: {one.source}/{place.shard}/{place.row} tokens {place.start} to {place.end}: {when}"
+            row = f"{sighting.source}/{place.shard}/{place.row}"
+            yield f"  {sighting.run}: {row} tokens {place.start} to {place.end}: {when}"
 
 
 def step_lines(run: TrainedRun, step: int) -> Iterator[str]:
@@ -117,20 +119,21 @@ def step_lines(run: TrainedRun, step: int) -> Iterator[str]:
         last = lineage["step"][-1].as_py() if lineage.num_rows else 0
         raise UserError(f"{_name(run)} records no step {step}; its last is {last}")
     yield f"step {step} of {_name(run)}: {len(rows)} rows"
-    by_source = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
+    by_source = {sequences.data.facts["source"]: sequences for sequences in run.inputs["sequences"]}
     documents = {
-        source: documents_of_rows(one.uris(), [(r["shard"], r["row"]) for r in rows if r["dataset"] == source])
-        for source, one in by_source.items()
+        source: documents_of_rows(sequences.uris(), [(r["shard"], r["row"]) for r in rows if r["dataset"] == source])
+        for source, sequences in by_source.items()
     }
     for row in rows:
         of_row = documents[row["dataset"]][row["shard"], row["row"]]
-        named = _some([f"{one['id']}[{one['start']}:{one['end']}]" for one in of_row], SHOWN_DOCUMENTS)
+        spans = [f"{document['id']}[{document['start']}:{document['end']}]" for document in of_row]
+        named = _some(spans, SHOWN_DOCUMENTS)
         yield f"  slot {row['slot']}: {row['dataset']}/{row['shard']}/{row['row']}: {named}"
 
 
 def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     """The documents of a row, and the steps that took it."""
-    inputs = {one.data.facts["source"]: one for one in run.inputs["sequences"]}
+    inputs = {sequences.data.facts["source"]: sequences for sequences in run.inputs["sequences"]}
     source, *place = text.rsplit("/", 2)
     if source not in inputs or len(place) != 2 or not all(re.fullmatch("[0-9]{1,18}", part) for part in place):
         raise UserError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
@@ -138,8 +141,8 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     documents = documents_of_rows(inputs[source].uris(), [(shard, row)])[shard, row]
     steps = _steps_of(_lineage(run), source, [Place(shard, row, 0, 0)])[0]
     yield f"row {text}: steps {_some(steps, SHOWN_STEPS) if steps else 'none'} of {_name(run)}"
-    for one in documents:
-        yield f"  document {one['id']} tokens {one['start']} to {one['end']}"
+    for document in documents:
+        yield f"  document {document['id']} tokens {document['start']} to {document['end']}"
 
 
 def _lineage(run: TrainedRun) -> pa.Table:
@@ -154,12 +157,12 @@ def _steps_of(lineage: pa.Table, source: str, places: list[Place]) -> list[list[
     """For each place the steps of the lineage that took its row, ascending."""
     if not places:
         return []
-    mine = lineage.filter(pc.field("dataset") == source)
-    keys = _keys(mine["shard"].to_numpy(), mine["row"].to_numpy())
+    rows = lineage.filter(pc.field("dataset") == source)
+    keys = _keys(rows["shard"].to_numpy(), rows["row"].to_numpy())
     wanted = _keys(*(np.array([getattr(place, name) for place in places]) for name in ("shard", "row")))
     hits = np.flatnonzero(np.isin(keys, wanted))
     steps: dict[int, list[int]] = {}
-    for key, step in zip(keys[hits].tolist(), mine["step"].to_numpy()[hits].tolist(), strict=True):
+    for key, step in zip(keys[hits].tolist(), rows["step"].to_numpy()[hits].tolist(), strict=True):
         steps.setdefault(key, []).append(step)
     return [steps.get(key, []) for key in wanted.tolist()]
 
@@ -171,14 +174,14 @@ def _keys(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _runs_before(run: TrainedRun) -> Iterator[TrainedRun]:
     """The runs that this one carried on or began from; imported weights have no rows."""
     for name in ("from", "initial"):
-        for one in run.inputs.get(name, ()):
-            if has_steps(one.manifest.stage):
-                yield _open(one, run)
+        for earlier in run.inputs.get(name, ()):
+            if has_steps(earlier.manifest.stage):
+                yield _open(earlier, run)
 
 
-def _open(one: Input, run: TrainedRun) -> TrainedRun:
-    step = one.step if one.step is not None else one.data.facts["steps"][-1]
-    return open_run(checkpoint_uri(f"{one.directory}/{CHECKPOINTS}", step), run.root)
+def _open(earlier: Input, run: TrainedRun) -> TrainedRun:
+    step = earlier.step if earlier.step is not None else earlier.data.facts["steps"][-1]
+    return open_run(checkpoint_uri(f"{earlier.directory}/{CHECKPOINTS}", step), run.root)
 
 
 def _name(run: TrainedRun) -> str:

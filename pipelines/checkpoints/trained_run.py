@@ -60,7 +60,7 @@ class TrainedRun:
             stage=self.stage.name,
             directory=self.directory,
             fingerprint=self.name.rpartition("/")[2],
-            inputs={name: list(many) for name, many in self.inputs.items()},
+            inputs={name: list(sources) for name, sources in self.inputs.items()},
             resources=Resources(),
             attempt="",
             session=RaySession(None),  # not started
@@ -110,8 +110,8 @@ def open_run(reference: str, root: str) -> TrainedRun:
         raise UserError(f"{config_uri} names no 'sequences' among its inputs; {advice}")
     inputs = {
         name: tuple(
-            resolve(text, stage.reads[name], own_root) for text in configs.texts(given, f"{config_uri}: input {name!r}")
+            resolve(text, stage.reads[name], own_root) for text in configs.texts(paths, f"{config_uri}: input {name!r}")
         )
-        for name, given in document["inputs"].items()
+        for name, paths in document["inputs"].items()
     }
     return TrainedRun(stage=stage, directory=directory, config=document["config"], inputs=inputs, step=step)

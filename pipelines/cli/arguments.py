@@ -160,7 +160,7 @@ def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
 
 
 def _what(recipe: Recipe, step: str, name: str) -> str:
-    stage = next(one.stage for one in recipe.steps if one.name == step)
+    stage = next(candidate.stage for candidate in recipe.steps if candidate.name == step)
     return load_stage(stage).reads[name].help
 
 
@@ -180,19 +180,19 @@ def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[st
         return ("config", annotated, field(default=replace(saved, **overrides)))
     if overrides:
         # tyro takes defaults from an instance; fields that have none stay required through MISSING
-        values = {one.name: overrides.get(one.name, _default(one)) for one in dataclasses.fields(kind)}
+        values = {entry.name: overrides.get(entry.name, _default(entry)) for entry in dataclasses.fields(kind)}
         instance: Any = object.__new__(kind)
         for name, value in values.items():
             object.__setattr__(instance, name, value)
         return ("config", annotated, field(default_factory=lambda: instance))
-    required = any(_default(one) is tyro.MISSING for one in dataclasses.fields(kind))
+    required = any(_default(entry) is tyro.MISSING for entry in dataclasses.fields(kind))
     return ("config", annotated, field() if required else field(default_factory=kind))
 
 
-def _default(one: "dataclasses.Field[Any]") -> Any:
-    if one.default is not dataclasses.MISSING:
-        return one.default
-    return one.default_factory() if one.default_factory is not dataclasses.MISSING else tyro.MISSING
+def _default(entry: "dataclasses.Field[Any]") -> Any:
+    if entry.default is not dataclasses.MISSING:
+        return entry.default
+    return entry.default_factory() if entry.default_factory is not dataclasses.MISSING else tyro.MISSING
 
 
 def _parse(program: str, fields: list[Any], words: list[str], summary: str, root: str) -> Any:
@@ -220,7 +220,7 @@ def _flags(fields: list[Any]) -> Iterator[str]:
     """Every flag there is, with underscores."""
     for name, kind, _ in fields:
         inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
-        named = next((one.name for one in extra if getattr(one, "name", None) is not None), name)
+        named = next((marker.name for marker in extra if getattr(marker, "name", None) is not None), name)
         if dataclasses.is_dataclass(inner):
             yield from _nested(inner, named + "." if named else "")
         else:
@@ -229,15 +229,17 @@ def _flags(fields: list[Any]) -> Iterator[str]:
 
 def _nested(kind: Any, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(kind)
-    for one in dataclasses.fields(kind):
+    for entry in dataclasses.fields(kind):
         options = (
-            typing.get_args(hints[one.name]) if isinstance(hints[one.name], types.UnionType) else (hints[one.name],)
+            typing.get_args(hints[entry.name])
+            if isinstance(hints[entry.name], types.UnionType)
+            else (hints[entry.name],)
         )
         inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
         if inner is not None:
-            yield from _nested(inner, f"{prefix}{one.name}.")
+            yield from _nested(inner, f"{prefix}{entry.name}.")
         else:
-            yield prefix + one.name
+            yield prefix + entry.name
 
 
 def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
@@ -252,7 +254,7 @@ def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
 
 
 def _field_names(kind: type) -> set[str]:
-    return {one.name for one in dataclasses.fields(kind)}
+    return {entry.name for entry in dataclasses.fields(kind)}
 
 
 def take(words: list[str], flag: str) -> tuple[list[str], str | None]:

@@ -70,7 +70,7 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
 
 
 def _list_runs(root: str) -> int:
-    found = 0
+    count = 0
     for name in stage_names():
         for fingerprint in storage.list_folders(storage.join(root, name)):
             directory = storage.join(root, name, fingerprint)
@@ -79,8 +79,8 @@ def _list_runs(root: str) -> int:
             if manifest is not None:
                 state = ", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items()))
             print(f"{name}/{fingerprint}  {read_run(directory).get('started', ''):<25}  {state}")
-            found += 1
-    if not found:
+            count += 1
+    if not count:
         print(f"no runs under {root}")
     return 0
 
@@ -118,7 +118,7 @@ def show(words: list[str]) -> int:
             print(f"  field   {line}")
     else:
         for step in target.steps:
-            sources = [str(getattr(source, "step", source)) for many in step.inputs.values() for source in many]
+            sources = [str(getattr(source, "step", source)) for group in step.inputs.values() for source in group]
             print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(sources)}")
     return 0
 
@@ -204,8 +204,8 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     began = time.monotonic()
     session = RaySession(command.resources.cpus)
     if not waiting:
-        told = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
-        _say(f"{recipe.name}: {told} done before, nothing to do")
+        subject = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
+        _say(f"{recipe.name}: {subject} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (name, task) in enumerate(tasks.items(), start=1):
@@ -245,30 +245,30 @@ def _fields(kind: Any, prefix: str) -> list[str]:
     hints = typing.get_type_hints(kind)
     documentation = _field_docs(kind)
     lines = []
-    for one in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[one.name]):
-            lines += _fields(hints[one.name], f"{prefix}{one.name}.")
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            lines += _fields(hints[field.name], f"{prefix}{field.name}.")
             continue
         default = (
             "required"
-            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-            else f"= {one.default!r}"
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            else f"= {field.default!r}"
         )
-        lines.append(f"--{prefix}{one.name.replace('_', '-')} {default}: {documentation.get(one.name, '')}")
+        lines.append(f"--{prefix}{field.name.replace('_', '-')} {default}: {documentation.get(field.name, '')}")
     return lines
 
 
 def _field_docs(kind: Any) -> dict[str, str]:
     """Field name -> the docstring below it."""
-    found = {}
-    owners = [one for one in kind.__mro__ if "__dataclass_fields__" in vars(one)]
+    docs = {}
+    owners = [base for base in kind.__mro__ if "__dataclass_fields__" in vars(base)]
     for owner in reversed(owners):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
         for node, after in itertools.pairwise(body.body):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-                found[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
-    return found
+                docs[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
+    return docs
 
 
 def _say(text: str) -> None:

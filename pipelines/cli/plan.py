@@ -29,8 +29,8 @@ def plan_lines(
         manifest = done[name]
         note = (notes or {}).get(name) or task.stage.summary
         yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
-        told = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
-        yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {told}"
+        detail = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {detail}"
         for line in task.stage.plan_notes(task.config, task.inputs) if task.stage.plan_notes else ():
             yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}
@@ -63,28 +63,26 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     if old.get("writer", task.writer) != task.writer:
         changes.append(f"the Parquet writer {old['writer']} -> {task.writer}")
     upstream = [
-        other
-        for other, source in tasks.items()
-        for many in task.inputs.values()
-        if other != name and any(one.directory == source.directory for one in many)
+        step
+        for step, source in tasks.items()
+        for inputs in task.inputs.values()
+        if step != name and any(read.directory == source.directory for read in inputs)
     ]
-    changed = [
-        other for other in upstream if other in before and before[other]["fingerprint"] != tasks[other].fingerprint
-    ]
+    changed = [step for step in upstream if step in before and before[step]["fingerprint"] != tasks[step].fingerprint]
     reasons = [f"{', '.join(changes)}"] if changes else []
     if changed:
         reasons.append(f"it reads {', '.join(dict.fromkeys(changed))}, which changes")
-    outside = [key for key, many in task.inputs.items() if any(one.external for one in many)]
+    outside = [key for key, sources in task.inputs.items() if any(source.external for source in sources)]
     if any(old["inputs"].get(key) != new["inputs"][key] for key in outside):
         reasons.append(f"the files of {', '.join(outside)} changed")
     if not upstream:  # a stage on its own: its inputs are runs that were named, or files
-        others = {*old["inputs"], *new["inputs"]} - set(outside)
-        named = sorted(key for key in others if old["inputs"].get(key) != new["inputs"].get(key))
+        inside = {*old["inputs"], *new["inputs"]} - set(outside)
+        named = sorted(key for key in inside if old["inputs"].get(key) != new["inputs"].get(key))
         reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
     if not reasons and made_differently(old, task):
         reasons.append("its fingerprint is made differently (see the note)")
     if not reasons:
-        blocked = [other for other in dict.fromkeys(upstream) if other in waiting]
+        blocked = [step for step in dict.fromkeys(upstream) if step in waiting]
         state = "it did not finish" if storage.exists(task.directory) else "its output is not there"
         reasons.append(state + (f"; it waits for {', '.join(blocked)}" if blocked else ""))
     return "because " + "; ".join(reasons)
@@ -108,7 +106,7 @@ def last_of_stage(task: Task) -> dict[str, Any]:
         manifest = read_manifest(directory)
         if manifest is None:
             continue
-        inputs = {name: [one["reference"] for one in many] for name, many in manifest.inputs.items()}
+        inputs = {name: [source["reference"] for source in sources] for name, sources in manifest.inputs.items()}
         made_of = {
             "version": manifest.version,
             "config": dict(manifest.config),

@@ -35,7 +35,7 @@ class RunState:
     """`stage/fingerprint`"""
     state: str
     """done, running, failed, stopped, or waiting: a step of a recipe that never began"""
-    told: str
+    detail: str
     """what it holds, how far it is, or why it failed"""
     remaining_seconds: float | None = None
     """while it runs and has a speed"""
@@ -47,25 +47,25 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
     folders = {name: storage.list_folders(storage.join(root, name)) for name in stage_names()}
     states = {
         f"{name}/{fingerprint}": run_state(root, name, fingerprint, now)
-        for name, many in folders.items()
-        for fingerprint in many
+        for name, fingerprints in folders.items()
+        for fingerprint in fingerprints
     }
     listed: set[str] = set()
     for recipe, steps in _saved_recipes(root):
-        found = {
+        by_step = {
             step: states.get(reference)
-            or RunState(reference=reference, state="waiting", told="" if reference else "for an input from outside")
+            or RunState(reference=reference, state="waiting", detail="" if reference else "for an input from outside")
             for step, reference in steps.items()
         }
         listed |= set(steps.values())
-        done = sum(one.state == "done" for one in found.values())
-        yield f"{recipe}: {done} of {len(found)} steps done"
-        yield from aligned_left([_row(step, one) for step, one in found.items()])
-    others = [one for reference, one in states.items() if reference not in listed]
-    if others:
+        done = sum(state.state == "done" for state in by_step.values())
+        yield f"{recipe}: {done} of {len(by_step)} steps done"
+        yield from aligned_left([_row(step, state) for step, state in by_step.items()])
+    unlisted = [state for reference, state in states.items() if reference not in listed]
+    if unlisted:
         yield "other runs" if listed else "runs"
-        yield from aligned_left([_row(one.reference, one) for one in others])
-    if not listed and not others:
+        yield from aligned_left([_row(state.reference, state) for state in unlisted])
+    if not listed and not unlisted:
         yield f"no runs under {root}"
 
 
@@ -76,7 +76,7 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
     if manifest is not None:
         run = read_run(directory)
         seconds = f", {duration(run['seconds'])}" if "seconds" in run else ""
-        return RunState(reference=reference, state="done", told=f"{holds(manifest)}{seconds}")
+        return RunState(reference=reference, state="done", detail=f"{holds(manifest)}{seconds}")
     entries = dict(storage.list_level(directory))
     leases = sorted(name for name in entries if name.startswith("_LEASE.") and name.endswith(".json"))
     holder = lease.read_lease(storage.join(directory, leases[-1])) if leases else None
@@ -84,19 +84,20 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
     far = _training(directory, entries, now) if "checkpoints" in entries else _shards(directory, entries, now)
     if FAILED_NAME in entries and not alive:
         failed = _json(storage.join(directory, FAILED_NAME)) or {}
-        return RunState(reference=reference, state="failed", told=f"{far.told}; {failed.get('error', '')}".strip("; "))
+        detail = f"{far.detail}; {failed.get('error', '')}".strip("; ")
+        return RunState(reference=reference, state="failed", detail=detail)
     running = alive if leases else now - far.seen < SILENT_SECONDS
     return RunState(
         reference=reference,
         state="running" if running else "stopped",
-        told=far.told if running else f"{far.told}; last sign of life {duration(now - far.seen)} ago".strip("; "),
+        detail=far.detail if running else f"{far.detail}; last sign of life {duration(now - far.seen)} ago".strip("; "),
         remaining_seconds=far.remaining_seconds if running else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Far:
-    told: str
+    detail: str
     seen: float
     """when the run last left something, seconds since 1970"""
     remaining_seconds: float | None = None
@@ -117,7 +118,7 @@ def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
                 break
     wanted = int(config.get("steps", 0))
     if not committed:
-        return _Far(told=f"no checkpoint yet, of {wanted:,} steps", seen=max(entries.values(), default=began))
+        return _Far(detail=f"no checkpoint yet, of {wanted:,} steps", seen=max(entries.values(), default=began))
     step, when = committed[0]
     then_step, then = committed[-1] if len(committed) > 1 else (0, began)
     if then < began < when:  # from before this attempt: its steps took no time of this one
@@ -125,7 +126,7 @@ def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
     rate = (step - then_step) / (when - then) if when > then else 0.0
     remaining = max(0.0, (wanted - step) / rate - (now - when)) if rate > 0 else None
     seen = max(when, max(entries.values(), default=when))
-    return _Far(told=f"step {step:,} of {wanted:,} kept", seen=seen, remaining_seconds=remaining)
+    return _Far(detail=f"step {step:,} of {wanted:,} kept", seen=seen, remaining_seconds=remaining)
 
 
 def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
@@ -133,8 +134,8 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
     seen = max(entries.values(), default=now)
     phases = storage.list_level(storage.join(directory, PHASES)) if PHASES in entries else []
     if not phases:
-        return _Far(told="began", seen=seen)
-    name, began = max(phases, key=lambda one: one[1])
+        return _Far(detail="began", seen=seen)
+    name, began = max(phases, key=lambda entry: entry[1])
     phase = name.removesuffix(".json")
     record = _json(storage.join(directory, PHASES, name)) or {}
     receipts = storage.list_level(storage.join(directory, RECEIPTS, phase))
@@ -142,8 +143,8 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
     tasks, new = int(record.get("tasks", 0)), len(receipts) - int(record.get("done_before", 0))
     rate = new / (last - began) if last > began else 0.0
     remaining = max(0.0, (tasks - len(receipts)) / rate - (now - last)) if rate > 0 else None
-    told = f"{phase.rpartition('-')[0]}: {len(receipts):,} of {tasks:,} shards"
-    return _Far(told=told, seen=max(seen, last, began), remaining_seconds=remaining)
+    detail = f"{phase.rpartition('-')[0]}: {len(receipts):,} of {tasks:,} shards"
+    return _Far(detail=detail, seen=max(seen, last, began), remaining_seconds=remaining)
 
 
 def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -154,7 +155,10 @@ def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
             steps = document["steps"].items()
             yield (
                 name,
-                {step: f"{one['stage']}/{one['fingerprint']}" if "fingerprint" in one else "" for step, one in steps},
+                {
+                    step: f"{record['stage']}/{record['fingerprint']}" if "fingerprint" in record else ""
+                    for step, record in steps
+                },
             )
 
 
@@ -167,9 +171,9 @@ def _json(uri: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _row(name: str, one: RunState) -> tuple[str, ...]:
-    left = "" if one.remaining_seconds is None else f", about {duration(one.remaining_seconds)} to go"
-    return f"  {name}", one.state, f"{one.told}{left}"
+def _row(name: str, state: RunState) -> tuple[str, ...]:
+    left = "" if state.remaining_seconds is None else f", about {duration(state.remaining_seconds)} to go"
+    return f"  {name}", state.state, f"{state.detail}{left}"
 
 
 def aligned_left(rows: list[tuple[str, ...]]) -> Iterator[str]:

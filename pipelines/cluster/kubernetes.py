@@ -71,7 +71,7 @@ class Command:
 def print_objects(words: list[str]) -> int:
     """Prints the objects. Raises UserError for what is not there or does not fit."""
     words, further = _parted(words)
-    flags = {one.name for one in dataclasses.fields(Command)} - {"stage"}
+    flags = {field.name for field in dataclasses.fields(Command)} - {"stage"}
     refuse_unknown(words, sorted(flags | {"no_spot"}))
     command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
     request, place = request_of(command, further)
@@ -109,12 +109,12 @@ def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, 
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None and declares.places is not None:
         words += ["--device", TPU_DEVICE]
-        given = any(word.partition("=")[0] == "--mesh" for word in further)
+        has_mesh = any(word.partition("=")[0] == "--mesh" for word in further)
         if declares.places.several_hosts:
             words += ["--topology", place.name, "--slices", str(place.slices)]
-            if not given and step.place is not None and step.place.mesh and _is(place, step.place):
+            if not has_mesh and step.place is not None and step.place.mesh and _is(place, step.place):
                 words += ["--mesh", step.place.mesh]
-        elif declares.places.mesh and not given:
+        elif declares.places.mesh and not has_mesh:
             words += ["--mesh", f"data={place.chips}"]
     if command.kind == "RayJob":
         _check_line(recipe, [*words[5:], *further], command.root)
@@ -142,8 +142,8 @@ def _is(place: Topology, of_recipe: Place) -> bool:
 
 
 def _step(recipe: Recipe, name: str) -> Step:
-    found = [step for step in recipe.steps if name in (step.name, step.stage)]
-    named = [step for step in found if step.name == name] or found
+    matches = [step for step in recipe.steps if name in (step.name, step.stage)]
+    named = [step for step in matches if step.name == name] or matches
     if not named:
         known = [*(step.name for step in recipe.steps), *(step.stage for step in recipe.steps)]
         raise UserError(f"{recipe.name}: {no_such('stage or step', name, set(known))}")
@@ -174,8 +174,8 @@ def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
 
 def _outside(recipe: Recipe) -> list[str]:
     """Every path from outside that the recipe reads."""
-    inputs = [many for step in recipe.steps for many in step.inputs.values()]
-    return [source for many in inputs for source in many if isinstance(source, str)]
+    inputs = [sources for step in recipe.steps for sources in step.inputs.values()]
+    return [source for sources in inputs for source in sources if isinstance(source, str)]
 
 
 def _place(command: Command, step: Step) -> Topology | None:

@@ -242,8 +242,8 @@ def _say_how(job: str, address: str) -> None:
     _say(f"  stop    ray job stop {job} --address {address}")
 
 
-def _first_line(told: BaseException | str) -> str:
-    return (str(told).strip() or type(told).__name__).splitlines()[0]
+def _first_line(error: BaseException | str) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _names() -> list[str]:

@@ -17,9 +17,9 @@ def code_sha256(stage: Stage) -> str:
     sources = {Path(stage.module.__file__ or "")}
     unread = list(sources)
     while unread:
-        for found in _imported(unread.pop(), REPOSITORY) - sources:
-            sources.add(found)
-            unread.append(found)
+        for path in _imported(unread.pop(), REPOSITORY) - sources:
+            sources.add(path)
+            unread.append(path)
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(source.read_bytes())
@@ -34,5 +34,5 @@ def _imported(source: Path, repository: Path) -> frozenset[Path]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
-    found = [path for one in ours for path in (one.with_suffix(".py"), one / "__init__.py")]
-    return frozenset(path for path in found if path.exists())
+    candidates = [path for module in ours for path in (module.with_suffix(".py"), module / "__init__.py")]
+    return frozenset(path for path in candidates if path.exists())

@@ -83,7 +83,7 @@ def same_names(what: str, got: Iterable[str], wanted: Iterable[str], where: str)
 
 def texts(value: Any, where: str) -> tuple[str, ...]:
     """A JSON list of strings. Raises UserError for anything else."""
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UserError(f"{where} must be a list of strings, got {_short(value)}")
     return tuple(value)
 
@@ -110,14 +110,14 @@ def digest(value: Any, digits: int = 16) -> str:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Which fields changed, each as "name old -> new", in the order of the names."""
-    found = []
+    changes = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
+            changes += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
-    return found
+            changes.append(f"{prefix}{name} {_short(old)} -> {_short(new)}")
+    return changes
 
 
 def _short(value: Any) -> str:

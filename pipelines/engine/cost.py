@@ -68,14 +68,14 @@ class Planned:
 
     def following(self) -> list["Planned"]:
         """Every step that rests on this one, each once."""
-        found: dict[int, Planned] = {}
+        followers: dict[int, Planned] = {}
         unread = list(self.readers)
         while unread:
             step = unread.pop()
-            if id(step) not in found:
-                found[id(step)] = step
+            if id(step) not in followers:
+                followers[id(step)] = step
                 unread += step.readers
-        return list(found.values())
+        return list(followers.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ def count_shard(stage: str, shards: Mapping[str, tuple[Shard, ...]], dropped: Ma
     for reason, rows in dropped.items():
         if rows:  # a counter takes no 0
             _counter("gemma2_stage_dropped_rows_total").inc(rows, tags={"stage": stage, "reason": reason})
-    for dataset, many in shards.items():
-        if written := sum(shard.bytes for shard in many):
+    for dataset, written_shards in shards.items():
+        if written := sum(shard.bytes for shard in written_shards):
             _counter("gemma2_stage_written_bytes_total").inc(written, tags={"stage": stage, "dataset": dataset})
 
 

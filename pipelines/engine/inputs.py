@@ -192,11 +192,11 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 )
             files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=storage.content(uri))
     if not files:
-        told = f"no file to read in {', '.join(paths)}"
+        problem = f"no file to read in {', '.join(paths)}"
         if not passed_over:
-            raise UserError(f"{told}: there is none")
+            raise UserError(f"{problem}: there is none")
         raise UserError(
-            f"{told}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
+            f"{problem}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
             "name a pattern that it matches, as in --include '*.txt'"
         )
     ordered = tuple(files[name] for name in sorted(files))

@@ -142,5 +142,5 @@ def chip_flops_of(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> f
         return placement.topology.chip.peak_flops
     by_name = {f"accelerator_type:{chip.ray_name}": chip.peak_flops for chip in TPUS.values()}
     hosts = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("TPU")]
-    found = {next((by_name[key] for key in host if key in by_name), None) for host in hosts}
-    return found.pop() if len(found) == 1 else None
+    peaks = {next((by_name[key] for key in host if key in by_name), None) for host in hosts}
+    return peaks.pop() if len(peaks) == 1 else None

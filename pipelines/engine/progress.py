@@ -79,18 +79,18 @@ class Bar:
 
     def hear(self) -> None:
         """Takes over what the workers told since the last time."""
-        told = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
+        counts = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
         with self._lock:
-            for key, value in told.items():
+            for key, value in counts.items():
                 index = int(key.rpartition(b"/")[2])
                 if value is not None and self._running.get(index) != 0:
                     self._running[index] = min(int(value), self._sizes[index])
             self._show()
 
     def _show(self) -> None:
-        now = self._finished + sum(self._running.values())
-        self._update(max(0, now - self._shown))  # 0 too: the elapsed time moves on
-        self._shown = max(now, self._shown)
+        done = self._finished + sum(self._running.values())
+        self._update(max(0, done - self._shown))  # 0 too: the elapsed time moves on
+        self._shown = max(done, self._shown)
 
     def _forget(self) -> None:
         for key in kv_list(self.prefix.encode()):

@@ -51,14 +51,14 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         clean_up(task.directory)  # of a driver that was killed after its manifest
         say(f"{where}: done before, nothing to do")
         return _accepted(done)
-    for many in task.inputs.values():
-        for one in many:
-            _ = one.external or one.data  # an unfinished input is refused before anything is written
+    for sources in task.inputs.values():
+        for source in sources:
+            _ = source.external or source.data  # an unfinished input is refused before anything is written
     context = Context(
         stage=task.stage.name,
         directory=task.directory,
         fingerprint=task.fingerprint,
-        inputs={name: list(many) for name, many in task.inputs.items()},
+        inputs={name: list(sources) for name, sources in task.inputs.items()},
         resources=resources,
         attempt=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
         session=session,
@@ -69,16 +69,16 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
-        if lease is not None and (theirs := read_manifest(task.directory)) is not None:
+        if lease is not None and (published := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
-            return theirs
+            return published
         try:
             outcome = task.stage.run(replace(context, lease=lease), task.config)
         except Exception as error:
-            if (theirs := read_manifest(task.directory)) is not None:
+            if (published := read_manifest(task.directory)) is not None:
                 say(f"{where}: another driver finished it first; using its manifest")
                 clean_up(task.directory)
-                return theirs
+                return published
             _save_failure(task, error)
             raise
         manifest = _manifest(task, outcome)
@@ -98,7 +98,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         "packages": {name: _version(name) for name in PACKAGES},
         "resources": asdict(resources),
         "shards_by_node": dict(sorted(context.shards_by_node.items())),
-        "chip_seconds": {kind: round(held, 3) for kind, held in sorted(context.chip_seconds.items())},
+        "chip_seconds": {kind: round(seconds_held, 3) for kind, seconds_held in sorted(context.chip_seconds.items())},
         "code_sha256": code_sha256(task.stage),
         "log": outcome.log,
     }
@@ -134,8 +134,8 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
         fingerprint=task.fingerprint,
         config=configs.to_dict(task.config),
         inputs={
-            name: [{"reference": one.reference, "content": one.content()} for one in many]
-            for name, many in sorted(task.inputs.items())
+            name: [{"reference": source.reference, "content": source.content()} for source in sources]
+            for name, sources in sorted(task.inputs.items())
         },
         datasets=outcome.datasets,
         dropped=outcome.dropped,
@@ -152,8 +152,10 @@ def save_config(task: Task) -> None:
         "config": configs.to_dict(task.config),
         "root": storage.absolute(task.root),
         "inputs": {
-            name: [text for one in many for text in (json.loads(one.given) if one.external else [one.given])]
-            for name, many in task.inputs.items()
+            name: [
+                text for source in sources for text in (json.loads(source.given) if source.external else [source.given])
+            ]
+            for name, sources in task.inputs.items()
         },
     }
     storage.write_bytes(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
@@ -162,9 +164,9 @@ def save_config(task: Task) -> None:
 def _save_failure(task: Task, error: Exception) -> None:
     """One line of it: `status` shows it. Where the storage is what failed there is nothing to do."""
     lines = str(error).strip().splitlines()
-    told = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
+    message = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
     record = {
-        "error": f"{type(error).__name__}: {told}"[:500],
+        "error": f"{type(error).__name__}: {message}"[:500],
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
     }

@@ -100,7 +100,7 @@ def map_shards(
     exception whose class has an `exit_code` comes out with its own words and that code, any other as a RuntimeError
     with its traceback.
     """
-    made_of = {name: [one.content() for one in many] for name, many in context.inputs.items()}
+    made_of = {name: [source.content() for source in sources] for name, sources in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
     receipts = _finished(context.directory, phase, len(tasks))
     units = dict(enumerate(sizes if sizes is not None else [1] * len(tasks)))
@@ -120,8 +120,8 @@ def map_shards(
                     receipt = _receipt(json.loads(row["receipt"]))
                     receipts[receipt.index] = receipt
                     context.shards_by_node[row["node"]] += 1
-                    for kind, held in json.loads(row["chip_seconds"]).items():
-                        context.chip_seconds[kind] = context.chip_seconds.get(kind, 0.0) + held
+                    for kind, seconds_held in json.loads(row["chip_seconds"]).items():
+                        context.chip_seconds[kind] = context.chip_seconds.get(kind, 0.0) + seconds_held
                     count_shard(context.stage, receipt.shards, receipt.dropped)
                     bar.finish(receipt.index)
     return [receipts[k] for k in range(len(tasks))]
@@ -142,8 +142,8 @@ class Sink:
         try:
             receipt = self.publish(index, task)
             taken = time.monotonic() - began
-            held = {kind: count * taken for kind, count in chips_held().items()}
-            return _row(receipt=receipt, chip_seconds=json.dumps(held))
+            seconds_held = {kind: count * taken for kind, count in chips_held().items()}
+            return _row(receipt=receipt, chip_seconds=json.dumps(seconds_held))
         except Exception as error:
             if (code := exit_code(error)) is not None:
                 return _row(exit_code=code, error=str(error), traceback=traceback.format_exc())
@@ -161,10 +161,10 @@ class Sink:
         facts: dict[str, Any] = {}
         with shard_progress(self.heard, index):
             made = self.work(task)
-            one = isinstance(made, ShardOutput)
+            single = isinstance(made, ShardOutput)
             for number, output in enumerate([made] if isinstance(made, ShardOutput) else made):
                 for dataset, part in output.parts.items():
-                    name = f"{index:05d}" if one else f"{index:05d}-{number:05d}"
+                    name = f"{index:05d}" if single else f"{index:05d}-{number:05d}"
                     published.setdefault(dataset, []).append(self._write(dataset, part, name))
                 dropped.update(output.dropped)
                 for name, value in output.facts.items():
@@ -211,12 +211,14 @@ def _row(
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
     """The dataset `name` made of the receipts' shards, in order; tasks that made none of it are left out."""
-    return Dataset(shards=tuple(shard for one in receipts for shard in one.shards.get(name, ())), facts=facts)
+    return Dataset(shards=tuple(shard for receipt in receipts for shard in receipt.shards.get(name, ())), facts=facts)
 
 
 def uris_of(context: Context, receipts: Sequence[Receipt], name: str) -> list[str]:
     """Where the files of the dataset `name` lie, in order."""
-    return [storage.join(context.directory, shard.name) for one in receipts for shard in one.shards.get(name, ())]
+    return [
+        storage.join(context.directory, shard.name) for receipt in receipts for shard in receipt.shards.get(name, ())
+    ]
 
 
 def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
@@ -259,7 +261,7 @@ def _read_receipt(uri: str) -> Receipt:
 
 
 def _receipt(document: dict[str, Any]) -> Receipt:
-    made = {name: tuple(Shard(**shard) for shard in many) for name, many in document["shards"].items()}
+    made = {name: tuple(Shard(**shard) for shard in documents) for name, documents in document["shards"].items()}
     return Receipt(index=document["index"], shards=made, dropped=document["dropped"], facts=document["facts"])
 
 
@@ -273,8 +275,8 @@ def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
     # what a killed write left has another ending
     uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = list(pool.map(_read_receipt, uris))
-    datasets = {dataset for receipt in found for dataset in receipt.shards}
+        receipts = list(pool.map(_read_receipt, uris))
+    datasets = {dataset for receipt in receipts for dataset in receipt.shards}
     sizes = {
         f"{dataset}/{name}": size
         for dataset in datasets
@@ -282,7 +284,7 @@ def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
     }
     return {
         receipt.index: receipt
-        for receipt in found
+        for receipt in receipts
         if receipt.index < tasks
-        and all(sizes.get(shard.name) == shard.bytes for many in receipt.shards.values() for shard in many)
+        and all(sizes.get(shard.name) == shard.bytes for listed in receipt.shards.values() for shard in listed)
     }

@@ -58,12 +58,12 @@ class Task:
     def _check_inputs_unchanged(self, manifest: Manifest) -> None:
         """A run elsewhere on another set-up can have one fingerprint and other bytes (weights): never mix the two."""
         for name, recorded in manifest.inputs.items():
-            for one, before in zip(self.inputs.get(name, ()), recorded, strict=False):
-                present = None if one.external else read_manifest(one.directory)
-                if present is not None and one.content() != before["content"]:
+            for source, before in zip(self.inputs.get(name, ()), recorded, strict=False):
+                present = None if source.external else read_manifest(source.directory)
+                if present is not None and source.content() != before["content"]:
                     raise UserError(
-                        f"{self.directory} was made from another {one.reference} than the one in "
-                        f"{one.directory} (same config, other "
+                        f"{self.directory} was made from another {source.reference} than the one in "
+                        f"{source.directory} (same config, other "
                         f"bytes: it was made again on another set-up); remove {self.directory} and run again"
                     )
 

@@ -66,7 +66,7 @@ class Command:
 
 def fit(words: list[str]) -> int:
     """Answers one question; returns the exit code. Raises UserError, before any compile, where it makes no sense."""
-    refuse_unknown(words, sorted([one.name for one in dataclasses.fields(Command)] + ["no_search", "no_json"]))
+    refuse_unknown(words, sorted([field.name for field in dataclasses.fields(Command)] + ["no_search", "no_json"]))
     command = tyro.cli(Command, args=words, prog="python -m pipelines fit", description=__doc__)
     request = request_of(command)
     cell = _run(request, command)
@@ -80,7 +80,7 @@ def fit(words: list[str]) -> int:
     if command.json:
         document = as_json(cell)
         if command.search:
-            document["search"] = [as_json(one) for one in tried[1:]]
+            document["search"] = [as_json(attempt) for attempt in tried[1:]]
         print(json.dumps(document, indent=1))
     else:
         print("\n".join(_answer(tried, command)))
@@ -107,13 +107,13 @@ def request_of(command: Command) -> FitRequest:
     """Raises UserError for an unknown model or chip, and for a mesh or batch that does not divide."""
     config = _model(command.model)
     place = parse_topology(command.topology, command.slices)
-    whole = MeshShape(replica=place.slices, data=place.chips_per_slice)
+    whole_mesh = MeshShape(replica=place.slices, data=place.chips_per_slice)
     return FitRequest(
         name=Path(command.model).parent.name or command.model if "/" in command.model else command.model,
         model=config,
         topology=command.topology,
         slices=command.slices,
-        mesh=MeshShape.parse(command.mesh) if command.mesh else whole,
+        mesh=MeshShape.parse(command.mesh) if command.mesh else whole_mesh,
         seq=command.seq,
         batch=command.batch,
         remat=command.remat,
@@ -142,7 +142,7 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
     along `model` or `replica`. Of equals, the one with the greatest batch comes first.
     """
     place = request.place
-    found: list[tuple[float, int, int, FitRequest]] = []
+    candidates: list[tuple[float, int, int, FitRequest]] = []
     own = REMATS.index(request.remat)
     for model_axis in divisors(math.gcd(request.model.heads, request.model.kv_heads)):
         for replica in {1, place.slices, request.mesh.replica}:
@@ -163,8 +163,8 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
                         math.log2(replica / request.mesh.replica)
                     )
                     if candidate != request:
-                        found.append((weaker + halvings + turned, halvings, len(found), candidate))
-    yield from (candidate for *_, candidate in sorted(found, key=lambda one: one[:3]))
+                        candidates.append((weaker + halvings + turned, halvings, len(candidates), candidate))
+    yield from (candidate for *_, candidate in sorted(candidates, key=lambda entry: entry[:3]))
 
 
 def _run(request: FitRequest, command: Command) -> Cell:

@@ -70,13 +70,13 @@ def figures(cell: Cell) -> Figures:
             chip,
             flops=executed,
             hbm_bytes=float(compiled["hbm_bytes"]),
-            ici_bytes=float(sum(one["ici_bytes"] for one in sent)),
-            dcn_bytes=float(sum(one["dcn_bytes"] for one in sent)),
+            ici_bytes=float(sum(collective["ici_bytes"] for collective in sent)),
+            dcn_bytes=float(sum(collective["dcn_bytes"] for collective in sent)),
         )
     else:  # refused: the compiler names the temporaries alone
         peak += parameters + optimizer + _batch_bytes(request)
     seconds = (bounds.best_seconds, bounds.worst_seconds) if bounds else (float("inf"), float("inf"))
-    mfu = [model_flops_utilization(chip, model_flops=model_flops, seconds=one) for one in seconds]
+    mfu = [model_flops_utilization(chip, model_flops=model_flops, seconds=bound) for bound in seconds]
     return Figures(
         parameter_bytes=parameters,
         optimizer_bytes=optimizer,
@@ -96,8 +96,8 @@ def figures(cell: Cell) -> Figures:
 
 def _block_matrices(request: FitRequest) -> int:
     config = request.model
-    _, others = parameter_count(config)
-    return others - config.layers * 4 * config.d_model - config.d_model
+    _, non_embedding = parameter_count(config)
+    return non_embedding - config.layers * 4 * config.d_model - config.d_model
 
 
 def _expected_matrix_flops(request: FitRequest, tokens: float) -> float:
@@ -123,39 +123,39 @@ def as_json(cell: Cell) -> dict[str, Any]:
     """What `fit --json` prints: the cell and, where it was judged, its figures."""
     document: dict[str, Any] = {"fits": cell.fits, "problem": cell.problem, **asdict(cell)}
     if not cell.problem:
-        found = figures(cell)
-        document["figures"] = asdict(found)
-        for one in ("best_mfu", "worst_mfu", "best_tokens_per_second", "worst_tokens_per_second"):
-            if found.bounds is None:
-                document["figures"][one] = None
+        result = figures(cell)
+        document["figures"] = asdict(result)
+        for key in ("best_mfu", "worst_mfu", "best_tokens_per_second", "worst_tokens_per_second"):
+            if result.bounds is None:
+                document["figures"][key] = None
     return document
 
 
 def headline(request: FitRequest) -> str:
     place = request.place
-    of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+    chips = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
     return (
-        f"{request.name}, {request.objective}, {request.batch} rows x {request.seq} tokens a step on {of} "
+        f"{request.name}, {request.objective}, {request.batch} rows x {request.seq} tokens a step on {chips} "
         f"({place.chips} chips), mesh {request.mesh.text}, remat {request.remat}, {request.parameter_dtype}"
     )
 
 
 def describe(cell: Cell) -> list[str]:
-    """The report, line by line."""
+    """What `fit` prints of a cell, line by line."""
     lines = [headline(cell.request)]
     if cell.problem:
         return [*lines, f"  not judged       {cell.problem}"]
-    found, compiled = figures(cell), cell.compiled
-    share = found.peak_bytes / found.hbm_bytes
+    result, compiled = figures(cell), cell.compiled
+    share = result.peak_bytes / result.hbm_bytes
     verdict = "fits" if cell.fits else "DOES NOT FIT"
     lines.append(
-        f"  {verdict:<16} {gib(found.peak_bytes)} of {gib(found.hbm_bytes)} HBM of a chip at the peak ({share:.0%})"
+        f"  {verdict:<16} {gib(result.peak_bytes)} of {gib(result.hbm_bytes)} HBM of a chip at the peak ({share:.0%})"
     )
-    lines.append(f"  parameters       {gib(found.parameter_bytes)}, optimizer {gib(found.optimizer_bytes)}")
+    lines.append(f"  parameters       {gib(result.parameter_bytes)}, optimizer {gib(result.optimizer_bytes)}")
     if not cell.fits:
         lines += _largest(cell)
-    if found.bounds is not None:
-        lines += _speed(found, compiled["collectives"])
+    if result.bounds is not None:
+        lines += _speed(result, compiled["collectives"])
         if compiled["unknown_loops"]:
             lines.append(f"  counted once     loops of unknown length: {', '.join(compiled['unknown_loops'])}")
     versions = compiled["versions"]
@@ -168,33 +168,35 @@ def describe(cell: Cell) -> list[str]:
     return lines
 
 
-def _speed(found: Figures, collectives: list[Mapping[str, Any]]) -> list[str]:
-    bounds = found.bounds
+def _speed(result: Figures, collectives: list[Mapping[str, Any]]) -> list[str]:
+    bounds = result.bounds
     assert bounds is not None
     lines = [
-        f"  operations       {found.model_flops:.3e} of the model, {found.executed_flops:.3e} executed; "
-        f"dots are {found.matrix_ratio:.3f} of the formula",
+        f"  operations       {result.model_flops:.3e} of the model, {result.executed_flops:.3e} executed; "
+        f"dots are {result.matrix_ratio:.3f} of the formula",
     ]
-    for one in collectives:
-        wires = [f"{gib(one[f'{net}_bytes'])} sent over {net.upper()}" for net in ("ici", "dcn") if one[f"{net}_bytes"]]
-        lines.append(f"  {one['kind']:<16} {one['calls']:,} times, {', '.join(wires) or 'nothing sent'}")
+    for collective in collectives:
+        sizes = {net.upper(): collective[f"{net}_bytes"] for net in ("ici", "dcn")}
+        wires = [f"{gib(size)} sent over {net}" for net, size in sizes.items() if size]
+        lines.append(f"  {collective['kind']:<16} {collective['calls']:,} times, {', '.join(wires) or 'nothing sent'}")
     lines.append(
         f"  roofline         compute {bounds.compute_seconds:.3f} s, HBM {bounds.memory_seconds:.3f}, ICI "
         f"{bounds.ici_seconds:.3f}, DCN {bounds.dcn_seconds:.3f}; bound by {bounds.bound_by}"
     )
     lines.append(
-        f"  at most          {found.best_tokens_per_second:,.0f} tokens/s a chip, MFU {found.best_mfu:.1%} (all "
-        f"overlaps); {found.worst_tokens_per_second:,.0f}, {found.worst_mfu:.1%} (nothing does)"
+        f"  at most          {result.best_tokens_per_second:,.0f} tokens/s a chip, MFU {result.best_mfu:.1%} (all "
+        f"overlaps); {result.worst_tokens_per_second:,.0f}, {result.worst_mfu:.1%} (nothing does)"
     )
     return lines
 
 
 def _largest(cell: Cell) -> list[str]:
     lines = ["  largest          allocations of the compiler:"]
-    for one in cell.compiled["largest"][:8]:
-        made = one["operator"].rpartition("/")[2] or one["label"]
+    for allocation in cell.compiled["largest"][:8]:
+        made = allocation["operator"].rpartition("/")[2] or allocation["label"]
         lines.append(
-            f"    {gib(one['bytes']):>10}  {shape_in_words(one['shape'], cell.request)}  ({one['kind']}, {made})"
+            f"    {gib(allocation['bytes']):>10}  {shape_in_words(allocation['shape'], cell.request)}  "
+            f"({allocation['kind']}, {made})"
         )
     return lines
 

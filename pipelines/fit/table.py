@@ -70,17 +70,17 @@ class Command:
 
 def requests() -> dict[str, FitRequest]:
     """Every cell of the table by its file's name."""
-    found = {}
+    by_name = {}
     places = [(name, topology, slices, mesh) for name, topology, slices, mesh in REPORT]
     places += [(name, topology, 1, MeshShape(data=16)) for name, *_ in REPORT for topology in RENTED]
-    for name, topology, slices, mesh in sorted(places, key=lambda place: [one[0] for one in REPORT].index(place[0])):
+    for name, topology, slices, mesh in sorted(places, key=lambda place: [row[0] for row in REPORT].index(place[0])):
         for objective in get_args(Objective):
             request = FitRequest(
                 name=name, model=MODEL_PRESETS[name](), topology=topology, slices=slices, mesh=mesh, seq=SEQ,
                 batch=mesh.row_shards, objective=objective,
             )  # fmt: skip
-            found[f"{name}-{objective}-{topology.replace(':', '-')}"] = request
-    return found
+            by_name[f"{name}-{objective}-{topology.replace(':', '-')}"] = request
+    return by_name
 
 
 def main(words: list[str]) -> int:
@@ -108,15 +108,15 @@ def table() -> str:
     notes = []
     for name, request in requests().items():
         cell = _read(CELLS / f"{name}.json")
-        of = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
-        start = [request.name, request.objective, of, request.mesh.text]
+        chips = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+        start = [request.name, request.objective, chips, request.mesh.text]
         lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
         if cell is not None and cell.problem:
-            notes.append(f"- {request.name}, {request.objective}, {of}: {cell.problem}")
+            notes.append(f"- {request.name}, {request.objective}, {chips}: {cell.problem}")
     if notes:
         lines += ["", "Could not be judged:", "", *notes]
     cells = [cell for name in requests() if (cell := _read(CELLS / f"{name}.json")) is not None]
-    versions = sorted({f"libtpu {one.compiled['versions']['libtpu']}" for one in cells if one.compiled})
+    versions = sorted({f"libtpu {cell.compiled['versions']['libtpu']}" for cell in cells if cell.compiled})
     lines += ["", f"Compiled by {', '.join(versions) or 'nothing yet'}."]
     return "\n".join(lines) + "\n"
 
@@ -126,22 +126,22 @@ def _figures(cell: Cell | None) -> list[str]:
         return ["not compiled yet", *[""] * 7]
     if cell.problem:
         return ["not judged (below)", *[""] * 6, cell.code]
-    found = figures(cell)
-    memory = f"{found.peak_bytes / GIB:.2f} of {found.hbm_bytes / GIB:.2f}"
+    result = figures(cell)
+    memory = f"{result.peak_bytes / GIB:.2f} of {result.hbm_bytes / GIB:.2f}"
     seconds = f"{cell.compiled['compile_seconds']:.0f}"
-    if found.bounds is None:
+    if result.bounds is None:
         return ["no", memory, "", "", "", "", seconds, cell.code]
-    speed = f"{found.best_tokens_per_second:,.0f} ({found.worst_tokens_per_second:,.0f})"
-    mfu = f"{found.best_mfu:.0%} ({found.worst_mfu:.0%})"
+    speed = f"{result.best_tokens_per_second:,.0f} ({result.worst_tokens_per_second:,.0f})"
+    mfu = f"{result.best_mfu:.0%} ({result.worst_mfu:.0%})"
     fits = "yes" if cell.fits else "no"
-    return [fits, memory, speed, mfu, found.bounds.bound_by, f"{found.matrix_ratio:.3f}", seconds, cell.code]
+    return [fits, memory, speed, mfu, result.bounds.bound_by, f"{result.matrix_ratio:.3f}", seconds, cell.code]
 
 
 def _verdict(cell: Cell) -> str:
     if cell.problem:
         return cell.problem
-    found = figures(cell)
-    return f"{'fits' if cell.fits else 'does not fit'}: {gib(found.peak_bytes)} of {gib(found.hbm_bytes)}"
+    result = figures(cell)
+    return f"{'fits' if cell.fits else 'does not fit'}: {gib(result.peak_bytes)} of {gib(result.hbm_bytes)}"
 
 
 def _read(path: Path) -> Cell | None:

@@ -2,7 +2,7 @@
 
 `demo` and `smoke` are one path at two sizes: the standard library of the running Python, a teacher trained on it, its
 logits cached once, and two students that differ in nothing but whether they learn from that cache. The recipes of the
-report at full size are in `pipelines/recipes/gemma2.py`.
+paper at full size are in `pipelines/recipes/gemma2.py`.
 """
 
 import sysconfig

@@ -93,19 +93,19 @@ class Recipe:
         """The recipe with paths for what `outside` names."""
         wanted = {place: given[name] for name, place in self.outside().items() if name in given}
         steps = [
-            replace(step, inputs={key: wanted.get((step.name, key), many) for key, many in step.inputs.items()})
+            replace(step, inputs={key: wanted.get((step.name, key), sources) for key, sources in step.inputs.items()})
             for step in self.steps
         ]
         return replace(self, steps=tuple(steps))
 
     def behind(self, names: Iterable[str]) -> set[str]:
         """The named steps and all that they rest on, whose inputs decide their fingerprints too."""
-        found = set(names)
+        needed = set(names)
         for step in reversed(self.steps):  # what a step reads stands before it
-            if step.name in found:
-                sources = [source for many in step.inputs.values() for source in many]
-                found |= {source.step for source in sources if isinstance(source, Output)}
-        return found
+            if step.name in needed:
+                sources = [source for group in step.inputs.values() for source in group]
+                needed |= {source.step for source in sources if isinstance(source, Output)}
+        return needed
 
     def not_given(self, names: Iterable[str] | None = None) -> list[str]:
         """Flags of what the user has to give and did not, for the named steps (None: for all)."""
@@ -118,8 +118,8 @@ class Recipe:
 
     def input(self) -> tuple[str, ...]:
         """The paths from outside that its own text is read from."""
-        found = (step.inputs[step.own_input] for step in self.steps if step.own_input)
-        return tuple(path for path in next(found, ()) if isinstance(path, str))
+        texts = (step.inputs[step.own_input] for step in self.steps if step.own_input)
+        return tuple(path for path in next(texts, ()) if isinstance(path, str))
 
 
 def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
@@ -151,7 +151,7 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
         "recipe": recipe.name,
         "root": storage.absolute(root),
         "input": [storage.absolute(path) for path in recipe.input()],
-        "outside": {flag: [storage.absolute(path) for path in many] for flag, many in _given_outside(recipe).items()},
+        "outside": {flag: [storage.absolute(path) for path in paths] for flag, paths in _given_outside(recipe).items()},
         "steps": {
             name: {**task.hashed(), "config": configs.to_dict(task.config), "fingerprint": task.fingerprint}
             if name in known
@@ -166,15 +166,15 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
 
 def _given_outside(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     inputs = {step.name: step.inputs for step in recipe.steps}
-    found = {flag: inputs[step][name] for flag, (step, name) in recipe.outside().items()}
-    return {flag: tuple(path for path in many if isinstance(path, str)) for flag, many in found.items()}
+    by_flag = {flag: inputs[step][name] for flag, (step, name) in recipe.outside().items()}
+    return {flag: tuple(path for path in sources if isinstance(path, str)) for flag, sources in by_flag.items()}
 
 
 def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
     """Step name -> what was hashed when the recipe last ran here; {} before the first time."""
     try:
         document = json.loads(storage.read_bytes(storage.join(root, recipe.name, LAST_NAME)))
-        steps: dict[str, Any] = {name: one for name, one in document["steps"].items() if "fingerprint" in one}
+        steps: dict[str, Any] = {name: record for name, record in document["steps"].items() if "fingerprint" in record}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -191,7 +191,9 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
         got = document.get("recipe") or document.get("stage")
         raise UserError(f"{where} is of {got!r}, not of recipe {recipe.name!r}")
     saved = document.get("steps")
-    if not isinstance(saved, dict) or not all(isinstance(one, dict) and "config" in one for one in saved.values()):
+    if not isinstance(saved, dict) or not all(
+        isinstance(record, dict) and "config" in record for record in saved.values()
+    ):
         raise UserError(
             f"{where}: 'steps' must map each step's name to an object with its config; save it again by a run"
         )
@@ -212,5 +214,5 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
     for name in outside:
         if name not in recipe.outside():
             raise UserError(f"{where}: {configs.no_such('outside input', name, recipe.outside())}")
-    given = {name: configs.texts(many, f"{where}: 'outside.{name}'") for name, many in outside.items()}
+    given = {name: configs.texts(texts, f"{where}: 'outside.{name}'") for name, texts in outside.items()}
     return replace(recipe, steps=steps).with_input(paths).with_outside(given)

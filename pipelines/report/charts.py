@@ -54,14 +54,14 @@ def svg(chart: Chart, width: int, height: int, name: str) -> str:
 class _Canvas:
     def __init__(self, chart: Chart, width: int, height: int, name: str) -> None:
         self.chart, self.width, self.height, self.name = chart, width, height, name
-        ends = [one.name for one in chart.series] + [label for label, _ in chart.baselines]
+        ends = [curve.name for curve in chart.series] + [label for label, _ in chart.baselines]
         self.right = width - 12 - round(max((len(_short(end)) for end in ends), default=0) * CHARACTER_WIDTH)
         self.left, self.top, self.bottom = 40, 30, height - 42
-        heights = [value for one in chart.series for part in (one.raw, one.smoothed) for value in part]
+        heights = [value for curve in chart.series for part in (curve.raw, curve.smoothed) for value in part]
         heights += [value for _, value in chart.baselines]
         self.y_ticks = ticks(min(heights), max(heights), max(3, (self.bottom - self.top) // 50))
         self.low, self.high = min(self.y_ticks[0], min(heights)), max(self.y_ticks[-1], max(heights))
-        self.last = max(float(one.x[-1]) for one in chart.series)
+        self.last = max(float(curve.x[-1]) for curve in chart.series)
         self.x_ticks = [
             tick for tick in ticks(0, self.last, max(2, (self.right - self.left) // 90)) if tick <= self.last
         ]
@@ -104,9 +104,9 @@ class _Canvas:
 
     def _curves(self) -> list[str]:
         parts, lines = [], []
-        for number, one in enumerate(self.chart.series):
+        for number, curve in enumerate(self.chart.series):
             colour = f"s{number % COLOURS}"
-            x, raw, smoothed = (thinned(part) for part in (one.x, one.raw, one.smoothed))
+            x, raw, smoothed = (thinned(part) for part in (curve.x, curve.raw, curve.smoothed))
             dots = "".join(f"M{self.x(a):.1f} {self.y(b):.1f}h0" for a, b in zip(x, raw, strict=True))
             parts.append(f'<path class="dots {colour}" d="{dots}"/>')
             points = "L".join(f"{self.x(a):.1f} {self.y(b):.1f}" for a, b in zip(x, smoothed, strict=True))
@@ -118,8 +118,8 @@ class _Canvas:
     def _ends(self) -> list[str]:
         """The name of each curve at its end, moved apart where two ends meet."""
         ends = [
-            (self.y(float(one.smoothed[-1])), one.name, f"s{number % COLOURS}")
-            for number, one in enumerate(self.chart.series)
+            (self.y(float(curve.smoothed[-1])), curve.name, f"s{number % COLOURS}")
+            for number, curve in enumerate(self.chart.series)
         ]
         ends += [(self.y(value), name, "baseline") for name, value in self.chart.baselines]
         ends.sort()

@@ -170,7 +170,7 @@ def _text_bytes(run: Finished) -> int | None:
 
 def _inputs(run: Finished) -> list[Input]:
     """Datasets of earlier runs that it read."""
-    return [source for many in run.inputs.values() for source in many if not source.external]
+    return [source for sources in run.inputs.values() for source in sources if not source.external]
 
 
 def _speed(log: Mapping[str, Any], seconds: float | None, tokens: int | None, text_bytes: int | None) -> str:
@@ -266,7 +266,7 @@ def _smoothed(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _completions(name: str, tasks: Mapping[str, Task], written: Written) -> list[Completion]:
     checkpoint = written.checkpoint
-    model = next((other for other, task in tasks.items() if task.directory == checkpoint.directory), None)
+    model = next((step for step, task in tasks.items() if task.directory == checkpoint.directory), None)
     return [
         Completion(step=name, model=model or checkpoint.reference, prompt=prompt, continuation=continuation)
         for prompt, continuation in written.texts

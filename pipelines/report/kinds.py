@@ -28,14 +28,14 @@ class TrainingReport(Report):
 
     def model(self, run: Finished) -> TrainedModel | None:
         manifest = run.manifest
-        others = {name: value for name, value in manifest.config.items() if name != "objective"}
+        config = {name: value for name, value in manifest.config.items() if name != "objective"}
         return TrainedModel(
             objective=str(manifest.config.get("objective", "")),
             shape=_shape(manifest.config.get("model", {})),
             parameters=_parameters(run.directory, manifest.datasets["checkpoints"]),
             steps=manifest.datasets["checkpoints"].facts["steps"],
             tokens_seen=self.tokens(run),
-            setting=json.dumps([others, manifest.inputs.get("sequences")], sort_keys=True),
+            setting=json.dumps([config, manifest.inputs.get("sequences")], sort_keys=True),
         )
 
 

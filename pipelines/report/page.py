@@ -220,11 +220,11 @@ def _key(kind: str, words: str) -> str:
 
 def _texts(completions: Sequence[Completion]) -> list[str]:
     parts = []
-    for (_, model), group in groupby(completions, key=lambda one: (one.step, one.model)):
+    for (_, model), group in groupby(completions, key=lambda completion: (completion.step, completion.model)):
         parts.append(f"<h2>What {_escape(model)} writes</h2>")
         parts.append(_note("In bold the prompt, then what the model adds."))
-        for one in group:
-            parts.append(f"<pre><b>{_escape(one.prompt)}</b>{_escape(one.continuation)}</pre>")
+        for completion in group:
+            parts.append(f"<pre><b>{_escape(completion.prompt)}</b>{_escape(completion.continuation)}</pre>")
     return parts
 
 
@@ -239,11 +239,13 @@ def _origin(figures: Figures) -> list[str]:
     """Which runs the figures are of."""
     rows = tuple((step.name, step.reference, str(figures.runs[step.name].get("started", ""))) for step in figures.steps)
     versions = {json.dumps(run["packages"], sort_keys=True) for run in figures.runs.values() if "packages" in run}
-    packages = [", ".join(f"{name} {version}" for name, version in json.loads(one).items()) for one in sorted(versions)]
+    packages = [
+        ", ".join(f"{name} {version}" for name, version in json.loads(text).items()) for text in sorted(versions)
+    ]
     return [
         "<details><summary>Where these figures come from</summary>",
         _table(Table(title="Runs", columns=("step", "run", "started"), rows=rows)),
-        *(_note(f"With {one}.") for one in packages),
+        *(_note(f"With {listing}.") for listing in packages),
         "</details>",
     ]
 

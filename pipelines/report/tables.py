@@ -49,25 +49,25 @@ def headline(figures: Figures) -> list[str]:
         f"After {shown.step:,} steps, {shown.name} predicts held-out text at {evaluation.loss:.3f} nats/token"
         f"{': ' if clauses else ''}{', and '.join(clauses)}."
     )
-    others = [
+    comparisons = [
         f"{distilled.name} ({_loss(distilled):.3f} nats/token) is {_comparison(distilled, scratch)}."
         for distilled, scratch in pairs
         if distilled is not shown
     ]
-    return [first, *others]
+    return [first, *comparisons]
 
 
 def students(models: Sequence[ModelFigures]) -> list[tuple[ModelFigures, ModelFigures]]:
     """Pairs that differ in nothing but the objective, evaluated on the same rows: (distilled, from the text)."""
     return [
-        (one, other)
-        for one, other in product(models, models)
-        if one.objective == "distill"
-        and other.objective == "next_token"
-        and one.setting == other.setting
-        and one.evaluation is not None
-        and other.evaluation is not None
-        and one.evaluation.heldout == other.evaluation.heldout
+        (distilled, plain)
+        for distilled, plain in product(models, models)
+        if distilled.objective == "distill"
+        and plain.objective == "next_token"
+        and distilled.setting == plain.setting
+        and distilled.evaluation is not None
+        and plain.evaluation is not None
+        and distilled.evaluation.heldout == plain.evaluation.heldout
     ]
 
 
@@ -90,15 +90,17 @@ def models_table(figures: Figures) -> Table:
     losses: list[float] = []
     baselines: dict[tuple[str, float], tuple[str, ...]] = {}
     for model in figures.models:
-        found = model.evaluation
-        figures_of = (NO_FIGURE,) * 3 if found is None else _held_out(found.loss, found.perplexity, found.bits_per_byte)
+        result = model.evaluation
+        figures_of = (
+            (NO_FIGURE,) * 3 if result is None else _held_out(result.loss, result.perplexity, result.bits_per_byte)
+        )
         parameters = NO_FIGURE if model.parameters is None else f"{model.parameters:,}"
         learns_from = OBJECTIVES.get(model.objective, model.objective or NO_FIGURE)
         rows.append((model.name, *figures_of, f"{model.step:,}", parameters, learns_from))
-        losses.append(found.loss if found else 0.0)
-        if found is not None and found.unigram:
-            loss, perplexity, bits = (found.unigram[f] for f in ("loss_per_token", "perplexity", "bits_per_byte"))
-            baselines[found.heldout, loss] = _held_out(loss, perplexity, bits)
+        losses.append(result.loss if result else 0.0)
+        if result is not None and result.unigram:
+            loss, perplexity, bits = (result.unigram[f] for f in ("loss_per_token", "perplexity", "bits_per_byte"))
+            baselines[result.heldout, loss] = _held_out(loss, perplexity, bits)
     for (_, loss), cells in baselines.items():
         rows.append(("unigram", *cells, NO_FIGURE, NO_FIGURE, "how often each token occurs"))
         losses.append(loss)

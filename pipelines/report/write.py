@@ -57,9 +57,10 @@ def print_report(figures: Figures) -> None:
     console.print()
     for table in (_steps(figures), rejects_table(figures), cache_table(figures)):
         _print_table(console, table)
-    for one in figures.completions:
-        console.print(Text(visible(f"{one.model} continues {one.prompt!r} with"), style="bold"), soft_wrap=True)
-        console.print(Text(textwrap.indent(visible(one.continuation), "  ")), soft_wrap=True)
+    for completion in figures.completions:
+        heading = visible(f"{completion.model} continues {completion.prompt!r} with")
+        console.print(Text(heading, style="bold"), soft_wrap=True)
+        console.print(Text(textwrap.indent(visible(completion.continuation), "  ")), soft_wrap=True)
         console.print()
     _print_table(console, models_table(figures))  # last: what a reader looks for first
     for sentence in headline(figures):
@@ -69,7 +70,7 @@ def print_report(figures: Figures) -> None:
 def _steps(figures: Figures) -> Table:
     """Amounts, time and speed side by side: a terminal is wide."""
     amounts, times = stages_table(figures), times_table(figures)
-    rows = [(*one[:4], *other[1:3], one[4]) for one, other in zip(amounts.rows, times.rows, strict=False)]
+    rows = [(*amount[:4], *time[1:3], amount[4]) for amount, time in zip(amounts.rows, times.rows, strict=False)]
     name, *total = times.rows[-1]
     return Table(
         title="Steps",

@@ -105,9 +105,9 @@ class _Audit:
         ranking = Ranking.of_tokens(tokens, self.spec.vocab_size)
         chosen = [batches[number] for number in task.passes]
         wanted = np.concatenate([batch["sequence_hash"][:count] for count, batch in batches])
-        found = shards.read_table(task.logits, ["sequence_hash"])["sequence_hash"].to_numpy()
-        wrong_rows = abs(len(found) - len(wanted))
-        wrong_rows += int((found[: len(wanted)] != wanted[: len(found)]).sum())
+        recorded = shards.read_table(task.logits, ["sequence_hash"])["sequence_hash"].to_numpy()
+        wrong_rows = abs(len(recorded) - len(wanted))
+        wrong_rows += int((recorded[: len(wanted)] != wanted[: len(recorded)]).sum())
         wrong_rows += sum(_wrong_hashes(batch, count) for count, batch in chosen)
         facts: dict[str, Any] = {
             "teacher_sha256": teacher.weights_sha256,
@@ -237,8 +237,8 @@ def _sample(
         shard, number = everything[place]
         chosen.setdefault(shard, []).append(number)
     first = {shard: numbers[:1] for shard, numbers in chosen.items()}
-    rest = [everything[place] for place in order.tolist() if everything[place][1] not in first[everything[place][0]]]
-    for shard, number in rest[: max(0, enough - len(first))]:
+    further = [everything[place] for place in order.tolist() if everything[place][1] not in first[everything[place][0]]]
+    for shard, number in further[: max(0, enough - len(first))]:
         first[shard].append(number)
     files = list(zip(logits.uris(), logits.data.shards, sequences.uris(), strict=True))
     return [
@@ -260,10 +260,10 @@ def _wrong_hashes(batch: dict[str, np.ndarray], count: int) -> int:
 def _differing(row: Ragged, again: Ragged) -> int:
     """Targets of a row that are not the same in both."""
     width = int(max(row.unique.max(initial=1), again.unique.max(initial=1)))
-    one, other = row.padded(width), again.padded(width)
+    kept, redrawn = row.padded(width), again.padded(width)
     same = np.ones(len(row.unique), bool)
-    for name, values in one.items():
-        same &= (values == other[name]).reshape(len(same), -1).all(axis=1)
+    for name, values in kept.items():
+        same &= (values == redrawn[name]).reshape(len(same), -1).all(axis=1)
     return int((~same).sum())
 
 
@@ -287,10 +287,11 @@ def _identities(
     """(a) Whether the cache says that it is of these weights, this tokenizer, these rows; and holds these rows."""
     facts = logits.data.facts
 
-    def equal(name: str, theirs: Any, ours: Any, of: str) -> dict[str, Any]:
-        return _check(name, theirs == ours, float(theirs != ours), 0, f"the cache says {theirs}, {of} has {ours}")
+    def equal(name: str, recorded: Any, actual: Any, owner: str) -> dict[str, Any]:
+        detail = f"the cache says {recorded}, {owner} has {actual}"
+        return _check(name, recorded == actual, float(recorded != actual), 0, detail)
 
-    wrong, other = (sum(receipt.facts[name] for receipt in receipts) for name in ("wrong_rows", "wrong_files"))
+    bad_rows, bad_files = (sum(receipt.facts[name] for receipt in receipts) for name in ("wrong_rows", "wrong_files"))
     unreadable = next((receipt.facts["unreadable"] for receipt in receipts if receipt.facts["unreadable"]), "")
     return [
         equal("weights", facts["teacher_sha256"], receipts[0].facts["teacher_sha256"], teacher.reference),
@@ -304,8 +305,14 @@ def _identities(
         equal("sequences", facts["sequences_content"], sequences.content(), sequences.reference),
         equal("soft cap", facts["final_softcap"], receipts[0].facts["final_softcap"], teacher.reference),
         equal("numbers", spec, cache_logits.kept_kind(cached).codec(spec.vocab_size), "its own config"),
-        _check("files", other == 0, other, 0, f"{other} of {len(receipts)} files are not the bytes of the manifest"),
-        _check("rows", wrong == 0, wrong, 0, f"{wrong} rows are not those that their hashes say"),
+        _check(
+            "files",
+            bad_files == 0,
+            bad_files,
+            0,
+            f"{bad_files} of {len(receipts)} files are not the bytes of the manifest",
+        ),
+        _check("rows", bad_rows == 0, bad_rows, 0, f"{bad_rows} rows are not those that their hashes say"),
         _check("readable", not unreadable, float(bool(unreadable)), 0, unreadable or "all rows that were read"),
     ]
 
@@ -314,7 +321,7 @@ def _redraw(receipts: Sequence[Receipt], made_on: Mapping[str, Any], setup: Mapp
     """(b) Whether the same comes out again, on the device that the cache was made on."""
     redrawn, differing = (sum(receipt.facts[name] for receipt in receipts) for name in ("redrawn", "differing"))
     if made_on != setup:
-        theirs, ours = (" ".join(map(str, one.values())) for one in (made_on, setup))
+        theirs, ours = (" ".join(map(str, place.values())) for place in (made_on, setup))
         return _check(
             "made again",
             None,

@@ -111,7 +111,7 @@ def run(context: Context, config: Config) -> Outcome:
         groups[-1].append(file)
         held += file.bytes
     receipts = map_shards(context, "collect", [tuple(group) for group in groups], _Collect(config))
-    facts = {name: sum(one.facts[name] for one in receipts) for name in ("text_bytes", "fixed", "passed_over")}
+    facts = {name: sum(receipt.facts[name] for receipt in receipts) for name in ("text_bytes", "fixed", "passed_over")}
     text = dataset_of(receipts, "text", **facts)
     dropped = total_dropped(receipts)
     if not text.rows:

@@ -62,7 +62,7 @@ class _Index:
             )
         return ShardOutput(
             parts={"_index": Part(table=index)},
-            facts={"items": [sum(item is not None for item in many) for many in items], "too_short": short},
+            facts={"items": [sum(item is not None for item in of_file) for of_file in items], "too_short": short},
         )
 
 
@@ -82,9 +82,9 @@ class _Search:
         words = self.config.ngram_words
         index, table = _index(self.index_uri), shards.read_table(uri, schema.TEXT.names)
         hits = decontaminate.find_hits(table, index, self.sets, words)
-        found = pc.is_in(table["id"], hits["id"].combine_chunks())
+        contaminated = pc.is_in(table["id"], hits["id"].combine_chunks())
         if self.config.action == "drop":
-            kept = table.filter(pc.invert(found))
+            kept = table.filter(pc.invert(contaminated))
         else:
             kept = decontaminate.mask_spans(table, index, words)
         dropped = table.num_rows - kept.num_rows
@@ -108,17 +108,17 @@ def run(context: Context, config: Config) -> Outcome:
         name: {"items": items, "too_short": short, "items_found": 0, "documents": 0}
         for name, items, short in zip(sets, made.facts["items"], made.facts["too_short"], strict=True)
     }
-    found: set[tuple[str, int]] = set()
+    items_hit: set[tuple[str, int]] = set()
     for uri in uris_of(context, receipts, "hits"):
         hits = shards.read_table(uri, ["set", "item"])
-        found |= set(zip(hits["set"].to_pylist(), hits["item"].to_pylist(), strict=True))
+        items_hit |= set(zip(hits["set"].to_pylist(), hits["item"].to_pylist(), strict=True))
         for name, documents in _documents(shards.read_table(uri, ["id", "set"])).items():
             report[name]["documents"] += documents
-    for name, _ in found:
+    for name, _ in items_hit:
         report[name]["items_found"] += 1
     return Outcome(
         datasets={
-            "text": dataset_of(receipts, "text", text_bytes=sum(one.facts["text_bytes"] for one in receipts)),
+            "text": dataset_of(receipts, "text", text_bytes=sum(receipt.facts["text_bytes"] for receipt in receipts)),
             "hits": dataset_of(receipts, "hits", evaluation_sets=report),
         },
         dropped=total_dropped(receipts),

@@ -120,14 +120,14 @@ class _Round:
             return ShardOutput(parts={self.dataset: _whole(components.stars(links))})
         if self.operation == "small":
             return ShardOutput(parts={self.dataset: _linked(self.split, components.small_star(links), both=True)})
-        mine = components.unique_edges(links[links[:, 0] > links[:, 1]])
+        edges = components.unique_edges(links[links[:, 0] > links[:, 1]])
         # `_began`: for the check whether the round changed anything, and the result where it did not
         return ShardOutput(
             parts={
                 self.dataset: _linked(self.split, components.large_star(links), both=False),
-                f"{self.dataset}_began": _whole(mine),
+                f"{self.dataset}_began": _whole(edges),
             },
-            facts={"checksum": components.checksum(mine), "links": len(mine)},
+            facts={"checksum": components.checksum(edges), "links": len(edges)},
         )
 
 

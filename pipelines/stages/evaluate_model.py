@@ -85,14 +85,14 @@ def run(context: Context, config: Config) -> Outcome:
             "collect more text"
         )
     sequences = context.inputs.get("sequences", [])
-    for one in sequences:
-        check_same_tokenizer(one, heldout)
+    for source in sequences:
+        check_same_tokenizer(source, heldout)
     setup = setup_of(context)
     work = _Evaluate(
         config,
         checkpoint_of(checkpoint),
         setup,
-        tuple(uri for one in sequences for uri in one.uris()),
+        tuple(uri for source in sequences for uri in source.uris()),
         heldout.data.facts["vocab_size"],
     )
     (receipt,) = map_shards(

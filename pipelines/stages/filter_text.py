@@ -41,9 +41,9 @@ class Config:
     max_characters: int = 1_000_000
     """longest document kept, in characters"""
     gopher_quality: bool = absent(False)
-    """the Gopher report's quality filters"""
+    """the Gopher paper's quality filters"""
     gopher_repetition: bool = absent(False)
-    """the Gopher report's repetition filters"""
+    """the Gopher paper's repetition filters"""
     c4: bool = absent(False)
     """C4's rules: lines are removed, then texts with few sentences"""
     fineweb: bool = absent(False)
@@ -139,8 +139,8 @@ def read_words(uris: list[str]) -> tuple[str, ...]:
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where nothing is left."""
-    words = read_words([uri for one in context.inputs.get("words", []) for uri in one.uris()])
-    classifiers = tuple(uri for one in context.inputs.get("classifier", []) for uri in one.uris())
+    words = read_words([uri for source in context.inputs.get("words", []) for uri in source.uris()])
+    classifiers = tuple(uri for source in context.inputs.get("classifier", []) for uri in source.uris())
     if len(classifiers) != len(config.min_classifier_score):
         raise UserError(
             f"got {len(classifiers)} classifiers and {len(config.min_classifier_score)} scores; give --classifier and "

@@ -120,8 +120,8 @@ def run(context: Context, config: Config) -> Outcome:
             f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {given} ({uri}); give the former"
         )
     prompts = list(config.prompt)
-    for one in context.inputs.get("prompts", []):
-        for file in one.files:
+    for source in context.inputs.get("prompts", []):
+        for file in source.files:
             try:
                 prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
             except UnicodeDecodeError as error:

@@ -102,9 +102,9 @@ def run(context: Context, config: Config) -> Outcome:
 
 def _tokenizer_model(context: Context) -> bytes:
     """The tokenizer beside the weights, or the one that was given."""
-    weights, given = context.input("weights"), context.inputs.get("tokenizer", [])
+    weights, tokenizers = context.input("weights"), context.inputs.get("tokenizer", [])
     uris = [file.uri for file in weights.files if file.name == MODEL_FILE] + [
-        uri for one in given for uri in one.uris()
+        uri for tokenizer in tokenizers for uri in tokenizer.uris()
     ]
     if not uris:
         raise UserError(

@@ -135,17 +135,17 @@ class _Tokenize:
             windows = list(_windows(text, cuttable=not tokenizer.fast_encoder))
             for start, end in windows:
                 first = int(np.searchsorted(ends, start, side="right")) if start else 0
-                found = document[first:] if end == len(text) else document[first : np.searchsorted(ends, end) + 1]
+                actual = document[first:] if end == len(text) else document[first : np.searchsorted(ends, end) + 1]
                 expected = np.array(
                     [BOS] * (start == 0) + tokenizer.encode(text[start:end].decode()) + [EOS] * (end == len(text))
                 )
-                if not np.array_equal(found, expected):
-                    most = min(len(found), len(expected))
-                    place = int(np.argmax(np.append(found[:most] != expected[:most], True)))
+                if not np.array_equal(actual, expected):
+                    most = min(len(actual), len(expected))
+                    place = int(np.argmax(np.append(actual[:most] != expected[:most], True)))
                     byte = start + int(tokenizer.token_bytes()[expected[:place]].sum())
                     raise RuntimeError(
                         f"{uri}: document {ids[row]} has other ids than SentencePiece gives from token {first + place},"
-                        f" byte {byte} on ({found[place : place + 4].tolist()} for "
+                        f" byte {byte} on ({actual[place : place + 4].tolist()} for "
                         f"{expected[place : place + 4].tolist()}); "
                         "nothing was written: report this text and the tokenizer's sha256"
                     )
@@ -182,15 +182,15 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _batches(table: pa.Table) -> list[pa.Table]:
-    """Slices of about BATCH_BYTES of text; a longer document is a slice of its own."""
+    """Parts of about BATCH_BYTES of text; a longer document is a part of its own."""
     sizes = pc.binary_length(table["text"]).to_numpy()
-    slices, start, held = [], 0, 0
+    parts, start, held = [], 0, 0
     for row, size in enumerate(sizes.tolist()):
         if row > start and held + size > BATCH_BYTES:
-            slices.append(table.slice(start, row - start))
+            parts.append(table.slice(start, row - start))
             start, held = row, 0
         held += size
-    return [*slices, table.slice(start)] if table.num_rows else []
+    return [*parts, table.slice(start)] if table.num_rows else []
 
 
 def _length(lists: pa.ChunkedArray) -> int:

@@ -152,8 +152,8 @@ def _steps_before(job: TrainJob) -> int:
 
 def _setup(directory: str) -> dict[str, Any]:
     """Device, workers and threads of the last steps; under `from_step` of all: a resumed run may have had several."""
-    found = read_setups(storage.join(directory, CHECKPOINTS))
-    return {**found[-1][1], "from_step": {str(after): setup for after, setup in found}}
+    setups = read_setups(storage.join(directory, CHECKPOINTS))
+    return {**setups[-1][1], "from_step": {str(after): setup for after, setup in setups}}
 
 
 def job_of(context: Context, config: Config) -> TrainJob:

@@ -88,7 +88,7 @@ class Clock:
 
     def __init__(self, uri: str, threads: int) -> None:
         self.uri, self.began = uri, time.monotonic()
-        self.told = self.began
+        self.reported_at = self.began
         self.part = "seconds"
         """what time is counted as"""
         self.run: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"load": 0.0}
@@ -101,9 +101,9 @@ class Clock:
     def tell(self, message: str) -> None:
         now = time.monotonic()
         print(f"{now - self.began:7.0f} s  {message}", flush=True)
-        self.run[self.part] = self.run.get(self.part, 0.0) + now - self.told
+        self.run[self.part] = self.run.get(self.part, 0.0) + now - self.reported_at
         self.run["load"] = max(self.run["load"], os.getloadavg()[1])
-        self.told = now
+        self.reported_at = now
         storage.write_bytes(self.uri, json.dumps(self.run).encode())
 
 

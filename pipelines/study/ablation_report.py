@@ -103,16 +103,16 @@ def _windows(sizes: Sizes, directory: str) -> list[str]:
     if not storage.exists(uri):
         return []
     losses: dict[str, list[float]] = json.loads(storage.read_bytes(uri))
-    whole = losses[str(sizes.student.window)]
+    of_whole = losses[str(sizes.student.window)]
     rows = []
-    for window, found in losses.items():
-        mean = sum(found) / len(found)
-        rows.append([window, f"{mean:.4f}", f"{mean - sum(whole) / len(whole):+.4f}"])
+    for window, of_seeds in losses.items():
+        mean = sum(of_seeds) / len(of_seeds)
+        rows.append([window, f"{mean:.4f}", f"{mean - sum(of_whole) / len(of_whole):+.4f}"])
     return [
         "### The window at inference (table 10)\n",
         "The paper, at 9B: perplexity 1.63, 1.63, 1.64 with windows of 4096, 2048, 1024. Here the finished "
         f"`sample50` students, trained with a window of {sizes.student.window} in rows of {sizes.sequence_length}, "
-        f"mean over {len(whole)} seeds.\n",
+        f"mean over {len(of_whole)} seeds.\n",
         table(("window", "loss", "minus the whole window"), rows),
     ]
 

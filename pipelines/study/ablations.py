@@ -1,4 +1,4 @@
-"""What `--full` adds: the ablations of Gemma 2's report (arXiv 2408.00118, section 5) at the study's size, and T.
+"""What `--full` adds: the ablations of Gemma 2's paper (arXiv 2408.00118, section 5) at the study's size, and T.
 
     T7   does distillation help students of every size   scratch and sample50 at half, once and twice the width
     T8   grouped queries against one key head a query    kv_heads
@@ -70,8 +70,8 @@ def run_ablations(
     windows = [sizes.student.window // part for part in (1, 2, 4, 8) if sizes.student.window >= part]
     seen = [read_through(windows, f"sample50-{seed}", sizes, text, teacher, directory, threads) for seed in sizes.seeds]
     losses = {window: [of_seed[window] for of_seed in seen] for window in windows}
-    for window, found in losses.items():
-        tell(f"window {window} at inference: held-out loss {sum(found) / len(found):.4f}")
+    for window, of_seeds in losses.items():
+        tell(f"window {window} at inference: held-out loss {sum(of_seeds) / len(of_seeds):.4f}")
     storage.write_bytes(storage.join(directory, WINDOWS), json.dumps(losses).encode())
 
 

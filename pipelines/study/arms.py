@@ -101,8 +101,8 @@ def with_tails() -> tuple[Arm, ...]:
 def at_temperatures(temperatures: tuple[float, ...]) -> tuple[Arm, ...]:
     """Full distillation at several T, the teacher softened as the student is."""
     return tuple(
-        Arm(name=f"full T={one:g}", full=True, distill=replace(DistillConfig(), temperature=one))
-        for one in temperatures
+        Arm(name=f"full T={temperature:g}", full=True, distill=replace(DistillConfig(), temperature=temperature))
+        for temperature in temperatures
     )
 
 
@@ -121,14 +121,14 @@ class Teacher:
         began = time.thread_time()
         logits_BTV = self.model(base["tokens"], base["positions"], base["segment_ids"])
         self.forward_cpu_seconds.append(time.thread_time() - began)
-        found: dict[tuple[object, ...], dict[str, Tensor]] = {}
+        columns: dict[tuple[object, ...], dict[str, Tensor]] = {}
         answers: dict[str, Mapping[str, Tensor]] = {}
         for arm in self.arms:
             temperature = arm.distill.temperature
             key = (arm.full, arm.draws, arm.kept, temperature)
-            if key not in found:
-                found[key] = self._columns(arm, logits_BTV if temperature == 1.0 else logits_BTV / temperature, batch)
-            answers[arm.name] = base | found[key]
+            if key not in columns:
+                columns[key] = self._columns(arm, logits_BTV if temperature == 1.0 else logits_BTV / temperature, batch)
+            answers[arm.name] = base | columns[key]
         return answers
 
     def _columns(self, arm: Arm, logits_BTV: Tensor, batch: HostBatch) -> dict[str, Tensor]:

@@ -8,23 +8,23 @@ CLOSE_NATS = 0.01
 """how near to full distillation a sample is said to come (arXiv 2503.16870)"""
 
 
-def claims(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
+def claims(by_arm: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
     """A list in Markdown."""
-    full = found["full"]
-    lines = [less("distillation beats learning from the next token alone", full, found["scratch"])]
-    lines += [_close(found[name], full) for name in ("sample50", "sample12")]
-    lines.append(_noise(found))
+    full = by_arm["full"]
+    lines = [less("distillation beats learning from the next token alone", full, by_arm["scratch"])]
+    lines += [_close(by_arm[name], full) for name in ("sample50", "sample12")]
+    lines.append(_noise(by_arm))
     for theirs, ours in (("topk12", "sample50"), ("topk12", "sample12"), ("topk50", "sample50")):
         sizes = (
             f", {costs[theirs].bytes:.1f} and {costs[ours].bytes:.1f} bytes a token"
             if {ours, theirs} <= costs.keys()
             else ""
         )
-        lines.append(less(f"{theirs} (renormalized{sizes}) is worse than {ours}", found[ours], found[theirs]))
-    for name in found:
+        lines.append(less(f"{theirs} (renormalized{sizes}) is worse than {ours}", by_arm[ours], by_arm[theirs]))
+    for name in by_arm:
         if name.startswith("topk12 "):
-            what = f"{found[name].learns_from} is better than renormalized"
-            lines.append(less(what, found[name], found["topk12"]))
+            what = f"{by_arm[name].learns_from} is better than renormalized"
+            lines.append(less(what, by_arm[name], by_arm["topk12"]))
     return "\n".join(lines) + "\n"
 
 
@@ -32,31 +32,31 @@ def less(what: str, ours: ArmFigures, theirs: ArmFigures) -> str:
     """Whether the loss of `ours` is the lower one, as both intervals see it."""
     seeds, documents = by_seeds(ours, theirs), by_documents(ours, theirs)
     if not (seeds.clear and documents.clear):
-        told = "**not decided**, an interval holds 0"
+        verdict = "**not decided**, an interval holds 0"
     else:
-        told = "**seen**" if seeds.mean < 0.0 else "**the opposite was seen**"
-    return f"- {what}: {told}. {ours.name} minus {theirs.name}: {_told(seeds, documents)}."
+        verdict = "**seen**" if seeds.mean < 0.0 else "**the opposite was seen**"
+    return f"- {what}: {verdict}. {ours.name} minus {theirs.name}: {_told(seeds, documents)}."
 
 
 def _close(ours: ArmFigures, full: ArmFigures) -> str:
     """Whether the difference to full distillation is small, and known to be."""
     seeds, documents = by_seeds(ours, full), by_documents(ours, full)
     if abs(seeds.mean) - max(seeds.half_width, documents.half_width) > CLOSE_NATS:
-        told = "**not seen**"
+        verdict = "**not seen**"
     elif abs(seeds.mean) > CLOSE_NATS:
-        told = "**not seen in the mean**, an interval reaches into it"
+        verdict = "**not seen in the mean**, an interval reaches into it"
     elif abs(seeds.mean) + max(seeds.half_width, documents.half_width) <= CLOSE_NATS:
-        told = "**seen**"
+        verdict = "**seen**"
     else:
-        told = "**seen in the mean**, an interval reaches further"
-    return f"- {ours.name} is within {CLOSE_NATS} nats of full distillation: {told}. {_told(seeds, documents)}."
+        verdict = "**seen in the mean**, an interval reaches further"
+    return f"- {ours.name} is within {CLOSE_NATS} nats of full distillation: {verdict}. {_told(seeds, documents)}."
 
 
-def _noise(found: dict[str, ArmFigures]) -> str:
+def _noise(by_arm: dict[str, ArmFigures]) -> str:
     """Why a sample is not at full distillation: the variance of N draws is 1 / N of that of one (arXiv 2503.16870)."""
-    far, near = (by_seeds(found[name], found["full"]).mean for name in ("sample12", "sample50"))
-    steps, of_full = found["full"].curve()
-    gaps = found["sample50"].curve()[1] - of_full
+    far, near = (by_seeds(by_arm[name], by_arm["full"]).mean for name in ("sample12", "sample50"))
+    steps, of_full = by_arm["full"].curve()
+    gaps = by_arm["sample50"].curve()[1] - of_full
     widest = int(gaps.argmax())
     return (
         "- Why not nearer? Most likely the noise of the draws, which a short run does not average out: their variance "

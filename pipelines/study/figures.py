@@ -44,24 +44,24 @@ class ArmFigures:
 
 def read_arms(directory: str, names: Sequence[str], seeds: Sequence[int]) -> dict[str, ArmFigures]:
     """The arms that are done for every seed, in the order of `names`."""
-    found = {}
+    by_arm = {}
     for name in names:
         trials = [f"{name}-{seed}" for seed in seeds]
         if all(is_done(directory, trial) for trial in trials):
             lines = [read_trial(directory, trial) for trial in trials]
-            finals = tuple(one[-1] for one in lines)
-            curves = tuple(one[:-1] for one in lines)
-            found[name] = ArmFigures(name=name, learns_from=finals[0]["learns_from"], finals=finals, curves=curves)
-    return found
+            finals = tuple(points[-1] for points in lines)
+            curves = tuple(points[:-1] for points in lines)
+            by_arm[name] = ArmFigures(name=name, learns_from=finals[0]["learns_from"], finals=finals, curves=curves)
+    return by_arm
 
 
 def by_seeds(ours: ArmFigures, theirs: ArmFigures, key: str = "loss") -> Difference:
     """Paired over seeds."""
-    return over_seeds([one[key] for one in ours.finals], [one[key] for one in theirs.finals])
+    return over_seeds([final[key] for final in ours.finals], [final[key] for final in theirs.finals])
 
 
 def by_documents(ours: ArmFigures, theirs: ArmFigures) -> Difference:
     """Of the loss, mean over seeds, paired over held-out documents."""
-    sums = [np.mean([one["loss_of_rows"] for one in arm.finals], axis=0).tolist() for arm in (ours, theirs)]
+    sums = [np.mean([final["loss_of_rows"] for final in arm.finals], axis=0).tolist() for arm in (ours, theirs)]
     final = ours.finals[0]
     return over_documents(sums[0], sums[1], final["targets_of_rows"], final["document_of_rows"])

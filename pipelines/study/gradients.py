@@ -64,7 +64,7 @@ def measure_gradients(sizes: Sizes, root: str, tell: Callable[[str], None]) -> l
     with torch.no_grad():
         logits_BTV = teacher(base["tokens"], base["positions"], base["segment_ids"])
     full = _gradient(student, Arm(name="full", full=True), base | {"target_probs": logits_BTV.softmax(-1)})
-    found = [_angle("next token", 1, _gradient(student, Arm(name="scratch"), base), full)]
+    angles = [_angle("next token", 1, _gradient(student, Arm(name="scratch"), base), full)]
     digest = weights_hash(teacher.state_dict())
     for draws in (12, 50):
         arm = Arm(name="sample", draws=draws)
@@ -73,26 +73,26 @@ def measure_gradients(sizes: Sizes, root: str, tell: Callable[[str], None]) -> l
             columns = counted(draws, logits_BTV, batch["sequence_hash"], digest, seed)
             total += _gradient(student, arm, base | columns)
             if seed == 0:
-                found.append(_angle(f"{draws} draws", 1, total, full))
-        found.append(_angle(f"{draws} draws", REDRAWS, total / REDRAWS, full))
+                angles.append(_angle(f"{draws} draws", 1, total, full))
+        angles.append(_angle(f"{draws} draws", REDRAWS, total / REDRAWS, full))
     for kept in (12, 50):
         columns = top_columns(logits_BTV, kept)
         for tail, words in TAILS.items():
             arm = Arm(name="topk", kept=kept, distill=DistillConfig(tail=tail))
-            found.append(_angle(f"top {kept}, {words}", 1, _gradient(student, arm, base | columns), full))
-    for one in found:
+            angles.append(_angle(f"top {kept}, {words}", 1, _gradient(student, arm, base | columns), full))
+    for angle in angles:
         tell(
-            f"{one.what}, mean of {one.redraws}: cosine {one.cosine:.4f}, angle {one.degrees:.1f} degrees, "
-            f"length {one.norm_ratio:.2f}"
+            f"{angle.what}, mean of {angle.redraws}: cosine {angle.cosine:.4f}, angle {angle.degrees:.1f} degrees, "
+            f"length {angle.norm_ratio:.2f}"
         )
-    storage.write_bytes(storage.join(directory, NAME), json.dumps([asdict(one) for one in found]).encode())
-    return found
+    storage.write_bytes(storage.join(directory, NAME), json.dumps([asdict(angle) for angle in angles]).encode())
+    return angles
 
 
 def read_gradients(directory: str) -> list[Angle]:
     """What `measure_gradients` kept; empty where it has not run."""
     uri = storage.join(directory, NAME)
-    return [Angle(**one) for one in json.loads(storage.read_bytes(uri))] if storage.exists(uri) else []
+    return [Angle(**entry) for entry in json.loads(storage.read_bytes(uri))] if storage.exists(uri) else []
 
 
 def _gradient(student: Gemma2, arm: Arm, batch: Batch) -> Tensor:

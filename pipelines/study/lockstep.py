@@ -52,7 +52,9 @@ class Student:
         self.trial, self.sizes = trial, sizes
         self.model = Gemma2(trial.student, seed=trial.seed)
         self.loss: LossFunction = trial.arm.loss()
-        self.state: OptimizerState = init_state({name: one.detach() for name, one in self.model.named_parameters()})
+        self.state: OptimizerState = init_state(
+            {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+        )
         self.backend = TorchBackend("cpu")
         self.lines: list[dict[str, Any]] = []
         self.cpu_seconds = 0.0
@@ -82,15 +84,15 @@ def run_trials(
     tell: Callable[[str], None], threads: int,
 ) -> None:  # fmt: skip
     """Trains and scores the trials that are not done yet, those of one seed together."""
-    left = [one for one in chosen if not is_done(directory, one.name)]
+    left = [trial for trial in chosen if not is_done(directory, trial.name)]
     torch.set_num_threads(1)
     hash_of_teacher = weights_hash(teacher.state_dict())
     with ThreadPoolExecutor(threads) as pool:
-        for seed in sorted({one.seed for one in left}):
-            together = [one for one in left if one.seed == seed]
-            arms = tuple({one.arm.name: one.arm for one in together}.values())
+        for seed in sorted({trial.seed for trial in left}):
+            together = [trial for trial in left if trial.seed == seed]
+            arms = tuple({trial.arm.name: trial.arm for trial in together}.values())
             oracle = Teacher(teacher, hash_of_teacher, arms)
-            _run_seed([Student(one, sizes) for one in together], seed, sizes, text, oracle, directory, tell, pool)
+            _run_seed([Student(trial, sizes) for trial in together], seed, sizes, text, oracle, directory, tell, pool)
 
 
 def _run_seed(
@@ -104,15 +106,17 @@ def _run_seed(
         halves = [text.students.batch(half) for half in np.array_split(chosen, 2)]
         parts = list(pool.map(teacher.targets, halves))
         batches = {name: join([part[name] for part in parts]) for name in parts[0]}
-        list(pool.map(lambda one: one.step(step, batches[one.trial.arm.name]), students))  # noqa: B023
+        list(pool.map(lambda student: student.step(step, batches[student.trial.arm.name]), students))  # noqa: B023
         if (step + 1) % sizes.eval_every_steps == 0 or step + 1 == sizes.student_steps:
-            points = list(pool.map(lambda one: curve_point(one.model, text.heldout, sizes), students))
+            points = list(pool.map(lambda student: curve_point(student.model, text.heldout, sizes), students))
             for student, (loss_sum, targets) in zip(students, points, strict=True):
                 point = {"step": step + 1, "tokens": student.tokens, "loss_sum": loss_sum, "targets": targets}
                 student.lines.append(point)
-            losses = ", ".join(f"{one.trial.name} {one.lines[-1]['loss_sum'] / points[0][1]:.3f}" for one in students)
+            losses = ", ".join(
+                f"{student.trial.name} {student.lines[-1]['loss_sum'] / points[0][1]:.3f}" for student in students
+            )
             tell(f"seed {seed}: step {step + 1} of {sizes.student_steps}: {losses}")
-    scored = final_scores([one.model for one in students], teacher.model, text.heldout, sizes, pool)
+    scored = final_scores([student.model for student in students], teacher.model, text.heldout, sizes, pool)
     for student, scores in zip(students, scored, strict=True):
         final = {
             "done": True,

@@ -50,8 +50,8 @@ def differences(title: str, x_label: str, kinds: Sequence[str], lines: Sequence[
     bottom, right = height - 44, WIDTH - 24
     ends = [0.0]
     for line in lines:
-        for one in line.differences:
-            ends += [one.mean - one.half_width, one.mean + one.half_width]
+        for difference in line.differences:
+            ends += [difference.mean - difference.half_width, difference.mean + difference.half_width]
     ends = [end for end in ends if np.isfinite(end)]
     marks = ticks(min(ends), max(ends), 6)
 
@@ -75,12 +75,12 @@ def differences(title: str, x_label: str, kinds: Sequence[str], lines: Sequence[
         start = top + row * block + 14
         centre = start + gap * (len(kinds) - 1) / 2 + 4
         parts.append(f'<text x="{left - 12}" y="{centre}" text-anchor="end">{html.escape(line.name)}</text>')
-        for number, one in enumerate(line.differences):
+        for number, difference in enumerate(line.differences):
             y = start + gap * number
-            width = one.half_width if np.isfinite(one.half_width) else 0.0
-            whisker = f"M{x(one.mean - width):.1f} {y}H{x(one.mean + width):.1f}"
+            width = difference.half_width if np.isfinite(difference.half_width) else 0.0
+            whisker = f"M{x(difference.mean - width):.1f} {y}H{x(difference.mean + width):.1f}"
             parts.append(f'<path class="whisker s{number}" d="{whisker}"/>')
-            parts.append(f'<path class="dots s{number}" d="M{x(one.mean):.1f} {y}h0"/>')
+            parts.append(f'<path class="dots s{number}" d="M{x(difference.mean):.1f} {y}h0"/>')
     body = "\n".join(parts)
     return _alone(f'<svg viewBox="0 0 {WIDTH} {height}" role="img">\n{body}\n</svg>', WIDTH, height)
 

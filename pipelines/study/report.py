@@ -34,30 +34,30 @@ def write_report(sizes: Sizes, root: str, docs: str, command: str) -> list[str]:
     seeds = [seed for seed in sizes.seeds if all(is_done(directory, f"{name}-{seed}") for name in seven)]
     if not seeds:
         raise UserError(f"no seed has finished metrics of {', '.join(seven)} in {directory}; `make study` makes them")
-    found = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], seeds)
+    by_arm = read_arms(directory, [*seven, *(arm.name for arm in with_tails())], seeds)
     folder = Path(docs) / PLOTS
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, picture in _pictures(found, directory).items():
+    for name, picture in _pictures(by_arm, directory).items():
         path = folder / f"{name}.svg"
         path.write_text(picture)
         written.append(str(path))
     page = Path(docs) / "distillation.md"
-    page.write_text(_page(sizes, root, found, command))
+    page.write_text(_page(sizes, root, by_arm, command))
     return [str(page), *written]
 
 
-def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
-    full = found["full"]
+def _pictures(by_arm: dict[str, ArmFigures], directory: str) -> dict[str, str]:
+    full = by_arm["full"]
     steps, of_full = full.curve()
-    others = {name: arm for name, arm in found.items() if arm is not full}
-    first = [name for name in others if not name.startswith("topk12 ")]
+    compared = {name: arm for name, arm in by_arm.items() if arm is not full}
+    first = [name for name in compared if not name.startswith("topk12 ")]
     pictures = {
         "curves": plots.curves(
             "Held-out loss during training",
             "step",
             "nats a token more than full distillation, mean over seeds",
-            {name: (steps, others[name].curve()[1] - of_full) for name in first},
+            {name: (steps, compared[name].curve()[1] - of_full) for name in first},
             (("full", 0.0),),
         ),
         "differences": plots.differences(
@@ -66,7 +66,7 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
             ("paired over seeds", "paired over held-out documents"),
             [
                 plots.Line(name=name, differences=(by_seeds(arm, full), by_documents(arm, full)))
-                for name, arm in others.items()
+                for name, arm in compared.items()
             ],
         ),
         "calibration": plots.curves(
@@ -76,29 +76,29 @@ def _pictures(found: dict[str, ArmFigures], directory: str) -> dict[str, str]:
             {
                 name: (100 * sure, 100 * (right - sure))
                 for name, (sure, right) in {
-                    name: found[name].reliability() for name in ("scratch", "full", "sample50", "topk12", "topk50")
+                    name: by_arm[name].reliability() for name in ("scratch", "full", "sample50", "topk12", "topk50")
                 }.items()
             },
             (("calibrated", 0.0),),
         ),
     }
     if costs := read_costs(directory):
-        points = {name: (costs[name].bytes, found[name].mean("loss")) for name in costs if name in found}
+        points = {name: (costs[name].bytes, by_arm[name].mean("loss")) for name in costs if name in by_arm}
         pictures["bytes"] = plots.scatter(
             "Held-out loss and bytes a token", "bytes a token in the cache", "held-out loss, nats a token", points
         )
     return pictures
 
 
-def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -> str:
+def _page(sizes: Sizes, root: str, by_arm: dict[str, ArmFigures], command: str) -> str:
     directory = sizes.directory(root)
     run = _json(storage.join(directory, RUN))
     costs = read_costs(directory)
-    final = found["full"].finals[0]
+    final = by_arm["full"].finals[0]
     teacher_loss = _json(storage.join(directory, TEACHER_SCORES))["loss"]
     targets = int(final["targets"])
     documents = len(set(final["document_of_rows"]))
-    done, wanted = len(found["full"].finals), len(sizes.seeds)
+    done, wanted = len(by_arm["full"].finals), len(sizes.seeds)
     seeds = f"{done}" if done == wanted else f"{done} of {wanted}"
     student, teacher = sizes.student, sizes.teacher
     parts = [
@@ -107,7 +107,7 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads, in "
         f"{(run['seconds'] + run.get('teacher_seconds', 0.0)) / 60:.0f} minutes{_load(run)}{_teacher(run)} (the goal: "
         f"at most {GOAL_MINUTES}). The students' steps took "
-        f"{sum(final['step_cpu_seconds'] for arm in found.values() for final in arm.finals) / 60:.0f} minutes of a "
+        f"{sum(final['step_cpu_seconds'] for arm in by_arm.values() for final in arm.finals) / 60:.0f} minutes of a "
         "core.\n"
         if run
         else "How long it took was not kept.\n",
@@ -118,13 +118,13 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
         f"- **Teacher**: {teacher.layers} layers, width {teacher.d_model}, {sizes.teacher_steps} steps of "
         f"{sizes.batch_rows} rows; held-out loss **{teacher_loss:.3f}** nats a token.\n"
         f"- **Students**: {student.layers} layers, width {student.d_model}, "
-        f"{int(found['full'].finals[0]['parameters']):,} parameters, {sizes.student_steps} steps of "
+        f"{int(by_arm['full'].finals[0]['parameters']):,} parameters, {sizes.student_steps} steps of "
         f"{sizes.student_rows} rows, {seeds} seeds. The arms of a seed share initial weights, rows and "
         "their order, learning rates; they differ in what they learn from.\n",
         "## Held-out loss\n",
         "Intervals are of 95 %, of paired differences: ± over seeds (Student's t), and in brackets ± over held-out "
         "documents.\n",
-        _loss_table(found),
+        _loss_table(by_arm),
         "![differences](distillation/differences.svg)\n",
         "![curves](distillation/curves.svg)\n",
         "## Calibration, agreement, cost\n",
@@ -136,11 +136,11 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
             if costs
             else ".\n"
         ),
-        _cost_table(found, costs),
+        _cost_table(by_arm, costs),
         "![calibration](distillation/calibration.svg)\n",
         *(["![bytes](distillation/bytes.svg)\n"] if costs else []),
         "## What the papers say, and what was seen\n",
-        claims(found, costs),
+        claims(by_arm, costs),
         *_gradient_part(directory),
         *ablation_part(for_ablations(sizes), root),
         "## Again\n",
@@ -150,17 +150,17 @@ def _page(sizes: Sizes, root: str, found: dict[str, ArmFigures], command: str) -
     return "\n".join(parts)
 
 
-def _loss_table(found: dict[str, ArmFigures]) -> str:
+def _loss_table(by_arm: dict[str, ArmFigures]) -> str:
     rows = []
-    for name, arm in found.items():
+    for name, arm in by_arm.items():
         cells = [name, arm.learns_from, f"{arm.mean('loss'):.4f}"]
-        for other in ("full", "scratch"):
-            cells.append("" if name == other else difference(arm, found[other]))
+        for baseline in ("full", "scratch"):
+            cells.append("" if name == baseline else difference(arm, by_arm[baseline]))
         rows.append(cells)
     return table(("arm", "learns from", "loss", "minus full", "minus scratch"), rows)
 
 
-def _cost_table(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
+def _cost_table(by_arm: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
     rows = [
         [
             name,
@@ -170,7 +170,7 @@ def _cost_table(found: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
             *_stored(costs.get(name)),
             f"{arm.tokens_per_cpu_second:,.0f}",
         ]
-        for name, arm in found.items()
+        for name, arm in by_arm.items()
     ]
     return table(
         ("arm", "calibration error", "agreement", "KL", "bytes a token", "ids", "mass left out", "tokens/s a core"),
@@ -189,8 +189,8 @@ def _gradient_part(directory: str) -> list[str]:
     if not angles:
         return []
     rows = [
-        [one.what, f"{one.redraws}", f"{one.cosine:.4f}", f"{one.degrees:.1f}", f"{one.norm_ratio:.2f}"]
-        for one in angles
+        [angle.what, f"{angle.redraws}", f"{angle.cosine:.4f}", f"{angle.degrees:.1f}", f"{angle.norm_ratio:.2f}"]
+        for angle in angles
     ]
     return [
         "## The gradient against full distillation's\n",
@@ -211,5 +211,5 @@ def _load(run: dict[str, float]) -> str:
 
 
 def _json(uri: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
-    return found
+    document: dict[str, float] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    return document

@@ -42,7 +42,7 @@ def final_scores(
         batch = _tensors(heldout.batch(slice(start, start + sizes.batch_rows)))
         taught = _log_probs(teacher, batch)
         list(pool.map(lambda pair: pair[0].add(_log_probs(pair[1], batch), taught, batch), zip(scores, models)))  # noqa: B023, B905
-    return [one.summary(heldout) for one in scores]
+    return [score.summary(heldout) for score in scores]
 
 
 class Scores:

@@ -50,8 +50,8 @@ def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemm
             if kind not in of_kind:
                 of_kind[kind] = _cost(kind, sizes, text, teacher, digest)
             costs[arm.name] = of_kind[kind]
-    told = {name: asdict(cost) for name, cost in costs.items()}
-    storage.write_bytes(storage.join(directory, NAME), json.dumps(told).encode())
+    document = {name: asdict(cost) for name, cost in costs.items()}
+    storage.write_bytes(storage.join(directory, NAME), json.dumps(document).encode())
     return costs
 
 
@@ -76,10 +76,10 @@ def _cost(kind: Kind, sizes: Sizes, text: Text, teacher: Gemma2, digest: str) ->
     ids, tail = 0, 0.0
     kept = capture(teacher, TorchBackend("cpu"), batches, kind, seed=0, teacher_hash=digest)
     for batch, targets in zip(batches, kept, strict=True):
-        for one, sequence_hash in zip(targets, batch["sequence_hash"].tolist(), strict=True):
-            ids += int((one["target_counts"] > 0).sum() if "target_counts" in one else one["target_ids"].size)
-            tail += float(one["target_tail"].sum()) if "target_tail" in one else 0.0
-            encoded.append({"sequence_hash": sequence_hash, **encode(one, spec, ranking)})
+        for row, sequence_hash in zip(targets, batch["sequence_hash"].tolist(), strict=True):
+            ids += int((row["target_counts"] > 0).sum() if "target_counts" in row else row["target_ids"].size)
+            tail += float(row["target_tail"].sum()) if "target_tail" in row else 0.0
+            encoded.append({"sequence_hash": sequence_hash, **encode(row, spec, ranking)})
     encoded[0]["ranking"] = ranking.to_bytes()
     table = pa.Table.from_pylist(encoded, schema.LOGITS)
     stored = len(shards.parquet_bytes(table, len(encoded), (*PLANES, "ranking")))

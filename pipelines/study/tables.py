@@ -18,5 +18,5 @@ def difference(ours: ArmFigures, theirs: ArmFigures) -> str:
     return f"{seeds.mean:+.4f} ± {_width(seeds)} [± {_width(documents)}]"
 
 
-def _width(one: Difference) -> str:
-    return f"{one.half_width:.4f}" if one.half_width < 1e3 else "?"
+def _width(interval: Difference) -> str:
+    return f"{interval.half_width:.4f}" if interval.half_width < 1e3 else "?"

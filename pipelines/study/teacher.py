@@ -32,8 +32,8 @@ def load_teacher(sizes: Sizes, text: Text, root: str, tell: Callable[[str], None
             _feed(sizes, text),
             lambda report: _tell(report, sizes, tell),
         )
-        told = {"checkpoint": summary.checkpoint_uri, "loss": summary.loss, "tokens_seen": summary.tokens_seen}
-        storage.write_bytes(done, json.dumps(told).encode())
+        record = {"checkpoint": summary.checkpoint_uri, "loss": summary.loss, "tokens_seen": summary.tokens_seen}
+        storage.write_bytes(done, json.dumps(record).encode())
     teacher = Gemma2(sizes.teacher)
     checkpoint = load_checkpoint(json.loads(storage.read_bytes(done))["checkpoint"], with_optimizer=False)
     teacher.load_state_dict(checkpoint.weights)

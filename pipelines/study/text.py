@@ -131,7 +131,7 @@ def _documents(max_files: int | None) -> Iterator[tuple[str, str]]:
 
 
 def _selected(name: str) -> bool:
-    return name.endswith((".py", ".txt", ".rst")) and not any(fnmatch(name, one) for one in STDLIB_EXCLUDE)
+    return name.endswith((".py", ".txt", ".rst")) and not any(fnmatch(name, pattern) for pattern in STDLIB_EXCLUDE)
 
 
 def _packed(texts: dict[str, str], tokenizer: Tokenizer, sizes: Sizes) -> pa.Table:

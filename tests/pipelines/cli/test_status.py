@@ -54,10 +54,10 @@ def data_run(root: str, receipts: int, tasks: int = 8) -> str:
 def test_a_data_stage_is_as_far_as_its_receipts(root: str) -> None:
     data_run(root, receipts=3)
     running = run_state(root, "filter_text", HEX, time.time() + 1)
-    assert (running.state, running.told) == ("running", "filter: 3 of 8 shards")
+    assert (running.state, running.detail) == ("running", "filter: 3 of 8 shards")
     silent = run_state(root, "filter_text", HEX, time.time() + 3600)
     assert silent.state == "stopped"
-    assert "filter: 3 of 8 shards; last sign of life 60 min" in silent.told
+    assert "filter: 3 of 8 shards; last sign of life 60 min" in silent.detail
 
 
 def test_time_to_go_follows_from_the_shards_of_this_attempt(tmp_path: Path) -> None:
@@ -82,11 +82,11 @@ def test_a_training_run_is_as_far_as_its_newest_commit(tmp_path: Path) -> None:
     write(directory, "checkpoints/step-00000250/model.safetensors")  # not committed
     with hold_lease(directory):
         state = run_state(str(tmp_path), "train_model", HEX, now)
-    assert (state.state, state.told) == ("running", "step 200 of 280 kept")
+    assert (state.state, state.detail) == ("running", "step 200 of 280 kept")
     assert state.remaining_seconds == pytest.approx(80, abs=1), "a step a second"
     stopped = run_state(str(tmp_path), "train_model", HEX, now + 3600)
     assert stopped.state == "stopped"
-    assert "step 200 of 280 kept; last sign of life" in stopped.told
+    assert "step 200 of 280 kept; last sign of life" in stopped.detail
 
 
 def test_a_recipe_shows_its_steps_and_what_waits(tmp_path: Path) -> None:
