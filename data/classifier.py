@@ -130,10 +130,10 @@ def train(
     test = np.array([is_test(text) for text in texts])
     for name, part in (("train on", ~test), ("test on", test)):
         if not (part & kept).any() or not (part & ~kept).any():
-            found = ", ".join(sorted(set(labels))) or "none"
+            names = ", ".join(sorted(set(labels))) or "none"
             raise UserError(
                 f"of {len(texts)} labelled texts {int((part & kept).sum())} of label {kept_label!r} and "
-                f"{int((part & ~kept).sum())} others are left to {name} (labels: {found}); give some hundred of each, "
+                f"{int((part & ~kept).sum())} others are left to {name} (labels: {names}); give some hundred of each, "
                 "or set --kept-label"
             )
     from sklearn.linear_model import LogisticRegression
@@ -178,7 +178,7 @@ def calibration(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
                 "recall": round(float(taken[kept].mean()), 4),
             }
         )
-    error = sum(one["texts"] * abs(one["mean_score"] - one["kept"]) for one in bins) / len(scores)
+    error = sum(entry["texts"] * abs(entry["mean_score"] - entry["kept"]) for entry in bins) / len(scores)
     return {
         "texts": len(scores),
         "brier": round(float(np.mean((scores - kept) ** 2)), 4),

@@ -5,7 +5,7 @@
 Words are those of minhash.py, lower-cased runs of letters and digits: punctuation (of any script), case and line
 breaks hide nothing.
 An item of fewer than n words has no n-gram and cannot be found; such items are counted. N-grams of 13 words are what
-the GPT-3 report used (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
+the GPT-3 paper used (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
 """
 
 import json
@@ -101,8 +101,8 @@ def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words
         end = places[np.maximum.reduceat(last[ngram], new), 1]
         columns = (number[new], item[new], ngrams, start, end)
         rows += [
-            {"id": id, "set": sets[of], "item": one, "ngrams": ngrams, "start": start, "end": end}
-            for of, one, ngrams, start, end in zip(*(column.tolist() for column in columns), strict=True)
+            {"id": id, "set": sets[number], "item": item, "ngrams": ngrams, "start": start, "end": end}
+            for number, item, ngrams, start, end in zip(*(column.tolist() for column in columns), strict=True)
         ]
     return pa.Table.from_pylist(rows, schema.HITS)
 
@@ -113,7 +113,8 @@ def mask_spans(table: pa.Table, index: pa.Table, ngram_words: int) -> pa.Table:
     for place, text, _ in _suspects(table, index["hash"].to_numpy(), ngram_words):
         hashes, places = minhash.shingle_places(text, ngram_words)
         hit = np.isin(hashes, index["hash"].to_numpy())
-        spans = [(span["start"], span["end"]) for span in masked[place]] + [tuple(one) for one in places[hit].tolist()]
+        spans = [(span["start"], span["end"]) for span in masked[place]]
+        spans += [(start, end) for start, end in places[hit].tolist()]
         masked[place] = [{"start": start, "end": end} for start, end in merged(spans)]
     column = pa.array(masked, schema.SPANS)
     return table.set_column(table.schema.get_field_index("masked_spans"), schema.TEXT.field("masked_spans"), column)

@@ -72,14 +72,14 @@ def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:
 
 def drop_rows(table: pa.Table, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
     """(kept TEXT, CLUSTERS of what was dropped) of one shard, which all of the DROPS are for."""
-    mine = drops.sort_by("node")
-    rows = mine["node"].to_numpy() & 0xFFFFFFFF
+    ordered = drops.sort_by("node")
+    rows = ordered["node"].to_numpy() & 0xFFFFFFFF
     keep = np.ones(table.num_rows, dtype=bool)
     keep[rows] = False
     dropped = table.take(pa.array(rows))
     kinds = [
         EXACT if normalized_hash(text) == kept else NEAR
-        for text, kept in zip(dropped["text"].to_pylist(), mine["kept_text"].to_pylist(), strict=True)
+        for text, kept in zip(dropped["text"].to_pylist(), ordered["kept_text"].to_pylist(), strict=True)
     ]
-    columns = [dropped["id"], mine["kept_id"], dropped["content_hash"], pa.array(kinds, pa.string())]
+    columns = [dropped["id"], ordered["kept_id"], dropped["content_hash"], pa.array(kinds, pa.string())]
     return table.filter(pa.array(keep)), pa.table(columns, schema=schema.CLUSTERS)

@@ -162,7 +162,7 @@ def cut_after(text: bytes, place: int) -> int:
         window = text[place : place + (1 << 12 + min(step, 8))]
         if not window:
             return len(text)
-        at = min((found for mark in (b" ", b"\n") if (found := window.find(mark)) >= 0), default=-1)
+        at = min((position for mark in (b" ", b"\n") if (position := window.find(mark)) >= 0), default=-1)
         if at < 0:
             place += len(window)
             continue

@@ -137,20 +137,20 @@ def language(text: str, allowed: Sequence[str], min_score: float) -> Objection |
 def _personal(
     text: str, spans: list[dict[str, int]], rules: Rules
 ) -> tuple[Objection | None, str, list[dict[str, int]], Counter[str]]:
-    found = pii.find(text, [name for name, how in rules.pii.items() if how != "keep"])
-    dropped = [name for name, _, _ in found if rules.pii[name] == "drop"]
+    ranges = pii.find(text, [name for name, how in rules.pii.items() if how != "keep"])
+    dropped = [name for name, _, _ in ranges if rules.pii[name] == "drop"]
     if dropped:
         return (f"pii_{dropped[0]}", f"{len(dropped)} found"), text, spans, Counter()
-    counts = Counter(f"pii_{name}_redacted" for name, _, _ in found)
-    return None, pii.redact(text, found), pii.shifted(spans, found), counts
+    counts = Counter(f"pii_{name}_redacted" for name, _, _ in ranges)
+    return None, pii.redact(text, ranges), pii.shifted(spans, ranges), counts
 
 
 def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
     """Which texts hold one of the words, whole, whatever the letter case."""
     held = None
     for start in range(0, len(words), WORDS_A_PATTERN):
-        told = "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
-        flags = pc.match_substring_regex(texts, rf"(?:^|[^\pL\pN_])(?:{told})(?:$|[^\pL\pN_])", ignore_case=True)
+        pattern = "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
+        flags = pc.match_substring_regex(texts, rf"(?:^|[^\pL\pN_])(?:{pattern})(?:$|[^\pL\pN_])", ignore_case=True)
         flags = flags.to_numpy()
         held = flags if held is None else held | flags
     return held
@@ -176,14 +176,14 @@ def _rejects(table: pa.Table, texts: list[str], rejects: list[tuple[int, Objecti
     return pa.Table.from_pylist(
         [
             {
-                "id": one["id"],
-                "source": one["source"],
-                "name": str(json.loads(one["metadata"]).get("name", "")),
+                "id": document["id"],
+                "source": document["source"],
+                "name": str(json.loads(document["metadata"]).get("name", "")),
                 "reason": reason,
-                "detail": seen,
+                "detail": detail,
                 "content": texts[row].encode(),
             }
-            for one, (row, (reason, seen)) in zip(rows, rejects, strict=True)
+            for document, (row, (reason, detail)) in zip(rows, rejects, strict=True)
         ],
         schema.REJECTS,
     )

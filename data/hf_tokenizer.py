@@ -52,7 +52,7 @@ def _fast_tokenizer(model: bytes) -> dict[str, Any]:
     joinable = {piece for _, _, piece in normal}
     merges = [
         [piece[:cut], piece[cut:]]
-        for _, _, piece in sorted(normal, key=lambda one: (-one[0], one[1]))
+        for _, _, piece in sorted(normal, key=lambda entry: (-entry[0], entry[1]))
         for cut in range(1, len(piece))
         if piece[:cut] in joinable and piece[cut:] in joinable
     ]

@@ -38,7 +38,7 @@ def find_document(shard_uris: Sequence[str], document: str) -> list[Place]:
 
     def search(shard: int) -> list[Place]:
         lists = read_table(shard_uris[shard], ["documents"])["documents"]
-        found, first = [], 0
+        places, first = [], 0
         for chunk in lists.chunks:
             spans = chunk.flatten()
             hits = np.flatnonzero(pc.equal(spans.field("id"), document).to_numpy(zero_copy_only=False))
@@ -46,9 +46,9 @@ def find_document(shard_uris: Sequence[str], document: str) -> list[Place]:
             rows = np.searchsorted(offsets, hits, side="right") - 1
             for row, hit in zip(rows.tolist(), hits.tolist(), strict=True):
                 span = spans[hit].as_py()
-                found.append(Place(shard, first + row, span["start"], span["end"]))
+                places.append(Place(shard, first + row, span["start"], span["end"]))
             first += len(chunk)
-        return found
+        return places
 
     with ThreadPoolExecutor(READERS) as pool:
         return [place for places in pool.map(search, range(len(shard_uris))) for place in places]
@@ -59,7 +59,7 @@ def documents_of_rows(shard_uris: Sequence[str], rows: Iterable[tuple[int, int]]
 
     Raises UserError where a shard has no such row.
     """
-    found: dict[tuple[int, int], list[dict]] = {}
+    documents: dict[tuple[int, int], list[dict]] = {}
     by_shard: dict[int, list[int]] = {}
     for shard, row in rows:
         by_shard.setdefault(shard, []).append(row)
@@ -80,5 +80,5 @@ def documents_of_rows(shard_uris: Sequence[str], rows: Iterable[tuple[int, int]]
                     raise UserError(
                         f"{shard_uris[shard]} is damaged ({error}); remove the run that wrote it and run that again"
                     ) from error
-            found[shard, row] = groups[group][row - (int(ends[group - 1]) if group else 0)].as_py()
-    return found
+            documents[shard, row] = groups[group][row - (int(ends[group - 1]) if group else 0)].as_py()
+    return documents

@@ -67,9 +67,9 @@ class StepLoader:
         refs = np.array(self.order.worker_rows(step, self.rank, self.world_size), np.int32)
         parts, places = [], []
         for dataset in np.unique(refs[:, 0]).tolist():
-            mine = np.flatnonzero(refs[:, 0] == dataset)
-            parts.append(self._read(dataset, [(shard, row) for _, shard, row in refs[mine].tolist()]))
-            places.append(mine)
+            indices = np.flatnonzero(refs[:, 0] == dataset)
+            parts.append(self._read(dataset, [(shard, row) for _, shard, row in refs[indices].tolist()]))
+            places.append(indices)
         if len(lengths := {part["tokens"].shape[1] for part in parts}) > 1:
             raise UserError(
                 f"datasets of one mixture have rows of {sorted(lengths)} tokens; pack them with one sequence_length"
@@ -148,8 +148,8 @@ class SequenceReader:
 
     def read(self, rows: Sequence[tuple[int, int]]) -> Batch:
         """The columns of ROW_COLUMNS for each (shard, row), in the order asked for."""
-        found = self._groups.read(rows, lambda group, row: [group[name][row] for name in ROW_COLUMNS])
-        return {name: np.stack(column) for name, column in zip(ROW_COLUMNS, zip(*found, strict=True), strict=True)}
+        picked = self._groups.read(rows, lambda group, row: [group[name][row] for name in ROW_COLUMNS])
+        return {name: np.stack(column) for name, column in zip(ROW_COLUMNS, zip(*picked, strict=True), strict=True)}
 
     def _decode(self, table: pa.Table, uri: str) -> Batch:
         columns = {name: table[name].combine_chunks() for name in ROW_COLUMNS}
@@ -209,10 +209,10 @@ class LogitsReader:
 
     def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, Ragged]]:
         """(sequence_hash, what is kept at its targets, in order) for each (shard, row)."""
-        found = self._groups.read(rows, lambda table, row: [table[name][row] for name in table.column_names])
+        picked = self._groups.read(rows, lambda table, row: [table[name][row] for name in table.column_names])
         rankings = self._rankings.read([(shard, 0) for shard, _ in rows], lambda ranking, _: [ranking])
         decoded = []
-        for (shard, row), (ranking,), (sequence_hash, *planes) in zip(rows, rankings, found, strict=True):
+        for (shard, row), (ranking,), (sequence_hash, *planes) in zip(rows, rankings, picked, strict=True):
             columns = {name: memoryview(value.as_buffer()) for name, value in zip(PLANES, planes, strict=True)}
             try:
                 targets = decode([columns], self.spec, ranking)
@@ -230,10 +230,10 @@ class LogitsReader:
         return self.padding.columns(self.spec, targets, self.max_unique)
 
     def _check_made_as(self, file: pq.ParquetFile, uri: str) -> None:
-        found = (file.schema_arrow.metadata or {}).get(MADE_AS, b"nothing").decode()
-        if self.made_as is not None and found != self.made_as:
+        stored = (file.schema_arrow.metadata or {}).get(MADE_AS, b"nothing").decode()
+        if self.made_as is not None and stored != self.made_as:
             raise UserError(
-                f"{uri} was made as {found} (a digest of teacher, estimator and codec), and its manifest is of "
+                f"{uri} was made as {stored} (a digest of teacher, estimator and codec), and its manifest is of "
                 f"{self.made_as}: it is a shard of another run; run cache_logits again"
             )
 
@@ -266,12 +266,12 @@ class _RowGroups(Generic[T]):
         for place, (shard, row) in enumerate(rows):
             group, row_in_group = self._locate(shard, row)
             wanted.setdefault((shard, group), []).append((place, row_in_group))
-        found: list[list] = [[]] * len(rows)
+        results: list[list] = [[]] * len(rows)
         for (shard, group), picks in wanted.items():
             decoded = self._group(shard, group)
             for place, row_in_group in picks:
-                found[place] = pick(decoded, row_in_group)
-        return found
+                results[place] = pick(decoded, row_in_group)
+        return results
 
     def _locate(self, shard: int, row: int) -> tuple[int, int]:
         _, ends = self._file(shard)

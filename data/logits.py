@@ -150,16 +150,16 @@ class Ragged:
             out[filled] = values
             return out
 
-        found = {"target_ids": spread(self.ids)}
+        columns = {"target_ids": spread(self.ids)}
         if self.counts is not None:
-            found["target_counts"] = spread(self.counts)
+            columns["target_counts"] = spread(self.counts)
             if self.log_values is not None:
-                found["target_log_weights"] = spread(self.log_values)
+                columns["target_log_weights"] = spread(self.log_values)
         else:
             assert self.log_values is not None
             assert self.tail is not None
-            found |= {"target_log_probs": spread(self.log_values, -np.inf), "target_tail": self.tail}
-        return found
+            columns |= {"target_log_probs": spread(self.log_values, -np.inf), "target_tail": self.tail}
+        return columns
 
 
 def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, bytes]:
@@ -229,16 +229,16 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
             raise UserError(f"{len(row['unique'])} bytes of numbers of {spec.unique_type[-1]} bytes; {_DAMAGED}")
     unique = [np.frombuffer(row["unique"], spec.unique_type).astype(np.int64) for row in rows]
     symbols = [np.frombuffer(row["symbols"], np.uint8) for row in rows]
-    for of, row_symbols in zip(unique, symbols, strict=True):
-        if of.sum() != len(row_symbols):
-            raise UserError(f"{len(row_symbols)} symbols of {of.sum()} ids; {_DAMAGED}")
-        if len(of) and of.min() < 1:
+    for row_unique, row_symbols in zip(unique, symbols, strict=True):
+        if row_unique.sum() != len(row_symbols):
+            raise UserError(f"{len(row_symbols)} symbols of {row_unique.sum()} ids; {_DAMAGED}")
+        if len(row_unique) and row_unique.min() < 1:
             raise UserError(f"a target has no ids; {_DAMAGED}")
     all_unique, all_symbols = np.concatenate([np.zeros(0, np.int64), *unique]), np.concatenate([_NONE, *symbols])
     exponents = (all_symbols & (1 << EXPONENT_BITS) - 1).astype(np.int64)
     counts = (all_symbols >> EXPONENT_BITS).astype(np.int64) + 1
     full = counts >= FULL_COUNT
-    stream = _unpack([row["bits"] for row in rows], exponents + full * spec.count_bits, [len(one) for one in symbols])
+    stream = _unpack([row["bits"] for row in rows], exponents + full * spec.count_bits, list(map(len, symbols)))
     gaps = (1 << exponents) | stream & (1 << exponents) - 1
     counts[full] = stream[full] >> exponents[full]
 
@@ -247,16 +247,16 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     ranks = ends - np.repeat(ends[starts] - gaps[starts], all_unique) - 1
     if len(ranks) and ranks.max() >= spec.vocab_size:
         raise UserError(f"ids beyond the vocabulary of {spec.vocab_size}; {_DAMAGED}")
-    found = Ragged(all_unique, ranking.ids[ranks], None, None, None)
+    targets = Ragged(all_unique, ranking.ids[ranks], None, None, None)
     if spec.counted:
         _check_counts(counts, starts, spec, "cached logits (damaged, or written with other numbers)")
-        found = Ragged(all_unique, found.ids, counts.astype(np.int32), None, None)
+        targets = Ragged(all_unique, targets.ids, counts.astype(np.int32), None, None)
     if not spec.has_values:
-        return found
+        return targets
     values, tails = [], []
-    for row, of, row_symbols in zip(rows, unique, symbols, strict=True):
+    for row, row_unique, row_symbols in zip(rows, unique, symbols, strict=True):
         units = np.frombuffer(row["high"], np.uint8).astype(np.int64) << 8
-        expected = len(row_symbols) + (len(of) if not spec.counted else 0)
+        expected = len(row_symbols) + (len(row_unique) if not spec.counted else 0)
         if not len(units) == len(row["low"]) == expected:
             raise UserError(f"{len(units)} and {len(row['low'])} bytes of {expected} logarithms; {_DAMAGED}")
         units |= np.frombuffer(row["low"], np.uint8)
@@ -264,7 +264,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
         tails.append(units[len(row_symbols) :])
     logs = _from_units(np.concatenate([np.zeros(0, np.int64), *values]), spec)
     if spec.counted:
-        return Ragged(all_unique, found.ids, found.counts, logs.astype(np.float32), None)
+        return Ragged(all_unique, targets.ids, targets.counts, logs.astype(np.float32), None)
     tail_units = np.concatenate([np.zeros(0, np.int64), *tails])
     tail = np.where(tail_units == LAST_UNIT, 0.0, np.exp(_from_units(tail_units, spec)))
     # Rounding leaves the sum off by up to LOG_UNIT / 2: shared by all, it is a distribution again.
@@ -272,7 +272,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
     if len(sums) and np.abs(sums - 1).max() > 1e-2:
         raise UserError(f"probabilities of a target sum to {sums.min():.4f} to {sums.max():.4f}; {_DAMAGED}")
     logs = logs - np.repeat(np.log(sums), all_unique)
-    return Ragged(all_unique, found.ids, None, logs.astype(np.float32), (tail / sums).astype(np.float32))
+    return Ragged(all_unique, targets.ids, None, logs.astype(np.float32), (tail / sums).astype(np.float32))
 
 
 _DAMAGED = "the logits are damaged, or written with other numbers: make the cache again"
@@ -344,5 +344,5 @@ def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: 
     first_bit = bits - widths + np.repeat(skipped, lengths)
     data = np.frombuffer(b"".join(bytes(stream) for stream in streams) + bytes(8), np.uint8)
     words = np.lib.stride_tricks.sliding_window_view(data, 8)[first_bit >> 3]
-    found = np.ascontiguousarray(words).view("<u8").reshape(-1) >> (first_bit & 7).astype(np.uint64)
-    return found.astype(np.int64) & ((1 << widths) - 1)
+    integers = np.ascontiguousarray(words).view("<u8").reshape(-1) >> (first_bit & 7).astype(np.uint64)
+    return integers.astype(np.int64) & ((1 << widths) - 1)

@@ -22,7 +22,7 @@ def masked_tokens(
     byte_of = np.concatenate([[0], np.cumsum(character_bytes)])
     ends = np.cumsum(token_bytes[np.asarray(tokens)])
     starts = ends - token_bytes[np.asarray(tokens)]
-    found = []
+    ranges = []
     for span in spans:
         start, end = span["start"], span["end"]
         if not 0 <= start <= end <= len(text):
@@ -31,5 +31,5 @@ def masked_tokens(
             continue  # inside a token, and yet no character of it
         inside = np.flatnonzero((ends > byte_of[start]) & (starts < byte_of[end]) & (ends > starts))
         if len(inside):
-            found.append({"start": int(inside[0]), "end": int(inside[-1]) + 1})
-    return found
+            ranges.append({"start": int(inside[0]), "end": int(inside[-1]) + 1})
+    return ranges

@@ -113,7 +113,7 @@ def _shingles(words: np.ndarray, counts: np.ndarray, shingle_words: int) -> tupl
 
 
 def blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """The texts in slices of about BLOCK_BYTES; a longer text is a slice of its own."""
+    """The texts in blocks of about BLOCK_BYTES; a longer text is a block of its own."""
     for chunk in texts.chunks:
         sizes = np.cumsum(pc.binary_length(chunk).to_numpy(zero_copy_only=False))
         start = 0

@@ -130,9 +130,9 @@ class Order:
         refs = np.empty((self.global_batch, 3), np.int32)
         refs[:, 0] = chosen
         for dataset in np.unique(chosen).tolist():
-            mine = chosen == dataset
-            ordinals = self._used[phase][dataset] + self._patterns[phase].counts(slots[mine], dataset)
-            refs[mine, 1:] = self._find(dataset, ordinals)
+            of_dataset = chosen == dataset
+            ordinals = self._used[phase][dataset] + self._patterns[phase].counts(slots[of_dataset], dataset)
+            refs[of_dataset, 1:] = self._find(dataset, ordinals)
         return refs
 
     def _locate(self, step: int) -> tuple[int, int]:
@@ -145,17 +145,17 @@ class Order:
     def _find(self, dataset: int, ordinals: np.ndarray) -> np.ndarray:
         """(shard, row) of the n-th rows that a dataset ever gives, for each n in `ordinals`: int64 [n, 2]."""
         epochs, offsets = np.divmod(ordinals, self.datasets[dataset].rows)
-        found = np.empty((len(ordinals), 2), np.int64)
+        places = np.empty((len(ordinals), 2), np.int64)
         for epoch in np.unique(epochs).tolist():
-            mine = epochs == epoch
+            in_epoch = epochs == epoch
             if epoch == 0:
                 begins = self._shard_begins[dataset]
-                shards = np.searchsorted(begins, offsets[mine], side="right") - 1
-                found[mine, 0] = shards
-                found[mine, 1] = offsets[mine] - begins[shards]
+                shards = np.searchsorted(begins, offsets[in_epoch], side="right") - 1
+                places[in_epoch, 0] = shards
+                places[in_epoch, 1] = offsets[in_epoch] - begins[shards]
             else:
-                found[mine] = self._permuted(dataset, epoch).find(offsets[mine])
-        return found
+                places[in_epoch] = self._permuted(dataset, epoch).find(offsets[in_epoch])
+        return places
 
     def _permuted(self, dataset: int, epoch: int) -> "_PermutedGroups":
         key = (dataset, epoch)

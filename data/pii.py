@@ -29,25 +29,25 @@ PLACEHOLDER = "[{}]"
 _EXAMPLE_HOSTS = (b"example.com", b"example.org", b"example.net", b"localhost.localdomain")
 
 
-def _email(found: bytes, text: bytes, start: int, end: int) -> bool:
-    host = found.lower().partition(b"@")[2]
+def _email(match: bytes, text: bytes, start: int, end: int) -> bool:
+    host = match.lower().partition(b"@")[2]
     return not any(host == example or host.endswith(b"." + example) for example in _EXAMPLE_HOSTS)
 
 
-def _phone(found: bytes, text: bytes, start: int, end: int) -> bool:
-    digits = sum(byte in b"0123456789" for byte in found)
-    if found.startswith(b"+"):
-        return 8 <= digits <= 15 and found[1:2] != b"0"  # E.164
-    area, exchange = [part for part in re.split(rb"\D+", found) if part][:2]
+def _phone(match: bytes, text: bytes, start: int, end: int) -> bool:
+    digits = sum(byte in b"0123456789" for byte in match)
+    if match.startswith(b"+"):
+        return 8 <= digits <= 15 and match[1:2] != b"0"  # E.164
+    area, exchange = [part for part in re.split(rb"\D+", match) if part][:2]
     return area[0] >= ord("2") and exchange[0] >= ord("2")  # the North American plan
 
 
-def _ip(found: bytes, text: bytes, start: int, end: int) -> bool:
+def _ip(match: bytes, text: bytes, start: int, end: int) -> bool:
     before = text[max(start - 9, 0) : start].lower()
-    if b":" not in found and re.search(rb"(\bv|version[ :=]*|ver\.? ?|[-/_])$", before):
+    if b":" not in match and re.search(rb"(\bv|version[ :=]*|ver\.? ?|[-/_])$", before):
         return False
     try:
-        address = ipaddress.ip_address(found.decode())
+        address = ipaddress.ip_address(match.decode())
     except ValueError:
         return False
     return address.is_global and (address.version == 4 or 0x2000 <= int(address) >> 112 <= 0x3FFF)
@@ -59,13 +59,13 @@ _CARDS = re.compile(
 )
 
 
-def _card(found: bytes, text: bytes, start: int, end: int) -> bool:
-    digits = re.sub(rb"[ -]", b"", found)
+def _card(match: bytes, text: bytes, start: int, end: int) -> bool:
+    digits = re.sub(rb"[ -]", b"", match)
     return bool(_CARDS.fullmatch(digits)) and luhn.is_valid(digits.decode())
 
 
-def _iban(found: bytes, text: bytes, start: int, end: int) -> bool:
-    compact = found.decode().replace(" ", "")
+def _iban(match: bytes, text: bytes, start: int, end: int) -> bool:
+    compact = match.decode().replace(" ", "")
     return len(compact) == _iban_length(compact[:2]) and iban.is_valid(compact)
 
 
@@ -76,12 +76,12 @@ def _iban_length(country: str) -> int:
     return 4 + sum(map(int, re.findall(r"\d+", properties["bban"]))) if "bban" in properties else 0
 
 
-def _national_id(found: bytes, text: bytes, start: int, end: int) -> bool:
-    told = found.decode()
-    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", told):  # US social security number: what is never given out
-        area, group, serial = told.split("-")
+def _national_id(match: bytes, text: bytes, start: int, end: int) -> bool:
+    number = match.decode()
+    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", number):  # US social security number: what is never given out
+        area, group, serial = number.split("-")
         return area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000"
-    return any(check.is_valid(told) for check in (dni, cpf, codicefiscale))
+    return any(check.is_valid(number) for check in (dni, cpf, codicefiscale))
 
 
 Check = Callable[[bytes, bytes, int, int], bool]
@@ -111,17 +111,17 @@ def candidates(texts: pa.ChunkedArray, classes: Sequence[str]) -> list[int]:
     if not classes or not len(texts):
         return []
     flags = [pc.match_substring_regex(texts, _PATTERNS[name][0]) for name in classes]
-    found = flags[0]
+    matches = flags[0]
     for flag in flags[1:]:
-        found = pc.or_(found, flag)
-    return pc.indices_nonzero(found.combine_chunks()).to_pylist()
+        matches = pc.or_(matches, flag)
+    return pc.indices_nonzero(matches.combine_chunks()).to_pylist()
 
 
 def find(text: str, classes: Sequence[str]) -> list[tuple[str, int, int]]:
     """(class, start, end) in characters, in order, none overlapping another."""
     data = text.encode()
     taken: list[tuple[int, int, str]] = []
-    for name in (one for one in CLASSES if one in classes):
+    for name in (class_name for class_name in CLASSES if class_name in classes):
         check = _PATTERNS[name][1]
         for start, end in _alone(data, name):
             place = bisect.bisect(taken, (start, end))
@@ -131,13 +131,13 @@ def find(text: str, classes: Sequence[str]) -> list[tuple[str, int, int]]:
     if not taken:
         return []
     # bytes to characters in one pass
-    found, characters, place = [], 0, 0
+    ranges, characters, place = [], 0, 0
     for start, end, name in taken:
         characters += len(data[place:start].decode())
         length = len(data[start:end].decode())
-        found.append((name, characters, characters + length))
+        ranges.append((name, characters, characters + length))
         characters, place = characters + length, end
-    return found
+    return ranges
 
 
 def _alone(data: bytes, name: str) -> Iterator[tuple[int, int]]:
@@ -168,21 +168,21 @@ def _alone(data: bytes, name: str) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def redact(text: str, found: Sequence[tuple[str, int, int]]) -> str:
+def redact(text: str, ranges: Sequence[tuple[str, int, int]]) -> str:
     """The text with each range replaced by the placeholder of its class."""
     parts, place = [], 0
-    for name, start, end in found:
+    for name, start, end in ranges:
         parts += [text[place:start], PLACEHOLDER.format(name)]
         place = end
     return "".join([*parts, text[place:]])
 
 
-def shifted(spans: Sequence[Mapping[str, int]], found: Sequence[tuple[str, int, int]]) -> list[dict[str, int]]:
+def shifted(spans: Sequence[Mapping[str, int]], ranges: Sequence[tuple[str, int, int]]) -> list[dict[str, int]]:
     """Character ranges of the text, in the text after `redact`: one that a placeholder falls into grows to hold it."""
 
     def moved(place: int, *, at_end: bool) -> int:
         change = 0
-        for name, start, end in found:
+        for name, start, end in ranges:
             length = len(PLACEHOLDER.format(name))
             if end <= place:
                 change += length - (end - start)
@@ -190,4 +190,4 @@ def shifted(spans: Sequence[Mapping[str, int]], found: Sequence[tuple[str, int, 
                 return start + change + (length if at_end else 0)
         return place + change
 
-    return [{"start": moved(one["start"], at_end=False), "end": moved(one["end"], at_end=True)} for one in spans]
+    return [{"start": moved(span["start"], at_end=False), "end": moved(span["end"], at_end=True)} for span in spans]

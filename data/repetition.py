@@ -1,4 +1,4 @@
-"""How much of a text repeats itself, as the Gopher report measures it (arXiv 2112.11446, table A1).
+"""How much of a text repeats itself, as the Gopher paper measures it (arXiv 2112.11446, table A1).
 
 Repeated n-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy and Arrow.
 """

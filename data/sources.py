@@ -237,8 +237,8 @@ def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Re
                 if page is None:
                     yield None
                 elif page.reason:
-                    told = f"{page.metadata.get('url', '')}: {page.detail}"
-                    yield Reject(offset=offset, reason=page.reason, detail=told, content=page.content)
+                    detail = f"{page.metadata.get('url', '')}: {page.detail}"
+                    yield Reject(offset=offset, reason=page.reason, detail=detail, content=page.content)
                 else:
                     yield Record(offset=offset, text=page.text, metadata=page.metadata)
         except (OSError, EOFError) as error:
@@ -304,9 +304,9 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
             # as bytes: a writer need not have checked that its strings are UTF-8
             column = batch.column(text_field)
             column = column.dictionary_decode() if dictionary else column
-            others = batch.select(list(options.metadata_fields)).to_pylist() if options.metadata_fields else []
+            metadata = batch.select(list(options.metadata_fields)).to_pylist() if options.metadata_fields else []
             for place, value in enumerate(column.cast(bytes_kind).to_pylist()):
-                yield _parse_value(value, offset, others[place] if others else {}, options.max_document_bytes)
+                yield _parse_value(value, offset, metadata[place] if metadata else {}, options.max_document_bytes)
                 offset += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error

@@ -288,10 +288,10 @@ def _checked_pieces(model: bytes) -> list[tuple[str, int]]:
             "or Gemma's tokenizer.model"
         ) from error
     pieces = [(piece.piece, piece.type) for piece in proto.pieces]
-    for id, (expected, found) in enumerate(zip(LAYOUT, [*pieces, *[("nothing", 0)] * len(LAYOUT)], strict=False)):
-        if expected != found:
+    for id, (expected, piece) in enumerate(zip(LAYOUT, [*pieces, *[("nothing", 0)] * len(LAYOUT)], strict=False)):
+        if expected != piece:
             raise UserError(
-                f"not Gemma's id layout: id {id} is {found[0]!r} (type {found[1]}) and must be {expected[0]!r} (type "
+                f"not Gemma's id layout: id {id} is {piece[0]!r} (type {piece[1]}) and must be {expected[0]!r} (type "
                 f"{expected[1]}); train one with train_tokenizer, or take Gemma's tokenizer.model"
             )
     return pieces
@@ -328,5 +328,5 @@ def _special_pattern(symbols: list[str]) -> "re.Pattern[bytes]":
     rests: dict[str, list[str]] = {}
     for symbol in symbols:
         rests.setdefault(symbol[0], []).append(re.escape(symbol[1:]))
-    told = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
-    return re.compile(told.encode())
+    pattern = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+    return re.compile(pattern.encode())

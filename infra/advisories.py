@@ -30,8 +30,8 @@ def main(program: str, files: Sequence[str]) -> int:
         done = subprocess.run(
             [*command, "--progress-spinner", "off", "--timeout", "10"], capture_output=True, text=True, check=False
         )
-        code, told = judge(done.stdout, done.stderr)
-        print(f"{name}: {told}")
+        code, message = judge(done.stdout, done.stderr)
+        print(f"{name}: {message}")
         worst = max(worst, code)
     return worst
 
@@ -44,12 +44,13 @@ def judge(stdout: str, stderr: str) -> tuple[int, str]:
         if any(word in stderr for word in UNREACHABLE):
             return 0, NOT_RUN
         return 1, f"the check failed: {stderr.strip()[-2000:]}"
-    known = [(one, found) for one in dependencies for found in one.get("vulns", ())]
+    known = [(entry, flaw) for entry in dependencies for flaw in entry.get("vulns", ())]
     if not known:
         return 0, f"nothing known of {len(dependencies)} packages"
     lines = [
-        f"  {one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
-        for one, found in known
+        f"  {entry['name']} {entry['version']}: {flaw['id']}, "
+        f"fixed in {', '.join(flaw['fix_versions']) or 'no version'}"
+        for entry, flaw in known
     ]
     return 1, "\n".join([f"{len(known)} known in {len(dependencies)} packages", *lines])
 

@@ -135,7 +135,7 @@ def compile_report(
     text = optimized.to_string()
     if text_path is not None:
         Path(text_path).write_text(text)
-    found = account(text, topology.slices)
+    totals = account(text, topology.slices)
     return Report(
         fits=stats.peak_memory_in_bytes <= limit,
         compile_seconds=round(seconds, 1),
@@ -148,11 +148,11 @@ def compile_report(
         alias_bytes=stats.alias_size_in_bytes,
         temp_bytes=stats.temp_size_in_bytes,
         code_bytes=stats.generated_code_size_in_bytes,
-        matrix_flops=found.matrix_flops,
-        hbm_bytes=found.hbm_bytes,
-        kernels=found.kernels,
-        collectives=traffic(found.collectives),
-        unknown_loops=tuple(found.unknown_loops),
+        matrix_flops=totals.matrix_flops,
+        hbm_bytes=totals.hbm_bytes,
+        kernels=totals.kernels,
+        collectives=traffic(totals.collectives),
+        unknown_loops=tuple(totals.unknown_loops),
     )
 
 
@@ -209,29 +209,29 @@ def _with_donors(mlir: str | bytes, donated: Sequence[int]) -> bytes:
 
     with jax_mlir.make_ir_context():
         module = ir.Module.parse(mlir)
-        function = next(one for one in module.body.operations if one.name.value == "main")
-        given = next((one.attr for one in function.attributes if one.name == "arg_attrs"), None)
+        function = next(operation for operation in module.body.operations if operation.name.value == "main")
+        arg_attrs = next((entry.attr for entry in function.attributes if entry.name == "arg_attrs"), None)
         count = len(function.type.inputs)
-        attributes = [dict(_items(given[place])) if given is not None else {} for place in range(count)]
+        attributes = [dict(_items(arg_attrs[place])) if arg_attrs is not None else {} for place in range(count)]
         for place in donated:
             attributes[place]["jax.buffer_donor"] = ir.BoolAttr.get(True)
-        function.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(one) for one in attributes])
+        function.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(entry) for entry in attributes])
         return jax_mlir.module_to_bytecode(module)
 
 
 def _items(attributes: Any) -> list[tuple[str, Any]]:
-    return [(one.name, one.attr) for one in attributes]
+    return [(attribute.name, attribute.attr) for attribute in attributes]
 
 
 def traffic(collectives: Sequence[Any]) -> tuple[Traffic, ...]:
     """Sums `infra.hlo.Collective`s by kind."""
     sums: dict[str, dict[str, int]] = {}
-    for one in collectives:
-        entry = sums.setdefault(one.kind, dict.fromkeys(("calls", "operand_bytes", "ici_bytes", "dcn_bytes"), 0))
-        sent = int(one.times * sent_bytes(one.kind, one.operand_bytes, one.group))
-        entry["calls"] += one.times
-        entry["operand_bytes"] += one.times * one.operand_bytes
-        entry["dcn_bytes" if one.between_slices else "ici_bytes"] += sent
+    for collective in collectives:
+        entry = sums.setdefault(collective.kind, dict.fromkeys(("calls", "operand_bytes", "ici_bytes", "dcn_bytes"), 0))
+        sent = int(collective.times * sent_bytes(collective.kind, collective.operand_bytes, collective.group))
+        entry["calls"] += collective.times
+        entry["operand_bytes"] += collective.times * collective.operand_bytes
+        entry["dcn_bytes" if collective.between_slices else "ici_bytes"] += sent
     return tuple(Traffic(kind=kind, **entry) for kind, entry in sorted(sums.items()))
 
 
@@ -243,11 +243,11 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
 
 def parse_allocations(message: str) -> tuple[Allocation, ...]:
     """The compiler's own list of the largest allocations, largest first; those below 1 MiB are left out."""
-    found = []
+    allocations = []
     for part in re.split(r"\n\s*\d+\. (?=Size: )", message)[1:]:
         fields: Mapping[str, str] = dict(re.findall(r"^\s*([A-Z][\w ]*?): (.*?)\s*$", "  " + part, re.MULTILINE))
         operator = re.search(r'op_name="([^"]*)"', fields.get("Operator", ""))
-        found.append(
+        allocations.append(
             Allocation(
                 bytes=parse_size(fields["Size"]),
                 shape=fields.get("Shape", "").partition("{")[0],
@@ -256,7 +256,7 @@ def parse_allocations(message: str) -> tuple[Allocation, ...]:
                 label=fields.get("XLA label", "").partition(" = ")[0],
             )
         )
-    return tuple(one for one in found if one.bytes >= 2**20)
+    return tuple(allocation for allocation in allocations if allocation.bytes >= 2**20)
 
 
 def parse_size(text: str) -> int:

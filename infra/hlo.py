@@ -48,10 +48,10 @@ def parse(text: str) -> Module:
             computations[current] = {}
             entry = current if heading[1] else entry
         elif current and (match := INSTRUCTION.match(line)):
-            one = _instruction(match[2], match[3])
-            computations[current][one.name] = one
+            instruction = _instruction(match[2], match[3])
+            computations[current][instruction.name] = instruction
             if match[1]:
-                roots[current] = one.name
+                roots[current] = instruction.name
         elif line == "}":
             current = ""
     assert entry, f"no ENTRY computation in {len(text)} characters of HLO text; give the text of a whole module"
@@ -82,10 +82,10 @@ def _balanced(text: str, start: int) -> int:
 
 def leaves(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
     """(element type, sides, layout) of each array in a shape, tuples flattened."""
-    found = []
+    arrays = []
     for kind, sides, layout in ARRAY.findall(shape):
-        found.append((kind, tuple(int(one.lstrip("<=")) for one in sides.split(",") if one), layout))
-    return found
+        arrays.append((kind, tuple(int(side.lstrip("<=")) for side in sides.split(",") if side), layout))
+    return arrays
 
 
 def shape_bytes(shape: str, *, hbm_only: bool = False) -> int:

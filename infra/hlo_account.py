@@ -61,26 +61,26 @@ class Account:
 def account(text: str, slices: int = 1) -> Account:
     """Reads the text of an optimized, partitioned module. Raises UserError where there is no entry computation."""
     module = parse(text)
-    found = Account()
+    totals = Account()
     started = _started(module)
-    for name, instruction, times, fused in walk(module, found.unknown_loops):
+    for name, instruction, times, fused in walk(module, totals.unknown_loops):
         computation = module.computations[name]
         opcode = instruction.opcode
         if opcode in ("dot", "convolution"):
-            found.matrix_flops += times * _matrix_flops(instruction, computation)
+            totals.matrix_flops += times * _matrix_flops(instruction, computation)
         elif _target(instruction) == "tpu_custom_call":
-            found.kernels += times
+            totals.kernels += times
         elif opcode.removesuffix("-start") in KINDS and not _goes_on(instruction, computation, started):
-            found.collectives.append(_collective(name, instruction, computation, times))
+            totals.collectives.append(_collective(name, instruction, computation, times))
         elif match := MEGASCALE.search(instruction.attributes if opcode == "send" else ""):
             size = shape_bytes(computation[instruction.operands[0]].shape)
             kind = match[1].lower().replace("_", "-")
-            found.collectives.append(
+            totals.collectives.append(
                 Collective(kind=kind, operand_bytes=size, group=slices, times=times, between_slices=True)
             )
         if not fused:
-            found.hbm_bytes += times * _hbm_bytes(module, instruction, computation)
-    return found
+            totals.hbm_bytes += times * _hbm_bytes(module, instruction, computation)
+    return totals
 
 
 def walk(module: Module, unknown_loops: list[str]) -> Iterator[tuple[str, Instruction, int, bool]]:
@@ -101,10 +101,10 @@ def walk(module: Module, unknown_loops: list[str]) -> Iterator[tuple[str, Instru
             inside = fused or instruction.opcode in ("fusion", "async-start")
             names = [match[1] for match in CALLED.finditer(attributes)]
             for match in BRANCHES.finditer(attributes):
-                names += [one.strip().lstrip("%") for one in match[1].split(",")]
+                names += [branch.strip().lstrip("%") for branch in match[1].split(",")]
             # a reduction's to_apply runs on scalars: nothing in it is counted
             if instruction.opcode in ("fusion", "call", "async-start", "conditional", "custom-call"):
-                waiting += [(one, times, inside) for one in names if one in module.computations]
+                waiting += [(callee, times, inside) for callee in names if callee in module.computations]
 
 
 def _target(instruction: Instruction) -> str:
@@ -122,18 +122,21 @@ def _started(module: Module) -> frozenset[str]:
     return frozenset(
         _channel(computation[operand])
         for computation in module.computations.values()
-        for one in computation.values()
-        if _target(one) == "AsyncCollectiveStart"
-        for operand in one.operands
+        for instruction in computation.values()
+        if _target(instruction) == "AsyncCollectiveStart"
+        for operand in instruction.operands
         if operand in computation
     )
 
 
 def _goes_on(instruction: Instruction, computation: dict[str, Instruction], started: frozenset[str]) -> bool:
     """Whether this names a collective that another fusion starts."""
-    inside_fusion = any(one.opcode == "parameter" and one.name in instruction.operands for one in computation.values())
+    inside_fusion = any(
+        candidate.opcode == "parameter" and candidate.name in instruction.operands for candidate in computation.values()
+    )
     starts_here = any(
-        _target(one) == "AsyncCollectiveStart" and instruction.name in one.operands for one in computation.values()
+        _target(candidate) == "AsyncCollectiveStart" and instruction.name in candidate.operands
+        for candidate in computation.values()
     )
     return inside_fusion and not starts_here and _channel(instruction) in started
 
@@ -142,7 +145,7 @@ def _collective(name: str, instruction: Instruction, computation: dict[str, Inst
     kind = instruction.opcode.removesuffix("-start")
     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # the compiler's fusion of an all-reduce and the slice of it that a chip keeps
-    size = sum(shape_bytes(computation[one].shape) for one in instruction.operands)
+    size = sum(shape_bytes(computation[operand].shape) for operand in instruction.operands)
     groups = _groups(instruction.attributes)
     return Collective(
         kind=kind,
@@ -156,12 +159,12 @@ def _collective(name: str, instruction: Instruction, computation: dict[str, Inst
 def _groups(attributes: str) -> list[list[int]]:
     """The chips of each group: listed, as an iota ([2,4]<=[4,2]T(1,0)), or as pairs of a permutation."""
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})\}", attributes):
-        return [[int(one) for one in group.split(",")] for group in re.findall(r"\{([\d,\s]+)\}", match[1])]
+        return [[int(chip) for chip in group.split(",")] for group in re.findall(r"\{([\d,\s]+)\}", match[1])]
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, sides = ([int(one) for one in match[part].split(",")] for part in (1, 2))
+        shape, sides = ([int(side) for side in match[part].split(",")] for part in (1, 2))
         chips = np.arange(math.prod(sides)).reshape(sides)
         if match[3]:
-            chips = chips.transpose([int(one) for one in match[3].split(",")])
+            chips = chips.transpose([int(axis) for axis in match[3].split(",")])
         return [list(map(int, group)) for group in chips.reshape(shape)]
     return []
 
@@ -172,7 +175,7 @@ def _matrix_flops(instruction: Instruction, computation: dict[str, Instruction])
     ((_, left, _),) = leaves(computation[instruction.operands[0]].shape)
     if instruction.opcode == "dot":
         match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        contracted = [left[int(one)] for one in match[1].split(",") if one] if match else []
+        contracted = [left[int(axis)] for axis in match[1].split(",") if axis] if match else []
         return 2.0 * math.prod(result) * math.prod(contracted)
     ((_, kernel, _),) = leaves(computation[instruction.operands[1]].shape)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
@@ -196,7 +199,7 @@ def _matrix_flops(instruction: Instruction, computation: dict[str, Instruction])
 def _window(attributes: str, dimensions: int) -> list[tuple[int, int, int, int, bool]]:
     """(stride, padding before, dilations of operand and kernel, reversed) for each spatial dimension."""
     match = re.search(r"window=\{([^}]*)\}", attributes)
-    parts = dict(one.split("=") for one in match[1].split()) if match else {}
+    parts = dict(entry.split("=") for entry in match[1].split()) if match else {}
 
     def each(key: str, default: str) -> list[str]:
         return parts[key].split("x") if key in parts else [default] * dimensions
@@ -220,9 +223,9 @@ def _hbm_bytes(module: Module, instruction: Instruction, computation: dict[str, 
     operands = [computation[name] for name in instruction.operands if name in computation]
     if opcode.endswith("-start"):
         # (operands, result, ...): the operands are named again
-        results = leaves(instruction.shape)[len([leaf for one in operands for leaf in leaves(one.shape)]) :]
+        results = leaves(instruction.shape)[len([leaf for operand in operands for leaf in leaves(operand.shape)]) :]
         moved = max((leaf_bytes(leaf) for leaf in results), default=0)
-        places = [shape_bytes(one.shape, hbm_only=True) > 0 for one in operands[:1]]
+        places = [shape_bytes(operand.shape, hbm_only=True) > 0 for operand in operands[:1]]
         places += [not ELSEWHERE.search(leaf[2]) for leaf in results[:1]]
         return moved * sum(places)
     if opcode in ("dynamic-slice", "slice", "gather"):
@@ -240,35 +243,37 @@ def _fusion_bytes(module: Module, fusion: Instruction, operands: list[Instructio
     assert name, fusion
     inner = module.computations[name[1]]
     users: dict[str, list[Instruction]] = {}
-    for one in inner.values():
-        for name_of_operand in one.operands:
-            users.setdefault(name_of_operand, []).append(one)
+    for instruction in inner.values():
+        for name_of_operand in instruction.operands:
+            users.setdefault(name_of_operand, []).append(instruction)
     total = 0
-    parameters = {int(one.literal): one for one in inner.values() if one.opcode == "parameter"}
+    parameters = {
+        int(instruction.literal): instruction for instruction in inner.values() if instruction.opcode == "parameter"
+    }
     for place, operand in enumerate(operands):
         whole = shape_bytes(operand.shape, hbm_only=True)
         uses = _through_bitcasts(parameters[place].name, users) if place in parameters else []
         touched = [_touched(use, came_from, whole) for use, came_from in uses]
         total += min(whole, sum(touched)) if uses else whole
     root = inner[module.roots[name[1]]]
-    roots = [inner[one] for one in root.operands] if root.opcode == "tuple" else [root]
+    roots = [inner[element] for element in root.operands] if root.opcode == "tuple" else [root]
     for written, leaf in zip(roots, leaves(fusion.shape), strict=False):
-        one = written
-        if ELSEWHERE.search(leaf[2]) or one.opcode == "parameter":
+        writer = written
+        if ELSEWHERE.search(leaf[2]) or writer.opcode == "parameter":
             continue  # in another memory, or handed through
-        while one.opcode in ("bitcast", "copy") and one.operands and one.operands[0] in inner:
-            one = inner[one.operands[0]]
-        in_place = one.opcode == "dynamic-update-slice"
-        total += shape_bytes(inner[one.operands[1]].shape) if in_place else leaf_bytes(leaf)
+        while writer.opcode in ("bitcast", "copy") and writer.operands and writer.operands[0] in inner:
+            writer = inner[writer.operands[0]]
+        in_place = writer.opcode == "dynamic-update-slice"
+        total += shape_bytes(inner[writer.operands[1]].shape) if in_place else leaf_bytes(leaf)
     return total
 
 
 def _through_bitcasts(name: str, users: dict[str, list[Instruction]]) -> list[tuple[Instruction, str]]:
     """Who uses a value inside a fusion, and under which name, bitcasts left out."""
-    found = []
+    uses = []
     for use in users.get(name, []):
-        found += _through_bitcasts(use.name, users) if use.opcode == "bitcast" else [(use, name)]
-    return found
+        uses += _through_bitcasts(use.name, users) if use.opcode == "bitcast" else [(use, name)]
+    return uses
 
 
 def _touched(use: Instruction, name: str, whole: int) -> int:

@@ -70,26 +70,26 @@ def _counters(module: Module, loop: Instruction) -> set[int]:
     """Elements of the loop's state that the condition reads, and those that they follow from."""
     condition = module.computations[called(loop, "condition")]
     body = module.computations[called(loop, "body")]
-    found = {_index(one) for one in condition.values() if one.opcode == "get-tuple-element"}
+    counters = {_index(instruction) for instruction in condition.values() if instruction.opcode == "get-tuple-element"}
     result = body[module.roots[called(loop, "body")]]
     if result.opcode != "tuple":
         raise _Unknown
-    waiting = list(found)
+    waiting = list(counters)
     while waiting:
         names = [result.operands[waiting.pop()]]
         seen: set[str] = set()
         while names:
-            one = body.get(names.pop())
-            if one is None or one.name in seen or len(seen) > 1000:
+            instruction = body.get(names.pop())
+            if instruction is None or instruction.name in seen or len(seen) > 1000:
                 continue
-            seen.add(one.name)
-            if one.opcode == "get-tuple-element" and body[one.operands[0]].opcode == "parameter":
-                if _index(one) not in found:
-                    found.add(_index(one))
-                    waiting.append(_index(one))
+            seen.add(instruction.name)
+            if instruction.opcode == "get-tuple-element" and body[instruction.operands[0]].opcode == "parameter":
+                if _index(instruction) not in counters:
+                    counters.add(_index(instruction))
+                    waiting.append(_index(instruction))
             else:
-                names += one.operands
-    return found
+                names += instruction.operands
+    return counters
 
 
 def _index(instruction: Instruction) -> int:
@@ -110,41 +110,41 @@ class _Scalars:
 
     def element(self, name: str, place: int) -> int:
         """Element `place` of a tuple."""
-        one = self.instructions.get(name)
-        if one is not None and one.opcode == "tuple":
-            return self.value(one.operands[place])
-        if one is not None and one.opcode == "parameter" and place in self.given and not self.fused:
+        instruction = self.instructions.get(name)
+        if instruction is not None and instruction.opcode == "tuple":
+            return self.value(instruction.operands[place])
+        if instruction is not None and instruction.opcode == "parameter" and place in self.given and not self.fused:
             return self.given[place]
-        if one is not None and one.opcode == "fusion":
-            return self._inside(one).element(self.module.roots[_fused(one)], place)
+        if instruction is not None and instruction.opcode == "fusion":
+            return self._inside(instruction).element(self.module.roots[_fused(instruction)], place)
         raise _Unknown
 
     def value(self, name: str) -> int:
         """Raises _Unknown for anything but integers that follow from constants and what was given."""
-        one = self.instructions.get(name)
-        if one is None or "[]" not in one.shape.partition("{")[0]:
+        instruction = self.instructions.get(name)
+        if instruction is None or "[]" not in instruction.shape.partition("{")[0]:
             raise _Unknown
-        opcode, operands = one.opcode, one.operands
+        opcode, operands = instruction.opcode, instruction.operands
         if opcode == "constant":
-            return _literal(one)
-        if opcode == "parameter" and self.fused and int(one.literal) in self.given:
-            return self.given[int(one.literal)]
+            return _literal(instruction)
+        if opcode == "parameter" and self.fused and int(instruction.literal) in self.given:
+            return self.given[int(instruction.literal)]
         if opcode == "get-tuple-element":
-            return self.element(operands[0], _index(one))
+            return self.element(operands[0], _index(instruction))
         if opcode == "fusion":
-            return self._inside(one).root()
+            return self._inside(instruction).root()
         if opcode in SAME_VALUE:
-            return _wrapped(self.value(operands[0]), one.shape)
+            return _wrapped(self.value(operands[0]), instruction.shape)
         if opcode == "not":
-            return _wrapped(~self.value(operands[0]), one.shape)
+            return _wrapped(~self.value(operands[0]), instruction.shape)
         if opcode == "select":
             return self.value(operands[1 if self.value(operands[0]) else 2])
         if opcode == "compare":
-            direction = re.search(r"direction=(\w+)", one.attributes)
-            assert direction, one
+            direction = re.search(r"direction=(\w+)", instruction.attributes)
+            assert direction, instruction
             return int(COMPARE[direction[1]](self.value(operands[0]), self.value(operands[1])))
         if opcode in ARITHMETIC:
-            return _wrapped(ARITHMETIC[opcode](self.value(operands[0]), self.value(operands[1])), one.shape)
+            return _wrapped(ARITHMETIC[opcode](self.value(operands[0]), self.value(operands[1])), instruction.shape)
         raise _Unknown
 
     def _inside(self, fusion: Instruction) -> "_Scalars":

@@ -114,7 +114,7 @@ class RayClusterSpec:
             raise UserError(f"group {where}: its pods have no container")
         if refused := [name for name in OPERATOR_PARAMS if name in group.ray_start_params]:
             raise UserError(f"group {where}: rayStartParams may not have {refused[0]!r}")
-        names = {one["name"] for one in containers[0].get("env", ())}
+        names = {variable["name"] for variable in containers[0].get("env", ())}
         if where == "head" and (refused := [name for name in OPERATOR_ENV if name in names]):
             raise UserError(f"group head: its container may not set {refused[0]}")
         second = self.autoscaler_options is not None and self.autoscaler_options.version == "v2"
@@ -208,10 +208,10 @@ def read_object(document: Mapping[str, Any]) -> RayJob | RayCluster:
 
 def _written(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        fields = {_camel(one.name): getattr(value, one.name) for one in dataclasses.fields(value)}
-        return {name: _written(one) for name, one in fields.items() if one is not None}
+        fields = {_camel(attribute.name): getattr(value, attribute.name) for attribute in dataclasses.fields(value)}
+        return {name: _written(entry) for name, entry in fields.items() if entry is not None}
     if isinstance(value, tuple):
-        return [_written(one) for one in value]
+        return [_written(entry) for entry in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -220,23 +220,23 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        names = {_camel(one.name): one for one in dataclasses.fields(kind)}
+        names = {_camel(attribute.name): attribute for attribute in dataclasses.fields(kind)}
         if unknown := sorted(set(value) - set(names)):
             raise UserError(f"{where}.{unknown[0]}: {kind.__name__} has no such field; it has {', '.join(names)}")
         needed = [
             key
-            for key, one in names.items()
-            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+            for key, attribute in names.items()
+            if attribute.default is dataclasses.MISSING and attribute.default_factory is dataclasses.MISSING
         ]
         if missing := [key for key in needed if key not in value]:
             raise UserError(f"{where}.{missing[0]} is missing")
-        read = {names[key].name: _read(hints[names[key].name], one, f"{where}.{key}") for key, one in value.items()}
+        read = {names[key].name: _read(hints[names[key].name], entry, f"{where}.{key}") for key, entry in value.items()}
         return kind(**read)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         fits = value in arguments
     elif origin is tuple:
-        return tuple(_read(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value))
+        return tuple(_read(arguments[0], entry, f"{where}[{number}]") for number, entry in enumerate(value))
     elif origin is Mapping or kind is Mapping or origin is not None:
         fits = isinstance(value, Mapping)
     else:

@@ -110,15 +110,15 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
             filled = 0
         shards[-1].append(name)
         filled += tensor.nbytes
-    one = len(shards) == 1
+    single = len(shards) == 1
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file_name = SINGLE_FILE if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file_name = SINGLE_FILE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: state[name].detach().cpu().contiguous() for name in names}
         # transformers refuses files that do not say which framework's tensors they hold.
         yield file_name, serialize(tensors, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file_name)
-    if not one:
+    if not single:
         total = sum(tensor.nbytes for tensor in state.values())
         yield INDEX_FILE, _json({"metadata": {"total_size": total}, "weight_map": weight_map})
     yield CONFIG_FILE, _json(config_to_hf(model.config, next(iter(state.values())).dtype))
@@ -261,12 +261,12 @@ def _rope_theta(stored: Mapping[str, Any]) -> float:
     given = [source["rope_theta"] for source in (stored, nested) if source.get("rope_theta") is not None]
     if wrong := [value for value in given if not isinstance(value, int | float) or not abs(value) < 1e30]:
         raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it is a number; fetch it again")
-    found = set(map(float, given))
-    if len(found) > 1:
+    values = set(map(float, given))
+    if len(values) > 1:
         raise UserError(
-            f"{CONFIG_FILE} has two values of rope_theta, {sorted(found)}; keep the one the model was trained with"
+            f"{CONFIG_FILE} has two values of rope_theta, {sorted(values)}; keep the one the model was trained with"
         )
-    return found.pop() if found else 10_000.0
+    return values.pop() if values else 10_000.0
 
 
 def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:

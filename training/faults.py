@@ -45,19 +45,19 @@ class WeightsWatch:
         """Of steps in order, each with its VALUES. Raises Corrupted."""
         if not steps:
             return
-        sums = [checksums(one) for one in values]
-        for step, one in zip(steps, sums, strict=True):
-            if self._expected is not None and one["weights_before"] != self._expected:
+        sums = [checksums(row) for row in values]
+        for step, step_sums in zip(steps, sums, strict=True):
+            if self._expected is not None and step_sums["weights_before"] != self._expected:
                 whose = "one of the workers" if self._backend.snapshot_by_all else f"worker {self._backend.rank}"
                 raise Corrupted(
-                    f"step {step} found weights with the checksum {one['weights_before']:08x} where step {step - 1} "
-                    f"left {self._expected:08x}: memory of {whose} changed between them; nothing "
+                    f"step {step} found weights with the checksum {step_sums['weights_before']:08x} where step "
+                    f"{step - 1} left {self._expected:08x}: memory of {whose} changed between them; nothing "
                     "was saved since, so run again, on another machine if it happens twice"
                 )
-            self._expected = one["weights_after"]
+            self._expected = step_sums["weights_after"]
         names = ("gradients", "weights_after")
-        mine = np.array([[[one[name] for name in names] for one in sums]], np.int64)
-        everyone = self._backend.gather(mine)
+        own_sums = np.array([[[step_sums[name] for name in names] for step_sums in sums]], np.int64)
+        everyone = self._backend.gather(own_sums)
         differing = np.argwhere(everyone != everyone[0])
         if len(differing):
             worker, place, name = differing[np.argsort(differing[:, 1], kind="stable")][0].tolist()
@@ -99,16 +99,16 @@ def worst_rows(
     together = backend.snapshot_by_all
     if together:
         batch = dict(zip(batch, gather_slots(backend, *batch.values()), strict=True))
-    mine = []
+    figures = []
     for number in range(len(batch["tokens"])):
         row = {name: np.repeat(column[number : number + 1], backend.least_rows, 0) for name, column in batch.items()}
         gradients, sums = backend.gradients(model, loss_function, [backend.to_device(row)], torch.float32)
         values = torch.cat([sums, backend.norm(gradients)[None]])
         backend.step_boundary()
         ((of_row, count, norm),) = backend.fetch([values])
-        mine.append([of_row / max(1.0, count), norm / max(1.0, count)])
-    everyone = np.array(mine, np.float64)
+        figures.append([of_row / max(1.0, count), norm / max(1.0, count)])
+    everyone = np.array(figures, np.float64)
     if not together:
         (everyone,) = gather_slots(backend, everyone)
-    found = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
-    return sorted(found, key=lambda one: (math.isfinite(one[1]) and math.isfinite(one[2]), -one[1]))
+    results = [(row, float(mean), float(norm)) for row, (mean, norm) in zip(rows, everyone, strict=True)]
+    return sorted(results, key=lambda result: (math.isfinite(result[1]) and math.isfinite(result[2]), -result[1]))

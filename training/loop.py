@@ -59,10 +59,10 @@ def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSum
     batches = iter(feed(run.first_step, config.steps))
     while True:
         with meter.spent("data_wait"):
-            found = next(batches, None)
-        if found is None:
+            item = next(batches, None)
+        if item is None:
             break
-        step, batch = found
+        step, batch = item
         assert step == run.step, f"the feed gave step {step} for step {run.step}"
         run.train(batch)
         run.saver.check()

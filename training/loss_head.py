@@ -154,9 +154,9 @@ def loop_head(
     total = torch.zeros((), device=hidden_BTD.device)
     of_weight = torch.zeros_like(factor_VD, dtype=torch.float32) if with_gradients else None
     of_hidden: list[Tensor] = []
-    for hidden_PD, mask_P, *of in chunks:
+    for hidden_PD, mask_P, *chunk_targets in chunks:
         products, log_qs = (None, None) if workspace is None else (part[: len(hidden_PD)] for part in workspace)
-        losses_P, by_products = head.losses(_product(hidden_PD, factor_VD.T, out=products), of, out=log_qs)
+        losses_P, by_products = head.losses(_product(hidden_PD, factor_VD.T, out=products), chunk_targets, out=log_qs)
         total = total + (losses_P * mask_P).sum()
         if of_weight is not None:
             by_product_PV = by_products().to(factor_type)

@@ -48,8 +48,8 @@ def replay(job: TrainJob, step: int) -> Replayed:
     UserError where the run has no record of that step, or this machine cannot be that set-up.
     """
     recorded = read_rows(job.checkpoints_uri, "metrics")
-    mine = None if recorded is None else recorded.filter(pc.field("step") <= step)
-    if mine is None or not mine.num_rows or mine["step"][-1].as_py() != step:
+    until_step = None if recorded is None else recorded.filter(pc.field("step") <= step)
+    if until_step is None or not until_step.num_rows or until_step["step"][-1].as_py() != step:
         last = 0 if recorded is None or not recorded.num_rows else recorded["step"][-1].as_py()
         raise UserError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
     first, carried = _checkpoint_before(job, step)
@@ -61,7 +61,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
         for stop, setup in setups_between(job.checkpoints_uri, first, step):
             reports += _in_setup(again, Setup.from_record(setup), stop)
         saved = _saved_differences(job.checkpoints_uri, directory, step)
-    rows = {row["step"]: row for row in mine.to_pylist()}
+    rows = {row["step"]: row for row in until_step.to_pylist()}
     for report in reports:
         lines = [
             f"step {report.step}: {name} was {rows[report.step][name]!r}, now it is {getattr(report, name)!r}"
@@ -101,7 +101,7 @@ def _saved_differences(root: str, again: str, step: int) -> list[str]:
 
     A changed moment may take steps to reach a weight: here it shows at once.
     """
-    commits = [read_commit(checkpoint_uri(one, step)) for one in (root, again)]
+    commits = [read_commit(checkpoint_uri(uri, step)) for uri in (root, again)]
     if commits[0] is None or commits[1] is None:
         return []
     files = [

@@ -94,7 +94,7 @@ class Run:
                 "the workers read different checkpoints; give --root a storage that all of them share, and run again"
             )
         backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
-        config, parameters = job.config, {name: one.detach() for name, one in self.model.named_parameters()}
+        config, parameters = job.config, {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         wanted = config.optimizer.average_decay > 0, config.spike_sigmas > 0
         self.optimizer = init_state(parameters, *wanted, zeros=backend.zeros_like)
         if checkpoint is not None and checkpoint.optimizer is not None:
@@ -109,7 +109,9 @@ class Run:
         if not backend.snapshot_by_all:
             return ALONE
         attempt = int(backend.gather(np.array([secrets.randbits(62)]))[0])
-        parameters = {name: one.numel() * one.element_size() for name, one in self.model.named_parameters()}
+        parameters = {
+            name: parameter.numel() * parameter.element_size() for name, parameter in self.model.named_parameters()
+        }
         average, statistics = config.optimizer.average_decay > 0, config.spike_sigmas > 0
         sizes = state_sizes(parameters, average=average, statistics=statistics)
         return Writer(rank=backend.rank, count=backend.world_size, attempt=f"{attempt:016x}", sizes=sizes)

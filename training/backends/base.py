@@ -165,8 +165,8 @@ def gather_slots(backend: Backend, *columns: np.ndarray) -> tuple[np.ndarray, ..
     """
     if backend.world_size == 1:
         return columns
-    mine = columns if backend.row_share.first else tuple(column[:0] for column in columns)
-    told = np.empty(1, object)
-    told[0] = (backend.row_share.part, mine)
-    parts = [columns for _, columns in sorted(backend.gather(told).tolist(), key=lambda entry: entry[0])]
+    own_columns = columns if backend.row_share.first else tuple(column[:0] for column in columns)
+    message = np.empty(1, object)
+    message[0] = (backend.row_share.part, own_columns)
+    parts = [columns for _, columns in sorted(backend.gather(message).tolist(), key=lambda entry: entry[0])]
     return tuple(np.concatenate(of_all) for of_all in zip(*parts, strict=True))

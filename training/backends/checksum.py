@@ -26,7 +26,7 @@ def bit_sum(tensors: Sequence[Tensor]) -> Tensor:
     assert all(tensor.dtype == torch.float32 for tensor in tensors), "weights, moments and gradients are float32"
     if tensors[0].device.type == "cpu":
         # numpy's sum of int32 is ten times as fast as torch's, and wraps around without a word.
-        sums = [np.add.reduce(one.detach().numpy().view(np.int32).reshape(-1), dtype=np.int32) for one in tensors]
+        sums = [np.add.reduce(tensor.detach().numpy().view(np.int32).reshape(-1), dtype=np.int32) for tensor in tensors]
         return torch.tensor(int(np.add.reduce(sums, dtype=np.int32)), dtype=torch.int32)
     total = torch.zeros((), dtype=torch.int32, device=tensors[0].device)
     for tensor in tensors:

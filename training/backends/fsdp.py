@@ -112,12 +112,12 @@ class FsdpBackend(TorchBackend):
 
     def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
         """One tensor at a time is whole on the device, of every worker."""
-        found = {}
+        copies = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
             if keeps(name):
-                found[name] = whole.to("cpu", copy=True)
-        return found
+                copies[name] = whole.to("cpu", copy=True)
+        return copies
 
 
 def _part(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def sum_gradients(
             of_batch = torch.autograd.grad(loss_sum, list(parameters.values()))
         else:
             loss_sum, targets = _with_weights(model, lowered, loss_function, batch)
-            of_batch = tuple(one.float() for one in torch.autograd.grad(loss_sum, list(lowered.values())))
+            of_batch = tuple(gradient.float() for gradient in torch.autograd.grad(loss_sum, list(lowered.values())))
         if gradients:
             torch._foreach_add_(gradients, of_batch)
         else:

@@ -86,11 +86,11 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
     ]
     if saved["config"]["global_batch"] != ours["config"]["global_batch"]:
         wrong.append(f"global_batch was {saved['config']['global_batch']} and is {ours['config']['global_batch']}")
-    mine = {dataset["name"]: dataset for dataset in ours["datasets"]}
+    by_name = {dataset["name"]: dataset for dataset in ours["datasets"]}
     for dataset in saved["datasets"]:
-        if mine.get(dataset["name"]) != dataset:
+        if by_name.get(dataset["name"]) != dataset:
             wrong.append(f"the rows of {dataset['name']!r} are not those of that run; name the same sequences")
-    before = [[phase for phase in one["phases"] if phase["start_step"] < step] for one in (saved, ours)]
+    before = [[phase for phase in identity["phases"] if phase["start_step"] < step] for identity in (saved, ours)]
     if before[0] != before[1]:
         wrong.append(f"the mixture before step {step} was {before[0]} and is {before[1]}; later phases may differ")
     if wrong:

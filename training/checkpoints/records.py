@@ -44,8 +44,8 @@ def list_checkpoints(root: str) -> list[str]:
 
 def list_commits(root: str) -> list[tuple[str, dict[str, Any]]]:
     """(directory, COMMIT) of all committed checkpoints below `root`, oldest first; one listing, one read for each."""
-    found = ((uri, _valid_commit(uri, sizes)) for uri, sizes in list_directories(root))
-    return [(uri, commit) for uri, commit in found if commit is not None]
+    commits = ((uri, _valid_commit(uri, sizes)) for uri, sizes in list_directories(root))
+    return [(uri, commit) for uri, commit in commits if commit is not None]
 
 
 def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
@@ -53,12 +53,12 @@ def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
 
     The rows of an interim checkpoint count until a later one is there, which holds them again.
     """
-    found = []
+    records = []
     for uri, sizes in list_directories(root):
         record = _valid_commit(uri, sizes) or _valid_commit(uri, sizes, TABLES_NAME)
         if record is not None:
-            found.append((uri, record))
-    return [one for number, one in enumerate(found) if number + 1 == len(found) or not one[1].get("interim")]
+            records.append((uri, record))
+    return [entry for number, entry in enumerate(records) if number + 1 == len(records) or not entry[1].get("interim")]
 
 
 def list_directories(root: str) -> list[tuple[str, dict[str, int]]]:

@@ -164,11 +164,11 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         )
 
     def tensors(kind: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        loaded: dict[str, Tensor] = {}
         for name in sorted(commit["files"]):
             if name.startswith(kind) and name.endswith(".safetensors"):
-                found |= safetensors.torch.load(read_verified(uri, commit, name))
-        return found
+                loaded |= safetensors.torch.load(read_verified(uri, commit, name))
+        return loaded
 
     moments = tensors("optimizer") if with_optimizer else {}
     return Checkpoint(
@@ -208,14 +208,14 @@ def check_same_model(uri: str, config: Gemma2Config) -> None:
 
 def _by_file_names(weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> dict[str, Tensor]:
     """The tensors as `kind/name`."""
-    found = {f"model/{name}": tensor for name, tensor in weights.items()}
+    tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
     if optimizer is not None:
-        found |= {f"optimizer/{FIRST_PREFIX}{name}": tensor for name, tensor in optimizer.first.items()}
-        found |= {f"optimizer/{SECOND_PREFIX}{name}": tensor for name, tensor in optimizer.second.items()}
-        found |= {f"average/{name}": tensor for name, tensor in (optimizer.average or {}).items()}
+        tensors |= {f"optimizer/{FIRST_PREFIX}{name}": tensor for name, tensor in optimizer.first.items()}
+        tensors |= {f"optimizer/{SECOND_PREFIX}{name}": tensor for name, tensor in optimizer.second.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in (optimizer.average or {}).items()}
         if optimizer.loss_statistics is not None:
-            found[f"optimizer/{LOSS_NAME}"] = optimizer.loss_statistics
-    return found
+            tensors[f"optimizer/{LOSS_NAME}"] = optimizer.loss_statistics
+    return tensors
 
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,10 +25,10 @@ def running_setup(setup: Setup, backend: Backend) -> Setup:
 class SetupRecord:
     """Set-ups of the steps since the last regular checkpoint, as the next one lists them."""
 
-    def __init__(self, mine: Record, step: int, before: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, setup: Record, step: int, before: Sequence[Mapping[str, Any]] = ()) -> None:
         """`before`: of the interim checkpoint that the run goes on from, whose steps the next one lists again."""
-        self._mine = mine
-        self._listed = _appended(before, step, mine)
+        self._setup = setup
+        self._listed = _appended(before, step, setup)
 
     def listed(self) -> list[dict[str, Any]]:
         """As plain JSON values: {"after": steps done before, "setup": ...}, in order."""
@@ -36,29 +36,31 @@ class SetupRecord:
 
     def saved(self, step: int) -> None:
         """A regular checkpoint of this step lists what was until now."""
-        self._listed = _appended((), step, self._mine)
+        self._listed = _appended((), step, self._setup)
 
 
 def read_setups(root: str) -> list[tuple[int, Record]]:
     """(steps done before, set-up) of a whole run, in order; only where it changes."""
-    found: list[dict[str, Any]] = []
+    setups: list[dict[str, Any]] = []
     for uri, record in list_tables(root):
         state = json.loads(read_verified(uri, record, STATE_NAME))
-        for one in state["setups"]:
-            found = _appended(found, one["after"], one["setup"])
-    return [(one["after"], one["setup"]) for one in found]
+        for entry in state["setups"]:
+            setups = _appended(setups, entry["after"], entry["setup"])
+    return [(entry["after"], entry["setup"]) for entry in setups]
 
 
 def setups_between(root: str, first: int, last: int) -> list[tuple[int, Record]]:
     """(steps done at its end, set-up) for the steps first + 1 to last, in order."""
-    found = read_setups(root)
-    ends = [after for after, _ in found[1:]] + [last]
+    setups = read_setups(root)
+    ends = [after for after, _ in setups[1:]] + [last]
     return [
-        (min(end, last), setup) for (after, setup), end in zip(found, ends, strict=True) if end > first and after < last
+        (min(end, last), setup)
+        for (after, setup), end in zip(setups, ends, strict=True)
+        if end > first and after < last
     ]
 
 
 def _appended(before: Sequence[Mapping[str, Any]], step: int, setup: Record) -> list[dict[str, Any]]:
     """What was there until `step`, and this set-up from then on."""
-    kept = [dict(one) for one in before if one["after"] < step]
+    kept = [dict(entry) for entry in before if entry["after"] < step]
     return kept if kept and kept[-1]["setup"] == setup else [*kept, {"after": step, "setup": dict(setup)}]

@@ -81,12 +81,12 @@ def map_logits(
     columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
     hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
     backend.step_boundary()
-    found = []
+    results = []
     for start in range(0, chunks * CHUNK_POSITIONS, CHUNK_POSITIONS):
-        of = backend.to_device({name: array[start : start + CHUNK_POSITIONS] for name, array in padded.items()})
-        found.append(work(capped_logits(model, hidden_RD.index_select(0, of["index"])), of))
+        chunk = backend.to_device({name: array[start : start + CHUNK_POSITIONS] for name, array in padded.items()})
+        results.append(work(capped_logits(model, hidden_RD.index_select(0, chunk["index"])), chunk))
         backend.step_boundary()
-    return found
+    return results
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

@@ -206,30 +206,30 @@ def last_account(logs_uri: str) -> dict[str, Any] | None:
         for start in sorted({max(0, size - TAIL_BYTES), 0}, reverse=True):
             lines = list(_parsed(storage.read_range(uri, start, size) if size else b""))
             complete = (line for line in reversed(lines) if all(f"lost_seconds_{cause}" in line for cause in CAUSES))
-            if (found := next(complete, None)) is not None:
-                return found
+            if (newest := next(complete, None)) is not None:
+                return newest
     return None
 
 
 def _log_files(logs_uri: str) -> list[tuple[str, int]]:
     """(file, bytes), in the order in which they were begun: an attempt may begin at an earlier step than the last."""
-    found = []
+    files = []
     for name, size in storage.list_files(logs_uri):
         if name.endswith(".jsonl"):
             begun = name.removesuffix(".jsonl").split("-")[2:]  # milliseconds, and the part on an object store
-            found.append((begun, storage.join(logs_uri, name), size))
-    return [(uri, size) for _, uri, size in sorted(found)]
+            files.append((begun, storage.join(logs_uri, name), size))
+    return [(uri, size) for _, uri, size in sorted(files)]
 
 
 def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
     """The lines that are whole."""
     for line in text.splitlines():
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except ValueError:  # cut short
             continue
-        if isinstance(found, dict):
-            yield found
+        if isinstance(record, dict):
+            yield record
 
 
 def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:

@@ -112,8 +112,8 @@ class _Notice:
 
     def __call__(self) -> bool:
         due = time.monotonic() - self._asked >= NOTICE_SECONDS
-        mine = np.array([[due, due and self._by_driver()]])
-        any_due, any_asked = np.any(self._backend.gather(mine), axis=0).tolist()
+        flags = np.array([[due, due and self._by_driver()]])
+        any_due, any_asked = np.any(self._backend.gather(flags), axis=0).tolist()
         if any_asked:
             return True
         if not any_due:
@@ -160,7 +160,7 @@ def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
             loader = _loader(job, rank, world_size)
             loaded = [loader.load(start_step + int(index)) for index in batch["id"]]
             return {"step": batch["id"] + start_step} | {
-                name: np.stack([one[name] for one in loaded]) for name in loaded[0]
+                name: np.stack([rows[name] for rows in loaded]) for name in loaded[0]
             }
 
         blocks = -(-steps // STEPS_IN_BLOCK)

@@ -53,8 +53,8 @@ def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], l
             counts.write(key)
             end_orphans(error.actor_id)  # what it reserved would be missed by other runs, too
             _cancel_request(trainer)
-            if told := counts.used_up(limits):
-                raise UsedUp(f"Ray Train's controller died; {told}") from error
+            if reason := counts.used_up(limits):
+                raise UsedUp(f"Ray Train's controller died; {reason}") from error
             logger.warning("Ray Train's controller died; the run goes on under a new one")
 
 
@@ -92,26 +92,26 @@ def _orphans(controller_id: str) -> list[str]:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
         )
         asked[node_id] = there.remote([actor["Pid"] for actor in nodes[node_id]])
-    found = []
+    orphans = []
     for node_id, pids in asked.items():
         try:
             running = ray.get(pids, timeout=ORPHANS_SECONDS)
         except ray.exceptions.RayError:  # the node went just now: the next look says so
             running = []
-        found += [f"pid {pid} on {nodes[node_id][0]['Address']['IPAddress']}" for pid in running]
-    return found
+        orphans += [f"pid {pid} on {nodes[node_id][0]['Address']['IPAddress']}" for pid in running]
+    return orphans
 
 
 def _running(pids: list[int]) -> list[int]:
     """Those that are processes of Ray's on this machine, not ones that took over a number."""
-    found = []
+    running = []
     for pid in pids:
         try:
             if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
-                found.append(pid)
+                running.append(pid)
         except OSError:
             continue
-    return found
+    return running
 
 
 def _cancel_request(trainer: DataParallelTrainer) -> None:

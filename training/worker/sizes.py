@@ -19,8 +19,10 @@ def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ..
     """
     can = [workers for workers in range(hosts, job.setup.workers + 1, hosts) if _can(job, workers)]
     if fewest not in can:
-        of = f" of {hosts} workers" if hosts > 1 else ""
-        wanted, allowed = (f"{fewest // hosts} slices{of}", "slices") if hosts > 1 else (f"{fewest} workers", "workers")
+        slice_size = f" of {hosts} workers" if hosts > 1 else ""
+        wanted, allowed = (
+            (f"{fewest // hosts} slices{slice_size}", "slices") if hosts > 1 else (f"{fewest} workers", "workers")
+        )
         raise UserError(
             f"a run of {job.setup.workers} workers may not go down to {wanted}: global_batch {job.config.global_batch}"
             f"{f' in microbatches of {width}' if (width := job.setup.microbatch_rows) else ''}"

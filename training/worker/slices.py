@@ -139,9 +139,9 @@ def _set_environment(environment: Mapping[str, str]) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def _join(url: str, rank: int, world_size: int) -> None:

@@ -51,8 +51,8 @@ def stopping_on_signals(key: bytes) -> Iterator[None]:
     finally:
         if ours:
             put_back()
-        for one in (key, saved_key(key)):
-            kv_delete(one)
+        for entry in (key, saved_key(key)):
+            kv_delete(entry)
 
 
 class Asked:

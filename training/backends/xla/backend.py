@@ -58,10 +58,10 @@ class XlaBackend(WholeParameters):
             check_processes(world_size, mesh)
         if mesh is not None and mesh.chips > 1:
             xr.use_spmd()
-            mine = [int(name.rpartition(":")[2]) for name in torch_xla._XLAC._xla_get_runtime_devices()]
-            found = self.gather(np.array([mine])).tolist()
-            self.mesh = ChipMesh(mesh, chips_by_process(found, mesh))
-            self.row_share = share_of(rank, found, mesh)
+            devices = [int(name.rpartition(":")[2]) for name in torch_xla._XLAC._xla_get_runtime_devices()]
+            devices_by_process = self.gather(np.array([devices])).tolist()
+            self.mesh = ChipMesh(mesh, chips_by_process(devices_by_process, mesh))
+            self.row_share = share_of(rank, devices_by_process, mesh)
             self.least_rows = mesh.row_shards // self.row_share.parts
         self.device: torch.device = torch_xla.device()
         self.hardware: str = xr.device_type()
@@ -129,11 +129,11 @@ class XlaBackend(WholeParameters):
         if self.world_size == 1:
             copies = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach() for tensor in tensors.values()])
             return unstack_tensors(dict(zip(tensors, copies, strict=True)))
-        found: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
         for name, tensor in tensors.items():  # one at a time is whole on the chips and in the memory of every host
             (copy,) = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach()])
-            found |= {key: one.clone() for key, one in unstack_tensors({name: copy}).items() if keeps(key)}
-        return found
+            kept |= {key: part.clone() for key, part in unstack_tensors({name: copy}).items() if keeps(key)}
+        return kept
 
     def compiles(self) -> int:
         data = metrics.metric_data("CompileTime")

@@ -46,11 +46,11 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
 
         def body(carry: Sequence[Tensor], chunks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             *sums, weight_VD = carry
-            hidden_RPD, mask_RP, *of = chunks
+            hidden_RPD, mask_RP, *chunk_targets = chunks
             hidden_RPD = hidden_RPD.float()
             weight_RVD = cut.placed(weight_VD.expand(row_shards, *weight_VD.shape) * 1, PARTS_SPEC)
             products_RPV = cut.placed(torch.bmm(hidden_RPD, weight_RVD.transpose(1, 2)), (ROWS, None, "model"))
-            losses_RP, by_products = head.losses(products_RPV, of)
+            losses_RP, by_products = head.losses(products_RPV, chunk_targets)
             sums[0] = sums[0] + (losses_RP * mask_RP).sum()
             gradients = []
             if with_gradients:

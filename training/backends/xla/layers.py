@@ -96,9 +96,9 @@ def unstack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _split(name: str) -> tuple[str, int | None, str]:
     """("…model.layers.", 1, "mlp.up_proj.weight") of a stacked name; the middle is None for any other."""
-    head, found, tail = name.partition(PREFIX)
+    before, prefix, tail = name.partition(PREFIX)
     kind, _, tail = tail.partition(".")
-    return (head + PREFIX, STACKED.index(kind), tail) if found and kind in STACKED else (name, None, "")
+    return (before + PREFIX, STACKED.index(kind), tail) if prefix and kind in STACKED else (name, None, "")
 
 
 def _members(name: str, tensors: Mapping[str, Tensor], names: set[str]) -> list[str] | None:
@@ -197,7 +197,7 @@ class _Pair:
         with torch.enable_grad(), self.keep(None, kept):
             out_BTD = self.output(x_BTD, inputs, weights)
             of_x, *of_weights = torch.autograd.grad(out_BTD, [x_BTD, *weights], self._placed(g_BTD, STREAM))
-        of_weights = [self._placed(of, spec) for of, spec in zip(of_weights, self.specs, strict=True)]
+        of_weights = [self._placed(gradient, spec) for gradient, spec in zip(of_weights, self.specs, strict=True)]
         return self._placed(of_x, STREAM), of_weights
 
     def _leaves(self, x_BTD: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -223,8 +223,8 @@ class _ScanPairs(torch.autograd.Function):
     """The loop over pairs, in reverse for the gradients; none goes to `inputs`, which are no parameters."""
 
     @staticmethod
-    def forward(ctx: Any, pair: _Pair, training: bool, x_BTD: Tensor, *others: Tensor) -> Tensor:
-        inputs, weights = others[:INPUTS], others[INPUTS:]
+    def forward(ctx: Any, pair: _Pair, training: bool, x_BTD: Tensor, *inputs_and_weights: Tensor) -> Tensor:
+        inputs, weights = inputs_and_weights[:INPUTS], inputs_and_weights[INPUTS:]
 
         def body(carry: Sequence[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             x_BTD, *inputs = carry

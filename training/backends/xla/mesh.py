@@ -41,7 +41,7 @@ class ChipMesh:
         memory that is never touched.
         """
         whole = [_among_all(tensor, share) if tensor.ndim >= 2 else tensor for tensor in tensors]
-        specs = [self._row_spec(one.ndim).xla_spec(one) if one.ndim >= 2 else None for one in whole]
+        specs = [self._row_spec(tensor.ndim).xla_spec(tensor) if tensor.ndim >= 2 else None for tensor in whole]
         return list(torch_xla._XLAC._xla_tensors_from_aten(whole, [device] * len(whole), specs))
 
     def divide(self, tensor: Tensor, spec: Spec) -> None:
@@ -77,7 +77,7 @@ def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> l
 
 def share_of(process: int, of_process: Sequence[Sequence[int]], shape: MeshShape) -> RowShare:
     """The rows of a step that a process reads. Raises UserError where it cannot read whole rows."""
-    place = sorted(range(len(of_process)), key=lambda one: min(of_process[one])).index(process)
+    place = sorted(range(len(of_process)), key=lambda number: min(of_process[number])).index(process)
     parts = row_groups(len(of_process), shape)
     together = len(of_process) // parts
     return RowShare(part=place // together, parts=parts, first=place % together == 0)

@@ -245,13 +245,13 @@ def count_draws(drawn_PN: np.ndarray, log_weights_PN: np.ndarray | None = None) 
         out[filled] = values
         return out
 
-    found = {
+    columns = {
         "target_ids": padded(drawn_PN.ravel()[starts], np.int32),
         "target_counts": padded(np.diff(starts, append=positions * draws), np.int32),
     }
     if log_weights_PN is not None:
-        found["target_log_weights"] = padded(log_weights_PN.ravel()[starts], np.float32)
-    return found
+        columns["target_log_weights"] = padded(log_weights_PN.ravel()[starts], np.float32)
+    return columns
 
 
 def uniforms_of(draws: int, seed: int, teacher_hash: str, sequence_hash: int, positions: np.ndarray) -> np.ndarray:
