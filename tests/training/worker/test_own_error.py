@@ -1,25 +1,26 @@
-"""Which error of a training worker comes out of the driver, without Ray: its wrappings are made here."""
+"""Which error of a training worker comes out of the driver, without a cluster: Ray's wrappings are made here."""
 
 import json
-
-import ray.exceptions
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckTimeoutError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from typing import Any
 
 from data.errors import UserError
 from data.storage import FullError
-from training.worker.budgets import UsedUp
-from training.worker.driver import _own_error
 
 
-def of_workers(*failures: Exception) -> WorkerGroupError:
+def own_error(*failures: Exception, used_up: str = "") -> Any:
+    """What the driver makes of these errors of its workers, in the order of their ranks."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from training.worker.driver import _own_error
+
     wrapped = [UserExceptionWithTraceback(failure, traceback_str=f"Traceback: {failure!r}") for failure in failures]
-    return WorkerGroupError("; ".join(map(str, wrapped)), dict(enumerate(wrapped)))
+    return _own_error(WorkerGroupError("; ".join(map(str, wrapped)), dict(enumerate(wrapped))), used_up)
 
 
 def test_a_users_mistake_keeps_its_own_words_and_its_class() -> None:
     mistake = UserError("the logits were computed on other sequences; run cache_logits")
-    error = _own_error(of_workers(mistake), "")
+    error = own_error(mistake)
     assert error is mistake
     assert str(error) == "the logits were computed on other sequences; run cache_logits"
 
@@ -27,16 +28,16 @@ def test_a_users_mistake_keeps_its_own_words_and_its_class() -> None:
 def test_what_led_to_a_users_mistake_does_not_hide_it() -> None:
     mistake = UserError("a.json is not JSON")
     mistake.__cause__ = json.JSONDecodeError("Expecting value", "x", 0)
-    assert _own_error(of_workers(mistake), "") is mistake
+    assert own_error(mistake) is mistake
 
 
 def test_an_error_with_an_exit_code_counts_before_what_other_workers_raised() -> None:
     full = FullError("cannot write a; make room")
-    assert _own_error(of_workers(RuntimeError("connection closed by peer"), full), "") is full
+    assert own_error(RuntimeError("connection closed by peer"), full) is full
 
 
 def test_a_plain_value_error_is_a_bug_with_the_workers_traceback() -> None:
-    error = _own_error(of_workers(ValueError("invalid literal")), "")
+    error = own_error(ValueError("invalid literal"))
     assert type(error) is ValueError
     (note,) = error.__notes__
     assert note.startswith("a training worker failed:\n")
@@ -44,7 +45,10 @@ def test_a_plain_value_error_is_a_bug_with_the_workers_traceback() -> None:
 
 
 def test_a_worker_that_died_too_often_is_no_bug() -> None:
-    died = WorkerGroupError("died", {0: WorkerHealthCheckTimeoutError("silent"), 1: ray.exceptions.RayError("gone")})
-    error = _own_error(died, "failures of this run: 2")
+    from ray.exceptions import RayError
+
+    from training.worker.budgets import UsedUp
+
+    error = own_error(RuntimeError("connection closed by peer"), RayError("gone"), used_up="failures of this run: 2")
     assert isinstance(error, UsedUp)
     assert error.exit_code == 1
