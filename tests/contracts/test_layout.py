@@ -264,3 +264,14 @@ def test_no_tracked_file_names_a_package_index() -> None:
         if path.exists() and (hit := ADDRESSES.search(path.read_text(errors="replace"))):
             found.append(f"{name}: {hit[0]}")
     assert not found
+
+
+def test_no_variable_has_a_name_that_says_nothing_of_what_it_holds() -> None:
+    vague = {"one", "found", "told"}
+    wrong = []
+    for path in modules(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            if name in vague:
+                wrong.append(f"{relative(path)}:{node.lineno}: {name}")
+    assert wrong == []
