@@ -181,7 +181,7 @@ class RaySession:
         os.environ.update(
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # makes Ray choose 127.0.0.1 for every server
             RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=_own_token(),
+            RAY_AUTH_TOKEN=own_token(),
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
             PYTHONPATH=os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -246,7 +246,7 @@ def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @functools.cache
-def _own_token() -> str:
+def own_token() -> str:
     """One for the life of this process: Ray keeps the first it has read, and a second Ray here would refuse another."""
     return secrets.token_hex(32)
 

@@ -113,7 +113,9 @@ def test_a_cluster_for_everybody_or_not_for_us_is_told_before_ray_connects(
             timeout=60,
             check=False,
         )
-    assert done.stderr.splitlines()[-1].startswith(f"ValueError: the cluster at {address} {told}"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"infra.errors.UserError: the cluster at {address} {told}"), (
+        done.stderr
+    )
 
 
 def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:

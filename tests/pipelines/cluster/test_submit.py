@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import requests
 
+from infra.ray_session import own_token
 from pipelines.__main__ import main
 from pipelines.cluster import submit
 from tests.contracts.test_layout import PACKAGES
@@ -116,7 +117,8 @@ def test_what_is_no_dashboard_is_told_in_a_line(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # Ray's own client would go there instead
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # otherwise a file that only an earlier session of Ray makes
+    # Ray keeps the first token that it reads: that of this process, not of a file that an earlier session left.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", own_token())
     with answering(closed, status, body) as (address, _):
         assert main(["submit", "smoke", "--root", "gs://bucket/x", "--address", address]) == 2
     (line,) = capsys.readouterr().err.splitlines()
