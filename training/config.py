@@ -1,8 +1,8 @@
-"""What a training run is: what decides its result (`TrainingConfig`) and all that a worker needs (`TrainJob`).
+"""What decides the result of a training run, besides its data: `TrainingConfig`.
 
-`TrainingConfig` is hashed whole by the stage that owns it; what only says where and how fast the work is done
-(device, workers, rows per forward) is in `TrainJob`, which is picklable because Ray ships it to the workers. Checks
-are in `__post_init__`; no I/O here.
+The stage that owns it hashes it whole. What only says where and how fast the work is done (device, workers, rows per
+forward) is in `training/setup.py`, and all that a worker needs is in `training/job.py`. Checks are in `__post_init__`;
+no I/O here.
 """
 
 import dataclasses
@@ -62,17 +62,17 @@ class OptimizerConfig:
     """decay a step of a running mean of the weights, kept in float32 and saved beside them; 0 keeps none"""
 
     def __post_init__(self) -> None:
-        _one_of("decay", self.decay, get_args(Decay))
-        _at_least("learning_rate", self.learning_rate, 0.0)
-        _at_least("warmup_steps", self.warmup_steps, 0)
-        _at_least("weight_decay", self.weight_decay, 0.0)
-        _at_least("grad_clip", self.grad_clip, 0.0)
+        one_of("decay", self.decay, get_args(Decay))
+        at_least("learning_rate", self.learning_rate, 0.0)
+        at_least("warmup_steps", self.warmup_steps, 0)
+        at_least("weight_decay", self.weight_decay, 0.0)
+        at_least("grad_clip", self.grad_clip, 0.0)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}; allowed is 0 <= {name} < 1")
         if self.eps <= 0:
             raise UserError(f"eps is {self.eps}; it has to be above 0")
-        _one_of("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
+        one_of("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
         if (self.decay == "wsd") != (self.cooldown_steps > 0):
             raise UserError(
                 f"decay is {self.decay!r} and cooldown_steps is {self.cooldown_steps}; 'wsd' needs at least 1 step of "
@@ -86,7 +86,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """What a student makes of the teacher's cached distribution; formulas in `training/loss.py`."""
+    """What a student makes of the teacher's cached distribution; formulas in `training/distill/kinds/`."""
 
     alpha: float = absent(0.0)
     """share of the next token in the loss; the rest is the teacher's"""
@@ -98,7 +98,7 @@ class DistillConfig:
     biased), or to the true next token (`ground_truth`)"""
 
     def __post_init__(self) -> None:
-        _one_of("tail", self.tail, get_args(Tail))
+        one_of("tail", self.tail, get_args(Tail))
         if not 0.0 <= self.alpha < 1.0:
             raise UserError(
                 f"alpha is {self.alpha}; allowed is 0 <= alpha < 1, and objective 'next_token' needs no teacher"
@@ -141,20 +141,20 @@ class TrainingConfig:
     gradient are not finite"""
 
     def __post_init__(self) -> None:
-        _one_of("objective", self.objective, get_args(Objective))
+        one_of("objective", self.objective, get_args(Objective))
         if self.objective != "distill" and self.distill != DistillConfig():
             raise UserError(
                 f"objective {self.objective!r} takes no {self.distill}; set --objective distill, or leave it"
             )
-        _at_least("steps", self.steps, 1)
-        _at_least("global_batch", self.global_batch, 1)
-        _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
-        _at_least("keep_every_steps", self.keep_every_steps, 0)
-        _at_least("z_loss", self.z_loss, 0.0)
-        _at_least("spike_sigmas", self.spike_sigmas, 0.0)
-        _one_of("compute_dtype", self.compute_dtype, get_args(ComputeType))
+        at_least("steps", self.steps, 1)
+        at_least("global_batch", self.global_batch, 1)
+        at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        at_least("keep_every_steps", self.keep_every_steps, 0)
+        at_least("z_loss", self.z_loss, 0.0)
+        at_least("spike_sigmas", self.spike_sigmas, 0.0)
+        one_of("compute_dtype", self.compute_dtype, get_args(ComputeType))
         if self.keep_last is not None:
-            _at_least("keep_last", self.keep_last, 1)
+            at_least("keep_last", self.keep_last, 1)
         if self.optimizer.warmup_steps + self.optimizer.cooldown_steps > self.steps:
             raise UserError(
                 f"warmup_steps {self.optimizer.warmup_steps} and cooldown_steps {self.optimizer.cooldown_steps} are "
@@ -162,11 +162,11 @@ class TrainingConfig:
             )
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def at_least(name: str, value: float, least: float) -> None:
     if not least <= value < math.inf:
         raise UserError(f"{name} is {value}; the least allowed is {least}, and it has to be finite")

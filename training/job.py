@@ -9,7 +9,7 @@ from data.absent import present
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from training.backends.make import check_setup
-from training.config import BadStep, FeedKind, TrainingConfig, _at_least, _one_of
+from training.config import BadStep, FeedKind, TrainingConfig, at_least, one_of
 from training.errors import UserError
 from training.setup import Setup
 
@@ -67,10 +67,10 @@ class TrainJob:
     """what marks the lease as ours"""
 
     def __post_init__(self) -> None:
-        _one_of("feed", self.feed, get_args(FeedKind))
-        _one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
+        one_of("feed", self.feed, get_args(FeedKind))
+        one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
         check_setup(self.setup)
-        _at_least("sequence_length", self.sequence_length, 2)
+        at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
             raise UserError("no sequences to train on: name at least one SEQUENCES dataset")
         if self.vocab_size > self.config.model.vocab_size:

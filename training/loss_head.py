@@ -1,4 +1,10 @@
-"""From hidden states to losses and their gradients, a chunk of positions at a time."""
+"""From hidden states [B, T, D] and the table [V, D] to a loss and its gradients, a chunk of positions at a time.
+
+    hidden, table -> RunHead (walks the chunks) -> Head.losses: products [P, V] -> losses [P], gradient by the products
+
+The logits of a batch never exist at once: a chunk has P positions, and its gradient is taken in the chunk's own memory.
+Shapes as in `training/loss.py`, which has the conventions.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence

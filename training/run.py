@@ -1,4 +1,9 @@
-"""The moving parts of a training run: model, moments, what is to be written with the next checkpoint."""
+"""The moving parts of a training run, which `training/loop.py` drives step by step.
+
+    train(batch) -> train_step, values stay on the device -> flush(): read, checked, reported -> save(): a checkpoint
+
+Values are read every few steps, so that the host prepares steps while the device works on earlier ones.
+"""
 
 import dataclasses
 import logging
@@ -9,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from data.schema import METRICS
@@ -40,12 +44,9 @@ from training.log.run_log import MetricsLog, Tell
 from training.log.summary import StepReport
 from training.objective import loss_function
 from training.optim import init_state, learning_rate, step_scalars
-from training.step import train_step
+from training.step import COMPUTE_TYPES, train_step
 
 logger = logging.getLogger(__name__)
-
-
-COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 FETCH_STEPS = 10
@@ -56,9 +57,14 @@ COMPILED_STEPS = 2
 """steps at the start that compile, on a device that does"""
 
 
-DEVICE_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "target_ids", "target_counts", "target_log_probs",
-                  "target_tail", "target_probs")  # fmt: skip
-"""columns of a batch that the step needs on the device"""
+MODEL_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
+TARGETS = "target_"
+"""how columns of a batch begin that a kind of cached distribution makes"""
+
+
+def device_columns(batch: HostBatch) -> dict[str, np.ndarray]:
+    """The columns that the step needs on the device."""
+    return {name: column for name, column in batch.items() if name in MODEL_COLUMNS or name.startswith(TARGETS)}
 
 
 class Run:
@@ -143,7 +149,7 @@ class Run:
         scalars = np.array(step_scalars(config.optimizer, self.step, config.steps), np.float32)
         rows = len(batch["tokens"])
         width = self.job.setup.microbatch_rows or rows
-        columns = [name for name in DEVICE_COLUMNS if name in batch]
+        columns = device_columns(batch)
         arrays = {"scalars": scalars}
         for start in range(0, rows, width):
             arrays |= {f"{name}/{start}": batch[name][start : start + width] for name in columns}
@@ -206,7 +212,7 @@ class Run:
             logger.warning("step %d was skipped: loss %g, gradient %g", report.step, report.loss, report.grad_norm)
             return
         _, batch = next(iter(self.feed(report.step - 1, report.step)))
-        columns = {name: batch[name] for name in DEVICE_COLUMNS if name in batch}
+        columns = device_columns(batch)
         rows = worst_rows(self.model, self.loss, columns, names, self.backend)
         self.log.event("bad_rows", step=report.step, rows=rows)
         raise BadStep(bad_step_message(report.step, report.loss, report.grad_norm, rows))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from model.sharding import MeshShape, row_groups
-from training.config import Device, Remat, _at_least, _one_of
+from training.config import Device, Remat, at_least, one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class Setup:
     """threads of one worker for computing on the CPU (default: what torch and XLA choose)"""
 
     def __post_init__(self) -> None:
-        _one_of("device", self.device, get_args(Device))
-        _at_least("workers", self.workers, 1)
+        one_of("device", self.device, get_args(Device))
+        at_least("workers", self.workers, 1)
         if self.remat is not None:
-            _one_of("remat", self.remat, get_args(Remat))
+            one_of("remat", self.remat, get_args(Remat))
 
     @property
     def row_parts(self) -> int:

@@ -19,6 +19,9 @@ from training.config import OptimizerConfig
 from training.loss import Batch, LossFunction
 from training.optim import OptimizerState, adamw_, loss_is_spike, update_statistics_
 
+COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""what `TrainingConfig.compute_dtype` names"""
+
 VALUES = (
     "loss_sum",
     "targets",

@@ -36,15 +36,11 @@ def trained_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> 
 def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
     if manifest.config["objective"] == "next_token":
         return "the next token"
+    from training.distill.kinds import kind_of  # imports torch
+
     facts = [runs[cached["reference"]].data.facts for cached in manifest.inputs["logits"]]
-    kept = sorted({_kept(entry) for entry in facts})
+    kept = sorted({kind_of(entry["codec"]["estimator"]).described(entry) for entry in facts})
     return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
-
-
-def _kept(facts: Mapping[str, Any]) -> str:
-    if facts["draws"] is not None:
-        return f"{facts['draws']} draws from the teacher's distribution"
-    return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
 
 
 def _optimizer(config: Mapping[str, Any]) -> str:

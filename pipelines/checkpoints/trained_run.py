@@ -56,6 +56,8 @@ class TrainedRun:
         """
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
             raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
+        from training.setup import Setup  # imports torch
+
         context = Context(
             stage=self.stage.name,
             directory=self.directory,
@@ -67,7 +69,8 @@ class TrainedRun:
             quiet=True,
         )
         assert self.stage.job_of is not None
-        return self.stage.job_of(context, configs.from_dict(self.stage.config, self.config, self.directory))
+        config: Any = configs.from_dict(self.stage.config, self.config, self.directory)
+        return self.stage.job_of(context, config, Setup())
 
 
 def has_steps(stage: str) -> bool:

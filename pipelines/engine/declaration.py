@@ -14,7 +14,7 @@ from pipelines.engine.cost import Cost
 from pipelines.engine.inputs import Input
 from pipelines.engine.reported import Report
 
-HEAD_GIGABYTES = 16
+DRIVER_GIGABYTES = 16
 WHOLE_MODEL_GIGABYTES = 160
 """memory of a driver that holds a whole model: twice the 27B in bfloat16, and room"""
 
@@ -70,7 +70,7 @@ class Declaration:
     """whether one driver at a time may run it: its bytes depend on the device, or it is too dear to do twice"""
     places: Places | None = None
     """where it runs a model; None: it runs none on chips"""
-    driver_gigabytes: int = HEAD_GIGABYTES
+    driver_gigabytes: int = DRIVER_GIGABYTES
     """memory of the machine that its driver needs"""
     cost: Cost = field(default_factory=Cost)
     """what it takes"""

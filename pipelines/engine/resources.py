@@ -19,17 +19,17 @@ class Resources:
     workers: int = 1
     """Ray Train workers"""
     min_workers: int | None = None
-    """as few a run of train_model goes on with where nodes are missing, and grows again as they come; None: all"""
+    """fewest workers that a training run goes on with if nodes are missing; it grows again as they come; None: all"""
     topology: str = ""
-    """slice that train_model runs on, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
+    """slice that a training run takes, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
     slices: int = 1
-    """how many of them, as data replicas"""
+    """number of such slices, as data replicas"""
     min_slices: int | None = None
-    """as few of them a run of train_model goes on with, as with min_workers; None: all"""
+    """fewest slices that a training run goes on with, as with min_workers; None: all"""
     mesh: str = ""
     """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
-    chips along data (generate_text always takes one chip). For train_model on cpu and cuda its workers are the chips:
-    data=N divides the model over them, the default on cuda, and replica=N repeats it, the default on cpu"""
+    chips along data. For training on cpu and cuda the workers are the chips: data=N divides the model over them, the
+    default on cuda, and replica=N repeats it, the default on cpu"""
     microbatch_rows: int | None = None
     """rows of the global batch that one worker computes at a time; None: all of its rows"""
     remat: Literal["none", "projections", "full"] | None = None

@@ -3,7 +3,7 @@
 A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only
 `Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage. What others
 need to know of a stage is in its `DECLARES` (`pipelines/engine/declaration.py`). Two functions are optional:
-`plan_notes(config, inputs)` gives lines to `plan`, `job_of(context, config)` the job that `replay` computes again.
+`plan_notes(config, inputs)` gives lines to `plan`, `job_of(context, config, setup)` the job that `replay` repeats.
 """
 
 import importlib
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.engine.inputs import Input
     from pipelines.engine.lease import Lease
     from training.job import TrainJob
+    from training.setup import Setup
 
 
 FAILURE = "failure"
@@ -74,7 +75,7 @@ class Stage:
     """what others need to know of it"""
     plan_notes: Callable[[Any, Mapping[str, "Sequence[Input]"]], Iterable[str]] | None = None
     """(config, inputs) -> lines that `plan` prints; None: none"""
-    job_of: 'Callable[["Context", Any], TrainJob] | None' = None
+    job_of: 'Callable[["Context", Any, Setup], TrainJob] | None' = None
     """the job of a run that can be traced and replayed step by step; None: its runs have no steps"""
 
     @property

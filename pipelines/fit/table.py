@@ -24,7 +24,7 @@ from training.config import Objective
 CELLS = REPOSITORY / "docs" / "tpu-fit"
 TABLE = REPOSITORY / "docs" / "tpu-fit.md"
 SEQ = 8192
-REPORT: tuple[tuple[str, str, int, MeshShape], ...] = (
+PUBLISHED: tuple[tuple[str, str, int, MeshShape], ...] = (
     # arXiv 2408.00118, Table 3. data x model is 512 x 1, 1024 x 4, 768 x 8; 512 and 1024 do not divide d_model (2304
     # and 3584), so two copies of the parameters stand there.
     ("gemma2_2b", "v5e:16x16", 2, MeshShape(replica=2, data=256)),
@@ -71,9 +71,9 @@ class Command:
 def requests() -> dict[str, FitRequest]:
     """Every cell of the table by its file's name."""
     by_name = {}
-    places = [(name, topology, slices, mesh) for name, topology, slices, mesh in REPORT]
-    places += [(name, topology, 1, MeshShape(data=16)) for name, *_ in REPORT for topology in RENTED]
-    for name, topology, slices, mesh in sorted(places, key=lambda place: [row[0] for row in REPORT].index(place[0])):
+    places = [(name, topology, slices, mesh) for name, topology, slices, mesh in PUBLISHED]
+    places += [(name, topology, 1, MeshShape(data=16)) for name, *_ in PUBLISHED for topology in RENTED]
+    for name, topology, slices, mesh in sorted(places, key=lambda place: [row[0] for row in PUBLISHED].index(place[0])):
         for objective in get_args(Objective):
             request = FitRequest(
                 name=name, model=MODEL_PRESETS[name](), topology=topology, slices=slices, mesh=mesh, seq=SEQ,

@@ -29,6 +29,7 @@ from training.job import TrainJob
 from training.log.run_log import held_seconds
 from training.make_job import make_job
 from training.mixture import epochs_by_phase, parse_phase, phases_of, source_of
+from training.setup import Setup
 from training.worker.sizes import allowed_workers
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Config(TrainingConfig):
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises UserError where inputs do not fit each other, the model or the config."""
-    placement, job = place(context.resources), job_of(context, config)
+    placement = place(context.resources)
+    job = job_of(context, config, placement.setup)
     hosts = placement.tpu.hosts if placement.tpu else 1
     allowed_workers(job, placement.fewest_workers, hosts)  # refuse before Ray starts
     context.session.start()
@@ -156,14 +158,14 @@ def _setup(directory: str) -> dict[str, Any]:
     return {**setups[-1][1], "from_step": {str(after): setup for after, setup in setups}}
 
 
-def job_of(context: Context, config: Config) -> TrainJob:
+def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
     """All that the workers need. Raises UserError where the inputs do not fit each other."""
     resources, lease = context.resources, context.lease
     job = make_job(
         config.training,
         training_inputs(context.inputs),
         checkpoints_uri=storage.join(context.directory, CHECKPOINTS),
-        setup=place(resources).setup,
+        setup=setup,
         mixture=config.mixture,
         order_seed=config.order_seed,
     )

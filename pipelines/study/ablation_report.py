@@ -1,4 +1,4 @@
-"""What `--full` adds to docs/distillation.md: the ablations of Gemma 2's report beside what the study's students did.
+"""What `--full` adds to docs/distillation.md: the ablations of the Gemma 2 paper beside what the study's students did.
 
 The paper's figures (arXiv 2408.00118, tables 7 to 10) are of models of 200M to 9B parameters, by benchmarks or by a
 perplexity that it does not define; ours are held-out nats a token. Only directions can be compared.

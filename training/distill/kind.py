@@ -93,6 +93,11 @@ class Kind(ABC):
         """The kind with those of the numbers that it has, by name. Raises UserError where they are out of range."""
         return cls(**{number.name: numbers[number.name] for number in fields(cls)})
 
+    @classmethod
+    def described(cls, facts: Mapping[str, Any]) -> str:
+        """What a cache holds at each target, for a model card; `facts` of its manifest."""
+        return f"what the estimator {cls.name!r} keeps of the teacher's distribution"
+
     @abstractmethod
     def codec(self, vocab_size: int) -> CodecSpec:
         """How its bytes are written. Raises UserError where the vocabulary does not allow them."""

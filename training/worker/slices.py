@@ -1,4 +1,4 @@
-"""`XlaConfig`: Ray Train's setup of PyTorch/XLA workers, on one machine, on a TPU slice, on several slices.
+"""`XlaConfig`: how Ray Train prepares PyTorch/XLA workers, on one machine, on a TPU slice, on several slices.
 
     ScalingConfig(use_tpu, topology, ...)   Ray reserves whole slices (labels ray.io/tpu-slice-name, -worker-id)
     XlaConfig.on_start                      each worker's environment, before torch_xla is imported; a gloo group
@@ -40,7 +40,7 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 
 @dataclasses.dataclass
 class XlaConfig(BackendConfig):
-    """Ray Train's setup of PyTorch/XLA workers: their environment, before torch_xla is imported."""
+    """How Ray Train prepares PyTorch/XLA workers: their environment, before torch_xla is imported."""
 
     device: str = "CPU"
     """PJRT_DEVICE: CPU or TPU"""

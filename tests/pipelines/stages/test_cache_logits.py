@@ -145,7 +145,7 @@ def job_of(runs: Runs, make_context: Callable[..., Context], logits: list[str], 
     sequences = [runs.sequences, runs.other_sequences][: len(logits)]
     task = runs.task("train_model", fields | changes, sequences=sequences, logits=logits)
     inputs = {name: list(many) for name, many in task.inputs.items()}
-    return train_model.job_of(make_context(inputs=inputs, resources=Resources(device="cpu")), config)
+    return train_model.job_of(make_context(inputs=inputs), config, Setup(device="cpu"))
 
 
 @pytest.mark.parametrize(

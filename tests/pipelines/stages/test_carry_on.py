@@ -29,6 +29,7 @@ from training.feed import direct_feed
 from training.job import TrainJob
 from training.loop import run_training
 from training.optim import learning_rate
+from training.setup import Setup
 
 CARRIED, STEPS, BATCH = 20, 50, 2
 FIRST = ("0:a=0.7,b=0.3", "8:a=0.5,b=0.5", "26:a=1.0")
@@ -60,7 +61,7 @@ class Trained:
             session=InProcess(),
             quiet=True,
         )
-        self.job: TrainJob = job_of(context, self.config)
+        self.job: TrainJob = job_of(context, self.config, Setup(device="cpu"))
         self.reference = f"train_model/{task.fingerprint}"
         self.first_step = run_training(self.job, TorchBackend("cpu"), direct_feed(self.job)).first_step
         files, steps = committed_files(task.directory)

@@ -46,9 +46,7 @@ from training.distill.kinds.sample import distill_loss
 from training.errors import UserError
 from training.loss import LossFunction, LossOptions, next_token_loss
 from training.optim import OptimizerState
-from training.step import train_step
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from training.step import COMPUTE_TYPES, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,11 @@ class TraceRequest:
 
     def __post_init__(self) -> None:
         keeper(self.remat)
-        allowed = {"objective": get_args(Objective), "parameter_dtype": tuple(DTYPES), "attention": ("splash", "plain")}
+        allowed = {
+            "objective": get_args(Objective),
+            "parameter_dtype": tuple(COMPUTE_TYPES),
+            "attention": ("splash", "plain"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise UserError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
@@ -172,7 +174,7 @@ class _Tracer:
         for name, parameter in list(model.named_parameters()):
             owner, _, attribute = name.rpartition(".")
             value = self.placeholder(
-                tuple(parameter.shape), DTYPES[request.parameter_dtype], self.specs[name], donate=True
+                tuple(parameter.shape), COMPUTE_TYPES[request.parameter_dtype], self.specs[name], donate=True
             )
             setattr(model.get_submodule(owner), attribute, nn.Parameter(value))
         model.run_layers = scan_layers(request.remat, self.constrain)
@@ -221,7 +223,7 @@ class _Tracer:
             math.prod(shard_shape(parameter.shape, self.specs[name], self.request.mesh))
             for name, parameter in model.named_parameters()
         )
-        return elements * DTYPES[self.request.parameter_dtype].itemsize, elements * 2 * torch.float32.itemsize
+        return elements * COMPUTE_TYPES[self.request.parameter_dtype].itemsize, elements * 2 * torch.float32.itemsize
 
 
 def main(request_path: str, out_directory: str) -> None:

@@ -3,9 +3,9 @@
 Shapes: B batch, T time, P positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -37,6 +37,10 @@ class Full(LogProbs):
                 "'sample'"
             )
         return super().codec(vocab_size)
+
+    @classmethod
+    def described(cls, facts: Mapping[str, Any]) -> str:
+        return "the teacher's whole distribution"
 
     @classmethod
     def loss(cls, model: TableModel, batch: Batch, codec: CodecSpec, options: LossOptions) -> tuple[Tensor, Tensor]:

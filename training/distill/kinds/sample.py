@@ -29,7 +29,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,6 +77,10 @@ class Sample(Kind):
     def weighted(self) -> bool:
         """Whether draws carry importance weights."""
         return self.proposal != 1.0
+
+    @classmethod
+    def described(cls, facts: Mapping[str, Any]) -> str:
+        return f"{facts['draws']} draws from the teacher's distribution"
 
     def codec(self, vocab_size: int) -> CodecSpec:
         return CodecSpec(

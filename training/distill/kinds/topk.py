@@ -6,9 +6,9 @@ other id by -p_i.
 Shapes: B batch, T time, P positions, V vocabulary, K ids kept at a position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class TopK(LogProbs):
         if self.top > vocab_size:
             raise UserError(f"top is {self.top} and the vocabulary has {vocab_size} ids; keep fewer")
         return super().codec(vocab_size)
+
+    @classmethod
+    def described(cls, facts: Mapping[str, Any]) -> str:
+        return f"the teacher's {facts['max_unique']} most likely ids and the mass of all others"
 
     @classmethod
     def loss(cls, model: TableModel, batch: Batch, codec: CodecSpec, options: LossOptions) -> tuple[Tensor, Tensor]:
