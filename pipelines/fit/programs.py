@@ -14,12 +14,13 @@ TRAINING_STEP = Program(
     name="training_step",
     tracer="training.backends.xla.traced_step",
     sources=(
-        *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "sharding")),
-        *(f"training/{name}.py" for name in ("config", "loss", "optim", "step")),
-        "training/backends/gradients.py",
+        *(f"model/{name}.py" for name in ("attention", "config", "gemma2", "head", "sharding")),
+        *(f"training/{name}.py" for name in ("config", "loss", "loss_head", "optim", "step")),
+        *(f"training/distill/{name}.py" for name in ("blocks", "kind", "kinds/sample")),
+        *(f"training/backends/{name}.py" for name in ("base", "checksum", "gradients")),
         *(
             f"training/backends/xla/{name}.py"
-            for name in ("attention", "head", "layers", "mesh", "remat", "traced_step")
+            for name in ("attention", "checksum", "head", "layers", "mesh", "remat", "traced_step")
         ),
         *COMPILED,
     ),

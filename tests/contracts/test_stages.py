@@ -19,7 +19,7 @@ from pipelines.engine.stage import load_stage, load_stages
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import Recipe, Step, tasks_of
 from pipelines.report.figures import read_figures
-from tests.contracts.test_layout import PACKAGES, imported_by, modules, relative
+from tests.contracts.test_layout import PACKAGES, import_graph, imported_by, modules, relative
 from tests.programs.fake_runs import FakeRuns, listed
 from tests.programs.places import REPOSITORY
 
@@ -180,7 +180,33 @@ def test_programs_have_names_and_files_of_their_own() -> None:
     assert len({program.name for program in programs}) == len({id(program) for program in programs})
     for program in programs:
         assert [name for name in program.sources if not (REPOSITORY / name).is_file()] == []
-        assert f"{program.tracer.replace('.', '/')}.py" in program.sources
+        tracer = f"{program.tracer.replace('.', '/')}.py"
+        assert tracer in program.sources
+        assert all_imports(tracer) - set(program.sources) <= NOT_TRACED, (
+            "a change of them changes the program's numbers"
+        )
+
+
+NOT_TRACED = {
+    *(f"data/{name}.py" for name in ("absent", "errors", "logits", "padding")),
+    *(
+        f"model/{name}.py"
+        for name in ("__init__", "cache", "errors", "flops", "google_weights", "hf_weights", "sampling")
+    ),
+    *(f"training/{name}.py" for name in ("errors", "setup")),
+    *(f"training/backends/{name}.py" for name in ("abilities", "devices", "torch_backend")),
+}
+"""what a tracer imports, or what that imports, of which nothing is in a traced program"""
+
+
+def all_imports(file: str) -> set[str]:
+    """Files of ours that a file imports, and those that they import."""
+    graph = import_graph()
+    names = [file.removesuffix(".py").replace("/", ".")]
+    for name in names:
+        names += sorted(graph[name] - set(names))
+    files = {(REPOSITORY / name.replace(".", "/")).with_suffix(".py") for name in names}
+    return {relative(path) for path in files if path.is_file()}
 
 
 def test_a_run_of_a_stage_that_is_gone_is_reported_by_its_datasets(tmp_path: Path) -> None:
