@@ -17,6 +17,8 @@ from training.errors import StoppedError
 from training.loss import LossFunction
 from training.step import VALUES
 
+EXCHANGED = ("gradients", "weights_after")
+"""checksums that are the same in every worker"""
 NAMED_ROWS = 8
 """rows that a message names; the log names all"""
 
@@ -41,8 +43,13 @@ class WeightsWatch:
     def __init__(self, backend: Backend, expected: int | None) -> None:
         self._backend, self._expected = backend, expected
 
-    def check(self, steps: Sequence[int], values: Sequence[Sequence[float]]) -> None:
-        """Of steps in order, each with its VALUES. Raises Corrupted."""
+    def sums(self, values: Sequence[Sequence[float]]) -> np.ndarray:
+        """What this worker tells the others of its steps' VALUES: int64 [steps, 2], sums of gradients and weights."""
+        sums = [[checksums(row)[name] for name in EXCHANGED] for row in values]
+        return np.array(sums, np.int64).reshape(-1, len(EXCHANGED))
+
+    def check(self, steps: Sequence[int], values: Sequence[Sequence[float]], everyone: Sequence[np.ndarray]) -> None:
+        """Of steps in order, each with its VALUES; `everyone`: the `sums` of all workers. Raises Corrupted."""
         if not steps:
             return
         sums = [checksums(row) for row in values]
@@ -55,15 +62,13 @@ class WeightsWatch:
                     "was saved since, so run again, on another machine if it happens twice"
                 )
             self._expected = step_sums["weights_after"]
-        names = ("gradients", "weights_after")
-        own_sums = np.array([[[step_sums[name] for name in names] for step_sums in sums]], np.int64)
-        everyone = self._backend.gather(own_sums)
-        differing = np.argwhere(everyone != everyone[0])
+        stacked = np.stack(everyone)
+        differing = np.argwhere(stacked != stacked[0])
         if len(differing):
             worker, place, name = differing[np.argsort(differing[:, 1], kind="stable")][0].tolist()
             raise Corrupted(
-                f"step {steps[place]}: worker {worker} has other {names[name]} than worker 0 after the same sums over "
-                "workers; one of the two machines computes wrongly; run again without it"
+                f"step {steps[place]}: worker {worker} has other {EXCHANGED[name]} than worker 0 after the same sums "
+                "over workers; one of the two machines computes wrongly; run again without it"
             )
 
 

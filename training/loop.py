@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from training.backends.base import Backend
+from training.drain import Drain
 from training.faults import Drained
 from training.feed import Feed
 from training.job import TrainJob
@@ -27,14 +28,15 @@ def run_training(
     backend: Backend,
     feed: Feed,
     on_step: Callable[[StepReport], None] | None = None,
-    drain: Callable[[], bool] | None = None,
+    drain: Drain | None = None,
     tell: Tell | None = None,
 ) -> TrainSummary:
     """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
 
     `tell` hears the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
-    `drain` is asked after every step whether the run is to stop behind a checkpoint of that step. Every worker has one,
-    or none has, and all answer alike: where they have to agree first, one exchange between workers is `drain`'s own.
+    `drain` is asked after every step whether the run is to stop behind a checkpoint of that step; every worker has one,
+    or none has. Workers exchange host values once a step: what their drains say, and every few steps what `Run.flush`
+    and `Run.save` need of all. Only a step that ends the run, or a bad one, takes more.
 
     Raises UserError where the newest checkpoint belongs to another config or other data, StoppedError where the
     lease was lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) where a step went wrong,
@@ -52,7 +54,7 @@ def run_training(
         run.log.close()
 
 
-def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSummary:
+def _train(run: "Run", feed: Feed, drain: Drain | None) -> TrainSummary:
     backend, config, meter = run.backend, run.job.config, run.meter
     began = time.perf_counter()
     warm: float | None = None
@@ -66,18 +68,24 @@ def _train(run: "Run", feed: Feed, drain: Callable[[], bool] | None) -> TrainSum
         assert step == run.step, f"the feed gave step {step} for step {run.step}"
         run.train(batch)
         run.saver.check()
-        if run.step - run.first_step == COMPILED_STEPS:
-            run.flush()
-            warm = time.perf_counter()
+        compiled = run.step - run.first_step == COMPILED_STEPS
         regular = run.step % config.checkpoint_every_steps == 0 or run.step == config.steps
+        reads = regular or compiled or run.step % FETCH_STEPS == 0
+        asked = drain if run.step < config.steps else None
+        everyone = run.exchange(reads=reads, saves=regular, ends=asked.own() if asked is not None else ())
+        if reads:
+            run.flush(everyone)
+        if compiled:
+            warm = time.perf_counter()
         if regular:
-            run.save()
+            run.save(everyone)
         elif run.step % FETCH_STEPS == 0:
-            run.flush()
             run.log.summarize(run.step)
-        if drain is not None and run.step < config.steps and drain():
+        if asked is not None and asked.agreed([message.ends for message in everyone]):
             if not regular:
-                run.save(interim=True)
+                everyone = run.exchange(reads=True, saves=True)
+                run.flush(everyone)
+                run.save(everyone, interim=True)
             with meter.spent("save"):
                 run.saver.wait()
             run.log.event("drained", step=run.step)

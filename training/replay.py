@@ -18,6 +18,7 @@ from training.backends.local_workers import run_workers
 from training.backends.make import abilities_of, make_backend
 from training.checkpoints.records import checkpoint_uri, latest_checkpoint, list_commits, read_commit, read_rows
 from training.checkpoints.setups import setups_between
+from training.drain import DrainWhen
 from training.errors import UserError
 from training.faults import Drained
 from training.feed import Feed, direct_feed
@@ -128,7 +129,7 @@ def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence
 
     first = _steps_of(latest_checkpoint(job.checkpoints_uri) or job.carried_uri)
     with contextlib.suppress(Drained):
-        run_training(job, backend, feed, reports.append, drain=asked)
+        run_training(job, backend, feed, reports.append, drain=DrainWhen(asked))
     return reports
 
 

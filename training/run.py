@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.schema import METRICS
 from model import Gemma2
-from training.backends.base import Backend
+from training.backends.base import Backend, SlotColumns, exchange
 from training.checkpoints.background import BackgroundSaver
 from training.checkpoints.files import Writer, state_sizes
 from training.checkpoints.identity import check_can_be_carried_on, check_identity, check_lease
@@ -67,6 +67,18 @@ def device_columns(batch: HostBatch) -> dict[str, np.ndarray]:
     return {name: column for name, column in batch.items() if name in MODEL_COLUMNS or name.startswith(TARGETS)}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+    """What a worker tells the others behind a step."""
+
+    ends: tuple[bool, ...]
+    """what its `Drain` has to say; empty: nothing"""
+    sums: np.ndarray | None
+    """checksums of the steps whose values were read (`WeightsWatch.sums`); None: none were read"""
+    rows: SlotColumns | None
+    """its rows since the last checkpoint (`LineageRecorder.columns`); None: no checkpoint is made"""
+
+
 class Run:
     """The moving parts: model, moments, and the rows to be written with the next checkpoint."""
 
@@ -85,6 +97,7 @@ class Run:
         self.lineage = LineageRecorder(job, backend)
         self.metrics: list[dict[str, Any]] = []
         self.pending: deque[tuple[int, Tensor]] = deque()
+        self.read: tuple[list[int], list[list[float]]] = [], []
         self.last_report: StepReport | None = None
         self.checkpoint_uri = ""
         self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
@@ -171,11 +184,25 @@ class Run:
         self.lineage.add(self.step, batch["refs"], batch["sequence_hash"])
         self.meter.step_ended()
 
-    def flush(self) -> None:
-        """Reads the values of the steps since the last time. Raises `BadStep` and `Corrupted`."""
-        steps = [step for step, _ in self.pending]
-        fetched = self.backend.fetch([values for _, values in self.pending])
-        self.pending.clear()
+    def exchange(self, *, reads: bool, saves: bool = False, ends: tuple[bool, ...] = ()) -> list[Message]:
+        """What all workers have to know of each other behind a step, in rank order: one exchange at most.
+
+        `reads`: for `flush`; `saves`: for `save`; `ends`: what this worker's `Drain` has to say.
+        """
+        if reads:
+            steps = [step for step, _ in self.pending]
+            self.read = steps, self.backend.fetch([values for _, values in self.pending])
+            self.pending.clear()
+        own = Message(
+            ends=ends,
+            sums=self.watch.sums(self.read[1]) if reads else None,
+            rows=self.lineage.columns() if saves else None,
+        )
+        return exchange(self.backend, own) if reads or saves or ends else [own]
+
+    def flush(self, everyone: Sequence[Message]) -> None:
+        """Reports the values that `exchange` has read, and checks them. Raises `BadStep` and `Corrupted`."""
+        steps, fetched = self.read
         config = self.job.config
         reports = []
         for step, values in zip(steps, fetched, strict=True):
@@ -200,7 +227,7 @@ class Run:
         self.metrics += rows
         if steps:
             self.log.steps(rows, max(0, COMPILED_STEPS - (steps[0] - 1 - self.first_step)))
-        self.watch.check(steps, fetched)
+        self.watch.check(steps, fetched, [message.sums for message in everyone if message.sums is not None])
         for report in reports:
             if report.bad:
                 self._meet_bad_step(report)
@@ -217,13 +244,12 @@ class Run:
         self.log.event("bad_rows", step=report.step, rows=rows)
         raise BadStep(bad_step_message(report.step, report.loss, report.grad_norm, rows))
 
-    def save(self, interim: bool = False) -> None:
-        """Takes a snapshot and hands it to the thread that writes it."""
-        self.flush()
+    def save(self, everyone: Sequence[Message], interim: bool = False) -> None:
+        """Takes a snapshot and hands it to the thread that writes it, behind `flush`."""
         with self.meter.spent("save"):
             tables = {
                 "metrics": pa.Table.from_pylist(self.metrics, schema=METRICS),
-                "lineage": self.lineage.table(),
+                "lineage": self.lineage.table([message.rows for message in everyone if message.rows is not None]),
             }
             if self.backend.rank == 0 or self.backend.snapshot_by_all:
                 self._hand_over(tables, interim)

@@ -18,6 +18,7 @@ from training.backends.torch_backend import TorchBackend
 from training.checkpoints.save_load import load_checkpoint
 from training.checkpoints.state import restore_state, snapshot_state
 from training.config import Device, OptimizerConfig
+from training.drain import DrainWhen
 from training.faults import BadStep, Corrupted, Drained
 from training.feed import direct_feed
 from training.job import TrainJob
@@ -80,7 +81,7 @@ def resumed(backend: Backend, job: TrainJob, stop: int) -> None:
         return len(steps) == stop
 
     with contextlib.suppress(Drained):
-        train(job, backend, drain=asked)
+        train(job, backend, drain=DrainWhen(asked))
     assert len(steps) == stop
     torch.distributed.barrier()
     assert train(job, backend).first_step == stop

@@ -13,6 +13,7 @@ from tests.training.test_feed import DRAWS, SPEC, write_logits
 from training.backends.local_workers import run_workers
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
+from training.drain import DrainWhen
 from training.faults import Drained
 from training.feed import direct_feed
 from training.job import TrainJob
@@ -75,7 +76,7 @@ def train_until(job: TrainJob, rank: int, stop: int) -> None:
         return first + len(reports) >= stop
 
     try:
-        run_training(job, backend, direct_feed(job, rank, job.setup.workers), drain=asked)
+        run_training(job, backend, direct_feed(job, rank, job.setup.workers), drain=DrainWhen(asked))
     except Drained:
         assert stop < STEPS
 

@@ -16,6 +16,7 @@ from training.backends.checksum import checksum, from_halves
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_rows
 from training.checkpoints.save_load import load_checkpoint
+from training.drain import DrainWhen
 from training.faults import BadStep, Corrupted, Drained
 from training.job import TrainJob
 from training.log.metrics import CAUSES
@@ -110,7 +111,10 @@ def test_a_drain_costs_no_step_and_leaves_the_same_bytes(tmp_path: Path) -> None
         steps: list[int] = []
         with pytest.raises(Drained, match="asked to stop after step"):
             run_training(
-                drained, CPU, made_up_feed(drained), drain=lambda stop=stop, s=steps: s.append(1) or len(s) == stop
+                drained,
+                CPU,
+                made_up_feed(drained),
+                drain=DrainWhen(lambda stop=stop, s=steps: s.append(1) or len(s) == stop),
             )
     assert [uri[-2:] for uri in list_checkpoints(drained.checkpoints_uri)] == ["05", "09"]  # 2 was replaced by 5
     assert run_training(drained, CPU, made_up_feed(drained)).first_step == 9

@@ -7,7 +7,7 @@ inside a step.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from training.config import Remat
 from training.loss import Batch, LossFunction
 from training.loss_head import RunHead
 from training.optim import global_norm
+
+MessageT = TypeVar("MessageT")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,15 +160,35 @@ def gather_rows(rows: np.ndarray, world_size: int, group: torch.distributed.Proc
     return np.concatenate([part for part in gathered if part is not None])
 
 
-def gather_slots(backend: Backend, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Columns of a step's host rows out of each part of the step, in the order of its slots, in one exchange.
-
-    Every worker has to ask.
-    """
+def exchange(backend: Backend, message: MessageT) -> list[MessageT]:
+    """The messages of all workers, in rank order. Every worker has to take part."""
     if backend.world_size == 1:
-        return columns
+        return [message]
+    rows = np.empty(1, object)
+    rows[0] = message
+    messages: list[MessageT] = backend.gather(rows).tolist()
+    return messages
+
+
+SlotColumns = tuple[int, tuple[np.ndarray, ...]]
+"""(part of the step, columns of the host rows in it), as one worker tells the others"""
+
+
+def slot_columns(backend: Backend, *columns: np.ndarray) -> SlotColumns:
+    """This worker's columns of a step's host rows, for `join_slots`; without rows where another worker has the same."""
     own_columns = columns if backend.row_share.first else tuple(column[:0] for column in columns)
-    message = np.empty(1, object)
-    message[0] = (backend.row_share.part, own_columns)
-    parts = [columns for _, columns in sorted(backend.gather(message).tolist(), key=lambda entry: entry[0])]
-    return tuple(np.concatenate(of_all) for of_all in zip(*parts, strict=True))
+    return backend.row_share.part, own_columns
+
+
+def join_slots(parts: Sequence[SlotColumns]) -> tuple[np.ndarray, ...]:
+    """The columns of all workers, each in the order of the step's slots."""
+    in_order = [columns for _, columns in sorted(parts, key=lambda entry: entry[0])]
+    return tuple(np.concatenate(pieces) for pieces in zip(*in_order, strict=True))
+
+
+def gather_slots(backend: Backend, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Columns of a step's host rows out of each part of the step, in the order of its slots. Every worker has to ask.
+
+    An exchange of its own: for what is seldom asked, such as the rows of a bad step.
+    """
+    return join_slots(exchange(backend, slot_columns(backend, *columns)))

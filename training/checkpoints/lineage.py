@@ -3,13 +3,14 @@
 Every worker records the rows that it was handed, not those that it should have been: the table is evidence.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from data.schema import LINEAGE
-from training.backends.base import Backend, gather_slots
+from training.backends.base import Backend, SlotColumns, gather_slots, join_slots, slot_columns
 from training.job import TrainJob
 
 
@@ -35,24 +36,31 @@ class LineageRecorder:
         self._before = None
 
     def rows_of(self, step: int) -> list[str]:
-        """All workers' rows of a recorded step, as "dataset/shard/row" in slot order. Every worker has to ask."""
+        """All workers' rows of a recorded step, as "dataset/shard/row" in slot order.
+
+        Every worker has to ask: an exchange of its own, for bad steps.
+        """
         (refs,) = (refs for number, refs, _ in self._steps if number == step)
         return [
             f"{self._names[dataset]}/{shard}/{row}"
             for dataset, shard, row in gather_slots(self._backend, refs)[0].tolist()
         ]
 
-    def table(self) -> pa.Table:
-        """The rows of all workers, in the order of steps and slots. Every worker has to ask."""
-        if not self._steps:
-            return self._before if self._before is not None else LINEAGE.empty_table()
+    def columns(self) -> SlotColumns:
+        """This worker's rows, for `table` of all workers."""
         backend, rows = self._backend, self._rows
         steps = np.repeat(np.array([step for step, _, _ in self._steps], np.int64), rows)
         first = backend.row_share.part * rows
         slots = np.tile(np.arange(first, first + rows, dtype=np.int32), len(self._steps))
-        refs = np.concatenate([refs for _, refs, _ in self._steps])
-        hashes = np.concatenate([hashes for _, _, hashes in self._steps])
-        steps, slots, refs, hashes = gather_slots(backend, steps, slots, refs, hashes)
+        refs = np.concatenate([np.zeros((0, 3), np.int32), *(refs for _, refs, _ in self._steps)])
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(hashes for _, _, hashes in self._steps)])
+        return slot_columns(backend, steps, slots, refs, hashes)
+
+    def table(self, everyone: Sequence[SlotColumns]) -> pa.Table:
+        """The rows of all workers, whose `columns` these are, in the order of steps and slots."""
+        if not self._steps:
+            return self._before if self._before is not None else LINEAGE.empty_table()
+        steps, slots, refs, hashes = join_slots(everyone)
         order = np.lexsort((slots, steps))
         columns: list[Any] = [
             steps[order],

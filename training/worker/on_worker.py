@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
         feed = make_feed(job, share.part, share.parts)
         while True:
             try:
-                drain = _Notice(backend, asked)
+                drain = _Notice(asked)
                 return pickle.dumps(run_training(job, backend, feed, report, drain=drain, tell=tell))
             except Drained as drained:
                 logger.warning("%s", drained)
@@ -103,17 +103,19 @@ class _Notice:
     """Asks Ray whether a machine of ours is about to be taken away, and the driver whether we are to stop or resize.
 
     The first question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked
-    when the first worker's NOTICE_SECONDS are over. One cheap exchange after every step says so to all workers, and
-    what the driver has asked of any of them.
+    when the first worker's NOTICE_SECONDS are over, which the exchange behind every step tells all workers, beside what
+    the driver has asked of any of them.
     """
 
-    def __init__(self, backend: TrainBackend, asked: Asked) -> None:
-        self._backend, self._by_driver, self._asked = backend, asked, time.monotonic()
+    def __init__(self, asked: Asked) -> None:
+        self._by_driver, self._asked = asked, time.monotonic()
 
-    def __call__(self) -> bool:
+    def own(self) -> tuple[bool, ...]:
         due = time.monotonic() - self._asked >= NOTICE_SECONDS
-        flags = np.array([[due, due and self._by_driver()]])
-        any_due, any_asked = np.any(self._backend.gather(flags), axis=0).tolist()
+        return due, due and self._by_driver()
+
+    def agreed(self, everyone: Sequence[tuple[bool, ...]]) -> bool:
+        any_due, any_asked = np.any(everyone, axis=0).tolist()
         if any_asked:
             return True
         if not any_due:

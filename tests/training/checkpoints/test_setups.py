@@ -15,6 +15,7 @@ from tests.programs.examples import example_job, moved, write_sequences
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import Damaged, list_checkpoints, list_commits, read_rows
 from training.checkpoints.setups import read_setups, setups_between
+from training.drain import DrainWhen
 from training.faults import Drained
 from training.feed import direct_feed
 from training.job import TrainJob
@@ -42,7 +43,7 @@ def until(job: TrainJob, stop: int | None) -> None:
         return done == stop
 
     with contextlib.suppress(Drained):
-        run_training(job, TorchBackend("cpu"), direct_feed(job), drain=asked)
+        run_training(job, TorchBackend("cpu"), direct_feed(job), drain=DrainWhen(asked))
 
 
 def rows_at_a_time(found: list[tuple[int, Any]]) -> list[tuple[int, int | None]]:
