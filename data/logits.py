@@ -118,6 +118,11 @@ class Ranking:
 
     @staticmethod
     def from_bytes(data: bytes, vocab_size: int) -> "Ranking":
+        """Raises UserError for what `to_bytes` has not written."""
+        if len(data) % 4:
+            raise UserError(
+                f"a ranking of {len(data)} bytes, where ids have 4 each; it is damaged: make the cache again"
+            )
         return Ranking(np.frombuffer(data, "<i4"), vocab_size)
 
 

@@ -2,16 +2,22 @@
 
 Rows of training follow from steps and batch, text from rows by `text.bytes_per_token`. Operations are those of
 `model/flops.py`, without recomputation. Evaluation counts its held-out rows.
+
+What is of a model imports torch, so it is imported where it is needed: workers of the data plane load this module with
+their stage.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.prices import MEASURED, Constant, Prices
-from model import Gemma2Config, gemma2_27b, parameter_count
-from model.flops import forward_flops_per_token, train_flops_per_token
 from pipelines.engine.cost import Cost, Planned, Rows, Work
 from pipelines.engine.finished import Finished
+
+if TYPE_CHECKING:
+    from model import Gemma2Config
 
 
 def core_speed(megabytes: float, source: str = MEASURED, date: str = "2026-11") -> Constant:
@@ -95,6 +101,9 @@ class TrainingCost(Cost):
         return model
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
+        from model import parameter_count
+        from model.flops import train_flops_per_token
+
         length = next((packed.length for packed in step.rows("sequences")), 0)
         tokens = self.drawn_rows(step.config) * length
         kept = -(-step.config.steps // step.config.checkpoint_every_steps)
@@ -106,6 +115,8 @@ class TrainingCost(Cost):
         )
 
     def measure(self, run: Finished) -> Work:
+        from model.flops import train_flops_per_token
+
         length = run.inputs["sequences"][0].data.facts["sequence_length"]
         steps = float(run.log.get("steps", run.config.steps) - run.log.get("first_step", 0))
         tokens = steps * run.config.global_batch * length
@@ -121,6 +132,8 @@ class TeacherPassCost(Cost):
         return teacher.cost.model(teacher.config) if teacher else None
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
+        from model.flops import forward_flops_per_token
+
         rows, teacher = step.rows("sequences"), self.kept_pass(step)
         length = rows[0].length if rows else 0
         tokens = sum(packed.count for packed in rows) * length
@@ -131,6 +144,9 @@ class TeacherPassCost(Cost):
         )
 
     def measure(self, run: Finished) -> Work:
+        from model import Gemma2Config
+        from model.flops import forward_flops_per_token
+
         tokens = float(run.log.get("row_tokens", 0))
         model = run.inputs["teacher"][0].manifest.config.get("model")
         if model is None:
@@ -144,6 +160,8 @@ class HeldoutPassCost(Cost):
     """One forward pass of `checkpoint` over the held-out rows (`heldout`)."""
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
+        from model.flops import forward_flops_per_token
+
         packed, evaluated = next(iter(step.rows("heldout")), Rows()), step.source("checkpoint")
         model = evaluated.cost.model(evaluated.config) if evaluated else None
         tokens = packed.heldout * packed.length
@@ -155,9 +173,13 @@ class ImportCost(Cost):
     """Weights from outside, kept as published: bfloat16. Without sizes in the Config they are the paper's teacher."""
 
     def model(self, config: Any) -> Gemma2Config | None:
+        from model import gemma2_27b
+
         model: Gemma2Config | None = config.model
         return model or gemma2_27b()
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
+        from model import parameter_count
+
         model = self.model(step.config)
         return Work(stored={"checkpoints": 2.0 * sum(parameter_count(model)) if model else 0.0})

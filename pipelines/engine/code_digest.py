@@ -10,6 +10,8 @@ from pipelines.engine.stage import Stage
 
 CODE_PREFIXES = ("data", "model", "training", "pipelines.checkpoints.loaded", "pipelines.checkpoints.model_card")
 """modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
+DECLARED = {"pipelines/checkpoints/model_card.py": "pipelines/checkpoints/card_sections.py"}
+"""file -> file that it uses without an import: through what stages declare"""
 
 
 def code_sha256(stage: Stage) -> str:
@@ -28,11 +30,12 @@ def code_sha256(stage: Stage) -> str:
 
 @functools.cache
 def _imported(source: Path, repository: Path) -> frozenset[Path]:
-    """Files of ours that a file imports, in functions too."""
+    """Files of ours that a file imports, in functions too, or uses through what stages declare."""
     names = set()
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     ours = [repository / name.replace(".", "/") for name in names if name.startswith(CODE_PREFIXES)]
     candidates = [path for module in ours for path in (module.with_suffix(".py"), module / "__init__.py")]
+    candidates += [repository / used for file, used in DECLARED.items() if repository / file == source]
     return frozenset(path for path in candidates if path.exists())

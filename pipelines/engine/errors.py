@@ -42,7 +42,7 @@ def raised_in_worker(code: int, message: str, worker_traceback: str) -> Exceptio
     worker_failed = f"a worker failed:\n{worker_traceback}"
     if code == 0:
         return RuntimeError(worker_failed)
-    error = {1: FailedError, 2: UserError}[code](message)
+    error = {2: UserError}.get(code, FailedError)(message)
     error.add_note(worker_failed)  # printed with the driver's traceback, which PIPELINES_TRACEBACK=1 asks for
     return error
 

@@ -100,7 +100,7 @@ def run(context: Context, config: Config) -> Outcome:
 
     nodes = ray.nodes()
     tpu = tpu_of_cluster(placement, nodes)
-    job = dataclasses.replace(job, chip_flops=chip_flops_of(placement, nodes), gpu_flops=gpu_peaks())
+    job = dataclasses.replace(job, chip_flops=chip_flops_of(placement, nodes))
     done = _steps_before(job)
     with context.progress(config.steps, "step", before=done) as advance:
 
@@ -171,6 +171,7 @@ def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
     )
     return dataclasses.replace(
         job,
+        gpu_flops=gpu_peaks(),
         feed=resources.feed,
         on_bad_step=resources.on_bad_step,
         logs_uri=storage.join(context.directory, LOGS),

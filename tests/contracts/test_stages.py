@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +175,17 @@ def test_a_declared_input_is_one_that_the_stage_reads() -> None:
 
 def test_a_stage_that_runs_a_model_takes_a_lease() -> None:
     assert [stage.name for stage in load_stages() if stage.declares.places and not stage.declares.lease] == []
+
+
+def test_workers_of_the_data_plane_import_no_torch() -> None:
+    """They load their stage's module: seconds, and half a gigabyte for each core, if torch came with it."""
+    stages = [stage.name for stage in load_stages() if hasattr(stage.module, "WRITER")]
+    assert len(stages) >= 6
+    script = "import importlib, sys\n"
+    script += f"for name in {stages}: importlib.import_module(f'pipelines.stages.{{name}}')\n"
+    script += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_programs_have_names_and_files_of_their_own() -> None:

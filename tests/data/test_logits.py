@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import UserError
 from data.logits import LOG_UNIT, PLANES, CodecSpec, Ranking, Targets, decode, encode
 
 PROPERTY = settings(deadline=None, max_examples=100)
@@ -94,6 +95,11 @@ def test_a_ranking_with_an_id_twice_or_beyond_the_vocabulary_is_refused() -> Non
         Ranking(np.array([3, 3]), 10)
     with pytest.raises(ValueError, match="3 to 10; the vocabulary has 10"):
         Ranking(np.array([3, 10]), 10)
+
+
+def test_a_ranking_that_was_cut_short_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a ranking of 7 bytes.*make the cache again"):
+        Ranking.from_bytes(Ranking(np.array([3, 1]), 10).to_bytes()[:7], 10)
 
 
 def test_the_last_of_256000_ids_and_every_count_up_to_the_draws_are_held() -> None:

@@ -14,6 +14,7 @@ from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.engine import code_digest
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, resolve_texts
 from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe, tasks_of
 from pipelines.recipes.registry import load
@@ -265,6 +266,16 @@ def test_the_code_of_a_stage_is_its_file_and_what_that_imports(
     assert code_sha256(stage) == before
     (tmp_path / "data/filters.py").write_text("edited = True\n")
     assert code_sha256(stage) != before
+
+
+def test_the_sections_of_the_model_card_are_code_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card asks the stages for them, and imports none."""
+    stage = load_stage("export_model")
+    before = code_sha256(stage)
+    monkeypatch.setattr(code_digest, "DECLARED", {})
+    code_digest._imported.cache_clear()
+    assert code_sha256(stage) != before
+    code_digest._imported.cache_clear()
 
 
 @pytest.mark.parametrize(
