@@ -39,7 +39,10 @@ def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
     from training.distill.kinds import kind_of  # imports torch
 
     facts = [runs[cached["reference"]].data.facts for cached in manifest.inputs["logits"]]
-    kept = sorted({kind_of(entry["codec"]["estimator"]).described(entry) for entry in facts})
+    # the first caches held draws and no codec
+    kept = sorted(
+        {kind_of(entry.get("codec", {"estimator": "sample"})["estimator"]).described(entry) for entry in facts}
+    )
     return f"distillation: cross-entropy to {', '.join(kept)} at each target (its least value is the teacher's entropy)"
 
 
