@@ -80,7 +80,7 @@ def refusal(head_dim: int, length: int, cache: bool) -> str:
     key = Placement(*where) if cache else where
     try:
         splash_attention(interpret=True)(q, q, q, where, key, window=None, scale=1.0, softcap=50.0)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         return str(error)
     return ""
 
