@@ -5,7 +5,8 @@
     logits [P, V] and what a cache kept -> statistics (on the device) -> Tally -> checks
 
 An instance has the numbers of one cache, such as how many draws. Decoding, padding and the loss of a cache need no more
-than its `CodecSpec`, so they are of the class. A new kind is a module in training/distill/kinds/ and its line there.
+than its `CodecSpec`, so they are of the class. A new kind is a module in training/distill/kinds/ and its name in one
+import there.
 
 Shapes: B batch, T time, P positions, V vocabulary, K ids kept at a position.
 """

@@ -1,16 +1,26 @@
-"""The kinds of cached distribution, by name. A new kind is a module here, and its name and class below."""
+"""The kinds of cached distribution, by name. A new kind is a module in this folder, and its name in one import."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.distill.kind import Kind
-from training.distill.kinds.full import Full
-from training.distill.kinds.sample import Sample
-from training.distill.kinds.topk import TopK
+from training.distill.kinds import full, sample, topk  # noqa: F401 - a module here adds its kind to KINDS
 from training.errors import UserError
 
-KindName = Literal["sample", "topk", "full"]
-"""choices on the command line"""
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Sample, TopK, Full)}
+
+def _kinds(base: type[Any]) -> Iterator[type[Kind]]:
+    """Every class below `base` that a module of this folder defines."""
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith(f"{__name__}."):
+            yield kind
+        yield from _kinds(kind)
+
+
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in sorted(_kinds(Kind), key=lambda kind: kind.name)}
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(KINDS)]  # choices on the command line
 
 
 def kind_of(name: str) -> type[Kind]:

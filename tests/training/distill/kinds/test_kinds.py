@@ -19,6 +19,7 @@ from model import Gemma2, TableModel, gemma2_tiny
 from tests.programs.examples import VOCAB, example_job, write_sequences
 from training.backends.torch_backend import TorchBackend
 from training.config import DistillConfig, TrainingConfig
+from training.distill import kinds
 from training.distill.audit import tally
 from training.distill.kind import Check, Kind, Limits, Tally
 from training.distill.kinds import KINDS, KindName, kind_of
@@ -70,7 +71,7 @@ class Argmax(Kind):
 def test_a_kind_goes_from_the_capture_to_the_loss_and_the_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(KINDS, "argmax", Argmax)  # the line that adds a kind
+    monkeypatch.setitem(KINDS, "argmax", Argmax)  # as the name in the import of kinds/__init__ does
     kind = kind_of(name).of(NUMBERS)
     job = write_sequences(tmp_path, example_job(tmp_path / "checkpoints"))
     _, (sequences, *_) = job.sequences[0]
@@ -122,12 +123,13 @@ def test_a_kind_goes_from_the_capture_to_the_loss_and_the_audit(
     assert twice.sums == {statistic: 2 * value for statistic, value in honest.sums.items()}
 
 
-def test_the_choices_of_the_command_line_are_the_kinds() -> None:
-    assert get_args(KindName) == tuple(KINDS)
+def test_the_files_of_the_folder_are_the_kinds_and_the_choices_of_the_command_line() -> None:
+    files = sorted(path.stem for path in Path(kinds.__file__).parent.glob("[!_]*.py"))
+    assert get_args(KindName) == tuple(KINDS) == tuple(files)
 
 
 def test_a_kind_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="estimator is 'best'; allowed are sample, topk, full"):
+    with pytest.raises(ValueError, match="estimator is 'best'; allowed are full, sample, topk"):
         kind_of("best")
 
 
