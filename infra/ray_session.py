@@ -23,6 +23,9 @@ from urllib.parse import urlsplit
 
 from infra import ray_private
 from infra.errors import UserError
+from infra.warm_process import WarmProcess
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -36,6 +39,8 @@ CLIENT_PORT = 10001
 PROBE_SECONDS = 5.0
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """a question to a cluster that takes an empty message and changes nothing"""
+PASSING = ("HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError")
+"""what storage says while it is busy: tried again (Ray Data retries AWS errors by itself)"""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -146,6 +151,7 @@ class RaySession:
         self.cpus = cpus
         self.started_seconds: float | None = None
         self._temporary: str | None = None
+        self._warm: WarmProcess | None = None
 
     def start(self) -> None:
         """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here.
@@ -201,21 +207,45 @@ class RaySession:
             _temp_dir=self._temporary,
         )
 
-    def map(
-        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
-    ) -> Iterator[dict[str, Any]]:
-        """`work(number, task)` of every task on a Ray worker, a Ray Data block each, as they finish; and the `node`.
+    def warm_process(self) -> WarmProcess | None:
+        """The process that tasks with a model share; None on a cluster, and where a TPU takes one process at a time."""
+        import ray
 
-        `whole_node`: a task takes its node alone, as `node_share` says. Tasks travel with their blocks, `work` once.
+        if self._temporary is None or "TPU" in ray.cluster_resources():
+            return None
+        if self._warm is None:
+            self._warm = WarmProcess(self.cpus or os.cpu_count() or 1)
+        return self._warm
+
+    def map(
+        self,
+        tasks: Mapping[int, Any],
+        work: Callable[[int, Any], dict[str, Any]],
+        *,
+        whole_node: bool = False,
+        mesh: str = "",
+    ) -> Iterator[dict[str, Any]]:
+        """`work(number, task)` of every task on a Ray worker, as they finish; and the `node`.
+
+        A task is a Ray Data block; they travel with their blocks, `work` once. `whole_node`: a task takes its node
+        alone, as `node_share` says, or runs in the warm process where there is one; `mesh` is what it divides the
+        node's chips by.
         """
         import ray
 
+        if whole_node and (process := self.warm_process()) is not None:
+            node = ray.get_runtime_context().get_node_id()
+            for number, task in tasks.items():
+                yield {**_tried(process, work, number, task, mesh), "node": node}
+            process.forget()
+            return
         rows = [{"number": number, "task": ray.cloudpickle.dumps(task)} for number, task in tasks.items()]
         calls = ray.data.from_items(rows, override_num_blocks=len(rows))
         share = node_share(ray.nodes()) if whole_node else {"num_cpus": 1}
         yield from calls.map(_Call(work), **share).iter_rows()
 
     def close(self) -> None:
+        self._warm = None
         if self.started_seconds is not None:
             import ray
 
@@ -251,6 +281,29 @@ def own_token() -> str:
     return secrets.token_hex(32)
 
 
+def _tried(
+    process: WarmProcess, work: Callable[[int, Any], dict[str, Any]], number: int, task: Any, mesh: str
+) -> dict[str, Any]:
+    """What the work makes of the task, tried again where Ray Data would: the process died, or storage was busy."""
+    import ray
+
+    for seconds in (1.0, 2.0, 4.0, None):
+        try:
+            made: dict[str, Any] = process.run(work, number, task, kind=mesh)
+            return made
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            died = isinstance(error, ray.exceptions.RayActorError)
+            if seconds is None or not (died or any(name in str(error) for name in PASSING)):
+                raise
+            logger.warning("task %d: %s; it is run again", number, "its process died" if died else _last_line(error))
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2]
+
+
 class _Call:
     """A row of a task -> what the work makes of it, and the id of the node where."""
 
@@ -280,8 +333,6 @@ def _quiet_ray_data() -> None:
     # it warns that its bars are off, as we asked
     logging.getLogger(ray_private.PROGRESS_LOGGER).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    # Ray Data retries AWS errors by itself; these are what other storage says while it is busy.
-    passing = ["HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError"]
-    context.retried_io_errors = [*context.retried_io_errors, *passing]
-    context.retried_map_errors = passing
+    context.retried_io_errors = [*context.retried_io_errors, *PASSING]
+    context.retried_map_errors = list(PASSING)
     context.max_map_retries = 3

@@ -19,8 +19,7 @@ class Setup:
     """Device, processes and how a step is cut. `training/backends/make.py` checks what the backend can do."""
 
     device: Device = "auto"
-    """device that computes; `auto` takes xla on a TPU, cuda on a GPU, else xla on the CPU if torch_xla is installed,
-    else cpu"""
+    """device that computes; `auto` takes xla on a TPU, cuda on a GPU, cpu where there is neither"""
     workers: int = 1
     """processes that share a step's rows"""
     mesh: MeshShape | None = None

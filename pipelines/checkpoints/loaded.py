@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from data import schema, shards, storage
 from data.manifest import Shard
+from infra.warm_process import FORGET
 from model import Gemma2, Gemma2Config
 from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError
@@ -88,6 +89,9 @@ def open_model(uri: str, setup: Setup) -> LoadedModel:
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )
+
+
+FORGET.append(open_model.cache_clear)
 
 
 def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:

@@ -208,11 +208,11 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
         _say(f"{recipe.name}: {subject} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
-        for number, (name, task) in enumerate(tasks.items(), start=1):
+        for number, (step, (name, task)) in enumerate(zip(command.recipe.steps, tasks.items(), strict=True), start=1):
             if waiting and name in chosen:
                 run_task(
                     task,
-                    command.resources,
+                    step.resources(command.resources),
                     session,
                     lambda text, name=name, number=number: _say(f"[{number}/{len(tasks)}] {name}: {text}"),
                 )

@@ -15,7 +15,8 @@ class Resources:
     """Where and with how much to run: recorded, never hashed."""
 
     device: Literal["auto", "xla", "cuda", "cpu"] = "auto"
-    """what computes; auto takes a TPU, then CUDA, then XLA on the CPU, then the CPU"""
+    """what computes; auto takes xla on a TPU, cuda on a GPU, and cpu where there is neither: it is faster there than
+    xla on a CPU"""
     workers: int = 1
     """Ray Train workers"""
     min_workers: int | None = None

@@ -114,7 +114,10 @@ def map_shards(
             heard = bar.prefix if not context.quiet or in_submitted_job() else None
             sink = Sink(context.directory, context.attempt, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
-                for row in context.session.map({k: tasks[k] for k in waiting}, sink, whole_node=whole_node):
+                mapped = context.session.map(
+                    {k: tasks[k] for k in waiting}, sink, whole_node=whole_node, mesh=context.resources.mesh
+                )
+                for row in mapped:
                     if row["traceback"]:
                         raise raised_in_worker(row["exit_code"], row["error"], row["traceback"])
                     receipt = _receipt(json.loads(row["receipt"]))

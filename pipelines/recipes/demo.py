@@ -24,6 +24,7 @@ from pipelines.stages import (
     train_model,
     train_tokenizer,
 )
+from training.backends.devices import TPU_DEVICE
 from training.config import OptimizerConfig
 
 STDLIB_EXCLUDE = (
@@ -49,6 +50,7 @@ def demo() -> Recipe:
         student_steps=224,
         checkpoint_every_steps=100,
         max_new_tokens=48,
+        on_tpu_path=("evaluate_teacher", "evaluate_distilled", "evaluate_scratch"),
     )
     return Recipe(
         name="demo",
@@ -70,6 +72,7 @@ def smoke() -> Recipe:
         student_steps=20,
         checkpoint_every_steps=10,
         max_new_tokens=8,
+        on_tpu_path=("teacher",),
     )
     steps = _path(sizes, (*STDLIB_EXCLUDE, "[!a-f]*"))
     return Recipe(name="smoke", summary="The same path as demo, as small as it can be and still be it.", steps=steps)
@@ -81,6 +84,9 @@ class _Sizes(TeacherAndStudents):
     max_heldout_rows: int
     checkpoint_every_steps: int
     max_new_tokens: int
+    on_tpu_path: tuple[str, ...]
+    """steps that compute on XLA where there is no accelerator, so that the path of a TPU is taken
+    everywhere"""
 
 
 def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
@@ -90,7 +96,7 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
     teacher_config = _training("next_token", sizes.teacher, sizes.teacher_steps, sizes, learning_rate=2e-3)
     student_config = _training("next_token", sizes.student, sizes.student_steps, sizes, learning_rate=3e-3)
     rows = sizes.student_steps * sizes.global_batch
-    return (
+    steps = (
         Step(
             name="collect",
             stage="collect_text",
@@ -189,6 +195,9 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
             checkpoint=Output(step="distilled", dataset="checkpoints"),
             tokenizer=tokenizer,
         ),
+    )
+    return tuple(
+        replace(step, without_accelerator=TPU_DEVICE) if step.name in sizes.on_tpu_path else step for step in steps
     )
 
 

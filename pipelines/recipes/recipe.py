@@ -12,6 +12,7 @@ from data import storage
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
+from pipelines.engine.resources import Resources
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, future_input, resolve_texts
 
@@ -56,6 +57,19 @@ class Step:
     """what the step is for, in a sentence that `plan` tells"""
     place: Place | None = None
     """where it is meant to run; None: on plain machines"""
+    without_accelerator: str = ""
+    """device that `--device auto` takes for it on a machine without one; empty: the fastest there"""
+
+    def resources(self, given: Resources) -> Resources:
+        """What the step runs with: as the user says, and on the step's own device where that leaves the choice."""
+        if given.device != "auto" or not self.without_accelerator:
+            return given
+        from training.backends.devices import resolve_device  # imports torch
+        from training.backends.make import abilities_of
+
+        if abilities_of(resolve_device(given.device)).accelerator is None:
+            return replace(given, device=self.without_accelerator)  # type: ignore[arg-type]
+        return given
 
     @property
     def own_input(self) -> str:

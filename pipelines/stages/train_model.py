@@ -117,6 +117,7 @@ def run(context: Context, config: Config) -> Outcome:
                 max_preemptions=context.resources.max_preemptions,
                 fewest_workers=placement.fewest_workers,
                 on_progress=on_progress,
+                warm=context.session.warm_process(),
             )
         except Drained as drained:  # by a signal: no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained

@@ -46,7 +46,12 @@ class InProcess(RaySession):
         self.started_seconds = 0.0
 
     def map(
-        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
+        self,
+        tasks: Mapping[int, Any],
+        work: Callable[[int, Any], dict[str, Any]],
+        *,
+        whole_node: bool = False,
+        mesh: str = "",
     ) -> Iterator[dict[str, Any]]:
         for number, task in tasks.items():
             yield {**work(number, pickle.loads(pickle.dumps(task))), "node": "here"}

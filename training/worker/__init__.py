@@ -2,6 +2,7 @@
 
     driver      train_under_ray: places workers, watches them, returns what was done
     on_worker   each worker's side: backend, feed, loop
+    warm        one worker on the embedded Ray: in a process that earlier runs have warmed, without Ray Train
     elastic     when a run grows and shrinks with its cluster; sizes: which numbers of workers can take its steps
     restarts    another controller where Ray's died
     budgets     how often that and the rest may happen: counted over all controllers of a run

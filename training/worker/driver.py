@@ -41,6 +41,7 @@ from training.worker.restarts import train_through_restarts
 from training.worker.sizes import allowed_workers
 from training.worker.slices import XlaConfig, hold_broken_slices, scaling_config
 from training.worker.stops import stopping_on_signals
+from training.worker.warm import Process, train_in_warm_process
 from training.worker.watch import looking
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def train_under_ray(
     fewest_workers: int | None = None,
     on_progress: Callable[[StepReport], None] | None = None,
     ray_storage_uri: str | None = None,
+    warm: Process | None = None,
 ) -> TrainSummary:
     """Runs the job under Ray Train and returns what it did.
 
@@ -87,7 +89,8 @@ def train_under_ray(
     (training/worker/budgets.py). With `fewest_workers` the run goes on with that many if nodes are missing, and grows
     up to `job.setup.workers` as they come (elastic.py). `on_progress` hears about once a second of the newest step, in
     a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes
-    need one that all of them see).
+    need one that all of them see). With `warm`, a job of one worker runs in that process without Ray Train
+    (training/worker/warm.py), which saves what starting costs and changes nothing else.
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
@@ -110,7 +113,14 @@ def train_under_ray(
     counts_key = f"training-counts/{os.getpid()}/{job.checkpoints_uri}".encode()
     limits = Limits(failures=max_failures, preemptions=max_preemptions)
     elastic = len(sizes) > 1
+    config = {"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key}
     with contextlib.ExitStack() as stack:
+        stack.callback(kv_delete, counts_key)
+        stack.enter_context(stopping_on_signals(ask_key))
+        if on_progress is not None:
+            stack.enter_context(_watching(progress_key, on_progress))
+        if warm is not None and tpu is None and sizes == (1,):
+            return _summary(train_in_warm_process(warm, job, config, limits, counts_key))
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         one_node = len(ray.nodes()) == 1 and not elastic
@@ -124,7 +134,7 @@ def train_under_ray(
                 sizes=sizes,
                 ask_key=ask_key,
                 counts_key=counts_key,
-                train_loop_config={"job": pickle.dumps(job), "progress_key": progress_key, "ask_key": ask_key},
+                train_loop_config=config,
                 backend_config=backend_config(abilities, job.setup.workers, tpu),
                 scaling_config=scaling_config(sizes, resources, tpu, use_gpu=abilities.accelerator == "GPU"),
                 run_config=ray.train.RunConfig(
@@ -136,18 +146,18 @@ def train_under_ray(
                 ),
             )
 
-        stack.callback(kv_delete, counts_key)
-        stack.enter_context(stopping_on_signals(ask_key))
         stack.enter_context(hold_broken_slices(tpu))
-        if on_progress is not None:
-            stack.enter_context(_watching(progress_key, on_progress))
         try:
-            outcome = pickle.loads(train_through_restarts(make_trainer, limits, counts_key))
+            return _summary(train_through_restarts(make_trainer, limits, counts_key))
         except TrainingFailedError as error:
             raise _own_error(error, Counts.read(counts_key).used_up(limits)) from error
-    if isinstance(outcome, BaseException):
-        raise outcome
-    summary: TrainSummary = outcome
+
+
+def _summary(outcome: bytes) -> TrainSummary:
+    """What a worker returned. Raises the error that it is, where it is one."""
+    summary: TrainSummary | BaseException = pickle.loads(outcome)
+    if isinstance(summary, BaseException):
+        raise summary
     return summary
 
 

@@ -8,11 +8,10 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray.train
 
 from infra.ray_private import kv_put
 from training.errors import UserError
@@ -32,16 +31,41 @@ GONE_SECONDS = 120.0  # for Ray to end the workers that are left, when one went 
 STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """The workers that share a run, as one of them sees them."""
+
+    rank: int = 0
+    world_size: int = 1
+    on_this_node: int = 1
+    preempted: Callable[[], bool] = lambda: False
+    """whether a machine of theirs is about to be taken away; all of them have to ask"""
+
+
 def train_on_worker(config: dict[str, Any]) -> bytes:
-    """What each worker runs: a pickled job in, a pickled TrainSummary out, or an error that would come again."""
+    """What each worker runs under Ray Train: a pickled job in, a pickled TrainSummary out, or an error that would come
+    again."""
+    import ray.train
+
+    context = ray.train.get_context()
+    group = Group(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        on_this_node=context.get_local_world_size(),
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
+    return train_in_group(config, group)
+
+
+def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
+    """The same for any group, also of one worker without Ray Train."""
     from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
     from training.loop import run_training
 
     job: TrainJob = pickle.loads(config["job"])
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = group.rank, group.world_size
     job = job_at(job, world_size)  # an elastic run's number is known here
     asked = Asked(config["ask_key"])
 
@@ -54,19 +78,19 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
     try:
         if job.setup.threads is None:
             # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
-            share = (os.cpu_count() or 1) // context.get_local_world_size()
-            job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, threads=max(1, share)))
+            threads = (os.cpu_count() or 1) // group.on_this_node
+            job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, threads=max(1, threads)))
         backend = make_backend(job.setup, rank)
-        share = backend.row_share
+        rows = backend.row_share
         make_feed = ray_feed if job.feed == "ray" else direct_feed
-        feed = make_feed(job, share.part, share.parts)
+        feed = make_feed(job, rows.part, rows.parts)
         while True:
             try:
-                drain = _Notice(asked)
+                drain = _Notice(asked, group)
                 return pickle.dumps(run_training(job, backend, feed, report, drain=drain, tell=tell))
             except Drained as drained:
                 logger.warning("%s", drained)
-                if _wait_for_the_end(backend, asked):
+                if _wait_for_the_end(backend, asked, group):
                     return pickle.dumps(drained)
     except BadStep as error:
         return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
@@ -107,8 +131,8 @@ class _Notice:
     the driver has asked of any of them.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self._by_driver, self._asked = asked, time.monotonic()
+    def __init__(self, asked: Asked, group: Group) -> None:
+        self._by_driver, self._group, self._asked = asked, group, time.monotonic()
 
     def own(self) -> tuple[bool, ...]:
         due = time.monotonic() - self._asked >= NOTICE_SECONDS
@@ -121,10 +145,10 @@ class _Notice:
         if not any_due:
             return False
         self._asked = time.monotonic()
-        return ray.train.get_preemption_info() is not None  # all workers meet here: each has to come
+        return self._group.preempted()  # all workers meet here: each has to come
 
 
-def _wait_for_the_end(backend: TrainBackend, asked: Asked) -> bool:
+def _wait_for_the_end(backend: TrainBackend, asked: Asked, group: Group) -> bool:
     """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost.
 
     Returns True where the run is to stop, False after a false alarm: all workers the same, since each question is
@@ -141,7 +165,7 @@ def _wait_for_the_end(backend: TrainBackend, asked: Asked) -> bool:
             return True
         if resize and backend.rank == 0:
             asked.saved()
-        if not resize and ray.train.get_preemption_info() is None:  # all workers meet here: each has to come
+        if not resize and not group.preempted():  # all workers meet here: each has to come
             return False
         time.sleep(NOTICE_SECONDS)
 

@@ -68,6 +68,7 @@ class XlaBackend(WholeParameters):
         self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
         self.constrain = self.mesh.constrain if self.mesh else None
         self.run_head = scan_head(mesh.row_shards if mesh else 1, self.constrain)
+        self._compiled_before = _compiles()
 
     def place_model(
         self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
@@ -136,14 +137,19 @@ class XlaBackend(WholeParameters):
         return kept
 
     def compiles(self) -> int:
-        data = metrics.metric_data("CompileTime")
-        return int(data[0]) if data is not None else 0
+        return _compiles() - self._compiled_before
 
     def peak_device_bytes(self) -> int | None:
         # XLA:CPU keeps no such count, and of the one device that a mesh is under SPMD torch_xla refuses to tell.
         if self.hardware != "TPU" or self.mesh is not None:
             return None
         return int(torch_xla._XLAC._xla_memory_info(str(self.device))["peak_bytes_used"])
+
+
+def _compiles() -> int:
+    """Programs that this process has compiled, for any backend."""
+    data = metrics.metric_data("CompileTime")
+    return int(data[0]) if data is not None else 0
 
 
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:

@@ -1,0 +1,78 @@
+"""One process on the embedded Ray that keeps what it has imported and compiled from one task of a driver to the next.
+
+    RaySession.map(whole_node=True)   the shards of a stage that computes with a model
+    train_under_ray                   a run of training with one worker
+
+Each would start processes of its own otherwise, and importing torch and torch_xla takes 15 s of CPU each time. The
+process reserves nothing of Ray, so whoever uses it has the machine alone: the steps of a recipe do, one after another.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+FORGET: list[Callable[[], None]] = []
+"""called in the process when a stage or a run has ended: drops what only its own tasks share, such as a model"""
+
+
+class WarmProcess:
+    """Starts with the first task, and again after it has died or where a task needs another kind of process."""
+
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+        self._kind = ""
+        self._actor: Any = None
+
+    def run(self, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Any:
+        """What the function returns. `kind`: what a process cannot change once it has computed, such as its mesh.
+
+        Raises what the function raises, as Ray hands it on, and RayActorError where the process dies.
+        """
+        import ray
+
+        if self._actor is None or kind != self._kind:
+            self.close()
+            self._actor = ray.remote(num_cpus=0)(_Process).remote(self._cpus)
+            self._kind = kind
+        try:
+            return ray.cloudpickle.loads(ray.get(self._actor.run.remote(ray.cloudpickle.dumps((function, arguments)))))
+        except ray.exceptions.RayTaskError:
+            raise
+        except BaseException:  # it died, or the driver was told to stop: what it still does is of no use
+            self.close()
+            raise
+
+    def forget(self) -> None:
+        """A stage or a run has ended: the next one has the memory for itself."""
+        if self._actor is not None:
+            self.run(_forget, kind=self._kind)
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+
+
+class _Process:
+    """The actor: torch in it takes the threads of the whole machine, and each task finds them as the first one did."""
+
+    def __init__(self, cpus: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(cpus)  # read when torch is imported
+        self._cpus = cpus
+
+    def run(self, call: bytes) -> bytes:
+        from ray import cloudpickle
+
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(self._cpus)
+        function, arguments = cloudpickle.loads(call)
+        return bytes(cloudpickle.dumps(function(*arguments)))
+
+
+def _forget() -> None:
+    for forget in FORGET:
+        forget()

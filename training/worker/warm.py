@@ -1,0 +1,62 @@
+"""A run of one worker in the warm process of an embedded Ray (infra/warm_process.py), without Ray Train.
+
+Ray Train starts a controller and a worker for each run, 20 to 35 s on two cores. With one worker on one machine there
+is nothing to place, to join or to resize; what is left, starting again after a failure, is this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+
+from training.worker.budgets import Counts, Limits, UsedUp
+from training.worker.on_worker import Group, train_in_group
+
+if TYPE_CHECKING:
+    from training.job import TrainJob
+
+logger = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """What is asked of the warm process."""
+
+    def run(self, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Any: ...
+    def forget(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def train_in_warm_process(
+    process: Process, job: TrainJob, config: Mapping[str, Any], limits: Limits, counts_key: bytes
+) -> bytes:
+    """What `train_in_group` returns. After a failure a new process goes on from the newest committed checkpoint.
+
+    Raises UsedUp where processes died more often than `limits` allow, and the worker's own error, with its traceback
+    as a note, where that came more often.
+    """
+    mesh = job.setup.mesh.text if job.setup.mesh is not None else ""
+    while True:
+        try:
+            outcome: bytes = process.run(train_in_group, config, Group(), kind=mesh)
+            process.forget()
+            return outcome
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            process.close()  # what an error left in it is of no use to the next try
+            counts = Counts.read(counts_key)
+            counts = dataclasses.replace(counts, failures=counts.failures + 1)
+            counts.write(counts_key)
+            reason = counts.used_up(limits)
+            if isinstance(error, ray.exceptions.RayActorError):
+                if reason:
+                    raise UsedUp(f"a training worker died; {reason}") from error
+                logger.warning("the training worker died; the run goes on in a new process")
+                continue
+            failure = error.cause if isinstance(error.cause, BaseException) else error
+            if reason:
+                failure.add_note(f"a training worker failed:\n{error}")
+                raise failure from error
+            logger.warning("the training worker failed (%s: %s) and is started again", type(failure).__name__, failure)
