@@ -2,12 +2,15 @@
 
     MODULES             names of private classes, functions and modules -> where Ray 2.60 has them
     kv_get, kv_put ...  Ray's key-value store, which has no public client
+    without_servers     an embedded Ray without the processes that it has no use for
 
 A name is imported when it is first asked for: Ray reads whether tokens are in use when it is first imported, which has
 to come after `RaySession.start`, and a process that only reads the key-value store must not load Ray Train.
 """
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 MODULES = {
@@ -26,6 +29,8 @@ MODULES = {
     # The address and the token by which Ray joins a cluster.
     "get_ray_address_from_environment": "ray._private.services",
     "get_auth_headers_if_auth_enabled": "ray._private.authentication.http_token_authentication",
+    # What `ray.init` starts beside the raylet and the store of state (`without_servers`).
+    "Node": "ray._private.node",
     # What Ray ships of a working directory.
     "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "ray._private.ray_constants",
     "get_runtime_env_default_excludes": "ray._private.ray_constants",
@@ -44,6 +49,29 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__} has no attribute {name!r}")
     module = importlib.import_module(MODULES[name])
     return module if name == "state" else getattr(module, name)
+
+
+@contextlib.contextmanager
+def without_servers() -> Iterator[None]:
+    """While it is open, `ray.init` starts no server that an embedded Ray has no use for.
+
+    They are the autoscaler's monitor, the reader of logs and the dashboard's server, which Ray starts without the
+    dashboard too: three processes, 5 s and 9 s of CPU at each start on two cores. `ray.init` has no option for them.
+    """
+    node = __getattr__("Node")
+    names = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = {name: getattr(node, name) for name in names}
+    for name in names:
+        setattr(node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
+
+
+def _start_nothing(node: Any, **settings: Any) -> None:
+    node._webui_url = ""  # no dashboard
 
 
 def kv_get(key: bytes) -> bytes | None:

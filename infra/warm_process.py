@@ -19,8 +19,8 @@ FORGET: list[Callable[[], None]] = []
 class WarmProcess:
     """Starts with the first task, and again after it has died or where a task needs another kind of process."""
 
-    def __init__(self, cpus: int) -> None:
-        self._cpus = cpus
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._kind = ""
         self._actor: Any = None
 
@@ -33,7 +33,7 @@ class WarmProcess:
 
         if self._actor is None or kind != self._kind:
             self.close()
-            self._actor = ray.remote(num_cpus=0)(_Process).remote(self._cpus)
+            self._actor = ray.remote(num_cpus=0)(_Process).remote(self._threads)
             self._kind = kind
         try:
             return ray.cloudpickle.loads(ray.get(self._actor.run.remote(ray.cloudpickle.dumps((function, arguments)))))
@@ -58,17 +58,17 @@ class WarmProcess:
 
 
 class _Process:
-    """The actor: torch in it takes the threads of the whole machine, and each task finds them as the first one did."""
+    """The actor: each task finds as many threads of torch as the first one did."""
 
-    def __init__(self, cpus: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(cpus)  # read when torch is imported
-        self._cpus = cpus
+    def __init__(self, threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+        self._threads = threads
 
     def run(self, call: bytes) -> bytes:
         from ray import cloudpickle
 
         if (torch := sys.modules.get("torch")) is not None:
-            torch.set_num_threads(self._cpus)
+            torch.set_num_threads(self._threads)
         function, arguments = cloudpickle.loads(call)
         return bytes(cloudpickle.dumps(function(*arguments)))
 

@@ -12,6 +12,7 @@ An error of yours, or of the world around a run, is one line on stderr; PIPELINE
 its traceback first. Any other error is a bug of ours: it has its traceback always, and exit code 1.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -66,4 +67,6 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe too, line by line as it is made
     sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import pytest
 from infra.ray_session import RaySession
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Context
-from tests.programs import chaos_log, credentials
+from tests.programs import chaos_log, cost_by_file, credentials, here
 
 # Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
 WARNINGS_OF_OTHERS = (
@@ -44,10 +44,58 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """After `make chaos`: the table of all that has passed on this code."""
+    """After `make chaos`: the table of all that has passed on this code. After `make test`: what each file cost."""
     if config.option.markexpr == "chaos":
         for line in chaos_log.table():
             terminalreporter.write_line(line)
+    if config.option.markexpr == "not chaos":
+        costs = cost_by_file.added(COSTS_OF_WORKERS or [METER.costs()])
+        cost_by_file.keep(costs)
+        for line in cost_by_file.lines(costs, cost_by_file.committed()):
+            terminalreporter.write_line(line)
+
+
+METER = cost_by_file.Meter()
+COSTS_OF_WORKERS: list[dict[str, list[float]]] = []
+"""of the processes of pytest-xdist"""
+
+GROUPS = {"smoke": "cluster", "cluster": "cluster", "nodes": "nodes", "ray_session": "ray"}
+"""fixture of the whole session -> group of the tests that use it: one process starts it"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes: tests of one file, or of one long fixture, in one of them, and the costliest first."""
+    if not config.option.numprocesses and not hasattr(config, "workerinput"):
+        return
+    costs: collections.Counter[str] = collections.Counter()
+    committed, groups = cost_by_file.committed(), {}
+    for item in items:
+        file = item.location[0]
+        names = [GROUPS[name] for name in getattr(item, "fixturenames", ()) if name in GROUPS]
+        groups[item] = names[0] if names else file
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    for group, file in {(groups[item], item.location[0]) for item in items}:
+        costs[group] += committed.get(file, (0.0, 0.0))[1]
+    items.sort(key=lambda item: (-costs[groups[item]], groups[item]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    METER.enter(item.location[0])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["costs"] = METER.costs()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended."""
+    COSTS_OF_WORKERS.append(getattr(node, "workeroutput", {}).get("costs", {}))
 
 
 COUNTS = pytest.StashKey[chaos_log.Counts]()
@@ -116,6 +164,13 @@ def ray_session(gcs_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
         del os.environ[name]
     os.environ.update(before)
     logging.getLogger("ray").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def run_here(ray_session: RaySession) -> Iterator[here.RunHere]:
+    """Runs `python -m pipelines WORDS` in this process, on the Ray of the session."""
+    with here.kept_session(ray_session):
+        yield lambda *words: here.done(words)
 
 
 @pytest.fixture

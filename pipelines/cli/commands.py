@@ -205,7 +205,7 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     session = RaySession(command.resources.cpus)
     if not waiting:
         subject = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
-        _say(f"{recipe.name}: {subject} done before, nothing to do")
+        print(f"{recipe.name}: {subject} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (step, (name, task)) in enumerate(zip(command.recipe.steps, tasks.items(), strict=True), start=1):
@@ -214,12 +214,12 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
                     task,
                     step.resources(command.resources),
                     session,
-                    lambda text, name=name, number=number: _say(f"[{number}/{len(tasks)}] {name}: {text}"),
+                    lambda text, name=name, number=number: print(f"[{number}/{len(tasks)}] {name}: {text}"),
                 )
     finally:
         session.close()
     if waiting:
-        _say(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
+        print(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
 

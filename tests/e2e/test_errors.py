@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from tests.e2e.conftest import SmokeRun, pipelines
+from tests.e2e.conftest import SmokeRun
+from tests.programs.here import RunHere
 
 
 @pytest.mark.parametrize(
@@ -51,27 +52,27 @@ def test_an_empty_directory_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
+def test_files_that_are_not_what_their_names_say(run_here: RunHere, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
-    done = pipelines("run", "collect_text", "--input", str(tmp_path / "a.parquet"), "--root", str(tmp_path / "runs"))
+    done = run_here("run", "collect_text", "--input", str(tmp_path / "a.parquet"), "--root", str(tmp_path / "runs"))
     assert done.returncode == 2
     assert "a.parquet is not a Parquet file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_inputs_that_do_not_fit_each_other_name_both(smoke: SmokeRun, tmp_path: Path) -> None:
+def test_inputs_that_do_not_fit_each_other_name_both(smoke: SmokeRun, run_here: RunHere, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(smoke.root, root)
     (packed,) = (path.name for path in (root / "pack_sequences").iterdir())
     (cached,) = (path.name for path in (root / "cache_logits").iterdir())
-    done = pipelines(
+    done = run_here(
         "run", "pack_sequences", "--tokens", f"tokenize_text/{only(smoke, 'tokenize_text')}", "--sequence-length", "32",
         "--root", str(root),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (other,) = (path.name for path in (root / "pack_sequences").iterdir() if path.name != packed)
-    done = pipelines(
+    done = run_here(
         "run", "train_model", "--sequences", f"pack_sequences/{other}", "--logits", f"cache_logits/{cached}",
         "--objective", "distill", "--steps", "2", "--global-batch", "8", "--model", "gemma2_tiny",
         "--model.vocab-size", "1024", "--root", str(root),
@@ -82,8 +83,8 @@ def test_inputs_that_do_not_fit_each_other_name_both(smoke: SmokeRun, tmp_path: 
 
 
 @pytest.mark.slow
-def test_ids_beyond_the_models_vocabulary_are_refused(smoke: SmokeRun) -> None:
-    done = pipelines(
+def test_ids_beyond_the_models_vocabulary_are_refused(smoke: SmokeRun, run_here: RunHere) -> None:
+    done = run_here(
         "run", "train_model", "--sequences", f"pack_sequences/{only(smoke, 'pack_sequences')}", "--steps", "2",
         "--global-batch", "8", "--model", "gemma2_tiny", "--model.vocab-size", "500", "--root", str(smoke.root),
     )  # fmt: skip
@@ -92,12 +93,12 @@ def test_ids_beyond_the_models_vocabulary_are_refused(smoke: SmokeRun) -> None:
 
 
 @pytest.mark.slow
-def test_another_tokenizer_than_the_checkpoints_is_refused(smoke: SmokeRun, tmp_path: Path) -> None:
+def test_another_tokenizer_than_the_checkpoints_is_refused(smoke: SmokeRun, run_here: RunHere, tmp_path: Path) -> None:
     from data.tokenizer import train_tokenizer
 
     model = tmp_path / "other.model"
     model.write_bytes(train_tokenizer([Path(__file__).read_text() * 20], 1024))
-    done = pipelines(
+    done = run_here(
         "run", "generate_text", "--checkpoint", f"train_model/{only(smoke, 'train_model')}", "--tokenizer", str(model),
         "--prompt", "def", "--root", str(smoke.root),
     )  # fmt: skip

@@ -1,27 +1,14 @@
 """A disk that fills up while a stage runs: one sentence, exit code 1, and the same line goes on once there is room."""
 
 import json
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.programs.places import REPOSITORY
+from tests.programs.here import in_own_process
 
-SCRIPT = """
-set -u
-mount -t tmpfs -o size=2m tmpfs "$1/disk"
-"$2" -m pipelines run collect_text --input "$1/input" --shard-bytes 200000 --root "$1/disk/runs"
-echo "first $?"
-find "$1/disk" -name '*.tmp' -o -name _MANIFEST.json
-mount -o remount,size=64m "$1/disk"
-"$2" -m pipelines run collect_text --input "$1/input" --shard-bytes 200000 --root "$1/disk/runs"
-echo "again $?"
-cat "$1"/disk/runs/collect_text/*/_MANIFEST.json > "$1/manifest.json"
-"""
 ALONE = ["unshare", "--user", "--map-root-user", "--mount"]
 """a mount of our own, which no other process sees and which goes with the last of ours"""
 
@@ -36,19 +23,30 @@ def test_a_full_disk_is_told_and_the_same_line_goes_on(tmp_path: Path) -> None:
         (tmp_path / "input").mkdir(exist_ok=True)
         (tmp_path / "input" / f"{name}.jsonl").write_text("\n".join(rows))
     (tmp_path / "disk").mkdir()
-    done = subprocess.run(
-        [*ALONE, "bash", "-c", SCRIPT, "bash", str(tmp_path), sys.executable],
-        cwd=REPOSITORY,
-        env={**os.environ, "CI": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    disk = tmp_path / "disk"
+    line = [
+        "run",
+        "collect_text",
+        "--input",
+        str(tmp_path / "input"),
+        "--shard-bytes",
+        "200000",
+        "--root",
+        f"{disk}/runs",
+    ]
+    mounted, first, left, larger, again, manifest_text = in_own_process(
+        ["!", "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
+        line,
+        ["!", "find", str(disk), "-name", "*.tmp", "-o", "-name", "_MANIFEST.json"],
+        ["!", "mount", "-o", "remount,size=64m", str(disk)],
+        line,
+        ["!", "sh", "-c", f"cat {disk}/runs/collect_text/*/_MANIFEST.json"],
+        before=ALONE,
     )
-    printed = [line for line in done.stdout.splitlines() if not line.startswith(str(tmp_path / "disk" / "runs"))]
-    assert printed == ["first 1", "again 0"], done.stdout + done.stderr
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert (mounted.returncode, larger.returncode) == (0, 0), mounted.stderr + larger.stderr
+    assert (first.returncode, left.stdout, again.returncode) == (1, "", 0), first.stderr + again.stderr
+    (told,) = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
     assert "(No space left on device); make room and run the same command again" in told
-    assert "Traceback" not in done.stderr
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert "Traceback" not in first.stderr
+    manifest = json.loads(manifest_text.stdout)
     assert manifest["datasets"]["text"]["totals"]["rows"] == 3000

@@ -19,11 +19,12 @@ import pytest
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun, pipelines
+from tests.programs import here
 from tests.programs.chaos_log import chaos_run
 from tests.programs.places import REPOSITORY
 
 STEPS = [step.name for step in recipes.load("smoke").steps]
-IN_MAKE_TEST = ("pack", "teacher")
+IN_MAKE_TEST = ("pack", "scratch")
 ONE_PART = ("train_tokenizer", "evaluate_model", "generate_text")
 ONE_PART_SECONDS = 3.0
 """after a one-part step began: Ray is still starting or the part is being made"""
@@ -55,7 +56,7 @@ def test_a_second_driver_of_a_running_training_is_refused(smoke: SmokeRun, tmp_p
     first = start_driver(root)
     try:
         wait_for(lambda: bool(list(directory.glob("_LEASE.*.json"))), first)
-        second = pipelines("run", "smoke", "--root", str(root))
+        second = here.done(["run", "smoke", "--root", str(root)])
         assert second.returncode == 2
         assert f"is being written by process {first.pid}" in second.stderr
         assert first.poll() is None

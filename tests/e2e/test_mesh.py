@@ -8,8 +8,9 @@ import pytest
 
 from data.manifest import read_manifest
 from pipelines.__main__ import main
-from tests.e2e.conftest import SmokeRun, pipelines
+from tests.e2e.conftest import SmokeRun
 from tests.e2e.test_errors import only
+from tests.programs.here import Done, RunHere, in_own_process
 from training.checkpoints.records import read_rows
 
 MODEL = ("--model", "gemma2_tiny", "--model.vocab-size", "1024")
@@ -17,21 +18,26 @@ QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensiv
 DEVICES = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "XLA_FLAGS": QUICK_COMPILES}
 
 
-def run(root: Path, *words: str, device: str = "xla", **environment: str) -> Path:
-    """The directory of the run's result; its stage is the first word."""
-    before = set(root.glob(f"{words[0]}/*/_MANIFEST.json"))
-    done = pipelines("run", *words, "--root", str(root), "--device", device, **environment)
+def made_by(done: Done) -> Path:
+    """The directory of the run's result, which a line prints last."""
     assert done.returncode == 0, done.stderr
-    (made,) = set(root.glob(f"{words[0]}/*/_MANIFEST.json")) - before
-    return made.parent
+    return Path(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_cached_and_audited_on_a_mesh(smoke: SmokeRun, tmp_path: Path) -> None:
+def test_a_model_is_trained_cached_and_audited_on_a_mesh(smoke: SmokeRun, run_here: RunHere, tmp_path: Path) -> None:
     sequences = str(smoke.root / "pack_sequences" / only(smoke, "pack_sequences"))
-    train = ("train_model", "--sequences", sequences, "--steps", "6", "--global-batch", "8", *MODEL)
-    alone = run(tmp_path / "alone", *train, device="cpu")
-    meshed = run(tmp_path / "meshed", *train, "--mesh", "data=2,model=2", **DEVICES)
+    train = ("run", "train_model", "--sequences", sequences, "--steps", "6", "--global-batch", "8", *MODEL)
+    alone = made_by(run_here(*train, "--root", str(tmp_path / "alone"), "--device", "cpu"))
+    on_mesh = ("--root", str(tmp_path / "meshed"), "--device", "xla", "--mesh", "data=2,model=2")
+    inputs = ("--sequences", sequences, "--teacher", "$0")
+    trained, captured, audited = in_own_process(
+        (*train, *on_mesh),
+        ("run", "cache_logits", *inputs, *on_mesh),
+        ("run", "audit_logits", "--logits", "$1", *inputs, *on_mesh),
+        **DEVICES,
+    )
+    meshed, cached, checked = made_by(trained), made_by(captured), made_by(audited)
     losses = []
     for directory in (alone, meshed):
         rows = read_rows(str(directory / "checkpoints"), "metrics")
@@ -43,18 +49,16 @@ def test_a_model_is_trained_cached_and_audited_on_a_mesh(smoke: SmokeRun, tmp_pa
     assert manifest.setup is not None
     assert manifest.setup["mesh"] == "data=2,model=2"
 
-    inputs = ("--sequences", sequences, "--teacher", str(meshed))
-    cached = run(tmp_path / "meshed", "cache_logits", *inputs, "--mesh", "data=2,model=2", **DEVICES)
     setup = json.loads((cached / "_MANIFEST.json").read_text())["setup"]
     assert setup == {"device": "xla", "mesh": "data=2,model=2"}
-    audit = ("audit_logits", "--logits", str(cached), *inputs)
-    audited = run(tmp_path / "meshed", *audit, "--mesh", "data=2,model=2", **DEVICES)
-    checks = json.loads((audited / "_MANIFEST.json").read_text())["datasets"]["verdict"]["facts"]["checks"]
+    checks = json.loads((checked / "_MANIFEST.json").read_text())["datasets"]["verdict"]["facts"]["checks"]
     assert {check["check"]: check["passed"] for check in checks}["made again"] is True
 
 
 @pytest.mark.slow
-def test_a_mesh_that_cannot_be_is_told(smoke: SmokeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mesh_that_cannot_be_is_told(
+    smoke: SmokeRun, run_here: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sequences = str(smoke.root / "pack_sequences" / only(smoke, "pack_sequences"))
     train = ("run", "train_model", "--sequences", sequences, "--steps", "2", "--global-batch", "8", *MODEL)
     for mesh, device, sentence in (
@@ -63,7 +67,7 @@ def test_a_mesh_that_cannot_be_is_told(smoke: SmokeRun, tmp_path: Path, capsys: 
     ):
         assert main([*train, "--root", str(tmp_path), "--mesh", mesh, "--device", device]) == 2
         assert sentence in capsys.readouterr().err
-    done = pipelines(*train, "--root", str(tmp_path), "--mesh", "data=3", "--device", "xla")
+    done = run_here(*train, "--root", str(tmp_path), "--mesh", "data=3", "--device", "xla")
     assert done.returncode == 2, done.stderr
     assert "has 3 chips and the process has" in done.stderr
     assert "Traceback" not in done.stderr

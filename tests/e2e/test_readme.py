@@ -12,7 +12,7 @@ from pipelines.cli.arguments import take
 from pipelines.cluster.submit import check_line
 from pipelines.fit import table as fit_table
 from pipelines.fit.command import Command, request_of
-from tests.e2e.conftest import pipelines
+from tests.programs.here import RunHere
 from tests.programs.places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -86,12 +86,12 @@ def test_questions_about_a_run_are_understood(
 
 
 @pytest.mark.slow
-def test_the_example_of_one_stage_after_another(tmp_path: Path) -> None:
+def test_the_example_of_one_stage_after_another(run_here: RunHere, tmp_path: Path) -> None:
     lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
     assert [shlex.split(line)[4] for line in lines] == ["collect_text", "filter_text"]
     root = ["--root", str(tmp_path)]
-    done = pipelines(*shlex.split(lines[0])[3:], *root)
+    done = run_here(*shlex.split(lines[0])[3:], *root)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "collect_text").iterdir()
-    done = pipelines(*shlex.split(lines[1].replace("0123456789abcdef", run.name))[3:], *root)
+    done = run_here(*shlex.split(lines[1].replace("0123456789abcdef", run.name))[3:], *root)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from infra.kubernetes import AGENT_PORT, HEALTH_PAGES, PORTS
 from pipelines.__main__ import main
 from pipelines.recipes import registry as recipes
 from tests.e2e.conftest import SmokeRun, pipelines
+from tests.programs import here
 from tests.programs.cluster import RAY, RayCluster
 from tests.programs.sockets import listening, open_to_others, with_environment
 
@@ -27,11 +28,11 @@ def test_a_submitted_job_runs_the_whole_path(smoke: SmokeRun) -> None:
 def test_the_same_line_run_directly_has_nothing_to_do_and_starts_no_ray(smoke: SmokeRun) -> None:
     done = pipelines("run", "smoke", "--root", str(smoke.root), RAY_ADDRESS="127.0.0.1:1")  # a Ray would not come up
     assert done.returncode == 0, done.stderr
-    assert "nothing to do" in done.stderr
+    assert "nothing to do" in done.stdout
 
 
 def test_a_changed_field_reruns_only_what_follows_and_plan_says_why(smoke: SmokeRun) -> None:
-    done = pipelines("plan", "smoke", "--root", str(smoke.root), "--distilled.optimizer.learning-rate", "0.001")
+    done = here.done(["plan", "smoke", "--root", str(smoke.root), "--distilled.optimizer.learning-rate", "0.001"])
     assert done.returncode == 0, done.stderr
     to_run = [line.split()[1] for line in done.stdout.splitlines() if " to run  " in line]
     assert to_run == ["distilled", "evaluate_distilled", "generate"]
@@ -41,11 +42,11 @@ def test_a_changed_field_reruns_only_what_follows_and_plan_says_why(smoke: Smoke
 
 def test_a_saved_config_replays_to_the_same_run(smoke: SmokeRun) -> None:
     (run,) = (smoke.root / "pack_sequences").iterdir()
-    done = pipelines("run", "pack_sequences", "--config", str(run / "_CONFIG.json"), "--root", str(smoke.root))
+    done = here.done(["run", "pack_sequences", "--config", str(run / "_CONFIG.json"), "--root", str(smoke.root)])
     assert done.returncode == 0, done.stderr
     assert f"{run.name}: done before" in done.stderr
     saved = str(smoke.root / "smoke" / "recipe.json")
-    replay = pipelines("plan", "smoke", "--config", saved, "--root", str(smoke.root))
+    replay = here.done(["plan", "smoke", "--config", saved, "--root", str(smoke.root)])
     assert "0 to run" in replay.stdout
 
 

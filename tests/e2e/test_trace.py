@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
-from tests.e2e.conftest import SmokeRun, pipelines
+from tests.e2e.conftest import SmokeRun
+from tests.programs import here
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ def student(smoke: SmokeRun) -> str:
 
 
 def asked(*words: str) -> list[str]:
-    done = pipelines(*words)
+    done = here.done(words)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -43,7 +44,7 @@ def test_what_was_not_seen_yet_and_what_is_nowhere(student: str) -> None:
     lines = asked("trace", "--checkpoint", f"{student}/checkpoints/step-00000010", "--document", document)
     assert [line for line in lines if f" {row} tokens" in line][0].endswith("not yet")  # noqa: RUF015 - one of several
     assert "not seen; it is in no row" in asked("trace", "--checkpoint", student, "--document", "f" * 32)[0]
-    refused = pipelines("trace", "--checkpoint", student, "--step", "99")
+    refused = here.done(["trace", "--checkpoint", student, "--step", "99"])
     assert (refused.returncode, refused.stderr.strip().endswith("records no step 99; its last is 20")) == (2, True)
 
 
@@ -57,6 +58,6 @@ def test_a_step_is_computed_again_and_a_changed_record_is_noticed(student: str, 
     data = bytearray(moments.read_bytes())
     data[-1] ^= 1
     moments.write_bytes(data)
-    refused = pipelines("replay", "--run", str(copy), "--step", "13")
+    refused = here.done(["replay", "--run", str(copy), "--step", "13"])
     assert refused.returncode == 2
     assert "optimizer.safetensors is damaged" in refused.stderr

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def process(ray_session: RaySession) -> Iterator[WarmProcess]:
-    warm = WarmProcess(cpus=2)
+    warm = WarmProcess(threads=2)
     yield warm
     warm.close()
 

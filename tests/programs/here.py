@@ -1,0 +1,105 @@
+"""Command lines in this process, over a Ray that is started once.
+
+    run_here(*words)                      in tests: on the Ray of the session (tests/conftest.py)
+    python -m tests.programs.here LINES   in a process of its own, where the environment has to be another one
+
+LINES is JSON: a list of command lines, each a list of words; one that begins with "!" is another program's. A word
+"$0" stands for what the first line printed last, the directory of its run. Prints a JSON list of [exit code, stdout,
+stderr].
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from infra.ray_session import RaySession
+from infra.warm_process import WarmProcess
+from pipelines.cli import commands
+from tests.programs.places import REPOSITORY
+
+Done = subprocess.CompletedProcess[str]
+RunHere = Callable[..., Done]
+"""type of the fixture `run_here`"""
+
+
+class Kept(RaySession):
+    """A session that stays open when the command that uses it ends."""
+
+    def __init__(self, session: RaySession) -> None:
+        self._session = session
+
+    def start(self) -> None:
+        self._session.start()
+
+    def warm_process(self) -> WarmProcess | None:
+        return self._session.warm_process()
+
+    def map(
+        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], **settings: Any
+    ) -> Iterator[dict[str, Any]]:
+        return self._session.map(tasks, work, **settings)
+
+    def close(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def kept_session(session: RaySession) -> Iterator[None]:
+    """While it is open, commands of this process use that session."""
+    before = commands.RaySession
+    commands.RaySession = lambda cpus=None: Kept(session)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        commands.RaySession = before  # type: ignore[misc]
+
+
+def done(words: Sequence[str]) -> Done:
+    """What a command line of ours ends with."""
+    from pipelines.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Done(list(words), code, out.getvalue(), err.getvalue())
+
+
+def in_own_process(*lines: Sequence[str], before: Sequence[str] = (), **environment: str) -> list[Done]:
+    """What each of the lines ends with. `before`: words before the interpreter's."""
+    process = subprocess.run(
+        [*before, sys.executable, "-m", "tests.programs.here", json.dumps(lines)],
+        cwd=REPOSITORY,
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return [Done(list(words), *ended) for words, ended in zip(lines, json.loads(process.stdout), strict=True)]
+
+
+def _main() -> None:
+    session = RaySession()
+    ended: list[Done] = []
+    with kept_session(session):
+        for line in json.loads(sys.argv[1]):
+            words = [ended[int(word[1:])].stdout.split()[-1] if word[:1] == "$" else word for word in line]
+            if words[0] == "!":
+                ended.append(subprocess.run(words[1:], capture_output=True, text=True, check=False))
+            else:
+                ended.append(done(words))
+    session.close()
+    print(json.dumps([[line.returncode, line.stdout, line.stderr] for line in ended]))
+
+
+if __name__ == "__main__":
+    _main()
