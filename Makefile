@@ -6,6 +6,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 FIT_BIN := .venv-fit/bin
 ROOT ?= runs
+# Two processes with a thread each: most of what a test waits for is the start of another process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 export UV_LINK_MODE ?= hardlink
 
 .PHONY: help
@@ -77,11 +79,11 @@ check: .venv
 	$(BIN)/ruff format --no-cache --check --quiet .
 	$(BIN)/ruff check --no-cache --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/python -m pytest -q -m "not slow and not chaos" tests
+	$(PYTEST) -m "not slow and not chaos" tests
 
 .PHONY: test
 test: .venv fit-env rival-env
-	$(BIN)/python -m pytest -q --durations=12 -m "not chaos" tests
+	$(PYTEST) --durations=12 -m "not chaos" tests
 
 .PHONY: chaos
 chaos: .venv

@@ -7,8 +7,6 @@ smaller). Cost: O(log^2 n) rounds at most, a handful in practice; memory: the ed
 """
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.csgraph
 
 from data.minhash import mix
 
@@ -22,6 +20,8 @@ def unique_edges(edges_E2: np.ndarray) -> np.ndarray:
 
 def stars(edges_E2: np.ndarray) -> np.ndarray:
     """All at once, where the edges fit: (node, smallest of its component) for every node but the smallest."""
+    import scipy.sparse.csgraph  # takes a second, which whoever only plans this stage should not wait for
+
     nodes, ends = np.unique(edges_E2, return_inverse=True)
     ends = ends.reshape(-1, 2)
     graph = scipy.sparse.coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(nodes),) * 2)

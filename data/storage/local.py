@@ -56,7 +56,7 @@ class Local(Store):
         files = super().files_of(uri if self.exists(uri) else uri.removeprefix("file://"))
         if not self.is_directory(uri):
             return files
-        return [file for file in files if os.path.isfile(_path(file[1]))]  # no pipe, no broken link
+        return [file for file in files if os.path.isfile(file[1].removeprefix("file://"))]  # no pipe, no broken link
 
     def content(self, uri: str) -> str:
         with open(_path(uri), "rb") as file:

@@ -4,9 +4,11 @@ One document a line, a row, a page or a file. A record that cannot be read is a 
 fails the stage, or is skipped and counted where that is asked for. Cost: reading the input once, in bounded memory.
 """
 
+import fnmatch
+import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from typing import Literal
 
 from data import schema, shards, sources
@@ -65,8 +67,14 @@ class Config:
 
 def selected(config: Config, name: str) -> bool:
     """Whether the file of that relative name is read."""
-    included = any(fnmatch(name, pattern) for pattern in config.include)
-    return included and not any(fnmatch(name, pattern) for pattern in config.exclude)
+    included = _any_of(config.include).match(name) is not None
+    return included and _any_of(config.exclude).match(name) is None
+
+
+@functools.cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """What matches a name as one of the shell patterns does; of none, nothing."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
 READS = {"input": Read(help="files, directories or globs of text", many=True, select=selected)}
