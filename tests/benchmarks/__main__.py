@@ -1,6 +1,7 @@
 """python -m tests.benchmarks [PART ...]: speeds as ratios against a rival measured in the same run.
 
     step gpu model data                             training, decoding, feeds: timed in turns, medians compared
+    device                                          what `--device auto` rests on without an accelerator: cpu and xla
     rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
@@ -28,6 +29,7 @@ from tests.benchmarks import (
     cost,
     data_speed,
     dedup_speed,
+    device_rule,
     distill_speed,
     logits_cost,
     manifest_size,
@@ -104,6 +106,7 @@ def on_a_gpu() -> Iterator[step_speed.Row]:
 
 PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "step": step_speed.rows,
+    "device": device_rule.rows,
     "gpu": on_a_gpu,
     "model": lambda: timed(model_speed.benchmarks()),
     "data": lambda: timed(data_speed.benchmarks()),
