@@ -60,7 +60,7 @@ COSTS_OF_WORKERS: list[dict[str, list[float]]] = []
 """of the processes of pytest-xdist"""
 
 GROUPS = {"smoke": "cluster", "cluster": "cluster", "nodes": "nodes", "ray_session": "ray"}
-"""fixture of the whole session -> group of the tests that use it: one process starts it"""
+"""fixture of the whole session -> group of the tests that use it, the first that does: one process starts it"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     committed, groups = cost_by_file.committed(), {}
     for item in items:
         file = item.location[0]
-        names = [GROUPS[name] for name in getattr(item, "fixturenames", ()) if name in GROUPS]
-        groups[item] = names[0] if names else file
+        used = getattr(item, "fixturenames", ())
+        groups[item] = next((group for fixture, group in GROUPS.items() if fixture in used), file)
         item.add_marker(pytest.mark.xdist_group(groups[item]))
     for group, file in {(groups[item], item.location[0]) for item in items}:
         costs[group] += committed.get(file, (0.0, 0.0))[1]

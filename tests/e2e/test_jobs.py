@@ -261,7 +261,9 @@ def test_each_stage_alone_as_a_job_makes_the_bytes_of_the_whole_run(
         shutil.move(Path(task.directory) / "_CONFIG.json", config)
         reference = (Path(task.directory) / "_MANIFEST.json").read_bytes()
         shutil.rmtree(task.directory)
-        code, said = submit(cluster, task.stage.name, "--config", str(config), "--root", str(root))
+        (device,) = [of.without_accelerator or "auto" for of in recipes.load("smoke").steps if of.name == step]
+        line = [task.stage.name, "--config", str(config), "--root", str(root)]
+        code, said = submit(cluster, *line, "--device", device)
         assert code == 0, said
         assert (Path(task.directory) / "_MANIFEST.json").read_bytes() == reference
         counts.compared = 1
