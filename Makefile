@@ -7,7 +7,7 @@ BIN := .venv/bin
 FIT_BIN := .venv-fit/bin
 ROOT ?= runs
 # Two processes with a thread each: most of what a test waits for is the start of another process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 export UV_LINK_MODE ?= hardlink
 
 .PHONY: help

@@ -4,6 +4,7 @@ Ray's workers get their environment when Ray starts, so the server comes first a
 """
 
 import collections
+import functools
 import importlib
 import logging
 import os
@@ -19,6 +20,7 @@ from infra.ray_session import RaySession
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Context
 from tests.programs import chaos_log, cost_by_file, credentials, here
+from tests.programs.places import REPOSITORY
 
 # Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
 WARNINGS_OF_OTHERS = (
@@ -59,25 +61,42 @@ METER = cost_by_file.Meter()
 COSTS_OF_WORKERS: list[dict[str, list[float]]] = []
 """of the processes of pytest-xdist"""
 
-GROUPS = {"smoke": "cluster", "cluster": "cluster", "nodes": "nodes", "ray_session": "ray"}
-"""fixture of the whole session -> group of the tests that use it, the first that does: one process starts it"""
+GROUPS = {
+    "cluster": ("smoke: SmokeRun", "cluster: RayCluster", "nodes: MiniCluster"),
+    "ray": ("ray_session: RaySession", "run_here: RunHere", "make_context: "),
+}
+"""group -> parameters of its tests: fixtures that last as long as the process, so one process should start them"""
 
 
-@pytest.hookimpl(tryfirst=True)
+@functools.cache
+def group_of(file: str) -> str:
+    """Files of one group run in one process of pytest-xdist. `file`: its name below the repository."""
+    text = (REPOSITORY / file).read_text()
+    return next((group for group, marks in GROUPS.items() if any(mark in text for mark in marks)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By group. Its own `--dist loadgroup` writes groups into the names of tests, which pytest 9.2 does not allow."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several processes: tests of one file, or of one long fixture, in one of them, and the costliest first."""
-    if not config.option.numprocesses and not hasattr(config, "workerinput"):
+    """In a process of pytest-xdist: the costliest group first, so that none is left alone at the end."""
+    if not hasattr(config, "workerinput"):
         return
     costs: collections.Counter[str] = collections.Counter()
-    committed, groups = cost_by_file.committed(), {}
-    for item in items:
-        file = item.location[0]
-        used = getattr(item, "fixturenames", ())
-        groups[item] = next((group for fixture, group in GROUPS.items() if fixture in used), file)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    for group, file in {(groups[item], item.location[0]) for item in items}:
-        costs[group] += committed.get(file, (0.0, 0.0))[1]
-    items.sort(key=lambda item: (-costs[groups[item]], groups[item]))
+    for file, (_, cpu) in sorted(cost_by_file.committed().items()):
+        if (REPOSITORY / file).is_file():
+            costs[group_of(file)] += cpu
+    files = {item: item.location[0] for item in items}
+    items.sort(key=lambda item: (-costs[group_of(files[item])], group_of(files[item])))
 
 
 @pytest.hookimpl(tryfirst=True)
