@@ -82,11 +82,11 @@ check: .venv
 	$(PYTEST) -m "not slow and not chaos" tests
 
 .PHONY: test
-test: .venv fit-env rival-env
+test: .venv rival-env
 	$(PYTEST) --durations=12 -m "not chaos" tests
 
 .PHONY: chaos
-chaos: .venv
+chaos: .venv fit-env
 	$(BIN)/python -m tests.programs.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 

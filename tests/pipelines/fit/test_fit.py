@@ -189,7 +189,7 @@ def test_the_page_is_what_the_cells_say() -> None:
     assert fit_table.TABLE.read_text() == fit_table.table(), "run `make fit-table`"
 
 
-@pytest.mark.slow
+@pytest.mark.chaos("the TPU compiler")
 def test_the_tpu_compiler_refuses_a_step_without_remat_and_takes_it_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

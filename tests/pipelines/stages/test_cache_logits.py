@@ -70,9 +70,9 @@ class Backwards(InProcess):
     """Runs the tasks from the last to the first."""
 
     def map(
-        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], *, whole_node: bool = False
+        self, tasks: Mapping[int, Any], work: Callable[[int, Any], dict[str, Any]], **settings: Any
     ) -> Iterator[dict[str, Any]]:
-        return super().map(dict(reversed(tasks.items())), work, whole_node=whole_node)
+        return super().map(dict(reversed(tasks.items())), work, **settings)
 
 
 def test_neither_the_order_of_shards_nor_replicas_at_once_change_a_byte(

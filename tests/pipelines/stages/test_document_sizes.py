@@ -58,7 +58,7 @@ def tokenized(folder: Path, texts: list[str], model: str) -> tuple[pa.Table, int
     return pq.read_table(folder / "tokens.parquet"), int(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos("documents of every size")
 def test_a_document_of_100_megabytes_has_its_ids_in_bounded_memory(tmp_path: Path, model: str) -> None:
     draw = random.Random(0)
     lines = [line for file in sorted(REPOSITORY.glob("*/*.py")) for line in file.read_text().splitlines(keepends=True)]
@@ -72,7 +72,7 @@ def test_a_document_of_100_megabytes_has_its_ids_in_bounded_memory(tmp_path: Pat
     assert table["tokens"][0].values[1 : len(ids) + 1].to_pylist() == ids
 
 
-@pytest.mark.slow
+@pytest.mark.chaos("documents of every size")
 def test_a_million_tiny_documents_are_tokenized_in_bounded_memory(tmp_path: Path, model: str) -> None:
     texts = [("", "a", "be it so")[number % 3] for number in range(TINY_DOCUMENTS)]
     table, peak = tokenized(tmp_path, texts, model)
