@@ -1,4 +1,4 @@
-"""What a user did wrong, as an exception of this package."""
+"""What a user did wrong, and what the world did, as exceptions of this package."""
 
 
 class UserError(ValueError):
@@ -9,3 +9,9 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+class StoppedError(Exception):
+    """The world ended it, as a storage that stays out of reach or a process that dies each time."""
+
+    exit_code = 1

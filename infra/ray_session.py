@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra import ray_private
-from infra.errors import UserError
+from infra.errors import StoppedError, UserError
 from infra.warm_process import WarmProcess
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """a question to a cluster that takes an empty message and changes nothing"""
 PASSING = ("HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError")
 """what storage says while it is busy: tried again (Ray Data retries AWS errors by itself)"""
+PAUSES = (1.0, 2.0, 4.0, None)
+"""seconds behind each try of a task in the warm process; None: it was the last"""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -208,6 +210,15 @@ class RaySession:
                 _temp_dir=self._temporary,
             )
 
+    def has_tpu(self) -> bool:
+        """Whether a node of the cluster has TPU chips. Joins the cluster; on one's own machine the device is asked."""
+        if not (in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")):
+            return False
+        import ray
+
+        self.start()
+        return "TPU" in ray.cluster_resources()
+
     def warm_process(self) -> WarmProcess | None:
         """The process that tasks with a model share; None on a cluster, and where a TPU takes one process at a time."""
         import ray
@@ -289,15 +300,21 @@ def _tried(
     """What the work makes of the task, tried again where Ray Data would: the process died, or storage was busy."""
     import ray
 
-    for seconds in (1.0, 2.0, 4.0, None):
+    for seconds in PAUSES:
         try:
             made: dict[str, Any] = process.run(work, number, task, kind=mesh)
             return made
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            died = isinstance(error, ray.exceptions.RayActorError)
-            if seconds is None or not (died or any(name in str(error) for name in PASSING)):
+        except ray.exceptions.RayError as error:
+            died = not isinstance(error, ray.exceptions.RayTaskError)
+            problem = "its process died" if died else _last_line(error)
+            if not (died or isinstance(error, OSError) or any(name in str(error) for name in PASSING)):
                 raise
-            logger.warning("task %d: %s; it is run again", number, "its process died" if died else _last_line(error))
+            if seconds is None:
+                raise StoppedError(
+                    f"task {number} was tried {len(PAUSES)} times: {problem}; run the same line again: what is "
+                    "finished is kept"
+                ) from error
+            logger.warning("task %d: %s; it is run again", number, problem)
             time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
 

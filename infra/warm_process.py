@@ -7,13 +7,22 @@ Each would start processes of its own otherwise, and importing torch and torch_x
 process reserves nothing of Ray, so whoever uses it has the machine alone: the steps of a recipe do, one after another.
 """
 
+import gc
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 FORGET: list[Callable[[], None]] = []
 """called in the process when a stage or a run has ended: drops what only its own tasks share, such as a model"""
+
+END_SECONDS = 10.0
+"""that a killed process may take to be gone"""
 
 
 class WarmProcess:
@@ -23,11 +32,13 @@ class WarmProcess:
         self._threads = threads
         self._kind = ""
         self._actor: Any = None
+        self._pid = 0
 
     def run(self, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Any:
         """What the function returns. `kind`: what a process cannot change once it has computed, such as its mesh.
 
-        Raises what the function raises, as Ray hands it on, and RayActorError where the process dies.
+        Raises what the function raises, as Ray hands it on: a RayTaskError. Any other RayError says that the process
+        died.
         """
         import ray
 
@@ -36,6 +47,7 @@ class WarmProcess:
             self._actor = ray.remote(num_cpus=0)(_Process).remote(self._threads)
             self._kind = kind
         try:
+            self._pid = self._pid or ray.get(self._actor.pid.remote())
             return ray.cloudpickle.loads(ray.get(self._actor.run.remote(ray.cloudpickle.dumps((function, arguments)))))
         except ray.exceptions.RayTaskError:
             raise
@@ -45,16 +57,25 @@ class WarmProcess:
 
     def forget(self) -> None:
         """A stage or a run has ended: the next one has the memory for itself."""
+        import ray
+
         if self._actor is not None:
-            self.run(_forget, kind=self._kind)
+            try:
+                self.run(_forget, kind=self._kind)
+            except ray.exceptions.RayError as error:  # what was asked for is done already
+                logger.warning("the warm process is closed: %s", error)
+                self.close()
 
     def close(self) -> None:
-        """Ends the process at once."""
+        """Ends the process, and waits until it is gone: two of them could write one run."""
         import ray
 
         if self._actor is not None:
             ray.kill(self._actor)
-            self._actor = None
+            deadline = time.monotonic() + END_SECONDS
+            while self._pid and Path(f"/proc/{self._pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._actor, self._pid = None, 0
 
 
 class _Process:
@@ -63,6 +84,9 @@ class _Process:
     def __init__(self, threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
         self._threads = threads
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def run(self, call: bytes) -> bytes:
         from ray import cloudpickle
@@ -76,3 +100,6 @@ class _Process:
 def _forget() -> None:
     for forget in FORGET:
         forget()
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # back to the GPU: another process may need it next

@@ -18,10 +18,11 @@ from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
 from training.backends.base import Backend
-from training.backends.devices import resolve_device
+from training.backends.devices import TPU_DEVICE, resolve_device
 from training.backends.make import check_setup, make_backend
 from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
+from training.config import Device
 from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
 from training.setup import Setup
@@ -99,12 +100,19 @@ def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
     return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
 
 
+def device_of(context: Context) -> Device:
+    """The device that a stage computes on: `auto` is decided by the cluster's nodes, then by this machine."""
+    if context.resources.device == "auto" and context.session.has_tpu():
+        return TPU_DEVICE
+    return resolve_device(context.resources.device)
+
+
 def setup_of(context: Context) -> Setup:
     """Where a model runs without training: one process, on one device or over a mesh of its chips.
 
     Raises UserError where the device cannot divide a model like that.
     """
-    setup = Setup(device=resolve_device(context.resources.device), mesh=context.resources.mesh_shape)
+    setup = Setup(device=device_of(context), mesh=context.resources.mesh_shape)
     check_setup(setup)
     return setup
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import sys
 import textwrap
 import time
@@ -205,7 +206,7 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     session = RaySession(command.resources.cpus)
     if not waiting:
         subject = f"all {len(tasks)} steps were" if len(chosen) == len(tasks) else f"{', '.join(chosen)} was"
-        print(f"{recipe.name}: {subject} done before, nothing to do")
+        _tell(f"{recipe.name}: {subject} done before, nothing to do")
     save_recipe(command.recipe, tasks, command.root)
     try:
         for number, (step, (name, task)) in enumerate(zip(command.recipe.steps, tasks.items(), strict=True), start=1):
@@ -214,12 +215,12 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
                     task,
                     step.resources(command.resources),
                     session,
-                    lambda text, name=name, number=number: print(f"[{number}/{len(tasks)}] {name}: {text}"),
+                    lambda text, name=name, number=number: _tell(f"[{number}/{len(tasks)}] {name}: {text}"),
                 )
     finally:
         session.close()
     if waiting:
-        print(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
+        _tell(f"{recipe.name}: {len(waiting)} of {len(tasks)} steps ran in {time.monotonic() - began:.0f} s")
     report.write(command.recipe.name, tasks, command.root)
     return 0
 
@@ -269,6 +270,14 @@ def _field_docs(kind: Any) -> dict[str, str]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
                 docs[node.target.id] = " ".join(str(getattr(after.value, "value", "")).split())
     return docs
+
+
+def _tell(text: str) -> None:
+    """To stdout; a recipe goes on where nobody reads it any more, as behind `| head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
 
 
 def _say(text: str) -> None:

@@ -114,8 +114,9 @@ def map_shards(
             heard = bar.prefix if not context.quiet or in_submitted_job() else None
             sink = Sink(context.directory, context.attempt, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
+                shape = context.resources.mesh_shape
                 mapped = context.session.map(
-                    {k: tasks[k] for k in waiting}, sink, whole_node=whole_node, mesh=context.resources.mesh
+                    {k: tasks[k] for k in waiting}, sink, whole_node=whole_node, mesh=shape.text if shape else ""
                 )
                 for row in mapped:
                     if row["traceback"]:

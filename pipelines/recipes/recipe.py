@@ -64,10 +64,10 @@ class Step:
         """What the step runs with: as the user says, and on the step's own device where that leaves the choice."""
         if given.device != "auto" or not self.without_accelerator:
             return given
-        from training.backends.devices import resolve_device  # imports torch
+        from training.backends.devices import compiles_here, resolve_device  # imports torch
         from training.backends.make import abilities_of
 
-        if abilities_of(resolve_device(given.device)).accelerator is None:
+        if compiles_here() and abilities_of(resolve_device(given.device)).accelerator is None:
             return replace(given, device=self.without_accelerator)  # type: ignore[arg-type]
         return given
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from infra import ray_session as sessions
+from infra.errors import StoppedError
 from infra.ray_session import RaySession
 from infra.warm_process import FORGET, WarmProcess
 
@@ -36,6 +38,11 @@ def fail_until(index: int, marker: str) -> dict[str, Any]:
     if Path(marker).stat().st_size < 3:
         raise ConnectionError("the bucket is busy")
     return {"index": index}
+
+
+def die(index: int, task: Any) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
 
 
 def refuse(index: int, task: Any) -> dict[str, Any]:
@@ -85,6 +92,19 @@ def test_a_process_that_died_is_replaced_at_the_next_task(process: WarmProcess) 
     assert process.run(os.getpid) != pid
 
 
+def test_a_process_that_is_closed_is_gone(process: WarmProcess) -> None:
+    pid = process.run(os.getpid)
+    process.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_is_dropped_behind_a_stage_cannot_fail_it(process: WarmProcess) -> None:
+    pid = process.run(os.getpid)
+    os.kill(pid, signal.SIGKILL)
+    process.forget()
+    assert process.run(os.getpid) != pid
+
+
 def test_an_error_keeps_its_class_and_the_process_lives(process: WarmProcess) -> None:
     pid = process.run(os.getpid)
     with pytest.raises(ZeroDivisionError):
@@ -93,15 +113,18 @@ def test_an_error_keeps_its_class_and_the_process_lives(process: WarmProcess) ->
 
 
 def test_a_task_whose_process_dies_or_whose_storage_is_busy_is_run_again(
-    ray_session: RaySession, tmp_path: Path
+    ray_session: RaySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
+    monkeypatch.setattr(sessions, "PAUSES", (0.1, 0.1, 0.1, None))
     died = str(tmp_path / "died")
     rows = list(ray_session.map({0: died, 1: died}, die_once, whole_node=True))
     assert [row["index"] for row in rows] == [0, 1]
     assert {row["node"] for row in rows} == {ray.get_runtime_context().get_node_id()}
     (row,) = ray_session.map({7: str(tmp_path / "busy")}, fail_until, whole_node=True)
     assert (row["index"], (tmp_path / "busy").stat().st_size) == (7, 3)
+    with pytest.raises(StoppedError, match="task 3 was tried 4 times: its process died; run the same line again"):
+        list(ray_session.map({3: None}, die, whole_node=True))
     with pytest.raises(KeyError, match="a bug"):
         list(ray_session.map({0: None}, refuse, whole_node=True))

@@ -36,6 +36,9 @@ class Kept(RaySession):
     def start(self) -> None:
         self._session.start()
 
+    def has_tpu(self) -> bool:
+        return False
+
     def warm_process(self) -> WarmProcess | None:
         return self._session.warm_process()
 

@@ -1,10 +1,11 @@
 """Which device there is on this machine.
 
-Without an accelerator `auto` is `cpu`: at every size that was tried its steps are the faster ones there, 1.1 to 2
-times as fast as those of XLA's compiler for CPUs (docs/benchmarks.md; `python -m tests.benchmarks device`), and
+Without an accelerator `auto` is `cpu`: its steps are the faster ones there, 1.2 and 1.4 times as fast as those of
+XLA's compiler for CPUs at the two sizes of docs/benchmarks.md (`python -m tests.benchmarks device` has more), and
 torch_xla alone takes 15 s of CPU to import.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def resolve_device(device: Device) -> Device:
     if torch.cuda.is_available():
         return "cuda"
     return "cpu"
+
+
+def compiles_here() -> bool:
+    """Whether torch_xla is installed."""
+    return importlib.util.find_spec("torch_xla") is not None
 
 
 def has_tpu() -> bool:

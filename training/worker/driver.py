@@ -89,8 +89,8 @@ def train_under_ray(
     (training/worker/budgets.py). With `fewest_workers` the run goes on with that many if nodes are missing, and grows
     up to `job.setup.workers` as they come (elastic.py). `on_progress` hears about once a second of the newest step, in
     a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes
-    need one that all of them see). With `warm`, a job of one worker runs in that process without Ray Train
-    (training/worker/warm.py), which saves what starting costs and changes nothing else.
+    need one that all of them see). With `warm`, a job of one worker that reads its rows itself runs in that
+    process without Ray Train (training/worker/warm.py), which saves what starting costs and changes nothing else.
 
     The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
 
@@ -119,8 +119,10 @@ def train_under_ray(
         stack.enter_context(stopping_on_signals(ask_key))
         if on_progress is not None:
             stack.enter_context(_watching(progress_key, on_progress))
-        if warm is not None and tpu is None and sizes == (1,):
-            return _summary(train_in_warm_process(warm, job, config, limits, counts_key))
+        if warm is not None:
+            if tpu is None and sizes == (1,) and job.feed == "direct":
+                return _summary(train_in_warm_process(warm, job, config, limits, counts_key))
+            warm.close()  # a GPU that it has used is needed now
         if ray_storage_uri is None:
             ray_storage_uri = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         one_node = len(ray.nodes()) == 1 and not elastic

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from training.job import TrainJob
 
 logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 30.0
+"""before another try; the first is after one second, and each next one after twice as long"""
 
 
 class Process(Protocol):
@@ -42,21 +46,24 @@ def train_in_warm_process(
     while True:
         try:
             outcome: bytes = process.run(train_in_group, config, Group(), kind=mesh)
-            process.forget()
-            return outcome
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        except ray.exceptions.RayError as error:
             process.close()  # what an error left in it is of no use to the next try
             counts = Counts.read(counts_key)
             counts = dataclasses.replace(counts, failures=counts.failures + 1)
             counts.write(counts_key)
             reason = counts.used_up(limits)
-            if isinstance(error, ray.exceptions.RayActorError):
+            if isinstance(error, ray.exceptions.RayTaskError):
+                failure = error.cause if isinstance(error.cause, BaseException) else error
+                if reason:
+                    failure.add_note(f"a training worker failed:\n{error}")
+                    raise failure from error
+                problem = f"failed ({type(failure).__name__}: {failure})"
+            else:  # a kill, the memory monitor's too
                 if reason:
                     raise UsedUp(f"a training worker died; {reason}") from error
-                logger.warning("the training worker died; the run goes on in a new process")
-                continue
-            failure = error.cause if isinstance(error.cause, BaseException) else error
-            if reason:
-                failure.add_note(f"a training worker failed:\n{error}")
-                raise failure from error
-            logger.warning("the training worker failed (%s: %s) and is started again", type(failure).__name__, failure)
+                problem = "died"
+            logger.warning("the training worker %s; the run goes on in a new process", problem)
+            time.sleep(min(2.0 ** (counts.failures - 1), LONGEST_PAUSE_SECONDS))
+        else:
+            process.forget()
+            return outcome
