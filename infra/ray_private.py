@@ -56,7 +56,7 @@ def without_servers() -> Iterator[None]:
     """While it is open, `ray.init` starts no server that an embedded Ray has no use for.
 
     They are the autoscaler's monitor, the reader of logs and the dashboard's server, which Ray starts without the
-    dashboard too: three processes, 5 s and 9 s of CPU at each start on two cores. `ray.init` has no option for them.
+    dashboard too: three processes at each start. `ray.init` has no option for them.
     """
     node = __getattr__("Node")
     names = ("start_monitor", "start_log_monitor", "start_api_server")

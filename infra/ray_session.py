@@ -2,7 +2,7 @@
 
 The embedded one listens on 127.0.0.1 only, wants a token (made for this process, never written to disk), has a
 temporary directory of its own, and dies with the driver (Ray ties its processes to the parent's life on Linux).
-Starting takes 3 to 6 s, so it starts with the first stage that has work.
+Starting takes seconds, so it starts with the first stage that has work.
 """
 
 import functools

@@ -3,8 +3,8 @@
     RaySession.map(whole_node=True)   the shards of a stage that computes with a model
     train_under_ray                   a run of training with one worker
 
-Each would start processes of its own otherwise, and importing torch and torch_xla takes 15 s of CPU each time. The
-process reserves nothing of Ray, so whoever uses it has the machine alone: the steps of a recipe do, one after another.
+Each would start processes of its own otherwise, which import torch and torch_xla and compile again. The process
+reserves nothing of Ray, so whoever uses it has the machine alone: the steps of a recipe do, one after another.
 """
 
 import gc

@@ -1,6 +1,8 @@
 """The process that model stages and single-worker training share on an embedded Ray."""
 
+import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,17 @@ def test_tasks_share_a_process_and_another_kind_has_one_of_its_own(process: Warm
     assert process.run(os.getpid, kind="data=2") == other
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)  # one at a time: the memory of two is too much
+
+
+def test_the_embedded_ray_has_no_server_that_it_does_not_use(ray_session: RaySession) -> None:
+    """Of the processes that this one has started: the raylet and the store of state, no dashboard, no monitor."""
+    started = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                started.append((folder / "cmdline").read_text())
+    assert [line for line in started if "raylet/raylet" in line]
+    assert [line for line in started if re.search(r"dashboard/dashboard\.py|monitor\.py", line)] == []
 
 
 def test_each_task_finds_the_threads_of_the_machine(process: WarmProcess) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 
-from tests.programs.ray_runs import job_named, only, ray_processes
+from tests.programs.examples import job_named
+from tests.programs.ray_runs import only, ray_processes
 from training.log.summary import StepReport
 from training.worker.budgets import UsedUp
 from training.worker.driver import train_under_ray

@@ -10,7 +10,8 @@ from typing import Any
 import ray
 import torch
 
-from tests.programs.ray_runs import job_named, killed, run
+from tests.programs.examples import job_named
+from tests.programs.ray_runs import killed, run
 from training.backends.torch_backend import TorchBackend
 from training.feed import direct_feed
 from training.loop import run_training

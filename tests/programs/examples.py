@@ -105,3 +105,11 @@ def write_sequences(directory: Path, job: TrainJob) -> TrainJob:
             uris.append(str(directory / name))
         sequences.append((dataset, tuple(uris)))
     return dataclasses.replace(job, sequences=tuple(sequences))
+
+
+def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
+    """A job with its sequences and checkpoints in a new folder of that name; `overrides` are of `example_job`."""
+    config = {field: overrides.pop(field) for field in ("steps", "checkpoint_every_steps") if field in overrides}
+    (directory / name).mkdir()
+    job = example_job(directory / name / "checkpoints", config=config, **overrides)
+    return write_sequences(directory / name, job)

@@ -15,11 +15,10 @@ import ray
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from tests.programs.examples import example_job, write_sequences
+from tests.programs.examples import example_job, job_named
 from training.backends.torch_backend import TorchBackend
 from training.faults import Drained
 from training.feed import direct_feed
-from training.job import TrainJob
 from training.loop import StepReport, run_training
 from training.worker.budgets import CountedFailures, Counts, Limits
 from training.worker.driver import train_under_ray
@@ -43,13 +42,6 @@ def main(directory: Path) -> dict[str, Any]:
     ray.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
     return results
-
-
-def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
-    config = {name: overrides.pop(name) for name in ("steps", "checkpoint_every_steps") if name in overrides}
-    (directory / name).mkdir()
-    job = example_job(directory / name / "checkpoints", config=config, **overrides)
-    return write_sequences(directory / name, job)
 
 
 def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:

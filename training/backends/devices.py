@@ -2,7 +2,7 @@
 
 Without an accelerator `auto` is `cpu`: at each of five sizes its steps are the faster ones there, 1.3 to 10 times as
 fast as those of XLA's compiler for CPUs (docs/benchmarks.md; `python -m tests.benchmarks device`), and its first step
-ends 7 to 11 s sooner.
+ends sooner.
 """
 
 import importlib.util

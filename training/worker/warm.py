@@ -1,7 +1,7 @@
 """A run of one worker in the warm process of an embedded Ray (infra/warm_process.py), without Ray Train.
 
-Ray Train starts a controller and a worker for each run, 20 to 35 s on two cores. With one worker on one machine there
-is nothing to place, to join or to resize; what is left, starting again after a failure, is this file.
+Ray Train starts a controller and a worker for each run, and the worker imports torch again. With one worker on one
+machine there is nothing to place, to join or to resize; what is left, starting again after a failure, is this file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train_in_warm_process(
                     raise UsedUp(f"a training worker died; {reason}") from error
                 problem = "died"
             logger.warning("the training worker %s; the run goes on in a new process", problem)
-            time.sleep(min(2.0 ** (counts.failures - 1), LONGEST_PAUSE_SECONDS))
+            time.sleep(min(2.0 ** min(counts.failures - 1, 10), LONGEST_PAUSE_SECONDS))
         else:
             process.forget()
             return outcome

@@ -1,6 +1,7 @@
 """Clumsy command lines and damaged files: each ends with one line that names what is wrong, and exit code 2."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data.errors import UserError
 from model.hf_weights import config_from_hf
 from pipelines import __main__
 from pipelines.checkpoints.trained_run import open_run
+from pipelines.cli import commands
 from pipelines.engine import lease
 from pipelines.engine.config import canonical_json
 from pipelines.engine.errors import exit_code
@@ -163,3 +165,17 @@ def test_parquet_that_python_cannot_hold_is_refused(tmp_path: Path) -> None:
     pq.write_table(twice, path)
     with pytest.raises(UserError, match="has 2 columns 'text'"):
         list(sources.read_records("a.parquet", str(path), sources.Options()))
+
+
+def test_a_recipe_goes_on_where_nobody_reads_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    for _ in range(2):
+        commands._tell("[1/14] collect: running")
+    sys.stdout.close()  # what it opened instead

@@ -9,13 +9,12 @@ import pytest
 
 from infra.ray_session import RaySession
 from infra.warm_process import WarmProcess
-from tests.programs.examples import example_job, write_sequences
+from tests.programs.examples import example_job, job_named
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
 from training.errors import UserError
 from training.faults import Drained
 from training.feed import direct_feed
-from training.job import TrainJob
 from training.log.summary import StepReport
 from training.loop import run_training
 from training.worker.budgets import UsedUp
@@ -28,13 +27,6 @@ def process(ray_session: RaySession) -> WarmProcess:
     warm = ray_session.warm_process()
     assert warm is not None
     return warm
-
-
-def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
-    config = {name: overrides.pop(name) for name in ("steps", "checkpoint_every_steps") if name in overrides}
-    (directory / name).mkdir()
-    job = example_job(directory / name / "checkpoints", config=config, **overrides)
-    return write_sequences(directory / name, job)
 
 
 def table(directory: Path, name: str, kind: str) -> Any:
