@@ -1,10 +1,10 @@
-"""Compiles an HLO module for a TPU slice with libtpu's own compiler, on a machine that has no TPU, and reports what it
-needs: `python -m infra.aot REQUEST.json REPORT.json`, in the environment that `make fit-env` makes (jax and libtpu, no
+"""Compiles an HLO module for a TPU slice with libtpu's own compiler, on a machine that has no TPU, and answers what it
+needs: `python -m infra.aot REQUEST.json ANSWER.json`, in the environment that `make fit-env` makes (jax and libtpu, no
 torch). Nothing is executed, so this says nothing of the values a program computes.
 
 REQUEST: {"hlo": path of a serialized HloModuleProto, "topology": "v5p:4x4x4", "slices": 1, "num_partitions": 64,
 "donated": [indices of arguments whose buffers the results may take]}, optionally "text": path for the optimized module.
-REPORT: see `Report`. Refused for lack of memory is a report too; anything else that the compiler refuses is in "error".
+ANSWER: see `Answer`. A refusal for lack of memory is an answer too; whatever else the compiler refuses is in "error".
 
 The calls below are not public in jax; they are pinned together in requirements-fit.txt. Cost: seconds for a small
 program, minutes and a few GB for billions of parameters on thousands of chips.
@@ -67,7 +67,7 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Answer:
     """What the compiler said; bytes are those of one chip."""
 
     fits: bool
@@ -99,24 +99,24 @@ class Report:
     """why it could not be compiled at all, empty where it could or does not fit"""
 
 
-def main(request_path: str, report_path: str) -> int:
-    """Exit code 0 where there is a report (also of what does not fit or does not compile)."""
+def main(request_path: str, answer_path: str) -> int:
+    """Exit code 0 if there is an answer (also of what does not fit or does not compile)."""
     request = json.loads(Path(request_path).read_text())
     os.environ.update(QUIET)
-    report = compile_report(
+    answer = compile_answer(
         Path(request["hlo"]).read_bytes(),
         parse_topology(request["topology"], request.get("slices", 1)),
         num_partitions=request["num_partitions"],
         donated=request.get("donated", ()),
         text_path=request.get("text"),
     )
-    Path(report_path).write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    Path(answer_path).write_text(json.dumps(dataclasses.asdict(answer), indent=1) + "\n")
     return 0
 
 
-def compile_report(
+def compile_answer(
     hlo: bytes, topology: Topology, *, num_partitions: int, donated: Sequence[int], text_path: str | None = None
-) -> Report:
+) -> Answer:
     """Compiles `hlo` (a serialized HloModuleProto, annotated for SPMD partitioning) for all chips of `topology`."""
     assert num_partitions == topology.chips, (
         f"the program has {num_partitions} partitions, but {topology.name} x {topology.slices} has {topology.chips} "
@@ -136,7 +136,7 @@ def compile_report(
     if text_path is not None:
         Path(text_path).write_text(text)
     totals = account(text, topology.slices)
-    return Report(
+    return Answer(
         fits=stats.peak_memory_in_bytes <= limit,
         compile_seconds=round(seconds, 1),
         peak_memory_bytes=_own_peak(),
@@ -156,9 +156,9 @@ def compile_report(
     )
 
 
-def _refused(message: str, limit: int, seconds: float, versions: dict[str, str]) -> Report:
+def _refused(message: str, limit: int, seconds: float, versions: dict[str, str]) -> Answer:
     used, limit = parse_out_of_memory(message) or (0, limit)
-    return Report(
+    return Answer(
         fits=False,
         compile_seconds=seconds,
         peak_memory_bytes=_own_peak(),

@@ -19,7 +19,6 @@ ComputeType = Literal["float32", "bfloat16"]
 BadStep = Literal["stop", "skip"]
 Objective = Literal["next_token", "distill"]
 Tail = Literal["bucket", "renormalize", "ground_truth"]
-Device = Literal["xla", "cuda", "cpu", "auto"]
 FeedKind = Literal["direct", "ray"]
 Remat = Literal["none", "projections", "full"]
 

@@ -19,7 +19,7 @@ from training.feed import Feed
 from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.run_log import Tell
-from training.log.summary import StepReport, TrainSummary
+from training.log.summary import StepMetrics, TrainSummary
 from training.run import COMPILED_STEPS, FETCH_STEPS, Run
 
 
@@ -27,7 +27,7 @@ def run_training(
     job: TrainJob,
     backend: Backend,
     feed: Feed,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[StepMetrics], None] | None = None,
     drain: Drain | None = None,
     tell: Tell | None = None,
 ) -> TrainSummary:
@@ -105,7 +105,7 @@ def _train(run: "Run", feed: Feed, drain: Drain | None) -> TrainSummary:
         first_step=run.first_step,
         steps=run.step,
         tokens_seen=run.tokens_seen,
-        loss=run.last_report.loss if run.last_report else None,
+        loss=run.last_metrics.loss if run.last_metrics else None,
         device=backend.abilities.device,
         workers=backend.world_size,
         compiles=backend.compiles(),

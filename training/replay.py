@@ -23,7 +23,7 @@ from training.errors import UserError
 from training.faults import Drained
 from training.feed import Feed, direct_feed
 from training.job import TrainJob
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.loop import run_training
 from training.setup import Setup
 
@@ -54,24 +54,24 @@ def replay(job: TrainJob, step: int) -> Replayed:
         last = 0 if recorded is None or not recorded.num_rows else recorded["step"][-1].as_py()
         raise UserError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
     first, carried = _checkpoint_before(job, step)
-    reports: list[StepReport] = []
+    all_metrics: list[StepMetrics] = []
     with tempfile.TemporaryDirectory() as directory:
         again = dataclasses.replace(
             job, checkpoints_uri=directory, carried_uri=carried, lease_uri=None, logs_uri=None, tensorboard=False
         )
         for stop, setup in setups_between(job.checkpoints_uri, first, step):
-            reports += _in_setup(again, Setup.from_record(setup), stop)
+            all_metrics += _in_setup(again, Setup.from_record(setup), stop)
         saved = _saved_differences(job.checkpoints_uri, directory, step)
     rows = {row["step"]: row for row in until_step.to_pylist()}
-    for report in reports:
+    for metrics in all_metrics:
         lines = [
-            f"step {report.step}: {name} was {rows[report.step][name]!r}, now it is {getattr(report, name)!r}"
+            f"step {metrics.step}: {name} was {rows[metrics.step][name]!r}, now it is {getattr(metrics, name)!r}"
             for name in COMPARED
-            if rows[report.step][name] != getattr(report, name)
+            if rows[metrics.step][name] != getattr(metrics, name)
         ]
         if lines:
-            return Replayed(first_step=first, steps=len(reports), differences=tuple(lines))
-    return Replayed(first_step=first, steps=len(reports), differences=tuple(saved))
+            return Replayed(first_step=first, steps=len(all_metrics), differences=tuple(lines))
+    return Replayed(first_step=first, steps=len(all_metrics), differences=tuple(saved))
 
 
 def _checkpoint_before(job: TrainJob, step: int) -> tuple[int, str | None]:
@@ -87,14 +87,14 @@ def _steps_of(uri: str | None) -> int:
     return 0 if commit is None else int(commit["step"])
 
 
-def _in_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepReport]:
+def _in_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepMetrics]:
     """The steps up to `stop` from where `again` is, behind a checkpoint of it; the next set-up goes on there."""
     job = dataclasses.replace(again, setup=setup)
     if setup.workers == 1:
         return computed(make_backend(setup), job, stop, direct_feed(job))
     abilities_of(resolve_device(setup.device)).check_workers(setup.workers)
-    reports: Sequence[StepReport] = run_workers(setup, _in_worker, job, stop)
-    return reports
+    all_metrics: Sequence[StepMetrics] = run_workers(setup, _in_worker, job, stop)
+    return all_metrics
 
 
 def _saved_differences(root: str, again: str, step: int) -> list[str]:
@@ -117,9 +117,9 @@ def _saved_differences(root: str, again: str, step: int) -> list[str]:
     ]
 
 
-def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence[StepReport]:
+def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence[StepMetrics]:
     """The job's steps from its newest checkpoint up to `step`, where it then stops behind a checkpoint."""
-    reports: list[StepReport] = []
+    all_metrics: list[StepMetrics] = []
     done = 0
 
     def asked() -> bool:
@@ -129,9 +129,9 @@ def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence
 
     first = _steps_of(latest_checkpoint(job.checkpoints_uri) or job.carried_uri)
     with contextlib.suppress(Drained):
-        run_training(job, backend, feed, reports.append, drain=DrainWhen(asked))
-    return reports
+        run_training(job, backend, feed, all_metrics.append, drain=DrainWhen(asked))
+    return all_metrics
 
 
-def _in_worker(backend: Backend, job: TrainJob, step: int) -> Sequence[StepReport]:
+def _in_worker(backend: Backend, job: TrainJob, step: int) -> Sequence[StepMetrics]:
     return computed(backend, job, step, direct_feed(job, backend.row_share.part, backend.row_share.parts))

@@ -41,7 +41,7 @@ from training.feed import Feed, HostBatch
 from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.run_log import MetricsLog, Tell
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.objective import loss_function
 from training.optim import init_state, learning_rate, step_scalars
 from training.step import COMPUTE_TYPES, train_step
@@ -86,7 +86,7 @@ class Run:
         self,
         job: TrainJob,
         backend: Backend,
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[StepMetrics], None] | None,
         meter: Meter,
         feed: Feed,
         tell: Tell | None,
@@ -98,7 +98,7 @@ class Run:
         self.metrics: list[dict[str, Any]] = []
         self.pending: deque[tuple[int, Tensor]] = deque()
         self.read: tuple[list[int], list[list[float]]] = [], []
-        self.last_report: StepReport | None = None
+        self.last_metrics: StepMetrics | None = None
         self.checkpoint_uri = ""
         self.interim_before = any(commit.get("interim") for _, commit in list_commits(job.checkpoints_uri))
         self.step = self.tokens_seen = 0
@@ -204,12 +204,12 @@ class Run:
         """Reports the values that `exchange` has read, and checks them. Raises `BadStep` and `Corrupted`."""
         steps, fetched = self.read
         config = self.job.config
-        reports = []
+        all_metrics = []
         for step, values in zip(steps, fetched, strict=True):
             loss_sum, targets, grad_norm, bad, *_ = values
             self.tokens_seen += round(targets)
             sums = checksums(values)
-            self.last_report = StepReport(
+            self.last_metrics = StepMetrics(
                 step=step,
                 loss_sum=loss_sum,
                 targets=round(targets),
@@ -220,29 +220,29 @@ class Run:
                 weights_checksum=sums["weights_after"],
                 gradients_checksum=sums["gradients"],
             )
-            reports.append(self.last_report)
+            all_metrics.append(self.last_metrics)
             if self.on_step is not None:
-                self.on_step(self.last_report)
-        rows = [dataclasses.asdict(report) for report in reports]
+                self.on_step(self.last_metrics)
+        rows = [dataclasses.asdict(metrics) for metrics in all_metrics]
         self.metrics += rows
         if steps:
             self.log.steps(rows, max(0, COMPILED_STEPS - (steps[0] - 1 - self.first_step)))
         self.watch.check(steps, fetched, [message.sums for message in everyone if message.sums is not None])
-        for report in reports:
-            if report.bad:
-                self._meet_bad_step(report)
+        for metrics in all_metrics:
+            if metrics.bad:
+                self._meet_bad_step(metrics)
 
-    def _meet_bad_step(self, report: StepReport) -> None:
-        names = self.lineage.rows_of(report.step)
-        self.log.event("bad_step", step=report.step, loss=report.loss, grad_norm=report.grad_norm, rows=names)
+    def _meet_bad_step(self, metrics: StepMetrics) -> None:
+        names = self.lineage.rows_of(metrics.step)
+        self.log.event("bad_step", step=metrics.step, loss=metrics.loss, grad_norm=metrics.grad_norm, rows=names)
         if self.job.on_bad_step == "skip":
-            logger.warning("step %d was skipped: loss %g, gradient %g", report.step, report.loss, report.grad_norm)
+            logger.warning("step %d was skipped: loss %g, gradient %g", metrics.step, metrics.loss, metrics.grad_norm)
             return
-        _, batch = next(iter(self.feed(report.step - 1, report.step)))
+        _, batch = next(iter(self.feed(metrics.step - 1, metrics.step)))
         columns = device_columns(batch)
         rows = worst_rows(self.model, self.loss, columns, names, self.backend)
-        self.log.event("bad_rows", step=report.step, rows=rows)
-        raise BadStep(bad_step_message(report.step, report.loss, report.grad_norm, rows))
+        self.log.event("bad_rows", step=metrics.step, rows=rows)
+        raise BadStep(bad_step_message(metrics.step, metrics.loss, metrics.grad_norm, rows))
 
     def save(self, everyone: Sequence[Message], interim: bool = False) -> None:
         """Takes a snapshot and hands it to the thread that writes it, behind `flush`."""
@@ -268,7 +268,7 @@ class Run:
         about = {
             "step": step,
             "tokens_seen": self.tokens_seen,
-            "weights_checksum": self.last_report.weights_checksum if self.last_report else None,
+            "weights_checksum": self.last_metrics.weights_checksum if self.last_metrics else None,
             "identity": job.identity(),
             "setups": self.setups.listed(),
         }

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from model.sharding import MeshShape, row_groups
-from training.config import Device, Remat, at_least, one_of
+from training.backends.names import Device
+from training.config import Remat, at_least, one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from pipelines.engine.stage import Context
 from training.backends.base import Backend
 from training.backends.devices import TPU_DEVICE, resolve_device
 from training.backends.make import check_setup, make_backend
+from training.backends.names import Device
 from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
-from training.config import Device
 from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
 from training.setup import Setup

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.engine.errors import UserError
+from training.backends.names import Device
 
 if TYPE_CHECKING:
     from model.sharding import MeshShape
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class Resources:
     """Where and with how much to run: recorded, never hashed."""
 
-    device: Literal["auto", "xla", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """what computes; auto takes xla on a TPU, cuda on a GPU, and cpu where there is neither: it is faster there than
     xla on a CPU"""
     workers: int = 1

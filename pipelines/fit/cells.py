@@ -113,7 +113,7 @@ class Cell:
     trace: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`training.backends.xla.traced_step.Traced`, without the program"""
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`infra.aot.Report`"""
+    """`infra.aot.Answer`"""
     error: str = ""
     """why there is no answer: out of time, or a process that failed; never cached"""
 
@@ -188,13 +188,13 @@ def _answer(request: FitRequest, program: Program, code: str, seconds: float, sa
         }
         (folder / "compile_request.json").write_text(json.dumps(compile_request))
         say(f"compiling for {request.topology}" + (f" x {request.slices}" if request.slices > 1 else ""))
-        words = ["-m", "infra.aot", str(folder / "compile_request.json"), str(folder / "report.json")]
+        words = ["-m", "infra.aot", str(folder / "compile_request.json"), str(folder / "answer.json")]
         problem, _ = _run([str(FIT_PYTHON), *words], seconds - took)
         # the program's and its request's names are in the cell already
         trace = {name: value for name, value in trace.items() if name not in ("request", "model", "donated")}
         if problem:
             return Cell(request=request, code=code, trace=trace, error=f"the compiler {problem}")
-        return Cell(request=request, code=code, trace=trace, compiled=json.loads((folder / "report.json").read_text()))
+        return Cell(request=request, code=code, trace=trace, compiled=json.loads((folder / "answer.json").read_text()))
 
 
 def _run(words: list[str], seconds: float) -> tuple[str, float]:

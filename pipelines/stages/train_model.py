@@ -33,7 +33,7 @@ from training.setup import Setup
 from training.worker.sizes import allowed_workers
 
 if TYPE_CHECKING:
-    from training.log.summary import StepReport
+    from training.log.summary import StepMetrics
 
 VERSION = 3
 READS = {
@@ -104,10 +104,10 @@ def run(context: Context, config: Config) -> Outcome:
     done = _steps_before(job)
     with context.progress(config.steps, "step", before=done) as advance:
 
-        def on_progress(report: "StepReport") -> None:
+        def on_progress(metrics: "StepMetrics") -> None:
             nonlocal done
-            advance(report.step - done, f"loss {report.loss:.3f}, {report.tokens_seen:,} targets")
-            done = report.step
+            advance(metrics.step - done, f"loss {metrics.loss:.3f}, {metrics.tokens_seen:,} targets")
+            done = metrics.step
 
         try:
             summary = train_under_ray(

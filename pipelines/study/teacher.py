@@ -15,7 +15,7 @@ from training.checkpoints.save_load import load_checkpoint
 from training.config import TrainingConfig
 from training.feed import HostBatch
 from training.job import TrainJob
-from training.loop import StepReport, run_training
+from training.loop import StepMetrics, run_training
 from training.setup import Setup
 
 CHECKPOINT_EVERY_STEPS = 100
@@ -70,6 +70,6 @@ def _feed(sizes: Sizes, text: Text) -> Callable[[int, int], Iterator[tuple[int, 
     return feed
 
 
-def _tell(report: StepReport, sizes: Sizes, tell: Callable[[str], None]) -> None:
-    if report.step % 20 == 0:
-        tell(f"teacher: step {report.step} of {sizes.teacher_steps}, loss {report.loss:.3f}")
+def _tell(metrics: StepMetrics, sizes: Sizes, tell: Callable[[str], None]) -> None:
+    if metrics.step % 20 == 0:
+        tell(f"teacher: step {metrics.step} of {sizes.teacher_steps}, loss {metrics.loss:.3f}")

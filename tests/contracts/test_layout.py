@@ -17,7 +17,8 @@ from infra import ray_private
 from pipelines.engine.resources import Resources
 from tests.programs.places import REPOSITORY
 from training.backends.make import BACKENDS
-from training.config import BadStep, Device, FeedKind, Remat
+from training.backends.names import Device
+from training.config import BadStep, FeedKind, Remat
 
 PACKAGES = ("model", "data", "training", "infra", "pipelines")
 MAY_IMPORT = {
@@ -152,24 +153,17 @@ def test_every_private_part_of_ray_is_used_and_still_there() -> None:
     assert unused == []
 
 
-def decided_devices(path: Path) -> Iterator[str]:
-    """Names of devices in a file's code, other than among the choices of a Literal."""
-    tree = ast.parse(path.read_text())
-    choices = {
-        id(node)
-        for literal in ast.walk(tree)
-        if isinstance(literal, ast.Subscript) and isinstance(literal.value, ast.Name) and literal.value.id == "Literal"
-        for node in ast.walk(literal)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and node.value in ("xla", "cuda") and id(node) not in choices:
+def named_devices(path: Path) -> Iterator[str]:
+    """Places of a file's code that spell the name of an accelerator's device."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and node.value in ("xla", "cuda"):
             yield f"{relative(path)}:{node.lineno}"
 
 
 def test_only_backends_know_devices_by_name() -> None:
     """Everybody else asks a backend's abilities (training/backends/abilities.py)."""
     paths = [path for path in modules(*PACKAGES) if not relative(path).startswith("training/backends/")]
-    assert [found for path in paths for found in decided_devices(path)] == []
+    assert [place for path in paths for place in named_devices(path)] == []
 
 
 def test_every_device_has_a_backend_that_declares_its_abilities() -> None:
@@ -178,7 +172,7 @@ def test_every_device_has_a_backend_that_declares_its_abilities() -> None:
 
 def test_resources_offer_the_choices_of_training() -> None:
     """Spelled there again, since the command line imports no torch."""
-    choices = {"device": Device, "remat": Remat, "feed": FeedKind, "on_bad_step": BadStep}
+    choices = {"remat": Remat, "feed": FeedKind, "on_bad_step": BadStep}
     for name, allowed in choices.items():
         assert set(get_args(allowed)) <= set(re.findall(r"'(\w+)'", str(Resources.__annotations__[name]))), name
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.aot import compile_report, parse_allocations, parse_out_of_memory, parse_size, traffic
+from infra.aot import compile_answer, parse_allocations, parse_out_of_memory, parse_size, traffic
 from infra.hlo_account import Collective
 from infra.slices import parse_topology
 
@@ -54,4 +54,4 @@ def test_traffic_is_summed_by_kind_and_kept_apart_by_network() -> None:
 
 def test_a_program_for_another_number_of_chips_is_refused() -> None:
     with pytest.raises(AssertionError, match="8 partitions, but v5e:4x4 x 1 has 16 chips"):
-        compile_report(b"", parse_topology("v5e:4x4"), num_partitions=8, donated=())
+        compile_answer(b"", parse_topology("v5e:4x4"), num_partitions=8, donated=())

@@ -17,7 +17,7 @@ import ray
 
 from tests.programs.examples import job_named
 from tests.programs.ray_runs import only, ray_processes
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.worker.budgets import UsedUp
 from training.worker.driver import train_under_ray
 
@@ -36,9 +36,9 @@ def used_up(directory: Path, name: str, number: int, max_failures: int) -> dict[
     job = job_named(directory, name, steps=100_000, checkpoint_every_steps=50, threads=1, workers=number)
     kills: list[int] = []
 
-    def kill(report: StepReport) -> None:
+    def kill(metrics: StepMetrics) -> None:
         workers = ray_processes("RayTrainWorker")
-        if not kills and report.step >= 60:
+        if not kills and metrics.step >= 60:
             kills.append(max(workers))
         elif len(kills) == 1 and workers and kills[0] not in workers and max_failures:
             kills.append(only(ray_processes("TrainController")))

@@ -22,7 +22,7 @@ from training.backends.local_workers import run_workers
 from training.checkpoints.records import list_checkpoints, read_rows
 from training.feed import direct_feed
 from training.job import TrainJob
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.loop import run_training
 from training.setup import Setup
 from training.worker.driver import train_under_ray
@@ -38,7 +38,7 @@ def main(directory: Path) -> dict[str, Any]:
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(3))}
     ray.init(address=cluster.address, log_to_driver=False)
     job = make_job(directory / "drained", workers=2)
-    seen: list[StepReport] = []
+    seen: list[StepMetrics] = []
     drained: dict[str, Any] = {}
 
     def take_away() -> None:
@@ -66,10 +66,10 @@ def main(directory: Path) -> dict[str, Any]:
 
     thread = threading.Thread(target=take_away)
 
-    def on_progress(report: StepReport) -> None:
-        seen.append(report)
-        if report.step >= 20 and not drained:
-            drained["began"] = report.step
+    def on_progress(metrics: StepMetrics) -> None:
+        seen.append(metrics)
+        if metrics.step >= 20 and not drained:
+            drained["began"] = metrics.step
             thread.start()
 
     summary = train_under_ray(job, max_failures=0, max_preemptions=1, on_progress=on_progress)

@@ -24,7 +24,7 @@ from training.checkpoints.records import list_checkpoints
 from training.feed import direct_feed
 from training.job import TrainJob
 from training.log.run_log import read_lines
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.loop import run_training
 from training.worker import elastic
 from training.worker.driver import train_under_ray
@@ -57,8 +57,8 @@ def main(directory: Path) -> dict[str, Any]:
     def drains() -> list[int]:
         return [line["step"] for line in read_lines(str(job.logs_uri)) if line["kind"] == "drained"]
 
-    def on_progress(report: StepReport) -> None:
-        told.append((round(time.monotonic() - began, 1), report.step))
+    def on_progress(metrics: StepMetrics) -> None:
+        told.append((round(time.monotonic() - began, 1), metrics.step))
 
     def wait_for(step: int) -> None:
         while not told or told[-1][1] < step:

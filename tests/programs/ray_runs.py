@@ -19,7 +19,7 @@ from tests.programs.examples import example_job, job_named
 from training.backends.torch_backend import TorchBackend
 from training.faults import Drained
 from training.feed import direct_feed
-from training.loop import StepReport, run_training
+from training.loop import StepMetrics, run_training
 from training.worker.budgets import CountedFailures, Counts, Limits
 from training.worker.driver import train_under_ray
 
@@ -56,8 +56,8 @@ def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
     job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20, logs_uri=logs, **overrides)
     kills: list[int] = []
 
-    def kill_once(report: StepReport) -> None:
-        if report.step >= 50 and not kills:  # behind a checkpoint, which a thread writes
+    def kill_once(metrics: StepMetrics) -> None:
+        if metrics.step >= 50 and not kills:  # behind a checkpoint, which a thread writes
             kills.append(only(ray_processes("RayTrainWorker")))
             os.kill(kills[0], signal.SIGKILL)
 
@@ -71,9 +71,9 @@ def stopped(directory: Path) -> dict[str, Any]:
     handler = signal.getsignal(signal.SIGTERM)
     asked: list[int] = []
 
-    def ask_once(report: StepReport) -> None:
+    def ask_once(metrics: StepMetrics) -> None:
         if not asked:
-            asked.append(report.step)
+            asked.append(metrics.step)
             os.kill(os.getpid(), signal.SIGTERM)
 
     message = ""
@@ -103,13 +103,13 @@ def controller_killed(directory: Path) -> dict[str, Any]:
     workers: list[int] = []
     most = 0
 
-    def kill_once(report: StepReport) -> None:
+    def kill_once(metrics: StepMetrics) -> None:
         nonlocal most
         running = ray_processes("RayTrainWorker")
         workers.extend(set(running) - set(workers))
         most = max(most, len(running))
-        if report.step >= 110 and not killed_at:  # behind a checkpoint, which a thread writes
-            killed_at.append(report.step)
+        if metrics.step >= 110 and not killed_at:  # behind a checkpoint, which a thread writes
+            killed_at.append(metrics.step)
             os.kill(only(ray_processes("TrainController")), signal.SIGKILL)
 
     summary = train_under_ray(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)

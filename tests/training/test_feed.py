@@ -15,7 +15,7 @@ from training.backends.torch_backend import TorchBackend
 from training.distill.kinds.sample import sample_teacher
 from training.feed import direct_feed, make_loader
 from training.job import TrainJob
-from training.loop import StepReport, run_training
+from training.loop import StepMetrics, run_training
 
 CPU = TorchBackend("cpu")
 DRAWS = 8
@@ -54,10 +54,10 @@ def write_logits(directory: Path, job: TrainJob, peak: float) -> tuple[tuple[str
 
 def test_a_job_trains_from_files(tmp_path: Path) -> None:
     job = write_sequences(tmp_path, example_job(tmp_path / "checkpoints"))
-    reports: list[StepReport] = []
-    run_training(job, CPU, direct_feed(job), reports.append)
-    assert [report.step for report in reports] == list(range(1, 13))
-    assert reports[-1].loss < reports[0].loss
+    all_metrics: list[StepMetrics] = []
+    run_training(job, CPU, direct_feed(job), all_metrics.append)
+    assert [metrics.step for metrics in all_metrics] == list(range(1, 13))
+    assert all_metrics[-1].loss < all_metrics[0].loss
 
 
 def test_a_student_learns_what_the_teacher_says_not_what_the_data_say(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_a_student_learns_what_the_teacher_says_not_what_the_data_say(tmp_path: 
         codec=SPEC,
         max_unique=3,
     )
-    reports: list[StepReport] = []
-    run_training(job, CPU, direct_feed(job), reports.append)
-    assert reports[0].loss == pytest.approx(np.log(VOCAB), rel=0.05)
-    assert reports[-1].loss < 0.3  # id 7 is drawn always; in the data it is one of sixteen
+    all_metrics: list[StepMetrics] = []
+    run_training(job, CPU, direct_feed(job), all_metrics.append)
+    assert all_metrics[0].loss == pytest.approx(np.log(VOCAB), rel=0.05)
+    assert all_metrics[-1].loss < 0.3  # id 7 is drawn always; in the data it is one of sixteen
 
 
 def test_workers_read_the_parts_of_one_batch(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from training.checkpoints.records import latest_checkpoint, read_rows
 from training.checkpoints.save_load import load_checkpoint
 from training.config import OptimizerConfig
 from training.job import TrainJob
-from training.loop import StepReport, TrainSummary, run_training
+from training.loop import StepMetrics, TrainSummary, run_training
 
 CPU = TorchBackend("cpu")
 
@@ -36,8 +36,8 @@ from training.checkpoints.records import latest_checkpoint
 directory, device, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loop.FETCH_STEPS = 1
 
-def on_step(report):
-    if report.step == kill_at:
+def on_step(metrics):
+    if metrics.step == kill_at:
         while kill_at > 5 and latest_checkpoint(str(directory)) is None:  # a thread writes it
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -47,8 +47,8 @@ loop.run_training(job, make_backend(job.setup), made_up_feed(job), on_step)
 """
 
 
-def train(job: TrainJob, reports: list[StepReport] | None = None) -> TrainSummary:
-    return run_training(job, CPU, made_up_feed(job), None if reports is None else reports.append)
+def train(job: TrainJob, all_metrics: list[StepMetrics] | None = None) -> TrainSummary:
+    return run_training(job, CPU, made_up_feed(job), None if all_metrics is None else all_metrics.append)
 
 
 def run_in_process(directory: Path, device: str, kill_at: int) -> int:
@@ -69,23 +69,23 @@ def final_hashes(directory: Path) -> dict[str, str]:
 
 
 def test_the_loss_falls_and_steps_are_reported_in_order(tmp_path: Path) -> None:
-    reports: list[StepReport] = []
-    summary = train(example_job(tmp_path, config={"steps": 40}), reports)
-    assert [report.step for report in reports] == list(range(1, 41))
-    assert reports[0].loss == pytest.approx(np.log(64), rel=0.05)
-    assert summary.loss == reports[-1].loss < 0.9 * reports[0].loss
-    assert summary.tokens_seen == reports[-1].tokens_seen == sum(report.targets for report in reports)
+    all_metrics: list[StepMetrics] = []
+    summary = train(example_job(tmp_path, config={"steps": 40}), all_metrics)
+    assert [metrics.step for metrics in all_metrics] == list(range(1, 41))
+    assert all_metrics[0].loss == pytest.approx(np.log(64), rel=0.05)
+    assert summary.loss == all_metrics[-1].loss < 0.9 * all_metrics[0].loss
+    assert summary.tokens_seen == all_metrics[-1].tokens_seen == sum(metrics.targets for metrics in all_metrics)
     assert (summary.first_step, summary.steps) == (0, 40)
 
 
 def test_metrics_and_lineage_hold_every_step_once(tmp_path: Path) -> None:
-    reports: list[StepReport] = []
+    all_metrics: list[StepMetrics] = []
     job = example_job(tmp_path)
-    train(job, reports)
+    train(job, all_metrics)
     metrics = read_rows(str(tmp_path), "metrics")
     assert metrics is not None
     assert metrics.schema.equals(METRICS)
-    assert metrics.to_pylist() == [dataclasses.asdict(report) for report in reports]
+    assert metrics.to_pylist() == [dataclasses.asdict(report) for report in all_metrics]
     lineage = read_rows(str(tmp_path), "lineage")
     assert lineage is not None
     assert lineage.schema.equals(LINEAGE)
@@ -106,11 +106,11 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 
 def test_micro_batches_give_the_same_steps(tmp_path: Path) -> None:
-    whole: list[StepReport] = []
-    parts: list[StepReport] = []
+    whole: list[StepMetrics] = []
+    parts: list[StepMetrics] = []
     train(example_job(tmp_path / "whole"), whole)
     train(example_job(tmp_path / "parts", microbatch_rows=1), parts)
-    assert [report.targets for report in parts] == [report.targets for report in whole]
+    assert [metrics.targets for metrics in parts] == [metrics.targets for metrics in whole]
     np.testing.assert_allclose([r.loss for r in parts], [r.loss for r in whole], rtol=1e-5)
     np.testing.assert_allclose([r.grad_norm for r in parts], [r.grad_norm for r in whole], rtol=1e-4)
 
@@ -160,8 +160,8 @@ def test_a_lost_lease_stops_the_run_before_the_commit(tmp_path: Path) -> None:
     job = example_job(tmp_path / "checkpoints", lease_uri=str(lease), lease_token="mine")
     lease.write_text('{"token": "mine"}')
 
-    def taken_over(report: StepReport) -> None:
-        if report.step == 8:
+    def taken_over(metrics: StepMetrics) -> None:
+        if metrics.step == 8:
             while latest_checkpoint(job.checkpoints_uri) is None:  # that of step 5, which a thread writes
                 time.sleep(0.01)
             lease.write_text('{"token": "theirs"}')

@@ -5,7 +5,8 @@ from typing import Literal
 
 from model.sharding import MeshShape
 from training.backends.devices import has_tpu
-from training.config import Device, Remat
+from training.backends.names import Device
+from training.config import Remat
 from training.errors import UserError
 from training.setup import Setup
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from training.config import Device
+from training.backends.names import Device
 
 TPU_DEVICE: Device = "xla"
 """the device that computes on TPUs"""

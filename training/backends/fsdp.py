@@ -28,8 +28,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from model import Gemma2
 from training.backends.base import every
 from training.backends.checksum import bit_sum, halves
+from training.backends.names import Device
 from training.backends.torch_backend import TorchBackend
-from training.config import Device
 from training.loss import Batch, LossFunction
 from training.optim import global_norm
 

@@ -1,5 +1,5 @@
 """The backends by device, and the backend of a set-up. A new backend is a folder beside this file, a line
-here, and its name among the choices of `Device` and of `Resources.device`."""
+here, and its name in names.py."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

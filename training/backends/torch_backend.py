@@ -11,7 +11,8 @@ from model import Gemma2
 from training.backends.abilities import Abilities
 from training.backends.base import RowShare, WholeParameters, every, gather_rows, host_group
 from training.backends.checksum import checksum
-from training.config import Device, Remat
+from training.backends.names import Device
+from training.config import Remat
 from training.errors import UserError
 from training.loss_head import RunHead, loop_head
 from training.optim import zeros_like

@@ -89,27 +89,27 @@ class MetricsLog:
         self._write({"kind": BEGAN, "time": time.time(), "step": self._first_step, "since": self._since, **about})
         self.flush()
 
-    def steps(self, reports: Sequence[Mapping[str, Any]], compiling: int) -> None:
-        """Of steps whose values were just read; `reports` as `StepReport`s' fields, the first `compiling` compiled."""
+    def steps(self, step_metrics: Sequence[Mapping[str, Any]], compiling: int) -> None:
+        """Writes steps whose values were just read: `StepMetrics` as dicts, the first `compiling` of them compiled."""
         seconds, waits = self.meter.take_steps(self.asynchronous and not compiling)
         tokens = self.job.config.global_batch * self.job.sequence_length
-        for number, (report, taken, wait) in enumerate(zip(reports, seconds, waits, strict=True)):
+        for number, (metrics, taken, wait) in enumerate(zip(step_metrics, seconds, waits, strict=True)):
             if number < compiling:
                 self.meter.seconds["compile"] += taken
-            elif report["step"] <= self._repeat_until:
+            elif metrics["step"] <= self._repeat_until:
                 self.meter.seconds["restart"] += taken
             else:
                 self._recent.append(taken)
                 self._waits.append(wait)
-            self._furthest = max(self._furthest, report["step"])
+            self._furthest = max(self._furthest, metrics["step"])
             if not self._first:
                 continue
             tokens_per_second = tokens / (taken + wait)
             self._newest = {
                 "kind": "step",
                 "time": time.time(),
-                **report,
-                "loss": report["loss_sum"] / max(1, report["targets"]),
+                **metrics,
+                "loss": metrics["loss_sum"] / max(1, metrics["targets"]),
                 "step_seconds": taken,
                 "data_wait_seconds": wait,
                 "tokens_per_second": tokens_per_second,

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepReport:
+class StepMetrics:
     """One finished step, summed over all workers."""
 
     step: int

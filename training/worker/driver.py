@@ -5,7 +5,7 @@
 
 Ray Train places the workers, sets their environment before torch_xla is imported, and starts them again after a
 failure; which checkpoint to continue from is our own business (`run_training` looks for the newest committed one), so
-Ray stores nothing. Progress travels through Ray's key-value store: a report for each step would be logged at INFO,
+Ray stores nothing. Progress travels through Ray's key-value store: a message for each step would be logged at INFO,
 one line a step.
 
 Cost: a run starts two processes, the controller and a worker. The controller unpickles what it is given, so
@@ -47,7 +47,7 @@ from training.worker.watch import looking
 if TYPE_CHECKING:
     from training.backends.abilities import Abilities
     from training.job import TrainJob
-    from training.log.summary import StepReport, TrainSummary
+    from training.log.summary import StepMetrics, TrainSummary
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def train_under_ray(
     max_failures: int = 0,
     max_preemptions: int = -1,
     fewest_workers: int | None = None,
-    on_progress: Callable[[StepReport], None] | None = None,
+    on_progress: Callable[[StepMetrics], None] | None = None,
     ray_storage_uri: str | None = None,
     warm: Process | None = None,
 ) -> TrainSummary:
@@ -258,18 +258,18 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(key: bytes, on_progress: Callable[[StepReport], None]) -> Iterator[None]:
-    from training.log.summary import StepReport
+def _watching(key: bytes, on_progress: Callable[[StepMetrics], None]) -> Iterator[None]:
+    from training.log.summary import StepMetrics
 
     last = 0
 
     def look() -> None:
         nonlocal last
         if (value := kv_get(key)) is not None:
-            report = StepReport(**json.loads(value))
-            if report.step != last:
-                last = report.step
-                on_progress(report)
+            metrics = StepMetrics(**json.loads(value))
+            if metrics.step != last:
+                last = metrics.step
+                on_progress(metrics)
 
     try:
         with looking("training progress", look, PROGRESS_SECONDS):

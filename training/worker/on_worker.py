@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from training.backends.base import Backend as TrainBackend
     from training.feed import Feed, HostBatch
     from training.job import TrainJob
-    from training.log.summary import StepReport
+    from training.log.summary import StepMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
 
     tell = _Gauges(job).tell if rank == 0 else None
 
-    def report(step: StepReport) -> None:
+    def publish(step: StepMetrics) -> None:
         if rank == 0:
             kv_put(config["progress_key"], json.dumps(dataclasses.asdict(step)).encode())
 
@@ -87,7 +87,7 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
         while True:
             try:
                 drain = _Notice(asked, group)
-                return pickle.dumps(run_training(job, backend, feed, report, drain=drain, tell=tell))
+                return pickle.dumps(run_training(job, backend, feed, publish, drain=drain, tell=tell))
             except Drained as drained:
                 logger.warning("%s", drained)
                 if _wait_for_the_end(backend, asked, group):

@@ -19,7 +19,7 @@ from training.job import TrainJob
 from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, METRICS
 from training.log.run_log import MetricsLog, last_account, peak_flops_per_second, read_lines
-from training.loop import StepReport, run_training
+from training.loop import StepMetrics, run_training
 from training.worker.sizes import job_at
 
 CPU = TorchBackend("cpu")
@@ -134,7 +134,7 @@ def test_a_restart_and_the_steps_done_again_are_lost_and_counted_over_the_whole_
     class Killed(BaseException):
         """Nothing in the loop catches it."""
 
-    def dies_at_8(step: StepReport) -> None:
+    def dies_at_8(step: StepMetrics) -> None:
         if step.step == 8:
             raise Killed
 

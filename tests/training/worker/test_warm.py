@@ -15,7 +15,7 @@ from training.checkpoints.records import read_rows
 from training.errors import UserError
 from training.faults import Drained
 from training.feed import direct_feed
-from training.log.summary import StepReport
+from training.log.summary import StepMetrics
 from training.loop import run_training
 from training.worker.budgets import UsedUp
 
@@ -58,9 +58,9 @@ def test_a_killed_process_is_replaced_and_changes_no_bit(process: WarmProcess, t
     run_training(straight, TorchBackend("cpu"), direct_feed(straight))
     pid, kills = process.run(os.getpid), []
 
-    def kill_once(report: StepReport) -> None:
-        if report.step >= 60 and not kills:  # behind a checkpoint, which a thread writes
-            kills.append(report.step)
+    def kill_once(metrics: StepMetrics) -> None:
+        if metrics.step >= 60 and not kills:  # behind a checkpoint, which a thread writes
+            kills.append(metrics.step)
             os.kill(pid, signal.SIGKILL)
 
     summary = train_under_ray(
@@ -86,9 +86,9 @@ def test_sigterm_ends_the_run_behind_a_checkpoint(process: WarmProcess, tmp_path
 
     asked: list[int] = []
 
-    def ask_once(report: StepReport) -> None:
+    def ask_once(metrics: StepMetrics) -> None:
         if not asked:
-            asked.append(report.step)
+            asked.append(metrics.step)
             os.kill(os.getpid(), signal.SIGTERM)
 
     handler = signal.getsignal(signal.SIGTERM)

@@ -232,13 +232,13 @@ def main(request_path: str, out_directory: str) -> None:
     out = Path(out_directory)
     out.mkdir(parents=True, exist_ok=True)
     (out / "hlo.pb").write_bytes(traced.hlo)
-    report: dict[str, Any] = {
+    trace: dict[str, Any] = {
         field.name: getattr(traced, field.name) for field in dataclasses.fields(traced) if field.name != "hlo"
     }
-    report["request"] = dataclasses.asdict(request)
-    report["model"] = dataclasses.asdict(request.model)
-    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (out / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
+    trace["request"] = dataclasses.asdict(request)
+    trace["model"] = dataclasses.asdict(request.model)
+    trace["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (out / "trace.json").write_text(json.dumps(trace, indent=1) + "\n")
 
 
 if __name__ == "__main__":
