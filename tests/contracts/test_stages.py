@@ -207,7 +207,7 @@ NOT_TRACED = {
         for name in ("__init__", "cache", "errors", "flops", "google_weights", "hf_weights", "sampling")
     ),
     *(f"training/{name}.py" for name in ("errors", "setup")),
-    *(f"training/backends/{name}.py" for name in ("abilities", "devices", "torch_backend")),
+    *(f"training/backends/{name}.py" for name in ("abilities", "devices", "names", "torch_backend")),
 }
 """what a tracer imports, or what that imports, of which nothing is in a traced program"""
 
