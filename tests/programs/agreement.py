@@ -6,7 +6,7 @@ from typing import Any
 from training.backends.base import Backend
 
 
-class Told:
+class Asked:
     """Stands for the driver's word in Ray's store: whom it reached already."""
 
     def __init__(self, stop: bool) -> None:
@@ -23,8 +23,8 @@ def stop_that_reached_one(backend: Backend) -> Any:
     """Only the last worker has heard of it; says what each decides."""
     from training.worker.on_worker import Group, _wait_for_the_end
 
-    told = Told(stop=backend.rank == backend.world_size - 1)
-    stops = _wait_for_the_end(backend, told, Group())  # type: ignore[arg-type]
+    asked = Asked(stop=backend.rank == backend.world_size - 1)
+    stops = _wait_for_the_end(backend, asked, Group())  # type: ignore[arg-type]
     import numpy as np
 
     return backend.gather(np.array([stops])).tolist()
@@ -39,7 +39,7 @@ def peer_that_is_gone(backend: Backend) -> Any:
     on_worker.GONE_SECONDS = 1.0
     began = time.monotonic()
     try:
-        on_worker._wait_for_the_end(backend, Told(stop=False), on_worker.Group())  # type: ignore[arg-type]
+        on_worker._wait_for_the_end(backend, Asked(stop=False), on_worker.Group())  # type: ignore[arg-type]
     except RuntimeError:
         return time.monotonic() - began
     return -1.0

@@ -38,7 +38,7 @@ KINDS = ("cpu", "fsdp", *MESHES)
 SECONDS = 240.0
 
 
-def found_by(kinds: Iterable[str], directory: Path) -> dict[str, dict[str, list[str]]]:
+def changed_files_by_kind(kinds: Iterable[str], directory: Path) -> dict[str, dict[str, list[str]]]:
     """What the processes found, all at once: one for each number of chips, one for `cpu`, one for `fsdp`."""
     kinds = list(kinds)
     groups: dict[str, list[str]] = {}
@@ -51,12 +51,12 @@ def found_by(kinds: Iterable[str], directory: Path) -> dict[str, dict[str, list[
             environment |= {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": chips, "XLA_FLAGS": QUICK_COMPILES}
         words = [sys.executable, "-m", "tests.programs.any_mesh", str(directory), ",".join(kinds), *mine]
         running.append(subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True))
-    found: dict[str, dict[str, list[str]]] = {}
-    told = [process.communicate()[0] for process in running]
-    for process, lines in zip(running, told, strict=True):
+    by_kind: dict[str, dict[str, list[str]]] = {}
+    outputs = [process.communicate()[0] for process in running]
+    for process, lines in zip(running, outputs, strict=True):
         assert process.returncode == 0, process.args
-        found |= json.loads(lines.splitlines()[-1])
-    return found
+        by_kind |= json.loads(lines.splitlines()[-1])
+    return by_kind
 
 
 def job_of(kind: str, directory: str) -> TrainJob:
@@ -72,7 +72,7 @@ def trained(backend: Backend, directory: str, kind: str) -> None:
 
 def loaded(backend: Backend, directory: str, kind: str, others: Iterable[str]) -> dict[str, list[str]]:
     """By other kind: files of tensors that are other bytes after its checkpoint was loaded here and saved again."""
-    found = {}
+    changed_files = {}
     for other in others:
         if other == kind:
             continue
@@ -84,8 +84,8 @@ def loaded(backend: Backend, directory: str, kind: str, others: Iterable[str]) -
         saved = again(backend, uri)
         files = {name for name in commit["files"] if name.endswith(".safetensors")}
         assert {name.partition(".")[0] for name in files} == {"model", "optimizer", "average"}
-        found[other] = sorted(name for name in files if saved["files"].get(name) != commit["files"][name])
-    return found
+        changed_files[other] = sorted(name for name in files if saved["files"].get(name) != commit["files"][name])
+    return changed_files
 
 
 def again(backend: Backend, uri: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def again(backend: Backend, uri: str) -> dict[str, Any]:
     model = Gemma2(job_of("cpu", "").config.model, seed=99)  # other weights than any run's
     model.load_state_dict(checkpoint.weights)
     placed = backend.place_model(model, training=True)
-    parameters = {name: one.detach() for name, one in placed.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in placed.named_parameters()}
     state = init_state(parameters, True, False, zeros=backend.zeros_like)
     restore_state(backend, checkpoint.optimizer, state)
     backend.step_boundary()
@@ -118,22 +118,22 @@ def as_fsdp(given: Backend, directory: str, others: list[str]) -> dict[str, list
 
 def main(directory: str, everyone: str, *mine: str) -> None:
     others = everyone.split(",")
-    found: dict[str, Any] = {}
+    by_kind: dict[str, Any] = {}
     if mine == ("fsdp",):
         from training.backends.local_workers import run_workers
 
-        found["fsdp"] = run_workers(Setup(workers=2, device="cpu"), as_fsdp, directory, others)
+        by_kind["fsdp"] = run_workers(Setup(workers=2, device="cpu"), as_fsdp, directory, others)
     elif mine == ("cpu",):
         trained(TorchBackend("cpu"), directory, "cpu")
-        found["cpu"] = loaded(TorchBackend("cpu"), directory, "cpu", others)
+        by_kind["cpu"] = loaded(TorchBackend("cpu"), directory, "cpu", others)
     else:
         from training.backends.xla.backend import XlaBackend
 
         backends = {kind: XlaBackend(remat="full", mesh=mesh_of(kind)) for kind in mine}
         for kind, backend in backends.items():
             trained(backend, directory, kind)
-        found = {kind: loaded(backend, directory, kind, others) for kind, backend in backends.items()}
-    print(json.dumps(found))
+        by_kind = {kind: loaded(backend, directory, kind, others) for kind, backend in backends.items()}
+    print(json.dumps(by_kind))
 
 
 if __name__ == "__main__":

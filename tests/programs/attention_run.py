@@ -46,12 +46,14 @@ def output_and_gradients(attention: Attention, device: Any, window: int | None) 
 def kernel_differences() -> dict[str, list[float]]:
     """By window, of the output and of the gradients of queries, keys and values."""
     device = torch_xla.device()
-    found = {}
+    by_window = {}
     for window in (None, 1, 100, 128):
         expected = output_and_gradients(attend, "cpu", window)
         got = output_and_gradients(splash_attention(interpret=True), device, window)
-        found[str(window)] = [float((one - other).abs().max()) for one, other in zip(got, expected, strict=True)]
-    return found
+        by_window[str(window)] = [
+            float((actual - other).abs().max()) for actual, other in zip(got, expected, strict=True)
+        ]
+    return by_window
 
 
 def model_differences() -> dict[str, float]:
@@ -59,13 +61,13 @@ def model_differences() -> dict[str, float]:
     config = dataclasses.replace(example_config(2), head_dim=LANES, window=50)
     batch = example_batch(rows=2, length=LANES)
     expected = loss_and_gradients(config, TorchBackend("cpu"), "next_token", batch)
-    found = {}
+    by_remat = {}
     for remat in get_args(Remat):
         mesh = MeshShape(data=2, model=2) if remat == "full" else None
         attention = splash_attention(mesh, interpret=True)
         got = loss_and_gradients(config, XlaBackend(remat=remat, mesh=mesh), "next_token", batch, attention)
-        found[remat] = largest_difference(got, expected)
-    return found
+        by_remat[remat] = largest_difference(got, expected)
+    return by_remat
 
 
 def kernels_in_tpu_programs() -> list[int]:

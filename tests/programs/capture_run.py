@@ -29,10 +29,10 @@ def captured(backend: Backend, kind: Kind) -> list[Targets]:
     return [row for kept in capture(model, backend, [batch], kind, seed=0, teacher_hash="t") for row in kept]
 
 
-def agreement(one: list[Targets], other: list[Targets]) -> dict[str, float]:
+def agreement(first: list[Targets], other: list[Targets]) -> dict[str, float]:
     """Share of targets with the same ids and counts; largest difference of log p where ids are the same."""
     same, differences, targets = 0, [0.0], 0
-    for mine, theirs in zip(one, other, strict=True):
+    for mine, theirs in zip(first, other, strict=True):
         for target in range(len(mine["target_ids"])):
             targets += 1
             ids = [
@@ -53,13 +53,13 @@ def main() -> dict[str, Any]:
     xr.use_spmd()
     backends: dict[str, Backend] = {name: XlaBackend(mesh=mesh, remat="full") for name, mesh in MESHES.items()}
     kinds: dict[str, Kind] = {"sample": Sample(draws=50), "topk": TopK(top=5)}
-    expected = {name: captured(TorchBackend("cpu"), one) for name, one in kinds.items()}
-    found = {
-        f"{name} {mesh}": agreement(captured(backend, one), expected[name])
-        for name, one in kinds.items()
+    expected = {name: captured(TorchBackend("cpu"), kind) for name, kind in kinds.items()}
+    by_kind_and_mesh = {
+        f"{name} {mesh}": agreement(captured(backend, kind), expected[name])
+        for name, kind in kinds.items()
         for mesh, backend in backends.items()
     }
-    return {"agreement": found}
+    return {"agreement": by_kind_and_mesh}
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
 
 def compared(directory: Path, reference: Path, steps: int) -> dict[str, int]:
     """Steps lost and doubled in a run's own record, and the distance of losses and weights from the reference's."""
-    runs = [{name: read_rows(str(one), name) for name in ("metrics", "lineage")} for one in (directory, reference)]
+    runs = [
+        {name: read_rows(str(folder), name) for name in ("metrics", "lineage")} for folder in (directory, reference)
+    ]
     done = runs[0]["metrics"]["step"].to_numpy()
-    newest = [latest_checkpoint(str(one)) or "" for one in (directory, reference)]
+    newest = [latest_checkpoint(str(folder)) or "" for folder in (directory, reference)]
     weights = [load_checkpoint(uri).weights for uri in newest]
     same_rows = runs[0]["lineage"].equals(runs[1]["lineage"])
     return {
@@ -82,12 +84,12 @@ def same_bits(devices: tuple[str, ...] = (), steps: int = 200, kills: int = 5, s
                 at = rng.randrange(low + 2, low + steps // kills)
                 died += in_process(killed, steps, device, 20, kill_at=at) == -signal.SIGKILL
             assert in_process(killed, steps, device, 20) == 0
-            found = compared(killed, straight, steps)
+            damage = compared(killed, straight, steps)
         tell(
-            f"same_bits {device}: steps {steps}, runs {kills + 2}, kills {died}, {_figures(found)}",
-            **{"runs": kills + 2, "kills": died, "compared": steps, **found},
+            f"same_bits {device}: steps {steps}, runs {kills + 2}, kills {died}, {_figures(damage)}",
+            **{"runs": kills + 2, "kills": died, "compared": steps, **damage},
         )
-        good = good and died == kills and not any(found.values())
+        good = good and died == kills and not any(damage.values())
     return good
 
 
@@ -114,14 +116,14 @@ def saves_of(device: str, kills: int, seed: int) -> bool:
             if newest is not None:
                 done = load_checkpoint(newest).step  # raises where what is committed is not whole
         assert in_process(straight, steps, device, every) == 0
-        found = compared(killed, straight, steps)
-        kept = [[uri.rpartition("/")[2] for uri in list_checkpoints(str(one))] for one in (killed, straight)]
-    told = f"not resumable {stuck}, begun before the newest {older}, {_figures(found)}"
+        damage = compared(killed, straight, steps)
+        kept = [[uri.rpartition("/")[2] for uri in list_checkpoints(str(run))] for run in (killed, straight)]
+    figures = f"not resumable {stuck}, begun before the newest {older}, {_figures(damage)}"
     tell(
-        f"saves {device}: runs {kills + 2}, kills {died}, {told}",
-        **{"runs": kills + 2, "kills": died, "compared": steps, **found},
+        f"saves {device}: runs {kills + 2}, kills {died}, {figures}",
+        **{"runs": kills + 2, "kills": died, "compared": steps, **damage},
     )
-    return died == kills and not stuck and not older and not any(found.values()) and kept[0] == kept[1]
+    return died == kills and not stuck and not older and not any(damage.values()) and kept[0] == kept[1]
 
 
 class FlippingBackend(TorchBackend):
@@ -133,7 +135,7 @@ class FlippingBackend(TorchBackend):
         self.targets: list[torch.Tensor] = []
 
     def flip(self, tensors: list[torch.Tensor]) -> None:
-        tensor = self.rng.choice([one for one in tensors if one.numel()])
+        tensor = self.rng.choice([candidate for candidate in tensors if candidate.numel()])
         bits = tensor.detach().view(torch.int32).view(-1)
         place = self.rng.randrange(len(bits))
         bits[place] = bits[place] ^ (1 << self.bit if self.bit < 31 else -(1 << 31))
@@ -158,7 +160,7 @@ def flips(count: int = 96, seed: int = 0) -> bool:
     from training.replay import replay
 
     rng = random.Random(seed)
-    found = {"watch": 0, "bad step": 0, "replay": 0}
+    caught = {"watch": 0, "bad step": 0, "replay": 0}
     kinds = ("weight", "moment", "gradient")
     planted = dict.fromkeys(kinds, 0)
     bits = rng.sample(range(31), 31)
@@ -181,18 +183,18 @@ def flips(count: int = 96, seed: int = 0) -> bool:
             try:
                 run_training(job, backend, made_up_feed_from(job))
             except Corrupted:
-                found["watch"] += 1
+                caught["watch"] += 1
                 continue
             except BadStep:
-                found["bad step"] += 1
+                caught["bad step"] += 1
                 continue
             finally:
                 run_module.init_state = make_state
             steps = (10, 20)  # the ends of the two stretches between checkpoints
-            found["replay"] += any(replay(job, step).differences for step in steps)
-    total = sum(found.values())
+            caught["replay"] += any(replay(job, step).differences for step in steps)
+    total = sum(caught.values())
     tell(
-        f"flips: planted {count} {planted}, found {total} ({_figures(found)})",
+        f"flips: planted {count} {planted}, found {total} ({_figures(caught)})",
         runs=count,
         compared=count,
         lost=count - total,
@@ -249,9 +251,9 @@ def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
 
     means: dict[int, list[float]] = {every: [], steps: []}
     for _ in range(rounds):
-        for one in (steps, every):
+        for interval in (steps, every):
             with tempfile.TemporaryDirectory() as temporary:
-                means[one].append(mean_step(one, Path(temporary)))
+                means[interval].append(mean_step(interval, Path(temporary)))
     saving, plain = min(means[every]), min(means[steps])
     tell(
         f"save_cost: {steps} steps, a save every {every}: {saving * 1e3:.2f} ms a step, {plain * 1e3:.2f} ms without, "
@@ -265,18 +267,18 @@ def worlds() -> bool:
     from tests.programs.worlds import rows_by_world
 
     with tempfile.TemporaryDirectory() as temporary:
-        found = rows_by_world(Path(temporary))
-    tell(f"worlds: {found}", runs=4, compared=found["rows"])
-    return bool(found["same_rows"]) and found["steps"] > 0
+        comparison = rows_by_world(Path(temporary))
+    tell(f"worlds: {comparison}", runs=4, compared=comparison["rows"])
+    return bool(comparison["same_rows"]) and comparison["steps"] > 0
 
 
-def _figures(found: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in found.items())
+def _figures(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 
 def tell(line: str, **figures: int) -> None:
     """Prints a line, and keeps it and its figures for the record of the part."""
-    COUNTED.told += (line,)
+    COUNTED.lines += (line,)
     COUNTED.add(**figures)
     print(line, flush=True)
 
@@ -306,7 +308,7 @@ def passed(part: str, again: bool) -> bool:
     global COUNTED
     before = chaos_log.kept(f"training {part}", "all")
     if before is not None and not again:
-        print(*before.told, sep="\n", flush=True)
+        print(*before.lines, sep="\n", flush=True)
         return True
     COUNTED, began = chaos_log.Counts(runs=0), time.monotonic()
     if not PARTS[part]():

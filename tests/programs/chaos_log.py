@@ -39,7 +39,7 @@ class Counts:
     ulp: int = 0
     """the largest distance between values that are to be the same bits, in representable numbers"""
     seconds: float = 0.0
-    told: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     """lines to tell again where it is not run again"""
 
     def add(self, **figures: int) -> None:
@@ -88,9 +88,9 @@ def table() -> list[str]:
     for folder in sorted(path for path in record_folder().glob("*") if path.is_dir()):
         sums = Counts(runs=0)
         for file in folder.glob("*.json"):
-            found = Counts(**json.loads(file.read_text()))
-            sums.add(**{name: getattr(found, name) for name in COLUMNS})
-            sums.seconds += found.seconds
+            counts = Counts(**json.loads(file.read_text()))
+            sums.add(**{name: getattr(counts, name) for name in COLUMNS})
+            sums.seconds += counts.seconds
         figures = "".join(f"{getattr(sums, name):>10,}" for name in COLUMNS)
         lines.append(f"{folder.name.replace('_', ' '):<44}{figures}{sums.seconds:>9,.0f}")
     if not lines:

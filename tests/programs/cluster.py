@@ -65,7 +65,7 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        urls = [f"http://127.0.0.1:{one}" for one in (dashboard, agent)]
+        urls = [f"http://127.0.0.1:{http_port}" for http_port in (dashboard, agent)]
         pages = (f"{urls[0]}/api/jobs/", f"{urls[1]}/api/local_raylet_healthz")  # the agent is what starts jobs
         _wait_until_up(pages, environment["RAY_AUTH_TOKEN"], process, log)
         yield RayCluster(urls[0], f"127.0.0.1:{port}", urls[1], environment)
@@ -98,9 +98,9 @@ def _wait_until_up(pages: Sequence[str], token: str, process: subprocess.Popen[b
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports

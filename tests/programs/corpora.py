@@ -60,15 +60,17 @@ def web_corpus(folder: Path) -> Path:
     documents = folder / "documents"
     documents.mkdir()
     (folder / "evaluation").mkdir()
-    told = {(one.read_text("METADATA") or "").partition("\n\n")[2] for one in importlib.metadata.distributions()}
+    descriptions = {
+        (package.read_text("METADATA") or "").partition("\n\n")[2] for package in importlib.metadata.distributions()
+    }
     prose = [
         part
-        for text in sorted(told)
+        for text in sorted(descriptions)
         for part in text.split("\n\n")
         if part.endswith((".", "!")) and len(part.split()) > 15 and part[0].isalnum() and "/" not in part
     ]
     # as they are, and as pages of sentences: of the former the rules keep nothing, of the latter much
-    texts = [text for text in sorted(told) if len(text) > 3000][::4]
+    texts = [text for text in sorted(descriptions) if len(text) > 3000][::4]
     texts += ["\n\n".join(prose[start : start + 8]) for start in range(0, len(prose), 8)]
     web = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n"]
     for number, text in enumerate(texts):

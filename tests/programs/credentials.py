@@ -24,11 +24,11 @@ def plant(folder: Path) -> dict[str, str]:
 
 def written_in_bucket(root: str, *secrets: str) -> list[str]:
     """Names of objects below the gs:// root that hold one of the secrets."""
-    found = []
+    names = []
     for name, _ in storage.list_files(root):
         content = storage.read_bytes(storage.join(root, name))
-        found += [name for secret in secrets if secret.encode() in content]
-    return found
+        names += [name for secret in secrets if secret.encode() in content]
+    return names
 
 
 def written_in_folder(folder: Path, *secrets: str) -> Iterator[Path]:

@@ -21,24 +21,24 @@ def main() -> None:
     from datatrove.data import Document
 
     texts = json.load(sys.stdin)["texts"]
-    told: dict[str, list[object]] = {}
+    verdicts: dict[str, list[object]] = {}
     for name, (place, kind) in FILTERS.items():
         module = import_module(f"datatrove.pipeline.filters.{place}")
         for function, ours in (("split_into_words", split_words), ("split_into_sentences", split_sentences)):
             if hasattr(module, function):
                 setattr(module, function, lambda text, language, ours=ours: ours(text))
         asked = getattr(module, kind)()
-        told[name] = []
+        verdicts[name] = []
         for number, text in enumerate(texts):
             document = Document(text=text, id=str(number))
             try:
                 answer = asked.filter(document)
             except (ZeroDivisionError, ValueError, IndexError) as error:
-                told[name].append(["error", type(error).__name__, ""])
+                verdicts[name].append(["error", type(error).__name__, ""])
                 continue
             kept = answer is True
-            told[name].append([None if kept else answer[1], "", document.text if name == "c4_quality" else ""])
-    json.dump(told, sys.stdout)
+            verdicts[name].append([None if kept else answer[1], "", document.text if name == "c4_quality" else ""])
+    json.dump(verdicts, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def runs(given: TorchBackend, directory: str) -> dict[str, Any]:
     for dtype in ("bfloat16", "float32"):
         optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=2, average_decay=0.9)
         config = {"compute_dtype": dtype, "steps": 4, "spike_sigmas": 8.0, "optimizer": optimizer}
-        for kind, one in (("divided", backend), ("whole", whole)):
+        for kind, backend_of_kind in (("divided", backend), ("whole", whole)):
             job = divided_job(directory, f"{kind}-{dtype}", workers, **config)
-            train(moved(job, microbatch_rows=1), one)
+            train(moved(job, microbatch_rows=1), backend_of_kind)
     resumed(backend, divided_job(directory, "resumed", workers), stop=7)
     if rank == 0:
         shutil.copytree(f"{directory}/one/{HALF}", f"{directory}/from-one/{HALF}")
@@ -94,7 +94,7 @@ def back_and_forth(backend: FsdpBackend, uri: str) -> bool:
     model = Gemma2(MODEL)
     model.load_state_dict(checkpoint.weights)
     backend.place_model(model, training=True)
-    parameters = {name: one.detach() for name, one in model.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     state = init_state(parameters)
     restore_state(backend, checkpoint.optimizer, state)
     weights, moments = snapshot_state(backend, parameters, state)
@@ -105,19 +105,21 @@ def back_and_forth(backend: FsdpBackend, uri: str) -> bool:
     )
 
 
-def same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], one) for name, one in expected.items())
+def same(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    return tensors.keys() == expected.keys() and all(
+        torch.equal(tensors[name], tensor) for name, tensor in expected.items()
+    )
 
 
 def share(backend: FsdpBackend) -> float:
     """Bytes of parameters and moments here, over those of the whole model."""
     model = Gemma2(MODEL)
-    elements = sum(one.numel() for one in model.parameters())
+    elements = sum(parameter.numel() for parameter in model.parameters())
     backend.place_model(model, training=True)
-    parameters = {name: one.detach() for name, one in model.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     state = init_state(parameters)
     held = [part for of in (parameters, state.first, state.second) for part in backend.parts(of).values()]
-    return sum(one.untyped_storage().nbytes() for one in held) / (3 * 4 * elements)
+    return sum(part.untyped_storage().nbytes() for part in held) / (3 * 4 * elements)
 
 
 class Flipping(FsdpBackend):
@@ -176,7 +178,7 @@ def bad(backend: Backend, job: TrainJob) -> str:
 
 
 def said_by_all(backend: Backend, said: str) -> list[str]:
-    return [str(one) for one in backend.gather(np.array([said], object))]
+    return [str(text) for text in backend.gather(np.array([said], object))]
 
 
 def from_files(backend: Backend, job: TrainJob) -> None:

@@ -44,8 +44,10 @@ def main(directory: Path) -> dict[str, Any]:
     def take_away() -> None:
         """Drains the node of one worker, and kills it when the time of the notice is over."""
         actors = ray._private.state.actors().values()
-        workers = [one for one in actors if "RayTrainWorker" in one["ActorClassName"] and one["State"] == "ALIVE"]
-        node_id, other = (one["Address"]["NodeID"] for one in workers)
+        workers = [
+            actor for actor in actors if "RayTrainWorker" in actor["ActorClassName"] and actor["State"] == "ALIVE"
+        ]
+        node_id, other = (worker["Address"]["NodeID"] for worker in workers)
         assert node_id != other
         deadline = time.time() + NOTICE_SECONDS
         accepted, _ = ray._private.worker.global_worker.gcs_client.drain_node(
@@ -76,7 +78,7 @@ def main(directory: Path) -> dict[str, Any]:
     thread.join()
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
-    found = {
+    facts = {
         **drained,
         "first_step": summary.first_step,
         "workers": summary.workers,
@@ -86,7 +88,7 @@ def main(directory: Path) -> dict[str, Any]:
     cluster.shutdown()
     run_workers(Setup(workers=2, device="cpu"), straight, make_job(directory / "straight", workers=2))
     shutil.rmtree(temporary, ignore_errors=True)
-    return found
+    return facts
 
 
 def straight(backend: Backend, job: TrainJob) -> None:

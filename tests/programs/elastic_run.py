@@ -52,16 +52,16 @@ def main(directory: Path) -> dict[str, Any]:
     ray.init(address=cluster.address, log_to_driver=False)
     job = make_job(directory / "elastic", workers=2)
     began = time.monotonic()
-    told: list[tuple[float, int]] = []
+    progress: list[tuple[float, int]] = []
 
     def drains() -> list[int]:
         return [line["step"] for line in read_lines(str(job.logs_uri)) if line["kind"] == "drained"]
 
     def on_progress(metrics: StepMetrics) -> None:
-        told.append((round(time.monotonic() - began, 1), metrics.step))
+        progress.append((round(time.monotonic() - began, 1), metrics.step))
 
     def wait_for(step: int) -> None:
-        while not told or told[-1][1] < step:
+        while not progress or progress[-1][1] < step:
             assert not running.done(), running.result()
             time.sleep(0.1)
 
@@ -84,9 +84,9 @@ def main(directory: Path) -> dict[str, Any]:
     return {
         "first_steps": [int(match[1]) for name in names if (match := re.match(r"metrics-(\d+)-", name))],
         "drains": drains(),
-        "workers": {one["step"]: one["setups"][-1]["setup"]["workers"] for one in setups},
+        "workers": {state["step"]: state["setups"][-1]["setup"]["workers"] for state in setups},
         "last": summary.workers,
-        "told": told,
+        "progress": progress,
     }
 
 

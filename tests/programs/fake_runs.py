@@ -56,7 +56,7 @@ class FakeRuns:
         """Publishes what the step is to have made."""
         task = self.task(name, stage, tuple(datasets), inputs or {})
         recorded = {
-            key: [{"reference": one.reference, "content": one.content()} for one in many]
+            key: [{"reference": source.reference, "content": source.content()} for source in many]
             for key, many in task.inputs.items()
         }
         publish_manifest(

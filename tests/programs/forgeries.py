@@ -90,15 +90,17 @@ def checks(runs: Runs, cache: str, device: str = "cpu", **config: object) -> dic
     manifest = task.manifest()
     assert manifest is not None
     facts = manifest.datasets["verdict"].facts
-    found = {check["check"]: check["passed"] for check in facts["checks"]}
-    assert facts["passed"] == (False not in found.values()) == (not facts["failure"])
-    return found
+    passed_by_check = {check["check"]: check["passed"] for check in facts["checks"]}
+    assert facts["passed"] == (False not in passed_by_check.values()) == (not facts["failure"])
+    return passed_by_check
 
 
-def kinds_that_fail(found: dict[str, bool | None]) -> set[str]:
+def kinds_that_fail(passed_by_check: dict[str, bool | None]) -> set[str]:
     """Of "hashes", "again" and "numbers": those with a check that does not hold."""
-    kinds = {name: "hashes" if name in HASHES else "again" if name == "made again" else "numbers" for name in found}
-    return {kinds[name] for name, passed in found.items() if passed is False}
+    kinds = {
+        name: "hashes" if name in HASHES else "again" if name == "made again" else "numbers" for name in passed_by_check
+    }
+    return {kinds[name] for name, passed in passed_by_check.items() if passed is False}
 
 
 def teacher_of(runs: Runs, step: int | None = None) -> LoadedModel:

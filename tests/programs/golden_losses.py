@@ -72,18 +72,18 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
         "TF_CPP_MIN_LOG_LEVEL": "2",  # errors
         "PYTHONPATH": str(REPOSITORY),
     }
-    found: dict[str, Curves] = {device: {} for device in devices}
+    curves: dict[str, Curves] = {device: {} for device in devices}
     running = []
     for device, *objectives in PROCESSES:
-        if device in found:
+        if device in curves:
             words = [sys.executable, "-m", "tests.programs.golden_losses", device, *objectives]
             running.append((device, subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE)))
     printed = [(device, process.communicate()[0], process.returncode) for device, process in running]
     for device, output, code in printed:
         if code:
             raise RuntimeError(f"training on {device} failed with exit code {code}; its errors are above")
-        found[device] |= json.loads(output.splitlines()[-1])
-    return found
+        curves[device] |= json.loads(output.splitlines()[-1])
+    return curves
 
 
 def trained(device: str, objective: str, directory: Path) -> list[float]:

@@ -49,12 +49,12 @@ def in_process(
             for rank in range(count)
         ]
         deadline = time.monotonic() + SECONDS
-        while any(one.poll() is None for one in workers):
-            if any(one.poll() for one in workers) or time.monotonic() > deadline:
-                for one in workers:
-                    one.kill()
+        while any(worker.poll() is None for worker in workers):
+            if any(worker.poll() for worker in workers) or time.monotonic() > deadline:
+                for worker in workers:
+                    worker.kill()
             time.sleep(0.05)
-        codes = [one.wait() for one in workers]
+        codes = [worker.wait() for worker in workers]
         if codes[dying] not in (0, -signal.SIGKILL):
             errors.seek(0)
             sys.stderr.write(errors.read().decode()[-3000:])

@@ -32,13 +32,13 @@ CONFIG, BATCH = example_config(3), example_batch()
 
 def differences(backends: dict[str, XlaBackend]) -> dict[str, float]:
     """Of each mesh from plain PyTorch."""
-    found = {}
+    by_mesh = {}
     for objective in ("next_token", "distill"):
         expected = loss_and_gradients(CONFIG, TorchBackend("cpu"), objective, BATCH)
         for mesh, backend in backends.items():
             got = loss_and_gradients(CONFIG, backend, objective, BATCH)
-            found[f"{objective} {mesh}"] = largest_difference(got, expected)
-    return found
+            by_mesh[f"{objective} {mesh}"] = largest_difference(got, expected)
+    return by_mesh
 
 
 def parts(backend: XlaBackend) -> list[list[int]]:
@@ -62,12 +62,14 @@ def saved(backend: XlaBackend) -> list[str]:
         first={name: torch.randn_like(weight) for name, weight in weights.items()},
         second={name: torch.rand_like(weight) for name, weight in weights.items()},
     )
-    placed = {name: one.detach() for name, one in backend.place_model(model, training=True).named_parameters()}
+    placed = {
+        name: parameter.detach() for name, parameter in backend.place_model(model, training=True).named_parameters()
+    }
     state = init_state(placed)
     restore_state(backend, moments, state)
-    found_weights, found = snapshot_state(backend, placed, state)
-    pairs = {"weights": (weights, found_weights), "first": (moments.first, found.first)}
-    pairs["second"] = (moments.second, found.second)
+    restored_weights, restored_moments = snapshot_state(backend, placed, state)
+    pairs = {"weights": (weights, restored_weights), "first": (moments.first, restored_moments.first)}
+    pairs["second"] = (moments.second, restored_moments.second)
     return sorted(
         f"{kind} {name}"
         for kind, (expected, got) in pairs.items()
@@ -93,8 +95,8 @@ def by_process(backend: XlaBackend, hosts: list[list[int]]) -> bool:
     expected = on_chips(tokens, RowShare())
     for number, chips in enumerate(hosts):
         share = share_of(number, hosts, shape)
-        found = on_chips(tokens.chunk(share.parts)[share.part], share)
-        if not all(torch.equal(found[chip], expected[chip]) for chip in chips):
+        shards = on_chips(tokens.chunk(share.parts)[share.part], share)
+        if not all(torch.equal(shards[chip], expected[chip]) for chip in chips):
             return False
     return True
 

@@ -42,9 +42,9 @@ CONTINUED = ("1x1x1<2x2x2", "1x4x2<2x2x2")
 QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-def found_on(runs: Iterable[str], directory: Path) -> dict[str, dict[str, Any]]:
+def records_of(runs: Iterable[str], directory: Path) -> dict[str, dict[str, Any]]:
     """What each run found, in a process for each number of chips: the most first, from which others go on."""
-    runs, found = list(runs), {}
+    runs, by_run = list(runs), {}
     for chips in reversed(CHIPS):
         mine = [run for run in runs if mesh_of(run).chips == chips]
         if not mine:
@@ -66,9 +66,9 @@ def found_on(runs: Iterable[str], directory: Path) -> dict[str, dict[str, Any]]:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        found |= json.loads(done.stdout.splitlines()[-1])
-        found[mine[0]]["warnings"] = done.stderr
-    return found
+        by_run |= json.loads(done.stdout.splitlines()[-1])
+        by_run[mine[0]]["warnings"] = done.stderr
+    return by_run
 
 
 def mesh_of(run: str) -> MeshShape:

@@ -111,11 +111,11 @@ def bfloat16_logits(seeds: Iterable[int]) -> Iterator[tuple[Tensor, Tensor, dict
         exact = ours(tokens)
         theirs = in_transformers(ours, torch.bfloat16)(tokens).logits.float()
         ours.to(torch.bfloat16)
-        found = {}
+        by_variant = {}
         for name, places in VARIANTS.items():
             with rounding(ours, **places):
-                found[name] = ours(tokens)
-        yield exact, theirs, found
+                by_variant[name] = ours(tokens)
+        yield exact, theirs, by_variant
 
 
 def rms(difference: Tensor, of: Tensor) -> float:
@@ -124,7 +124,7 @@ def rms(difference: Tensor, of: Tensor) -> float:
 
 
 def mean_rms(pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
-    shares = [rms(one - other, of) for one, other, of in pairs]
+    shares = [rms(actual - other, of) for actual, other, of in pairs]
     return sum(shares) / len(shares)
 
 
@@ -133,11 +133,16 @@ def main(say: Callable[[str], None] = print) -> None:
     say(f"rms over logits as a share of their standard deviation, mean of {len(runs)} models")
     say(f"{'':<52}{'to float32':>12}{'to ours':>12}{'to transformers':>17}")
     rows = {"transformers": [theirs for _, theirs, _ in runs]}
-    rows |= {name: [found[name] for _, _, found in runs] for name in VARIANTS}
+    rows |= {name: [by_variant[name] for _, _, by_variant in runs] for name in VARIANTS}
     for name, logits in rows.items():
-        to_exact = mean_rms((one, exact, exact) for one, (exact, _, _) in zip(logits, runs, strict=True))
-        to_ours = mean_rms((one, found["ours"], exact) for one, (exact, _, found) in zip(logits, runs, strict=True))
-        to_theirs = mean_rms((one, theirs, exact) for one, (exact, theirs, _) in zip(logits, runs, strict=True))
+        to_exact = mean_rms((candidate, exact, exact) for candidate, (exact, _, _) in zip(logits, runs, strict=True))
+        to_ours = mean_rms(
+            (candidate, by_variant["ours"], exact)
+            for candidate, (exact, _, by_variant) in zip(logits, runs, strict=True)
+        )
+        to_theirs = mean_rms(
+            (candidate, theirs, exact) for candidate, (exact, theirs, _) in zip(logits, runs, strict=True)
+        )
         say(f"{name:<52}{to_exact:>12.5f}{to_ours:>12.5f}{to_theirs:>17.5f}")
 
 

@@ -113,7 +113,7 @@ def controller_killed(directory: Path) -> dict[str, Any]:
             os.kill(only(ray_processes("TrainController")), signal.SIGKILL)
 
     summary = train_under_ray(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)
-    groups = [one["state"] for one in ray.util.placement_group_table().values()]
+    groups = [group["state"] for group in ray.util.placement_group_table().values()]
     return {
         "first_step": summary.first_step,
         "killed_at": killed_at,
@@ -140,20 +140,20 @@ def counted() -> list[str]:
 def ray_processes(title: str) -> list[int]:
     """The pids of Ray's processes of that title among the descendants of this process."""
     parents: dict[int, int] = {}
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             pid = int(entry.name)
             parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if (entry / "cmdline").read_bytes().startswith(f"ray::{title}".encode()):
-                found.append(pid)
+                pids.append(pid)
         except (ValueError, OSError):
             continue
 
     def ours(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and ours(parents[pid]))
 
-    return list(filter(ours, found))
+    return list(filter(ours, pids))
 
 
 def only(pids: list[int]) -> int:

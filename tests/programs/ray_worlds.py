@@ -18,13 +18,13 @@ def main(directory: Path) -> dict[str, int]:
     """The workers that each run had."""
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
-    found = {
+    workers_by_run = {
         name: train_under_ray(job_named(directory, name, workers=workers, mesh=mesh, steps=20)).workers
         for name, workers, mesh in WORLDS
     }
     ray.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return found
+    return workers_by_run
 
 
 if __name__ == "__main__":

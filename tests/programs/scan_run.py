@@ -27,18 +27,18 @@ BATCH = example_batch()
 
 
 def differences(plain: TorchBackend) -> dict[str, float]:
-    found = {}
+    by_case = {}
     for layers in (3, 4):
         config = example_config(layers)
         expected = loss_and_gradients(config, plain, "next_token", BATCH)
         for remat in get_args(Remat):
             got = loss_and_gradients(config, XlaBackend(remat=remat), "next_token", BATCH)
-            found[f"{layers} layers, {remat}"] = largest_difference(got, expected)
+            by_case[f"{layers} layers, {remat}"] = largest_difference(got, expected)
     config = example_config(3)
     for objective in LOSSES.keys() - {"next_token"}:
         expected = loss_and_gradients(config, plain, objective, BATCH)
-        found[objective] = largest_difference(loss_and_gradients(config, XlaBackend(), objective, BATCH), expected)
-    return found
+        by_case[objective] = largest_difference(loss_and_gradients(config, XlaBackend(), objective, BATCH), expected)
+    return by_case
 
 
 def forward_differences(plain: TorchBackend) -> dict[str, float]:
@@ -88,9 +88,9 @@ def round_trip() -> bool:
     """Weights that were stacked, and taken apart for a checkpoint, are the model's own."""
     plain = Gemma2(example_config(5))
     placed = XlaBackend().place_model(Gemma2(example_config(5)), training=True)
-    found = unstack_tensors({name: parameter.detach().cpu() for name, parameter in placed.named_parameters()})
+    unstacked = unstack_tensors({name: parameter.detach().cpu() for name, parameter in placed.named_parameters()})
     own = dict(plain.named_parameters())
-    return found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
+    return unstacked.keys() == own.keys() and all(torch.equal(unstacked[name], own[name]) for name in own)
 
 
 def main() -> dict[str, Any]:

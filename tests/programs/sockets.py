@@ -16,22 +16,22 @@ def descendants() -> set[int]:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    pids = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in pids} - pids:
+        pids |= more
+    return pids
 
 
 def with_environment(name: str, value: str) -> set[int]:
     """Processes that were started with that variable, whoever their parents are now."""
-    wanted, found = f"{name}={value}".encode(), set()
+    wanted, pids = f"{name}={value}".encode(), set()
     for environment in Path("/proc").glob("[0-9]*/environ"):
         try:
             if wanted in environment.read_bytes().split(b"\0"):
-                found.add(int(environment.parent.name))
+                pids.add(int(environment.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def listening(pids: set[int]) -> dict[str, str]:
@@ -44,13 +44,13 @@ def listening(pids: set[int]) -> dict[str, str]:
                     owners[match[1]] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80]
             except OSError:
                 continue
-    found = {}
+    sockets = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and words[9] in owners:
-                found[words[1]] = owners[words[9]]
-    return found
+                sockets[words[1]] = owners[words[9]]
+    return sockets
 
 
 def open_to_others(sockets: dict[str, str]) -> dict[str, str]:

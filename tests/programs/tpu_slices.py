@@ -65,18 +65,18 @@ def remember(config: dict[str, Any]) -> None:
     asked = Asked(config["ask_key"])
     context = ray.train.get_context()
     keys = ("PJRT_DEVICE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
-    found: list[Any] = [None] * context.get_world_size()
+    workers: list[Any] = [None] * context.get_world_size()
     mine = {key: os.environ.get(key) for key in keys} | {
         "rank": context.get_world_rank(),
         "megascale": {key: value for key, value in os.environ.items() if key.startswith(slices.MEGASCALE)},
         "torch_xla": "torch_xla" in sys.modules,
     }
-    torch.distributed.all_gather_object(found, mine)  # over gloo
+    torch.distributed.all_gather_object(workers, mine)  # over gloo
     folder = Path(config["folder"])
     attempt = len(list(folder.glob("attempt-*")))
     torch.distributed.barrier()
     if mine["rank"] == 0:
-        (folder / f"attempt-{attempt}").write_text(json.dumps(found))
+        (folder / f"attempt-{attempt}").write_text(json.dumps(workers))
     while attempt + 1 < config["attempts"]:
         if mine["rank"] == 0:
             asked.saved()  # as behind a checkpoint, where another size is asked for
@@ -141,11 +141,11 @@ def main(directory: Path) -> dict[str, Any]:
         if elastic_run:
             after_attempt(directory / "run", 1)
             host(cluster, lost, 1)  # repaired
-        found = running.result()
+        workers_by_attempt = running.result()
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return {"attempts": found, "lost": lost, **without_a_cluster()}
+    return {"attempts": workers_by_attempt, "lost": lost, **without_a_cluster()}
 
 
 def without_a_cluster() -> dict[str, Any]:

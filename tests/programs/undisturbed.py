@@ -38,7 +38,7 @@ def drive(root: Path, corpus: Path, kill_at: int | None = None) -> "subprocess.C
 
 def listed(root: Path) -> dict[str, str]:
     """Every file that a manifest lists, and the manifests -> sha256; checks that each is what its manifest says."""
-    found = {}
+    hashes = {}
     for manifest_file in root.glob("*/*/_MANIFEST.json"):
         manifest = read_manifest(str(manifest_file.parent))
         assert manifest is not None
@@ -47,9 +47,9 @@ def listed(root: Path) -> dict[str, str]:
                 data = (manifest_file.parent / shard.name).read_bytes()
                 assert len(data) == shard.bytes
                 assert hashlib.sha256(data).hexdigest() == shard.sha256
-                found[str((manifest_file.parent / shard.name).relative_to(root))] = shard.sha256
-        found[str(manifest_file.relative_to(root))] = hashlib.sha256(manifest_file.read_bytes()).hexdigest()
-    return found
+                hashes[str((manifest_file.parent / shard.name).relative_to(root))] = shard.sha256
+        hashes[str(manifest_file.relative_to(root))] = hashlib.sha256(manifest_file.read_bytes()).hexdigest()
+    return hashes
 
 
 def finished(root: Path) -> dict[Path, int]:

@@ -97,5 +97,5 @@ def rows_by_world(directory: Path, names: tuple[str, ...] = tuple(RUNS)) -> dict
         "steps": first["lineage"]["step"][-1].as_py(),
         "rows": first["lineage"].num_rows,
         "same_rows": all(of["lineage"].equals(first["lineage"]) for of in tables.values()),
-        "largest_loss_difference": max(float(np.abs(one / losses[names[0]] - 1).max()) for one in losses.values()),
+        "largest_loss_difference": max(float(np.abs(curve / losses[names[0]] - 1).max()) for curve in losses.values()),
     }

@@ -91,16 +91,16 @@ def loss_and_gradients(
     loss, count = loss_function(objective, backend)(model, on_device)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()))
-    found = dict(zip(parameters, gradients, strict=True))
-    host = backend.snapshot(found)
+    by_parameter = dict(zip(parameters, gradients, strict=True))
+    host = backend.snapshot(by_parameter)
     ((value, _),) = backend.fetch([torch.stack([loss.detach(), count])])
     return value, host
 
 
-def largest_difference(found: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> float:
+def largest_difference(actual: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> float:
     """Of the loss and of every gradient, relative to its norm."""
-    assert found[1].keys() == expected[1].keys()
-    differences = [abs(found[0] - expected[0]) / abs(expected[0])]
+    assert actual[1].keys() == expected[1].keys()
+    differences = [abs(actual[0] - expected[0]) / abs(expected[0])]
     for name, gradient in expected[1].items():
-        differences.append(float((found[1][name] - gradient).norm() / gradient.norm()))
+        differences.append(float((actual[1][name] - gradient).norm() / gradient.norm()))
     return max(differences)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch_xla")
 
 from tests.programs.chaos_log import chaos_run
-from tests.programs.meshes import CONTINUED, SAVED, SHAPES, STEPS, farthest, found_on, mesh_of
+from tests.programs.meshes import CONTINUED, SAVED, SHAPES, STEPS, farthest, mesh_of, records_of
 
 NAMES = ["x".join(map(str, shape)) for shape in SHAPES]
 ALONE, SAVING = "1x1x1", "2x2x2"
@@ -19,7 +19,7 @@ ALONE, SAVING = "1x1x1", "2x2x2"
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Runs on one device, on a mesh with all axes and on another."""
     other = random.Random(0).choice([name for name in NAMES if mesh_of(name).chips == 8 and name != SAVING])
-    return found_on([ALONE, SAVING, other], tmp_path_factory.mktemp("meshes"))
+    return records_of([ALONE, SAVING, other], tmp_path_factory.mktemp("meshes"))
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_no_step_after_the_first_compiles(found: dict[str, dict[str, Any]]) -> N
 def test_every_mesh_of_up_to_eight_chips(tmp_path: Path) -> None:
     """Twenty shapes, and two that go on from the checkpoint of a third one."""
     with chaos_run("training meshes", "shapes") as counts:
-        found = found_on([*NAMES, *CONTINUED], tmp_path)
+        found = records_of([*NAMES, *CONTINUED], tmp_path)
         assert len(NAMES) == 20
         check_losses(found)
         check_layout(found)

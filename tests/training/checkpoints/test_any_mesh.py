@@ -6,20 +6,20 @@ import pytest
 
 pytest.importorskip("torch_xla")
 
-from tests.programs.any_mesh import KINDS, MESHES, found_by
+from tests.programs.any_mesh import KINDS, MESHES, changed_files_by_kind
 from tests.programs.chaos_log import chaos_run
 from training.checkpoints.save_load import load_checkpoint
 
 
 @pytest.mark.slow
 def test_a_divided_run_a_mesh_and_one_cpu_load_each_others_checkpoints(tmp_path: Path) -> None:
-    check(found_by(["cpu", "fsdp", "1x2x2"], tmp_path), tmp_path)
+    check(changed_files_by_kind(["cpu", "fsdp", "1x2x2"], tmp_path), tmp_path)
 
 
 @pytest.mark.chaos
 def test_each_of_seven_kinds_of_run_loads_the_checkpoints_of_all_others(tmp_path: Path) -> None:
     with chaos_run("training checkpoints between meshes", "grid") as counts:
-        found = found_by(KINDS, tmp_path)
+        found = changed_files_by_kind(KINDS, tmp_path)
         assert len(found) == len(MESHES) + 2
         check(found, tmp_path)
         counts.runs = len(found)
