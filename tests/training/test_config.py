@@ -97,9 +97,9 @@ def test_the_loss_follows_the_cache_and_the_config(codec: CodecSpec, expected: L
     config = TrainingConfig(model=gemma2_tiny(), steps=1, global_batch=2, objective="distill", distill=distill)
     batch = columns_of_every_kind(config.model.vocab_size)
     model = Gemma2(config.model)
-    found, _ = loss_function(config, codec)(model, batch)
+    loss, _ = loss_function(config, codec)(model, batch)
     wanted, _ = expected(model, batch, options=LossOptions(distill=distill))  # type: ignore[call-arg]
-    assert torch.equal(found, wanted)
+    assert torch.equal(loss, wanted)
 
 
 def columns_of_every_kind(vocab_size: int) -> dict[str, torch.Tensor]:

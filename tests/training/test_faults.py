@@ -133,7 +133,7 @@ def test_a_checksum_sees_every_bit_and_no_order() -> None:
     tensors = [torch.randn(7, 5), torch.randn(11)]
     whole = from_halves(*checksum(tensors).tolist())
     assert whole == from_halves(*checksum([tensors[1].flip(0), tensors[0].T.contiguous()]).tolist())
-    assert whole == int(sum(int(one.view(torch.int32).sum(dtype=torch.int64)) for one in tensors)) % 2**32
+    assert whole == int(sum(int(tensor.view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors)) % 2**32
     for bit in range(32):
         flipped = tensors[1].clone()
         view = flipped.view(torch.int32)
@@ -153,8 +153,8 @@ def test_a_replayed_step_is_the_recorded_one_and_one_that_was_not_taken_is_refus
     job = write_sequences(tmp_path, example_job(tmp_path / "checkpoints"))
     run_training(job, CPU, chaos.made_up_feed_from(job))
     for step, first in ((3, 0), (8, 5), (12, 10)):
-        found = replay(job, step)
-        assert (found.first_step, found.steps, found.differences) == (first, step - first, ())
+        result = replay(job, step)
+        assert (result.first_step, result.steps, result.differences) == (first, step - first, ())
     with pytest.raises(ValueError, match="records steps 1 to 12 and no step 13"):
         replay(job, 13)
 

@@ -111,8 +111,8 @@ def assert_equal(
     torch.testing.assert_close(value.double(), exact[0], rtol=2e-6, atol=0)
     # A factor on the loss has to reach the gradients too.
     gradients = torch.autograd.grad(3.0 * value, list(model.parameters()))
-    for name, found, expected in zip(dict(model.named_parameters()), gradients, exact[1], strict=True):
-        error = (found.double() / 3.0 - expected).norm() / expected.norm()
+    for name, gradient, expected in zip(dict(model.named_parameters()), gradients, exact[1], strict=True):
+        error = (gradient.double() / 3.0 - expected).norm() / expected.norm()
         assert error < 2e-5, f"{name}: relative error {error:.1e}"
 
 
@@ -133,8 +133,8 @@ def test_distill_loss_is_cross_entropy_to_counts_over_draws(
 ) -> None:
     counted, dense = with_counts(batch, teacher, draws=8)
     exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1))
-    found = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature))
-    assert_equal(model, batch, found, exact)
+    of_chunks = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature))
+    assert_equal(model, batch, of_chunks, exact)
 
 
 MIXES = [(1.0, 0.3), (2.5, 0.3), (0.7, 0.9)]
@@ -147,14 +147,14 @@ def test_alpha_is_the_share_of_the_next_token_at_temperature_1(
 ) -> None:
     counted, dense = with_counts(batch, teacher, draws=8)
     exact = plain(model, batch, temperature, lambda log_q: -(dense * log_q).sum(-1), alpha)
-    found = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature, alpha=alpha))
-    assert_equal(model, batch, found, exact)
+    of_chunks = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature, alpha=alpha))
+    assert_equal(model, batch, of_chunks, exact)
     with torch.no_grad():
         without, _ = distill_loss(model, counted, draws=8, options=in_chunks(temperature=temperature, alpha=alpha))
-    torch.testing.assert_close(without, found[0].detach())
+    torch.testing.assert_close(without, of_chunks[0].detach())
     full = batch | {"target_probs": teacher}
-    found = distill_full_loss(model, full, options=in_chunks(temperature=temperature, alpha=alpha))
-    assert_equal(model, batch, found, plain(model, batch, temperature, lambda q: -(teacher * q).sum(-1), alpha))
+    of_chunks = distill_full_loss(model, full, options=in_chunks(temperature=temperature, alpha=alpha))
+    assert_equal(model, batch, of_chunks, plain(model, batch, temperature, lambda q: -(teacher * q).sum(-1), alpha))
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "ground_truth"])
@@ -177,8 +177,8 @@ def test_each_tail_of_topk_is_its_formula(
             case "ground_truth":
                 return -(probs * log_top).sum(-1) - rest * log_q.gather(-1, following)[..., 0]
 
-    found = distill_topk_loss(model, best, options=in_chunks(tail=tail, temperature=temperature, alpha=alpha))
-    assert_equal(model, batch, found, plain(model, batch, temperature, losses, alpha))
+    of_chunks = distill_topk_loss(model, best, options=in_chunks(tail=tail, temperature=temperature, alpha=alpha))
+    assert_equal(model, batch, of_chunks, plain(model, batch, temperature, losses, alpha))
 
 
 def test_a_tail_or_an_alpha_that_is_none_is_refused(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
@@ -195,15 +195,15 @@ def test_full_loss_is_cross_entropy_to_the_whole_distribution(
     model: Gemma2, batch: Batch, teacher: Tensor, temperature: float
 ) -> None:
     exact = plain(model, batch, temperature, lambda log_q: -(teacher * log_q).sum(-1))
-    found = distill_full_loss(model, batch | {"target_probs": teacher}, options=in_chunks(temperature=temperature))
-    assert_equal(model, batch, found, exact)
+    of_chunks = distill_full_loss(model, batch | {"target_probs": teacher}, options=in_chunks(temperature=temperature))
+    assert_equal(model, batch, of_chunks, exact)
 
 
 def test_topk_of_all_ids_is_the_full_loss(model: Gemma2, batch: Batch, teacher: Tensor) -> None:
     probs, ids = teacher.topk(V, dim=-1)
     everything = {"target_ids": ids.int(), "target_log_probs": probs.log(), "target_tail": torch.zeros(B, T)}
-    found = distill_topk_loss(model, batch | everything, in_chunks())
-    assert_equal(model, batch, found, plain(model, batch, 1.0, lambda log_q: -(teacher * log_q).sum(-1)))
+    of_chunks = distill_topk_loss(model, batch | everything, in_chunks())
+    assert_equal(model, batch, of_chunks, plain(model, batch, 1.0, lambda log_q: -(teacher * log_q).sum(-1)))
 
 
 def test_a_tail_that_the_student_gives_nothing_stays_finite(model: Gemma2, batch: Batch, teacher: Tensor) -> None:

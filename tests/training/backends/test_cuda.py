@@ -51,11 +51,11 @@ def test_a_killed_worker_leaves_no_trace(runs: dict[str, Any], directory: Path) 
 
 def test_mfu_is_against_the_peak_of_the_gpu_and_its_memory_is_told(tmp_path: Path) -> None:
     job = example_job(tmp_path / "checkpoints", device="cuda", logs_uri=str(tmp_path / "logs"), gpu_flops=gpu_peaks())
-    told: dict[str, float] = {}
-    run_training(job, TorchBackend("cuda"), made_up_feed(job), tell=told.update)
-    assert told["peak_device_bytes"] > 0
+    metrics: dict[str, float] = {}
+    run_training(job, TorchBackend("cuda"), made_up_feed(job), tell=metrics.update)
+    assert metrics["peak_device_bytes"] > 0
     peak = peak_flops_per_second(job, CUDA)
     if peak is None:
-        assert "mfu" not in told, "a GPU that is not in our table"
+        assert "mfu" not in metrics, "a GPU that is not in our table"
     else:
-        assert told["mfu"] == pytest.approx(told["model_flops_per_second"] / peak)
+        assert metrics["mfu"] == pytest.approx(metrics["model_flops_per_second"] / peak)

@@ -15,13 +15,13 @@ def test_a_resized_run_takes_the_rows_and_losses_of_one_worker(tmp_path: Path) -
 
 @pytest.mark.chaos("training worlds")
 def test_every_number_of_workers_takes_the_same_rows(tmp_path: Path, counts: Counts) -> None:
-    found = rows_by_world(tmp_path)
-    check(found)
-    counts.add(runs=3, compared=found["rows"])
+    comparison = rows_by_world(tmp_path)
+    check(comparison)
+    counts.add(runs=3, compared=comparison["rows"])
 
 
-def check(found: dict) -> None:
-    assert found["steps"] == 16
-    assert found["rows"] == 64
-    assert found["same_rows"]
-    assert found["largest_loss_difference"] < 1e-5
+def check(comparison: dict) -> None:
+    assert comparison["steps"] == 16
+    assert comparison["rows"] == 64
+    assert comparison["same_rows"]
+    assert comparison["largest_loss_difference"] < 1e-5

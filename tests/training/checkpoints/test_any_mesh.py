@@ -19,17 +19,20 @@ def test_a_divided_run_a_mesh_and_one_cpu_load_each_others_checkpoints(tmp_path:
 @pytest.mark.chaos
 def test_each_of_seven_kinds_of_run_loads_the_checkpoints_of_all_others(tmp_path: Path) -> None:
     with chaos_run("training checkpoints between meshes", "grid") as counts:
-        found = changed_files_by_kind(KINDS, tmp_path)
-        assert len(found) == len(MESHES) + 2
-        check(found, tmp_path)
-        counts.runs = len(found)
-        counts.compared = sum(len(one) for one in found.values())
+        changed_files = changed_files_by_kind(KINDS, tmp_path)
+        assert len(changed_files) == len(MESHES) + 2
+        check(changed_files, tmp_path)
+        counts.runs = len(changed_files)
+        counts.compared = sum(len(others) for others in changed_files.values())
 
 
-def check(found: dict[str, dict[str, list[str]]], directory: Path) -> None:
-    for kind, others in found.items():
-        assert others == {other: [] for other in found if other != kind}, kind
-    ends = [load_checkpoint(str(directory / kind / "step-00000002")) for kind in found]
-    for one in ends:  # two steps of training: nothing that was compared is as it was drawn, or zero
-        assert one.optimizer is not None
-        assert all(bool(moment.any()) for moment in [*one.optimizer.first.values(), *one.optimizer.second.values()])
+def check(changed_files: dict[str, dict[str, list[str]]], directory: Path) -> None:
+    for kind, others in changed_files.items():
+        assert others == {other: [] for other in changed_files if other != kind}, kind
+    ends = [load_checkpoint(str(directory / kind / "step-00000002")) for kind in changed_files]
+    for checkpoint in ends:  # two steps of training: nothing that was compared is as it was drawn, or zero
+        assert checkpoint.optimizer is not None
+        assert all(
+            bool(moment.any())
+            for moment in [*checkpoint.optimizer.first.values(), *checkpoint.optimizer.second.values()]
+        )

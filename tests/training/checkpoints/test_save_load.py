@@ -36,12 +36,12 @@ def save(root: Path | str, step: int, **overrides: Any) -> str:
 
 def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     uri = save(tmp_path, 3)
-    found = load_checkpoint(uri)
-    assert (found.step, found.state["tokens_seen"]) == (3, 30)
-    assert found.weights["b"].tolist() == [[3, 4, 5], [6, 7, 8]]
-    assert found.optimizer is not None
-    assert found.optimizer.first["a"].tolist() == [2] * 4
-    assert found.optimizer.second["a"].tolist() == [3] * 4
+    checkpoint = load_checkpoint(uri)
+    assert (checkpoint.step, checkpoint.state["tokens_seen"]) == (3, 30)
+    assert checkpoint.weights["b"].tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert checkpoint.optimizer is not None
+    assert checkpoint.optimizer.first["a"].tolist() == [2] * 4
+    assert checkpoint.optimizer.second["a"].tolist() == [3] * 4
     assert load_checkpoint(uri, with_optimizer=False).optimizer is None
 
 
@@ -79,8 +79,8 @@ def test_several_workers_write_the_files_that_one_would(tmp_path: Path, monkeypa
             names = {name for name in sizes if writer.keeps(name)}
             wrote.append(names)
             saves.append(pool.submit(save, tmp_path / "three", 3, writer=writer, **parts_of(names)))
-    for one in saves:
-        one.result()
+    for future in saves:
+        future.result()
     assert sorted(name for names in wrote for name in names) == sorted(sizes), "each by one"
     assert all(wrote)
     assert {path.name: path.read_bytes() for path in dead.parent.iterdir()} == {
@@ -93,7 +93,7 @@ def parts_of(names: set[str]) -> dict[str, Any]:
     weights = {"b": torch.arange(6.0).view(2, 3) + 3, "a": torch.ones(4)}
 
     def kept(prefix: str, factor: int) -> dict[str, torch.Tensor]:
-        return {name: one * factor for name, one in weights.items() if prefix + name in names}
+        return {name: weight * factor for name, weight in weights.items() if prefix + name in names}
 
     moments = OptimizerState(first=kept("optimizer/first.", 2), second=kept("optimizer/second.", 3))
     return {"weights": kept("model/", 1), "optimizer": moments}
@@ -193,9 +193,9 @@ def test_a_damaged_checkpoint_is_passed_over_in_a_line_and_written_again(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    found = load_newest(str(tmp_path))
-    assert found is not None
-    assert found.uri == older
+    newest = load_newest(str(tmp_path))
+    assert newest is not None
+    assert newest.uri == older
     (line,) = caplog.messages
     assert "step-00000006/optimizer.safetensors is damaged" in line
     assert "continuing from the newest whole checkpoint before it" in line

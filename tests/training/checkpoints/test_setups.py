@@ -46,8 +46,8 @@ def until(job: TrainJob, stop: int | None) -> None:
         run_training(job, TorchBackend("cpu"), direct_feed(job), drain=DrainWhen(asked))
 
 
-def rows_at_a_time(found: list[tuple[int, Any]]) -> list[tuple[int, int | None]]:
-    return [(step, setup["microbatch_rows"]) for step, setup in found]
+def rows_at_a_time(setups: list[tuple[int, Any]]) -> list[tuple[int, int | None]]:
+    return [(step, setup["microbatch_rows"]) for step, setup in setups]
 
 
 def test_a_run_that_was_moved_lists_the_set_up_of_each_step(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_a_run_that_was_moved_lists_the_set_up_of_each_step(tmp_path: Path) -> N
 def test_a_replay_takes_each_step_in_its_own_set_up(tmp_path: Path) -> None:
     job = moved_run(tmp_path)
     for step, first in ((6, 5), (7, 5), (8, 5), (9, 5), (10, 5), (12, 10)):
-        found = replay(job, step)
-        assert (found.first_step, found.steps, found.differences) == (first, step - first, ())
+        result = replay(job, step)
+        assert (result.first_step, result.steps, result.differences) == (first, step - first, ())
 
 
 def test_another_set_up_would_have_been_told_as_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ def test_targets_of_a_batch_are_those_of_the_mask_and_of_the_models_logits() -> 
         "loss_mask": mask,
         "sequence_hash": np.array([5, 6, 7], np.uint64),
     }
-    (found,) = capture(model, TorchBackend("cpu"), [batch], Sample(draws=10), seed=1, teacher_hash="t")
+    (targets_of_rows,) = capture(model, TorchBackend("cpu"), [batch], Sample(draws=10), seed=1, teacher_hash="t")
     with torch.no_grad():
         logits = model(torch.from_numpy(batch["tokens"])).numpy()
-    for row, kept in enumerate(found):
+    for row, kept in enumerate(targets_of_rows):
         (targets,) = np.nonzero(mask[row])
         expected = sample_teacher(
             logits[row, targets], draws=10, seed=1, teacher_hash="t", sequence_hash=5 + row, positions=targets

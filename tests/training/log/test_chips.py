@@ -11,7 +11,7 @@ from training.log.run_log import held_seconds
 
 def lines(folder: Path, name: str, *records: dict[str, object]) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(one) + "\n" for one in records))
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def test_chips_are_held_from_the_begin_of_an_attempt_to_its_last_line(tmp_path: Path) -> None:

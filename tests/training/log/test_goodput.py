@@ -40,11 +40,11 @@ def test_the_next_attempt_goes_on_with_the_account_and_what_lay_between_is_a_res
     first = Meter(clock)
     clock.spend(first, "start", 5.0)
     clock.now += 15.0  # steps
-    told = first.account()
+    earlier = first.account()
     clock.now += 7.0  # steps that nobody heard of, a kill, a new worker
     second = Meter(clock)
     clock.spend(second, "start", 3.0)
-    second.go_on(told, away_seconds=10.0)
+    second.go_on(earlier, away_seconds=10.0)
     account = second.account()
     assert (account["run_seconds"], account["lost_seconds_start"], account["lost_seconds_restart"]) == (30.0, 5.0, 10.0)
     assert account["goodput"] == 0.5

@@ -40,7 +40,7 @@ def scalars(directory: Path) -> Iterator[tuple[int, str, float]]:
             (length,) = struct.unpack_from("<Q", data, start)
             event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
             start += 16 + length
-            yield from ((event.step, one.tag, one.simple_value) for one in event.summary.value)
+            yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
 
 
 def report(step: int) -> dict[str, Any]:
@@ -50,23 +50,23 @@ def report(step: int) -> dict[str, Any]:
 
 def test_all_three_tell_the_same_names(tmp_path: Path) -> None:
     """What Prometheus is told becomes gauges one to one: tests/infra/test_dashboards.py."""
-    told: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     job = job_with_logs(tmp_path, tensorboard=True)
-    run_training(job, CPU, made_up_feed(job), tell=told.update)
+    run_training(job, CPU, made_up_feed(job), tell=metrics.update)
     lines = list(read_lines(str(job.logs_uri)))
     assert {name for line in lines for name in line.keys() & FIELDS} == FIELDS, "JSON lines: all"
     assert all(line[name] is None for line in lines if line["kind"] == "step" for name in ABSENT_ON_A_CPU)
-    assert set(told) == FIELDS - ABSENT_ON_A_CPU
+    assert set(metrics) == FIELDS - ABSENT_ON_A_CPU
     drawn = list(scalars(tmp_path / "logs"))
-    assert {name for _, name, _ in drawn} == set(told) - {"step"}, "the step is TensorBoard's axis"
+    assert {name for _, name, _ in drawn} == set(metrics) - {"step"}, "the step is TensorBoard's axis"
 
     (step_12,) = (line for line in lines if line["kind"] == "step" and line["step"] == 12)
-    assert told["loss"] == step_12["loss"]
-    assert [value for step, name, value in drawn if (step, name) == (12, "loss")] == [pytest.approx(told["loss"])]
-    assert (told["step"], told["steps_wanted"], told["tokens_seen"]) == (12, 12, step_12["tokens_seen"])
-    assert told["goodput"] == lines[-1]["goodput"]
-    assert told["model_flops_per_second"] == pytest.approx(
-        told["tokens_per_second"] * train_flops_per_token(job.config.model, job.sequence_length)
+    assert metrics["loss"] == step_12["loss"]
+    assert [value for step, name, value in drawn if (step, name) == (12, "loss")] == [pytest.approx(metrics["loss"])]
+    assert (metrics["step"], metrics["steps_wanted"], metrics["tokens_seen"]) == (12, 12, step_12["tokens_seen"])
+    assert metrics["goodput"] == lines[-1]["goodput"]
+    assert metrics["model_flops_per_second"] == pytest.approx(
+        metrics["tokens_per_second"] * train_flops_per_token(job.config.model, job.sequence_length)
     )
 
 
@@ -86,8 +86,8 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
         chip_flops=TPUS["v5e"].peak_flops,
         config={"global_batch": 32},
     )
-    meter, told = Meter(), {}
-    log = MetricsLog(job, meter, 0, backend, told.update)
+    meter, metrics = Meter(), {}
+    log = MetricsLog(job, meter, 0, backend, metrics.update)
     log.begin()
     with meter.spent("data_wait"):
         time.sleep(0.01)
@@ -97,8 +97,8 @@ def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     (begin,) = (line for line in read_lines(str(job.logs_uri)) if line["kind"] == "began")
     assert (begin["computing_chips"], begin["peak_flops_per_second"]) == (chips, chips * 197e12)
     needed = 32 * job.sequence_length * train_flops_per_token(job.config.model, job.sequence_length)
-    seconds = told["step_seconds"] + told["data_wait_seconds"]
-    assert told["mfu"] == pytest.approx(needed / seconds / (chips * 197e12))
+    seconds = metrics["step_seconds"] + metrics["data_wait_seconds"]
+    assert metrics["mfu"] == pytest.approx(needed / seconds / (chips * 197e12))
 
 
 @pytest.mark.parametrize(("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100", 989e12), ("Tesla T4", None)])
@@ -119,15 +119,15 @@ def test_a_tpu_of_an_unknown_kind_has_no_mfu(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PJRT_DEVICE", "TPU")
     backend = TorchBackend("cpu")
     backend.abilities = XLA
-    meter, told = Meter(), {}
-    log = MetricsLog(job_with_logs(tmp_path, device="xla"), meter, 0, backend, told.update)
+    meter, metrics = Meter(), {}
+    log = MetricsLog(job_with_logs(tmp_path, device="xla"), meter, 0, backend, metrics.update)
     with meter.spent("data_wait"):
         pass
     meter.step_ended()
     log.steps([report(1)], compiling=0)
     log.summarize(1)
-    assert "mfu" not in told
-    assert told["model_flops_per_second"] > 0
+    assert "mfu" not in metrics
+    assert metrics["model_flops_per_second"] > 0
 
 
 def test_a_restart_and_the_steps_done_again_are_lost_and_counted_over_the_whole_run(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_the_last_account_is_found_behind_a_cut_line_and_before_long_ones(tmp_pa
     (path,) = Path(logs).iterdir()
     with path.open("ab") as file:
         file.write(b'{"kind": "summary", "run_sec')
-    found = last_account(logs)
-    assert found is not None
-    assert found["kind"] == "began"
+    account = last_account(logs)
+    assert account is not None
+    assert account["kind"] == "began"
 
 
 def test_on_an_object_store_lines_are_there_after_each_checkpoint() -> None:
@@ -233,10 +233,10 @@ def test_on_an_object_store_lines_are_there_after_each_checkpoint() -> None:
 def test_the_page_lists_every_name() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     listed = [line for line in page.splitlines() if "| `ray_" in line]
-    expected = [f"| {field} | `ray_{one.name}` | {one.unit} | {one.help} |" for field, one in _rows()]
+    expected = [f"| {field} | `ray_{metric.name}` | {metric.unit} | {metric.help} |" for field, metric in _rows()]
     assert listed == expected, "docs/metrics.md; these lines belong there:\n" + "\n".join(expected)
 
 
 def _rows() -> Iterator[tuple[str, Any]]:
-    for one in METRICS.values():
-        yield ", ".join(f"`{field}`" for field in one.fields) or "`-`", one
+    for metric in METRICS.values():
+        yield ", ".join(f"`{field}`" for field in metric.fields) or "`-`", metric

@@ -19,17 +19,23 @@ def places(*named: tuple[str, int]) -> list[Place]:
 
 
 def test_a_worker_is_where_its_host_is_and_not_where_its_rank_says() -> None:
-    found = xla_environments("TPU", places(("s", 2), ("s", 0), ("s", 1), ("s", 3)))
-    assert [one["TPU_WORKER_ID"] for one in found] == ["2", "0", "1", "3"]
-    assert {one["TPU_WORKER_HOSTNAMES"] for one in found} == {"s0,s1,s2,s3"}
-    assert all(one["PJRT_DEVICE"] == "TPU" and not any(key.startswith("MEGASCALE") for key in one) for one in found)
+    environments = xla_environments("TPU", places(("s", 2), ("s", 0), ("s", 1), ("s", 3)))
+    assert [environment["TPU_WORKER_ID"] for environment in environments] == ["2", "0", "1", "3"]
+    assert {environment["TPU_WORKER_HOSTNAMES"] for environment in environments} == {"s0,s1,s2,s3"}
+    assert all(
+        environment["PJRT_DEVICE"] == "TPU" and not any(key.startswith("MEGASCALE") for key in environment)
+        for environment in environments
+    )
 
 
 def test_two_slices_are_told_of_each_other() -> None:
-    found = xla_environments("TPU", places(("t", 1), ("s", 0), ("t", 0), ("s", 1)), slices=2)
-    assert [one["MEGASCALE_SLICE_ID"] for one in found] == ["1", "0", "1", "0"]
-    assert [one["TPU_WORKER_HOSTNAMES"] for one in found] == ["t0,t1", "s0,s1", "t0,t1", "s0,s1"]
-    assert {(one["MEGASCALE_NUM_SLICES"], one["MEGASCALE_COORDINATOR_ADDRESS"]) for one in found} == {("2", "s0")}
+    environments = xla_environments("TPU", places(("t", 1), ("s", 0), ("t", 0), ("s", 1)), slices=2)
+    assert [environment["MEGASCALE_SLICE_ID"] for environment in environments] == ["1", "0", "1", "0"]
+    assert [environment["TPU_WORKER_HOSTNAMES"] for environment in environments] == ["t0,t1", "s0,s1", "t0,t1", "s0,s1"]
+    assert {
+        (environment["MEGASCALE_NUM_SLICES"], environment["MEGASCALE_COORDINATOR_ADDRESS"])
+        for environment in environments
+    } == {("2", "s0")}
 
 
 def test_a_cpu_and_a_single_host_need_no_more_than_the_device() -> None:
@@ -68,48 +74,48 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(
     tmp_path: Path, counts: Counts
 ) -> None:
-    found = in_process("tpu_slices", tmp_path / "elastic")
-    both, left, again = found["attempts"]  # never on a, which lacks a host
+    report = in_process("tpu_slices", tmp_path / "elastic")
+    both, left, again = report["attempts"]  # never on a, which lacks a host
     check_workers(both, left, again)
     for attempt in (both, again):
-        seen = {(one["TPU_NAME"], one["megascale"]["MEGASCALE_SLICE_ID"]) for one in attempt}
+        seen = {(worker["TPU_NAME"], worker["megascale"]["MEGASCALE_SLICE_ID"]) for worker in attempt}
         assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
-        assert {one["megascale"]["MEGASCALE_NUM_SLICES"] for one in attempt} == {"2"}
-    assert {one["TPU_NAME"] for one in left} == {"b", "c"} - {found["lost"]}
+        assert {worker["megascale"]["MEGASCALE_NUM_SLICES"] for worker in attempt} == {"2"}
+    assert {worker["TPU_NAME"] for worker in left} == {"b", "c"} - {report["lost"]}
     check_alone(left)
-    counts.add(kills=1, compared=sum(map(len, found["attempts"])))
+    counts.add(kills=1, compared=sum(map(len, report["attempts"])))
 
 
 @pytest.mark.slow
 def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
-    found = in_process("tpu_slices", tmp_path / "spare")
-    check_what_needs_no_cluster(found)
-    first, second = found["attempts"]
+    report = in_process("tpu_slices", tmp_path / "spare")
+    check_what_needs_no_cluster(report)
+    first, second = report["attempts"]
     check_workers(first, second)
-    (spare,) = {"b", "c"} - {found["lost"]}  # a lacks a host
-    assert [{one["TPU_NAME"] for one in attempt} for attempt in (first, second)] == [{found["lost"]}, {spare}]
+    (spare,) = {"b", "c"} - {report["lost"]}  # a lacks a host
+    assert [{worker["TPU_NAME"] for worker in attempt} for attempt in (first, second)] == [{report["lost"]}, {spare}]
     for attempt in (first, second):
         check_alone(attempt)
 
 
 def check_workers(*attempts: list[dict[str, Any]]) -> None:
     for attempt in attempts:
-        assert [one["rank"] for one in attempt] == list(range(len(attempt)))
-        assert {one["PJRT_DEVICE"] for one in attempt} == {"TPU"}
-        assert not any(one["torch_xla"] for one in attempt)
+        assert [worker["rank"] for worker in attempt] == list(range(len(attempt)))
+        assert {worker["PJRT_DEVICE"] for worker in attempt} == {"TPU"}
+        assert not any(worker["torch_xla"] for worker in attempt)
 
 
 def check_alone(attempt: list[dict[str, Any]]) -> None:
     """On one slice of two hosts."""
-    assert sorted(one["TPU_WORKER_ID"] for one in attempt) == ["0", "1"]
-    assert {one["TPU_WORKER_HOSTNAMES"] for one in attempt} == {"127.0.0.1,127.0.0.1"}
-    assert all(one["megascale"] == {} for one in attempt), "left over from another run, or from two slices"
+    assert sorted(worker["TPU_WORKER_ID"] for worker in attempt) == ["0", "1"]
+    assert {worker["TPU_WORKER_HOSTNAMES"] for worker in attempt} == {"127.0.0.1,127.0.0.1"}
+    assert all(worker["megascale"] == {} for worker in attempt), "left over from another run, or from two slices"
 
 
-def check_what_needs_no_cluster(found: dict[str, Any]) -> None:
-    assert found["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
-    assert found["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
-    assert found["devices"] == ["TPU", "TPU", "CPU"]
+def check_what_needs_no_cluster(report: dict[str, Any]) -> None:
+    assert report["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
+    assert report["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
+    assert report["devices"] == ["TPU", "TPU", "CPU"]
 
 
 def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,8 +42,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("tests.programs.attention_run").stdout.splitlines()[-1])
-    return found
+    differences: dict[str, Any] = json.loads(run("tests.programs.attention_run").stdout.splitlines()[-1])
+    return differences
 
 
 def test_values_and_gradients_are_plain_attentions_for_every_window(report: dict[str, Any]) -> None:

@@ -25,9 +25,9 @@ def test_a_teacher_on_a_mesh_keeps_what_one_device_keeps() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["agreement"]
-    assert len(found) == 4
-    for name, agreement in found.items():
+    agreements = json.loads(done.stdout.splitlines()[-1])["agreement"]
+    assert len(agreements) == 4
+    for name, agreement in agreements.items():
         assert agreement["targets"] == 45
         assert agreement["same"] >= 0.97, name  # a draw may fall on a boundary that is rounded otherwise
         assert agreement["difference"] <= 1e-5, name

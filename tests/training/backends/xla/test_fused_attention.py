@@ -31,11 +31,11 @@ def test_fused_attention_is_the_models_attention(window: int | None) -> None:
     place = Placement(positions, segments)
     given = {"window": window, "scale": 0.6, "softcap": 5.0}
     upstream = torch.randn(rows, length, heads, size)
-    found = []
+    outputs = []
     for attention in (attend, fused_attention(compiled=False)):
         out = attention(q, k, v, place, place, **given)
-        found.append((out, *torch.autograd.grad(out, (q, k, v), upstream)))
-    for ours, theirs in zip(*found, strict=True):
+        outputs.append((out, *torch.autograd.grad(out, (q, k, v), upstream)))
+    for ours, theirs in zip(*outputs, strict=True):
         torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=1e-4)
 
 

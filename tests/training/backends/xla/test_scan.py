@@ -39,12 +39,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
-    found = {}
+    reports_by_name = {}
     for name, process in processes.items():
         out, _ = process.communicate(timeout=500)
         assert process.returncode == 0, logs[name].read_text()
-        found[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
-    return found
+        reports_by_name[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
+    return reports_by_name
 
 
 def test_losses_and_gradients_are_the_loops_with_every_remat_and_objective(reports: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_rows_given_process_by_process_lie_where_those_of_one_process_do(reports
 
 
 def test_the_rows_of_a_bad_step_are_looked_for_on_a_mesh(reports: dict[str, Any]) -> None:
-    found, expected = reports["mesh"]["worst"], reports["mesh"]["worst_expected"]
-    assert [row for row, *_ in found] == [row for row, *_ in expected]
-    for numbers, others in zip(found, expected, strict=True):
+    worst, expected = reports["mesh"]["worst"], reports["mesh"]["worst_expected"]
+    assert [row for row, *_ in worst] == [row for row, *_ in expected]
+    for numbers, others in zip(worst, expected, strict=True):
         assert numbers[1:] == pytest.approx(others[1:], rel=1e-4)

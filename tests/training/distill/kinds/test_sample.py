@@ -100,5 +100,5 @@ def test_chunks_and_parts_for_the_caches_change_nothing(monkeypatch: pytest.Monk
     uniforms = torch.rand(90, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = draw_ids(logits, uniforms)
     monkeypatch.setattr(blocks, "CACHED_ELEMENTS", 7 * 700)
-    for one, other in zip(whole, draw_ids(logits, uniforms), strict=True):
-        assert torch.equal(one, other)
+    for undivided, other in zip(whole, draw_ids(logits, uniforms), strict=True):
+        assert torch.equal(undivided, other)
