@@ -28,9 +28,9 @@ class SmokeRun:
 def cluster() -> Iterator[RayCluster]:
     with (
         tempfile.TemporaryDirectory(prefix="g2r-e2e-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        ray_cluster(Path(folder)) as one,
+        ray_cluster(Path(folder)) as started,
     ):
-        yield one
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +38,9 @@ def nodes() -> Iterator[MiniCluster]:
     """Three nodes of one CPU each, for the whole session; who loses one adds another."""
     with (
         tempfile.TemporaryDirectory(prefix="g2r-mini-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        mini_cluster(Path(folder)) as one,
+        mini_cluster(Path(folder)) as started,
     ):
-        yield one
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def forbidding() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_bucket_without_permission_is_told(forbidding: str) -> None:
-    check_told(forbidding, "may not do that; grant roles/storage.objectUser on the bucket")
+    check_refused(forbidding, "may not do that; grant roles/storage.objectUser on the bucket")
 
 
 @pytest.mark.slow
@@ -55,9 +55,9 @@ def test_a_bucket_out_of_reach_is_told(
     monkeypatch.setattr(retry, "random", SimpleNamespace(random=lambda: -60.0))  # six tries, but no wait between them
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{unused_port}")
     assert main(list(LINE)) == 1
-    told = capsys.readouterr().err
-    assert "the bucket cannot be reached (Cannot connect to host 127.0.0.1" in told
-    assert len(told.splitlines()) == 1, told
+    errors = capsys.readouterr().err
+    assert "the bucket cannot be reached (Cannot connect to host 127.0.0.1" in errors
+    assert len(errors.splitlines()) == 1, errors
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def unused_port() -> int:
     return port
 
 
-def check_told(url: str, sentence: str) -> None:
+def check_refused(url: str, sentence: str) -> None:
     done = pipelines(*LINE, STORAGE_EMULATOR_HOST=url)
     assert done.returncode == 1, done.stderr
     assert sentence in done.stderr

@@ -45,8 +45,8 @@ def test_a_full_disk_is_told_and_the_same_line_goes_on(tmp_path: Path) -> None:
     )
     assert (mounted.returncode, larger.returncode) == (0, 0), mounted.stderr + larger.stderr
     assert (first.returncode, left.stdout, again.returncode) == (1, "", 0), first.stderr + again.stderr
-    (told,) = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
-    assert "(No space left on device); make room and run the same command again" in told
+    (failure,) = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
+    assert "(No space left on device); make room and run the same command again" in failure
     assert "Traceback" not in first.stderr
     manifest = json.loads(manifest_text.stdout)
     assert manifest["datasets"]["text"]["totals"]["rows"] == 3000

@@ -83,7 +83,7 @@ def listings_of_stages(proxy: FaultyProxy, folder: Path, documents: int) -> dict
             counts["shards"] = max(counts["shards"], most)
 
         made = listings(proxy, run)
-        phases = {found[1] for prefix in made if (found := re.search("/_receipts/([^/]+)", prefix))}
+        phases = {match[1] for prefix in made if (match := re.search("/_receipts/([^/]+)", prefix))}
         counts[name] = (len(made) - 1) // len(phases)
         counts[f"{name} again"] = len(listings(proxy, run))
     return counts
@@ -125,15 +125,15 @@ def trained(proxy: FaultyProxy, folder: Path, *, shards: int, checkpoints: int) 
     from training.loop import run_training
 
     root = f"gs://{BUCKET}/training/{folder.name}"
-    datasets = [dataclasses.replace(one, shard_rows=one.shard_rows[:1] * shards) for one in DATASETS]
+    datasets = [dataclasses.replace(dataset, shard_rows=dataset.shard_rows[:1] * shards) for dataset in DATASETS]
     job = example_job(
         folder,
         config={"steps": 8, "checkpoint_every_steps": 8 // checkpoints},
         checkpoints_uri=f"{root}/checkpoints",
-        sequences=tuple((one, ("unread",) * shards) for one in datasets),
+        sequences=tuple((dataset, ("unread",) * shards) for dataset in datasets),
     )
     job = write_sequences(folder, job)
-    uris = tuple((one, tuple(f"{root}/{Path(uri).name}" for uri in local)) for one, local in job.sequences)
+    uris = tuple((dataset, tuple(f"{root}/{Path(uri).name}" for uri in local)) for dataset, local in job.sequences)
     for _, local in job.sequences:
         for uri in local:
             storage.write_bytes(f"{root}/{Path(uri).name}", Path(uri).read_bytes())

@@ -84,9 +84,9 @@ def test_a_driver_that_the_cluster_does_not_let_in_is_told_in_a_line(
     line = ["run", "collect_text", "--input", str(tmp_path / "a.txt"), "--root", str(tmp_path / "runs")]
     done = pipelines(*line, **{**cluster.environment, "RAY_ADDRESS": cluster.address, **wrong})
     assert done.returncode == 2, done.stderr
-    running, told = done.stderr.splitlines()
+    running, error = done.stderr.splitlines()
     assert running.endswith(": running")
-    assert told.startswith(f"error: the cluster at {cluster.address} does not let us in; set RAY_AUTH_MODE=token and ")
+    assert error.startswith(f"error: the cluster at {cluster.address} does not let us in; set RAY_AUTH_MODE=token and ")
 
 
 def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_jobs_of_a_recipe_have_all_that_they_need(
         save_recipe(command.recipe, tasks_of(command.recipe, command.root), command.root)
         steps.append(step)
     assert command.recipe.not_given() == [], "the last one has everything"
-    assert steps == [one.name for one in command.recipe.steps if one.name != "evaluate_train"]
+    assert steps == [recipe_step.name for recipe_step in command.recipe.steps if recipe_step.name != "evaluate_train"]
 
 
 def test_the_run_and_the_account_of_the_page_parse(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_readme_has_the_commands_that_are_checked_here() -> None:
     assert [command for command in COMMANDS if command.startswith("make")] == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("make")])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
 def test_ci_runs_the_make_targets(command: str) -> None:
     (loop,) = re.findall(r"^for target in (.*); do\n", CI, re.MULTILINE)
     assert command.removeprefix("make ") in loop.split()
@@ -46,7 +46,7 @@ def test_the_submitted_line_is_the_one_that_the_smoke_test_submits() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [one for one in COMMANDS if re.match(r"python -m pipelines (list|show|plan|status)", one)]
+    "command", [line for line in COMMANDS if re.match(r"python -m pipelines (list|show|plan|status)", line)]
 )
 def test_commands_that_only_tell_do(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -61,7 +61,7 @@ def test_commands_that_only_tell_do(
 
 def test_the_line_that_submits_is_one_that_a_cluster_would_get() -> None:
     """tests/e2e/test_jobs.py submits to a real one."""
-    (line,) = [one for one in COMMANDS if one.startswith("python -m pipelines submit ")]
+    (line,) = [command for command in COMMANDS if command.startswith("python -m pipelines submit ")]
     words = shlex.split(line)[4:]
     rest, address = take(words, "--address")
     assert address is not None
@@ -70,12 +70,14 @@ def test_the_line_that_submits_is_one_that_a_cluster_would_get() -> None:
 
 def test_the_question_of_fit_is_a_cell_of_the_table() -> None:
     """`make fit-table` compiles it, which takes minutes; here the line is read."""
-    (line,) = [one for one in COMMANDS if one.startswith("python -m pipelines fit ")]
+    (line,) = [command for command in COMMANDS if command.startswith("python -m pipelines fit ")]
     asked = request_of(tyro.cli(Command, args=shlex.split(line)[4:]))
     assert asked in fit_table.requests().values()
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if re.match(r"python -m pipelines (trace|replay)", one)])
+@pytest.mark.parametrize(
+    "command", [line for line in COMMANDS if re.match(r"python -m pipelines (trace|replay)", line)]
+)
 def test_questions_about_a_run_are_understood(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,7 +89,7 @@ def test_questions_about_a_run_are_understood(
 
 @pytest.mark.slow
 def test_the_example_of_one_stage_after_another(run_here: RunHere, tmp_path: Path) -> None:
-    lines = [one for one in COMMANDS if one.startswith("python -m pipelines run ")]
+    lines = [command for command in COMMANDS if command.startswith("python -m pipelines run ")]
     assert [shlex.split(line)[4] for line in lines] == ["collect_text", "filter_text"]
     root = ["--root", str(tmp_path)]
     done = run_here(*shlex.split(lines[0])[3:], *root)

@@ -88,8 +88,8 @@ def test_what_kubernetes_asks_of_a_pod_is_answered_without_a_token(cluster: RayC
     for path, port in HEALTH_PAGES.items():
         with urllib.request.urlopen(f"{where[port]}{path}", timeout=10) as answer:
             assert (answer.status, answer.read()) == (200, b"success"), path
-    told = subprocess.run([str(RAY), "stop", "--help"], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, "a pod's last command; to run it would stop every Ray of this machine"
+    done = subprocess.run([str(RAY), "stop", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "a pod's last command; to run it would stop every Ray of this machine"
 
 
 def test_the_cluster_listens_on_loopback_only(cluster: RayCluster) -> None:

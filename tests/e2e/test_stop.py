@@ -29,15 +29,15 @@ def test_sigint_and_sigterm_end_training_behind_a_checkpoint_with_exit_code_130(
     words = ["train_model", "--config", saved_config(tmp_path), "--device", "cpu", "--root", str(tmp_path)]
     done = 0
     for number in (signal.SIGINT, signal.SIGTERM):
-        code, told, directory = stopped(words, tmp_path, number)
-        assert code == 130, told
-        (step,) = re.findall(r"^stopped: asked to stop after step (\d+); its checkpoint is committed", told, re.M)
-        assert "Traceback" not in told
+        code, errors, directory = stopped(words, tmp_path, number)
+        assert code == 130, errors
+        (step,) = re.findall(r"^stopped: asked to stop after step (\d+); its checkpoint is committed", errors, re.M)
+        assert "Traceback" not in errors
         assert (directory / "checkpoints" / f"step-{int(step):08d}" / "COMMIT").exists()
         assert first_steps(directory)[-1] == done < int(step)
         done = int(step)
-    code, told, directory = stopped(words, tmp_path, signal.SIGINT, twice=True)
-    assert code == 130, told
+    code, errors, directory = stopped(words, tmp_path, signal.SIGINT, twice=True)
+    assert code == 130, errors
     assert first_steps(directory)[-1] == done
 
 
@@ -76,12 +76,12 @@ def stopped(words: list[str], root: Path, number: int, twice: bool = False) -> t
         if twice:
             time.sleep(0.2)  # the first puts back what was there before
             process.send_signal(number)
-        _, told = process.communicate(timeout=DEADLINE_SECONDS)
+        _, errors = process.communicate(timeout=DEADLINE_SECONDS)
     finally:
         process.kill()
         process.wait()
     (log,) = trains()
-    return process.returncode, told, log.parent.parent
+    return process.returncode, errors, log.parent.parent
 
 
 def first_steps(directory: Path) -> list[int]:

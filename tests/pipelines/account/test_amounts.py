@@ -30,7 +30,7 @@ CHIPS = {"gemma2_27b_pretrain": 6144, "gemma2_9b_distill": 4096, "gemma2_2b_dist
 
 
 def amounts_of(name: str) -> dict:
-    return {one.step: one for one in estimate(recipes.load(name), PRICES)}
+    return {amount.step: amount for amount in estimate(recipes.load(name), PRICES)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -38,7 +38,7 @@ def test_the_page_on_costs_says_what_the_plan_says(name: str) -> None:
     page = (REPOSITORY / "docs" / "costs.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
     mwh, tonnes = (float(cell.replace(",", "")) for cell in row.split("|")[9:11])
-    cost = sum((one.cost(PRICES) for one in amounts_of(name).values()), Cost())
+    cost = sum((amount.cost(PRICES) for amount in amounts_of(name).values()), Cost())
     assert mwh == float(f"{cost.kwh / 1000:.3g}")
     assert tonnes == round(cost.kg_co2e / 1000)
 
@@ -69,7 +69,7 @@ def test_a_cache_holds_three_bytes_an_id_and_pays_from_the_second_student_on() -
     recipe = recipes.load("gemma2_2b_distill")
     amounts = estimate(recipe, PRICES)
     (cache,) = caches(recipe, amounts, PRICES)
-    passed = next(one for one in amounts if one.step == "cache")
+    passed = next(amount for amount in amounts if amount.step == "cache")
     assert passed.stored["logits"] == pytest.approx(passed.tokens * 12 * 1.6)
     teacher = next(step.config for step in recipes.load("gemma2_27b_pretrain").steps if step.name == "train").model
     assert passed.flops == passed.tokens * forward_flops_per_token(teacher, 8192)
@@ -91,7 +91,7 @@ def test_storage_dearer_than_the_pass_moves_the_break_even() -> None:
 def test_a_recipe_without_slices_is_reckoned_on_cores() -> None:
     amounts = amounts_of("demo")
     assert amounts["teacher"].core_hours > 0
-    assert all(one.chip_hours == 0 and one.place is None for one in amounts.values())
+    assert all(amount.chip_hours == 0 and amount.place is None for amount in amounts.values())
     assert amounts["teacher"].tokens == 280 * 16 * 128
     assert amounts["cache"].tokens == 224 * 16 * 128
 
@@ -102,31 +102,35 @@ def test_a_plan_tells_totals_constants_and_the_published_figure(
     path = tmp_path / "prices.json"
     path.write_text('{"v5e.usd_per_chip_hour": 0.5}')
     assert main(["plan", "gemma2_2b_distill", "--root", str(tmp_path), "--prices", str(path)]) == 0
-    told = capsys.readouterr().out
-    assert "476,838 steps of 512 rows" in told
-    assert "1,247.61 tCO2eq published" in told
-    assert f"v5e.usd_per_chip_hour = 0.5 USD  ({path}; as given)" in told
-    assert "`run` needs, besides: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in told
+    output = capsys.readouterr().out
+    assert "476,838 steps of 512 rows" in output
+    assert "1,247.61 tCO2eq published" in output
+    assert f"v5e.usd_per_chip_hour = 0.5 USD  ({path}; as given)" in output
+    assert (
+        "`run` needs, besides: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
+    )
     assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_plan_says_what_reading_from_elsewhere_would_cost(tmp_path: Path) -> None:
     recipe = recipes.load("gemma2_2b_distill")
-    read = sum(one.stored.get(kind, 0.0) for one in estimate(recipe, PRICES) for kind in ("sequences", "logits"))
+    read = sum(amount.stored.get(kind, 0.0) for amount in estimate(recipe, PRICES) for kind in ("sequences", "logits"))
     assert read > 2e12 * 12 * 1.6
-    (line,) = [one for one in estimate_lines(recipe, PRICES) if one.startswith("egress")]
+    (line,) = [printed for printed in estimate_lines(recipe, PRICES) if printed.startswith("egress")]
     assert "none while bucket and slice are in one region" in line
     assert f"once would cost ${PRICES.egress(read).usd:,.0f} (" in line
     (tmp_path / "prices.json").write_text('{"egress.usd_per_gb": 0}')
     free = read_prices(str(tmp_path / "prices.json"))
-    (line,) = [one for one in estimate_lines(recipe, free) if one.startswith("egress")]
+    (line,) = [printed for printed in estimate_lines(recipe, free) if printed.startswith("egress")]
     assert "would cost $0 (" in line
 
 
 def test_carbon_follows_the_grid() -> None:
     clean = {name: Constant(value=0, unit="", source="", date="") for name in CONSTANTS if "grid" in name}
     prices = Prices(constants={**CONSTANTS, **clean})
-    (line,) = [one for one in estimate_lines(recipes.load("gemma2_27b_pretrain"), prices) if "tCO2eq" in one]
+    (line,) = [
+        printed for printed in estimate_lines(recipes.load("gemma2_27b_pretrain"), prices) if "tCO2eq" in printed
+    ]
     assert line.startswith("The paper's three models: 0 tCO2e here")
 
 
@@ -161,11 +165,11 @@ def test_an_account_is_of_what_was_measured(tmp_path: Path, capsys: pytest.Captu
     assert (amount.step, amount.core_hours, amount.seconds) == ("collect", 2.0, 1800.0)
     assert amount.stored == {"text": 5.0, "rejects": 5.0}
     assert main(["account", "smoke", "--root", root]) == 0
-    told = capsys.readouterr().out
-    assert "(1 of 14 steps finished)" in told
-    assert "0.0972" in told, "two core-hours at 0.0486"
-    assert "core-hours are of all cores of their machine; no chip was used." in told
-    assert "egress" not in told, "nothing is trained yet"
+    output = capsys.readouterr().out
+    assert "(1 of 14 steps finished)" in output
+    assert "0.0972" in output, "two core-hours at 0.0486"
+    assert "core-hours are of all cores of their machine; no chip was used." in output
+    assert "egress" not in output, "nothing is trained yet"
 
 
 HOUR = {"seconds": 3600.0, "machine": "x86_64, 16 cores", "log": {"steps": 10, "first_step": 0}}
@@ -175,11 +179,11 @@ PLAIN = {"device": "auto", "topology": "", "slices": 1, "cpus": None}
 def trained(root: str, **run: Any) -> Amount:
     """What the account says of a step that trained, whose `_RUN.json` says so besides."""
     tasks = tasks_of(recipes.load("smoke"), root)
-    for name in takewhile(lambda one: one != "cache", tasks):
+    for name in takewhile(lambda step: step != "cache", tasks):
         finish(tasks[name], sequence_length=128)
     document = {**HOUR, "resources": PLAIN, **run}
     storage.write_bytes(storage.join(tasks["teacher"].directory, RUN_NAME), json.dumps(document).encode())
-    (amount,) = [one for one in measured(tasks) if one.step == "teacher"]
+    (amount,) = [candidate for candidate in measured(tasks) if candidate.step == "teacher"]
     return amount
 
 
@@ -187,9 +191,9 @@ def test_training_on_a_cpu_takes_the_cores_of_its_machine(tmp_path: Path, capsys
     amount = trained(str(tmp_path), chip_seconds={})
     assert (amount.chip_hours, amount.core_hours) == (0.0, 16.0)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "no chip was used." in told
-    assert "reading sequences and logits from another cloud once would cost" in told
+    output = capsys.readouterr().out
+    assert "no chip was used." in output
+    assert "reading sequences and logits from another cloud once would cost" in output
 
 
 def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,10 +204,10 @@ def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, caps
     assert cost.kwh == pytest.approx(4 * (700 + 28 * 2.5) / 1000 * 1.10)
     assert cost.kg_co2e == pytest.approx(cost.kwh * 0.41272)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "Chips: 4 hours of NVIDIA H200;" in told
-    assert "no chip" not in told
-    (line,) = [one for one in told.splitlines() if one.startswith("teacher")]
+    output = capsys.readouterr().out
+    assert "Chips: 4 hours of NVIDIA H200;" in output
+    assert "no chip" not in output
+    (line,) = [printed for printed in output.splitlines() if printed.startswith("teacher")]
     assert f"  {cost.usd:.1f}  " in line
 
 
@@ -213,9 +217,9 @@ def test_training_on_a_slice_takes_its_chip_hours(tmp_path: Path, capsys: pytest
     assert amount.work(PRICES).usd == pytest.approx(32 * 1.20)
     assert amount.work(PRICES).kwh == pytest.approx(32 * (138 + 28 * 2.5) / 1000 * 1.10)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "Chips: 32 hours of v5e;" in told
-    assert "no chip" not in told
+    output = capsys.readouterr().out
+    assert "Chips: 32 hours of v5e;" in output
+    assert "no chip" not in output
 
 
 @pytest.mark.parametrize(

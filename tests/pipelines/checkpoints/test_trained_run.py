@@ -26,7 +26,7 @@ def saved(root: Path, stage: str) -> str:
 def test_a_run_of_training_is_opened_by_its_reference_and_by_its_checkpoint(tmp_path: Path) -> None:
     run = open_run(saved(tmp_path, "train_model"), str(tmp_path))
     assert (run.stage.name, run.config, run.step) == ("train_model", {"steps": 4}, None)
-    assert [one.dataset for one in run.inputs["sequences"]] == ["sequences"]
+    assert [source.dataset for source in run.inputs["sequences"]] == ["sequences"]
     assert open_run(f"{run.directory}/checkpoints/step-00000003", str(tmp_path)).step == 3
 
 

@@ -22,7 +22,7 @@ USER_ERRORS = [importlib.import_module(f"{package}.errors").UserError for packag
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "line"),
     [
         *((kind("no such thing; name another"), 2, "error: no such thing; name another") for kind in USER_ERRORS),
         (FullError("no room; make some"), 1, "failed: no room; make some"),
@@ -38,14 +38,14 @@ USER_ERRORS = [importlib.import_module(f"{package}.errors").UserError for packag
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_is_one_line_and_an_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, told: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
 ) -> None:
     def raises(words: list[str]) -> int:
         raise error
 
     monkeypatch.setattr(commands, "list_", raises)
     assert __main__.main(["list"]) == code
-    assert capsys.readouterr().err == f"{told}\n"
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_every_list_of_exit_codes_names_all_of_them() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     lists = re.findall(r"Exit codes: [^.]+|its exit code \([^)]+\)", f"{readme}\n{__main__.__doc__}")
     assert len(lists) == 3
-    for one in lists:
-        assert set(re.findall(r"\b\d+\b", one)) == CODES, one
+    for listing in lists:
+        assert set(re.findall(r"\b\d+\b", listing)) == CODES, listing

@@ -67,7 +67,7 @@ def finish(task: Task, code: str | None = None, **facts: object) -> None:
             config=configs.to_dict(task.config),
             writer=task.writer,
             inputs={
-                name: [{"reference": one.reference, "content": one.content()} for one in many]
+                name: [{"reference": source.reference, "content": source.content()} for source in many]
                 for name, many in task.inputs.items()
             },
             datasets=made,
@@ -314,12 +314,12 @@ def test_a_step_alone_needs_only_the_inputs_that_it_rests_on(
     assert set(last_run(load("gemma2_2b_distill"), str(tmp_path / "runs"))) == {"collect", "filter", "deduplicate"}
 
     assert main(["status", "--root", str(tmp_path / "runs")]) == 0
-    told = capsys.readouterr().out
-    assert "gemma2_2b_distill: 0 of 10 steps done" in told
-    assert told.count("for an input from outside") == 7
+    output = capsys.readouterr().out
+    assert "gemma2_2b_distill: 0 of 10 steps done" in output
+    assert output.count("for an input from outside") == 7
     assert main(["plan", *run[1:], "--config", saved]) == 0
-    told = capsys.readouterr().out
-    assert "decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in told
+    output = capsys.readouterr().out
+    assert "decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
 
     assert main([*run, "--only", "decontaminate", "--config", saved]) == 2
     assert "needs --decontaminate-evaluation;" in capsys.readouterr().err

@@ -135,9 +135,9 @@ def test_a_level_is_listed_and_nothing_below(root: str) -> None:
     write(root, "a.json")
     write(root, "b/c/d.json")
     before = time.time() - 60
-    found = dict(storage.list_level(root))
-    assert set(found) == {"a.json", "b"}
-    assert before < found["a.json"] < time.time() + 60
+    times = dict(storage.list_level(root))
+    assert set(times) == {"a.json", "b"}
+    assert before < times["a.json"] < time.time() + 60
     assert storage.list_level(storage.join(root, "none")) == []
 
 
@@ -163,8 +163,8 @@ def test_a_root_is_taken_with_a_space_or_an_equals_sign(
 @pytest.mark.parametrize("line", ["status", "list --runs", "plan smoke", "run smoke", "run collect_text --input ."])
 def test_a_root_in_memory_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line.split(), "--root", "memory://runs"]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told == (
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == (
         "error: --root 'memory://runs' is seen by one process and vanishes with it; give a directory or "
         "gs://bucket/path"
     )
@@ -178,5 +178,5 @@ def test_a_bucket_that_does_not_exist_is_told(
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
     assert main([*line.split(), "--root", "gs://typo/runs"]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or make it: ")
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or make it: ")

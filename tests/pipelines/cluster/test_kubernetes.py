@@ -33,7 +33,7 @@ def test_a_recipe_on_its_own_slices(capsys: pytest.CaptureFixture[str]) -> None:
         "--topology v5e:16x16 --slices 2 --mesh replica=2,data=256"
     )
     assert read.spec.entrypoint == shlex.join([*entrypoint.split(), *GIVEN[1:]])
-    (group,) = [one for one in read.spec.ray_cluster_spec.worker_group_specs if one.group_name == "tpu"]
+    (group,) = [spec for spec in read.spec.ray_cluster_spec.worker_group_specs if spec.group_name == "tpu"]
     assert (group.replicas, group.num_of_hosts) == (2, 64)
 
 
@@ -77,10 +77,10 @@ def test_a_stage_that_holds_the_model_in_its_driver_has_a_large_head(capsys: pyt
 
 def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", "filter_text", "--recipe", "demo", *WORDS]) == 0
-    told = capsys.readouterr().out
-    assert "&id" not in told
-    assert "kind: Secret" not in told
-    assert "create secret generic ray-token" in told
+    output = capsys.readouterr().out
+    assert "&id" not in output
+    assert "kind: Secret" not in output
+    assert "create secret generic ray-token" in output
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_a_mistake_is_told_in_a_sentence(line: str, sentence: str, capsys: pytes
     before, *after = line.split(" -- ")
     words = ["manifests", *before.split(), *WORDS, *(["--", *after[0].split()] if after else [])]
     assert main(words) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert told.out == "", "nothing in train.yaml"
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.out == "", "nothing in train.yaml"
 
 
 @pytest.mark.parametrize("root", ["runs", "/data/runs", "s3://bucket/runs", "gs://", "gs:///runs"])
@@ -139,9 +139,9 @@ def test_a_config_in_a_bucket_is_the_jobs_to_read(capsys: pytest.CaptureFixture[
 
 def test_a_cluster_says_what_to_submit_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", "collect", "--recipe", "demo", "--kind", "RayCluster", *WORDS]) == 0
-    told = capsys.readouterr().out
-    assert "-- python -m pipelines run demo --only collect --root gs://bucket/runs\n" in told
-    assert "kind: RayCluster" in told
+    output = capsys.readouterr().out
+    assert "-- python -m pipelines run demo --only collect --root gs://bucket/runs\n" in output
+    assert "kind: RayCluster" in output
 
 
 def test_a_job_runs_one_step_and_needs_those_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

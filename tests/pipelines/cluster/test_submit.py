@@ -23,7 +23,7 @@ from tests.programs.places import REPOSITORY
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "refusal"),
     [
         ("", "needs the name of a stage or recipe"),
         ("smok --root /tmp/x", "did you mean 'smoke'"),
@@ -53,13 +53,13 @@ from tests.programs.places import REPOSITORY
     ],
 )
 def test_a_line_that_cannot_run_there_is_refused_here(
-    line: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, refusal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(submit.ADDRESS_VARIABLE, raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with pytest.raises((ValueError, SystemExit)) as refused:
         submit.submit(line.split())
-    assert told in str(refused.value) + capsys.readouterr().err
+    assert refusal in str(refused.value) + capsys.readouterr().err
 
 
 def test_steps_of_a_recipe_are_chosen_as_for_run() -> None:
@@ -178,7 +178,7 @@ class LostClient:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reason"),
     [
         (KeyboardInterrupt(), 130, "no longer following: job raysubmit_1 goes on"),
         (RuntimeError("WebSocket closed"), 1, "was lost (WebSocket closed): job raysubmit_1 goes on if its cluster"),
@@ -187,12 +187,12 @@ class LostClient:
     ],
 )
 def test_who_stops_following_is_told_that_the_job_goes_on(
-    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit.follow(LostClient(error), "raysubmit_1", "http://127.0.0.1:8265") == code
     line, said, follow, stop = capsys.readouterr().err.splitlines()
     assert line == "a line of raysubmit_1"
-    assert told in said
+    assert reason in said
     assert "ray job logs raysubmit_1 --address http://127.0.0.1:8265 --follow" in follow
     assert "ray job stop raysubmit_1 --address http://127.0.0.1:8265" in stop
 
@@ -214,7 +214,7 @@ def shipped(repository: Path, package: Path) -> dict[str, int]:
 
     Packer()._upload_working_dir_if_needed({"working_dir": str(repository)})
     with zipfile.ZipFile(package) as archive:
-        return {one.filename: one.file_size for one in archive.infolist() if not one.is_dir()}
+        return {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
 
 
 def python(folder: Path, *words: str, given: str = "") -> str:

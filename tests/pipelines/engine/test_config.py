@@ -50,8 +50,8 @@ def test_a_config_is_read_back_from_its_json(config: Outer) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(OUTERS, OUTERS)
-def test_two_configs_are_equal_where_their_digests_are(one: Outer, other: Outer) -> None:
-    assert (configs.digest(configs.to_dict(one)) == configs.digest(configs.to_dict(other))) == (one == other)
+def test_two_configs_are_equal_where_their_digests_are(first: Outer, other: Outer) -> None:
+    assert (configs.digest(configs.to_dict(first)) == configs.digest(configs.to_dict(other))) == (first == other)
 
 
 def test_a_whole_number_for_a_float_is_that_float() -> None:
@@ -97,8 +97,8 @@ def test_a_digest_never_changes() -> None:
 
 def test_differences_are_told_field_by_field() -> None:
     before, after = Outer(steps=1, inner=Inner(rate=0.5)), Outer(steps=2, names=("a",))
-    told = configs.differences(configs.to_dict(before), configs.to_dict(after))
-    assert told == ["inner.rate 0.5 -> 0.1", 'names [] -> ["a"]', "steps 1 -> 2"]
+    differences = configs.differences(configs.to_dict(before), configs.to_dict(after))
+    assert differences == ["inner.rate 0.5 -> 0.1", 'names [] -> ["a"]', "steps 1 -> 2"]
     assert configs.differences(configs.to_dict(after), configs.to_dict(after)) == []
 
 

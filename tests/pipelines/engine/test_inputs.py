@@ -41,10 +41,10 @@ def corpus(folder: Path) -> Path:
 
 def test_a_reference_names_a_dataset_of_a_run_under_the_root(tmp_path: Path) -> None:
     directory = finished_run(tmp_path, "filter_text", "text", "rejects")
-    found = resolve(f"filter_text/{FINGERPRINT}", TEXT, str(tmp_path))
-    assert found.reference == f"filter_text/{FINGERPRINT}:text"
-    assert found.uris() == [f"{directory}/text/00000"]
-    assert resolve(f"filter_text/{FINGERPRINT}:text", TEXT, str(tmp_path)).reference == found.reference
+    dataset = resolve(f"filter_text/{FINGERPRINT}", TEXT, str(tmp_path))
+    assert dataset.reference == f"filter_text/{FINGERPRINT}:text"
+    assert dataset.uris() == [f"{directory}/text/00000"]
+    assert resolve(f"filter_text/{FINGERPRINT}:text", TEXT, str(tmp_path)).reference == dataset.reference
 
 
 @pytest.mark.parametrize("suffix", ["", ":text"])
@@ -65,8 +65,8 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path: Path) -> None:
     directory = finished_run(tmp_path, "train_model", "checkpoints", steps=(10, 20))
     read = Read(help="checkpoint", dataset="checkpoints")
     for text in (f"train_model/{FINGERPRINT}@10", f"{directory}@10", f"train_model/{FINGERPRINT}@10:checkpoints"):
-        found = resolve(text, read, str(tmp_path))
-        assert (found.step, found.reference) == (10, f"train_model/{FINGERPRINT}@10:checkpoints")
+        checkpoint = resolve(text, read, str(tmp_path))
+        assert (checkpoint.step, checkpoint.reference) == (10, f"train_model/{FINGERPRINT}@10:checkpoints")
     with pytest.raises(ValueError, match="no checkpoint of step 15; there are 10, 20"):
         resolve(f"train_model/{FINGERPRINT}@15", read, str(tmp_path))
 
@@ -98,9 +98,9 @@ def test_held_out_rows_are_no_rows_to_train_on(tmp_path: Path) -> None:
 
 def test_a_file_stands_in_where_it_may(tmp_path: Path) -> None:
     (tmp_path / "my.model").write_bytes(b"pieces")
-    found = resolve(str(tmp_path / "my.model"), TOKENIZER, str(tmp_path))
-    assert found.external
-    assert found.uris() == [str(tmp_path / "my.model")]
+    tokenizer = resolve(str(tmp_path / "my.model"), TOKENIZER, str(tmp_path))
+    assert tokenizer.external
+    assert tokenizer.uris() == [str(tmp_path / "my.model")]
     with pytest.raises(ValueError, match="is a file, and this input takes 'text' of a finished run"):
         resolve(str(tmp_path / "my.model"), TEXT, str(tmp_path))
 
@@ -147,9 +147,9 @@ def test_any_change_of_names_or_contents_changes_the_fingerprint(
 
 def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = corpus(tmp_path)
-    found = external_input([str(folder)], lambda name: name.endswith(".txt"))
-    assert [file.name for file in found.files] == ["a.txt", "b/c.txt"]
-    assert [file.bytes for file in found.files] == [3, 3]
+    folder_input = external_input([str(folder)], lambda name: name.endswith(".txt"))
+    assert [file.name for file in folder_input.files] == ["a.txt", "b/c.txt"]
+    assert [file.bytes for file in folder_input.files] == [3, 3]
 
 
 def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:

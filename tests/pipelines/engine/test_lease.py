@@ -87,7 +87,7 @@ def test_of_several_that_acquire_at_once_one_wins(tmp_path: Path) -> None:
             return None
 
     with ThreadPoolExecutor(6) as pool:
-        won = [one for one in pool.map(acquire, range(6)) if one is not None]
+        won = [acquired for acquired in pool.map(acquire, range(6)) if acquired is not None]
     assert len(won) == 1
     assert holds(won[0])
 

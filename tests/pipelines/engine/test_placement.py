@@ -22,8 +22,8 @@ def placed(**given: Any) -> Placement:
 
 
 def test_a_topology_gives_workers_hosts_and_mesh() -> None:
-    one, two = placed(topology="v5e:4x4"), placed(topology="v4:2x2x4", slices=2)
-    assert (one.setup.workers, one.setup.mesh) == (4, MeshShape(data=16))
+    single, two = placed(topology="v5e:4x4"), placed(topology="v4:2x2x4", slices=2)
+    assert (single.setup.workers, single.setup.mesh) == (4, MeshShape(data=16))
     assert (two.setup.workers, two.setup.mesh) == (8, MeshShape(replica=2, data=16))
     assert two.tpu == TpuSlices(
         chips_per_host=4, hosts=4, slices=2, topology="2x2x4", accelerator_type="TPU-V4", pod_type="v4-32"

@@ -39,7 +39,7 @@ class Spread:
 def test_two_hops_give_what_one_gives(
     files: int, parts: int, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    rows_by_hops = []
     for most, hops in ((1 << 16, "one"), (0, "two")):
         monkeypatch.setattr(shuffle, "MOST_READS", most)
         monkeypatch.setattr(shuffle, "FEW_PARTS", 0)
@@ -48,8 +48,8 @@ def test_two_hops_give_what_one_gives(
         made = map_shards(context, f"spread-{hops}", range(files), Spread(split))
         shuffled = shuffle.finish_shuffle(context, f"spread-{hops}", split, made, "_rows", SCHEMA)
         assert (len(shuffled.files) > 1) == (hops == "two" and parts > 3)
-        found.append([shuffled.gather(part, SCHEMA)["n"].to_pylist() for part in range(parts)])
-    assert found[0] == found[1]
-    assert sorted(n for rows in found[0] for n in rows) == list(range(files * ROWS))
-    for part, rows in enumerate(found[0]):
+        rows_by_hops.append([shuffled.gather(part, SCHEMA)["n"].to_pylist() for part in range(parts)])
+    assert rows_by_hops[0] == rows_by_hops[1]
+    assert sorted(n for rows in rows_by_hops[0] for n in rows) == list(range(files * ROWS))
+    for part, rows in enumerate(rows_by_hops[0]):
         assert rows == [n for n in range(files * ROWS) if n * 7 % parts == part]

@@ -104,14 +104,14 @@ def test_without_a_mesh_each_slice_is_a_replica() -> None:
 
 def test_figures_follow_from_the_cell() -> None:
     asked = request(topology="v5e:2x2")
-    found = figures(answered(asked, fits=True))
+    derived = figures(answered(asked, fits=True))
     tokens = 128 * 512 / 4
-    assert found.model_flops == tokens * train_flops_per_token(SMALL, 512)
-    assert found.bounds is not None
-    assert found.bounds.memory_seconds == 1e10 / 819e9
-    assert found.best_tokens_per_second == tokens / found.bounds.best_seconds
-    assert found.worst_mfu < found.best_mfu == found.model_flops / (found.bounds.best_seconds * 197e12)
-    assert found.peak_bytes == 8 * 2**30
+    assert derived.model_flops == tokens * train_flops_per_token(SMALL, 512)
+    assert derived.bounds is not None
+    assert derived.bounds.memory_seconds == 1e10 / 819e9
+    assert derived.best_tokens_per_second == tokens / derived.bounds.best_seconds
+    assert derived.worst_mfu < derived.best_mfu == derived.model_flops / (derived.bounds.best_seconds * 197e12)
+    assert derived.peak_bytes == 8 * 2**30
 
 
 def test_what_was_refused_needs_its_arguments_too() -> None:
@@ -130,14 +130,14 @@ def test_sides_that_are_not_known_stay_numbers() -> None:
 
 def test_the_search_goes_from_near_to_far_and_never_needs_more() -> None:
     asked = request(remat="none", batch=16)
-    found = list(command.nearest(asked))
-    assert found[0].mesh == asked.mesh
-    assert (found[0].remat, found[0].batch) == ("projections", 16)
-    assert len(set(map(repr, found))) == len(found)
-    assert asked not in found
-    assert all(one.batch <= 16 and one.mesh.chips == 4 for one in found)
-    assert {one.mesh.model for one in found} == {1, 2, 4}
-    assert {one.remat for one in command.nearest(request(remat="full"))} == {"full"}
+    requests = list(command.nearest(asked))
+    assert requests[0].mesh == asked.mesh
+    assert (requests[0].remat, requests[0].batch) == ("projections", 16)
+    assert len(set(map(repr, requests))) == len(requests)
+    assert asked not in requests
+    assert all(candidate.batch <= 16 and candidate.mesh.chips == 4 for candidate in requests)
+    assert {candidate.mesh.model for candidate in requests} == {1, 2, 4}
+    assert {candidate.remat for candidate in command.nearest(request(remat="full"))} == {"full"}
 
 
 def test_a_search_takes_up_what_was_answered_before(
@@ -159,7 +159,7 @@ def test_a_search_takes_up_what_was_answered_before(
     assert main(["fit", *words, "--cache", str(tmp_path), "--search", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["fits"] is False
-    assert [one["fits"] for one in document["search"]] == [False, False, True]
+    assert [attempt["fits"] for attempt in document["search"]] == [False, False, True]
 
 
 def test_an_answer_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_the_tpu_compiler_refuses_a_step_without_remat_and_takes_it_with(
     assert taken["compiled"]["unknown_loops"] == []
     assert taken["compiled"]["kernels"] == 4 * SMALL.layers, "forward, once more for the backward pass, two gradients"
     # Every parameter is gathered at least once, and its gradient scattered.
-    kinds = {one["kind"]: one for one in taken["compiled"]["collectives"]}
+    kinds = {collective["kind"]: collective for collective in taken["compiled"]["collectives"]}
     whole = 4 * taken["trace"]["parameter_bytes_per_chip"]
     assert kinds["all-gather"]["ici_bytes"] >= 0.7 * whole
     # Donated: parameters and moments are not held twice.

@@ -34,8 +34,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize("config", HONEST)
 def test_an_honest_cache_passes(runs: Runs, config: dict) -> None:
     for seed in range(2):
-        found = checks(runs, runs.cache(seed=seed, **config), seed=seed)
-        assert all(found.values()), found
+        passed_by_check = checks(runs, runs.cache(seed=seed, **config), seed=seed)
+        assert all(passed_by_check.values()), passed_by_check
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -43,8 +43,10 @@ def test_an_honest_cache_passes(runs: Runs, config: dict) -> None:
 def test_a_forged_cache_fails_by_what_comes_out_again_and_by_its_statistics(
     runs: Runs, tmp_path: Path, fault: str, estimator: str
 ) -> None:
-    found = checks(runs, forged(fault, runs, runs.cache(**ESTIMATORS[estimator]), tmp_path / "forged", seed=1), seed=1)
-    failed = kinds_that_fail(found)
+    passed_by_check = checks(
+        runs, forged(fault, runs, runs.cache(**ESTIMATORS[estimator]), tmp_path / "forged", seed=1), seed=1
+    )
+    failed = kinds_that_fail(passed_by_check)
     assert "again" in failed or "hashes" in failed
     if fault != TOO_LITTLE:
         assert failed & {"numbers", "hashes"}
@@ -68,9 +70,9 @@ def test_a_sample_with_too_few_targets_is_made_larger(
         manifest = run_task(task, Resources(device="cpu"), InProcess(), say=lambda _: None)
         positions[wanted] = manifest.datasets["verdict"].facts["positions"]
     assert positions[1] < 2000 <= positions[2000] < positions[10**6]
-    found = read_manifest(cache)
-    assert found is not None
-    assert positions[10**6] == found.datasets["logits"].facts["targets"]
+    audited = read_manifest(cache)
+    assert audited is not None
+    assert positions[10**6] == audited.datasets["logits"].facts["targets"]
 
 
 def test_a_file_that_is_not_the_one_of_the_manifest_is_told(runs: Runs, tmp_path: Path) -> None:
@@ -81,15 +83,15 @@ def test_a_file_that_is_not_the_one_of_the_manifest_is_told(runs: Runs, tmp_path
     table = read_table(f"{cache}/{name}")
     noted = table.replace_schema_metadata({**table.schema.metadata, b"note": b"the same rows, in another file"})
     write_table(cache, name, noted, row_group_rows=64)
-    found = checks(runs, cache)
-    assert {check for check, passed in found.items() if passed is False} == {"files"}
+    passed_by_check = checks(runs, cache)
+    assert {check for check, passed in passed_by_check.items() if passed is False} == {"files"}
 
 
 def test_on_another_device_the_statistics_decide(runs: Runs, tmp_path: Path) -> None:
     cache = runs.cache()
-    found = checks(runs, forge(cache, tmp_path / "a", setup={"device": "cuda"}))
-    assert found.pop("made again") is None
-    assert all(found.values())
+    passed_by_check = checks(runs, forge(cache, tmp_path / "a", setup={"device": "cuda"}))
+    assert passed_by_check.pop("made again") is None
+    assert all(passed_by_check.values())
     warmer = forge(
         forged("another temperature", runs, cache, tmp_path / "b", 0), tmp_path / "c", setup={"device": "cuda"}
     )
@@ -116,10 +118,10 @@ def test_the_command_ends_with_the_verdict_and_keeps_it(
     for logits, code in ((cache, 0), (warmer, 1), (warmer, 1)):  # the last: done before, and still no
         words = ["run", "audit_logits", "--logits", logits, "--sequences", runs.sequences, "--teacher", runs.teacher]
         assert main([*words, "--root", str(tmp_path / Path(logits).name), "--device", "cpu"]) == code
-    told = capsys.readouterr().err
-    assert "failed: audit_logits/" in told
-    assert "log p: mean of draws" in told
-    assert "done before" in told
+    errors = capsys.readouterr().err
+    assert "failed: audit_logits/" in errors
+    assert "log p: mean of draws" in errors
+    assert "done before" in errors
     verdicts = [read_table(str(path)) for path in tmp_path.glob("*/audit_logits/*/verdict/*.parquet")]
     assert [table.schema for table in verdicts] == [VERDICT, VERDICT]
 
@@ -128,6 +130,6 @@ def test_an_earlier_teacher_that_is_named_is_told(runs: Runs) -> None:
     task = runs.task("cache_logits", {}, sequences=runs.sequences, teacher=f"{runs.teacher}@{EARLIER}")
     manifest = runs.run("cache_logits", {}, sequences=runs.sequences, teacher=f"{runs.teacher}@{EARLIER}")
     assert manifest == read_manifest(task.directory)
-    found = checks(runs, task.directory)
-    assert found["weights"] is False
-    assert found["made again"] is False
+    passed_by_check = checks(runs, task.directory)
+    assert passed_by_check["weights"] is False
+    assert passed_by_check["made again"] is False

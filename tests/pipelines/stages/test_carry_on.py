@@ -73,10 +73,10 @@ class Trained:
         """(source, shard, row) of each step, out of the run's own record."""
         table = read_rows(self.job.checkpoints_uri, "lineage")
         assert table is not None
-        found: dict[int, list[tuple[str, int, int]]] = {}
-        for one in table.to_pylist():
-            found.setdefault(one["step"], []).append((one["dataset"], one["shard"], one["row"]))
-        return found
+        rows_by_step: dict[int, list[tuple[str, int, int]]] = {}
+        for record in table.to_pylist():
+            rows_by_step.setdefault(record["step"], []).append((record["dataset"], record["shard"], record["row"]))
+        return rows_by_step
 
     def column(self, name: str) -> dict[int, float]:
         table = read_rows(self.job.checkpoints_uri, "metrics")
@@ -119,7 +119,7 @@ def test_rows_go_on_where_the_order_stood_and_none_comes_twice(runs: tuple[Train
     order = Order([dataset for dataset, _ in whole.job.sequences], whole.job.phases, BATCH, seed=3)
     names = [dataset.name for dataset in order.datasets]
     for step, rows in carried.rows().items():
-        assert rows == [(names[one.dataset], one.shard, one.row) for one in order.rows(step - 1)]
+        assert rows == [(names[row.dataset], row.shard, row.row) for row in order.rows(step - 1)]
     before = {step: rows for step, rows in first.rows().items() if step <= CARRIED}
     taken = list(itertools.chain(*before.values(), *carried.rows().values()))
     assert len(set(taken)) == len(taken) == STEPS * BATCH  # within an epoch of both sources

@@ -92,8 +92,8 @@ def test_counts_add_up_from_web_archives_and_parquet_with_every_rule_on(tmp_path
 
 
 def read_column(directory: str, name: str, column: str) -> list[str]:
-    found: list[str] = pq.read_table(f"{directory}/{name}", columns=[column])[column].to_pylist()
-    return found
+    values: list[str] = pq.read_table(f"{directory}/{name}", columns=[column])[column].to_pylist()
+    return values
 
 
 @pytest.mark.slow
@@ -193,9 +193,9 @@ def test_a_plan_tells_how_often_each_source_is_gone_through(reference: Reference
         model=gemma2_tiny(vocab_size=1024), steps=20, global_batch=rows // 10, mixture=("0:corpus=1", "5:corpus=2")
     )
     inputs = resolve_inputs(stage, config, {"sequences": [packed.directory]}, str(reference.root))
-    told = list(stage.module.plan_notes(config, inputs))
+    notes = list(stage.module.plan_notes(config, inputs))
     share = rows // 10 / rows
-    assert told == [
+    assert notes == [
         f"steps 0 to 5: corpus {5 * (rows // 10):,} rows, {5 * share:.2f} epochs so far",
         f"steps 5 to 20: corpus {15 * (rows // 10):,} rows, {20 * share:.2f} epochs so far",
     ]

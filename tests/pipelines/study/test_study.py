@@ -59,9 +59,9 @@ def run(text: Text, teacher: Gemma2, tmp_path: Path) -> Callable[..., list[Any]]
     def run(chosen: tuple[Arm, ...], threads: int = 1) -> list[Any]:
         one_seed = dataclasses.replace(SIZES, seeds=SIZES.seeds[:1])
         directory = str(tmp_path / f"{threads}")
-        found = trials(one_seed, chosen)
-        run_trials(found, one_seed, text, teacher, directory, ignored, threads)
-        return [without_times(read_trial(directory, one.name)) for one in found]
+        chosen_trials = trials(one_seed, chosen)
+        run_trials(chosen_trials, one_seed, text, teacher, directory, ignored, threads)
+        return [without_times(read_trial(directory, trial.name)) for trial in chosen_trials]
 
     return run
 
@@ -76,7 +76,9 @@ def test_teacher_students_and_judges_read_different_text(root: str, text: Text) 
         read_table(storage.join(SIZES.teacher_directory(root), "text", f"{part}.parquet"), ["documents"])
         for part in ("train", "heldout")
     ]
-    of_train, of_heldout = ({span["id"] for spans in one["documents"].to_pylist() for span in spans} for one in tables)
+    of_train, of_heldout = (
+        {span["id"] for spans in table["documents"].to_pylist() for span in spans} for table in tables
+    )
     assert of_train.isdisjoint(of_heldout)
     assert len(text.teacher) + len(text.students) == tables[0].num_rows
     assert len(text.teacher) == SIZES.teacher_steps * SIZES.batch_rows
@@ -89,12 +91,12 @@ def test_teacher_students_and_judges_read_different_text(root: str, text: Text) 
 @pytest.mark.slow
 def test_arms_that_learn_the_same_come_out_the_same(run: Callable[..., list[Any]]) -> None:
     """Same initial weights, same rows in the same order: only what is learned from can tell two arms apart."""
-    one, other, third = run((Arm(name="one", draws=5), Arm(name="other", draws=5), Arm(name="third", draws=6)))
-    for line in (one[-1], other[-1], third[-1]):
+    first, other, third = run((Arm(name="one", draws=5), Arm(name="other", draws=5), Arm(name="third", draws=6)))
+    for line in (first[-1], other[-1], third[-1]):
         for name in ("trial", "arm", "learns_from"):
             del line[name]
-    assert one == other
-    assert one[-1]["loss_of_rows"] != third[-1]["loss_of_rows"]
+    assert first == other
+    assert first[-1]["loss_of_rows"] != third[-1]["loss_of_rows"]
 
 
 @pytest.mark.slow
@@ -115,13 +117,13 @@ def test_what_is_done_is_kept_and_what_is_missing_is_made_again(
     gone, kept = (Path(directory) / "metrics" / f"{name}-1.jsonl" for name in ("full", "scratch"))
     before = gone.read_text(), kept.stat().st_mtime_ns
     gone.unlink()
-    told: list[str] = []
-    run_trials(trials(SIZES, arms(SIZES.alpha)), SIZES, text, teacher, directory, told.append, 1)
+    lines: list[str] = []
+    run_trials(trials(SIZES, arms(SIZES.alpha)), SIZES, text, teacher, directory, lines.append, 1)
     again = without_times([json.loads(line) for line in gone.read_text().splitlines()])
     assert again == without_times([json.loads(line) for line in before[0].splitlines()])
     assert kept.stat().st_mtime_ns == before[1]
-    assert told
-    assert all("full-1" in line and "scratch" not in line for line in told)
+    assert lines
+    assert all("full-1" in line and "scratch" not in line for line in lines)
 
 
 @pytest.mark.slow
