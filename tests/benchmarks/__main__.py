@@ -79,12 +79,12 @@ def rows(parts: Sequence[str]) -> Iterator[step_speed.Row]:
 
 
 def timed(benchmarks: Iterable[model_speed.Benchmark]) -> Iterator[step_speed.Row]:
-    for one in benchmarks:
-        ours, rival = seconds(one.ours, one.rival)
+    for benchmark in benchmarks:
+        ours, rival = seconds(benchmark.ours, benchmark.rival)
         yield step_speed.Row(
-            what=one.what,
-            ours=f"{one.amount / ours:,.0f} {one.unit}/s",
-            rival=f"{one.rival_name}: {one.amount / rival:,.0f} {one.unit}/s",
+            what=benchmark.what,
+            ours=f"{benchmark.amount / ours:,.0f} {benchmark.unit}/s",
+            rival=f"{benchmark.rival_name}: {benchmark.amount / rival:,.0f} {benchmark.unit}/s",
             ratio=f"{rival / ours:.2f}x",
         )
 

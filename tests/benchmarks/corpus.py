@@ -162,8 +162,8 @@ def input_of(directory: Path, dataset: str) -> Input:
 
 
 def _names() -> list[str]:
-    found = _told("apt-cache", "search", "--names-only", SOURCES).split()
-    names = [word for word in found if re.match(SOURCES, word)]
+    listed = _output("apt-cache", "search", "--names-only", SOURCES).split()
+    names = [word for word in listed if re.match(SOURCES, word)]
     if not names:
         raise MissingError("apt knows no linux-source-*: run `apt-get update`, with deb lines that have main")
     newest = max(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
@@ -174,23 +174,23 @@ def _unpacked(name: str) -> Path:
     """Fetches the package and unpacks it to files/NAME; returns the package's file."""
     packages, target = FOLDER / "packages", FOLDER / "files" / name
     packages.mkdir(parents=True, exist_ok=True)
-    if not (found := sorted(packages.glob(f"{name}_*.deb"))):
+    if not (archives := sorted(packages.glob(f"{name}_*.deb"))):
         print(f"fetching {name}", flush=True)
-        _told("apt-get", "download", name, folder=packages)
-        found = sorted(packages.glob(f"{name}_*.deb"))
+        _output("apt-get", "download", name, folder=packages)
+        archives = sorted(packages.glob(f"{name}_*.deb"))
     if not target.exists():
         staged = FOLDER / "staged"
         shutil.rmtree(staged, ignore_errors=True)
-        _told("dpkg-deb", "-x", str(found[-1]), str(staged))
+        _output("dpkg-deb", "-x", str(archives[-1]), str(staged))
         for archive in staged.glob("usr/src/*.tar.*"):
-            _told("tar", "-xf", str(archive), "-C", str(archive.parent))
+            _output("tar", "-xf", str(archive), "-C", str(archive.parent))
             archive.unlink()
         target.parent.mkdir(exist_ok=True)
         staged.rename(target)
-    return found[-1]
+    return archives[-1]
 
 
-def _told(*command: str, folder: Path | None = None) -> str:
+def _output(*command: str, folder: Path | None = None) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MissingError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-300:]}")

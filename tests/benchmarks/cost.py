@@ -39,8 +39,8 @@ def save(name: str, value: Any) -> None:
 def load() -> dict[str, Any]:
     if not FIGURES.exists():
         raise ValueError(f"{FIGURES} is not there: run `python -m tests.benchmarks memory manifests` first")
-    found: dict[str, Any] = json.loads(FIGURES.read_text())
-    return found
+    figures: dict[str, Any] = json.loads(FIGURES.read_text())
+    return figures
 
 
 def largest(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,10 +70,10 @@ def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| shards in a manifest | file MB | written in s | memory to write MB | read in s | memory to read MB |"
     yield "|--:|--:|--:|--:|--:|--:|"
-    for one in figures["manifests"]:
+    for entry in figures["manifests"]:
         yield (
-            f"| {one['shards']:,} | {one['file_bytes'] / 1e6:,.1f} | {one['write_seconds']:.1f} "
-            f"| {one['write_bytes'] / 1e6:,.0f} | {one['read_seconds']:.1f} | {one['read_bytes'] / 1e6:,.0f} |"
+            f"| {entry['shards']:,} | {entry['file_bytes'] / 1e6:,.1f} | {entry['write_seconds']:.1f} "
+            f"| {entry['write_bytes'] / 1e6:,.0f} | {entry['read_seconds']:.1f} | {entry['read_bytes'] / 1e6:,.0f} |"
         )
     tasks = figures["tasks"]
     yield ""
@@ -93,9 +93,9 @@ def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     stored = runs["filter_text"]["output_bytes"] / runs["filter_text"]["text_bytes"]
     table: dict[str, list[str]] = {"text, TB": [f"{size / 1e12:,.1f}" for size in text]}
     table["text as Parquet, TB"] = [f"{size * stored / 1e12:,.1f}" for size in text]
-    for name, told in (("tokenize_text", "tokens as Parquet, TB"), ("pack_sequences", "sequences as Parquet, TB")):
+    for name, label in (("tokenize_text", "tokens as Parquet, TB"), ("pack_sequences", "sequences as Parquet, TB")):
         share = runs[name]["output_bytes"] / runs[name]["text_bytes"]
-        table[told] = [f"{size * share / 1e12:,.1f}" for size in text]
+        table[label] = [f"{size * share / 1e12:,.1f}" for size in text]
     total = [0.0] * len(text)
     for name in STAGES:
         hours = [size * runs[name]["cpu_seconds"] / runs[name]["text_bytes"] / 3600 for size in text]
@@ -103,18 +103,18 @@ def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
         table[f"`{name}`, core hours"] = [f"{hour:,.0f}" for hour in hours]
     table["all four, core hours"] = [f"{hour:,.0f}" for hour in total]
     table["all four on 1,000 cores, hours"] = [f"{hour / 1000:,.1f}" for hour in total]
-    for told, size in SHARD_BYTES.items():
-        shards = [math.ceil(one / size) for one in text]
-        table[f"shards of {told}"] = [f"{count:,}" for count in shards]
+    for shard_size, size in SHARD_BYTES.items():
+        shards = [math.ceil(text_bytes / size) for text_bytes in text]
+        table[f"shards of {shard_size}"] = [f"{count:,}" for count in shards]
         for what, key in (("a manifest, MB", "file_bytes"), ("driver memory to write it, MB", "write_bytes")):
             each = entry[key] / entry["shards"]
-            table[f"{what}, {told}"] = [f"{count * each / 1e6:,.0f}" for count in shards]
+            table[f"{what}, {shard_size}"] = [f"{count * each / 1e6:,.0f}" for count in shards]
         each = figures["tasks"]["driver_bytes_a_task"]
         memory = [f"{n * each / 1e6:,.0f}" if each else "not seen to grow" for n in shards]
-        table[f"driver memory of Ray Data for its tasks, MB, {told}"] = memory
+        table[f"driver memory of Ray Data for its tasks, MB, {shard_size}"] = memory
         each = figures["tasks"]["seconds_a_task"]
-        table[f"reads of one shuffle of all shards to as many parts, {told}"] = [f"{_reads(n):,}" for n in shards]
-        table[f"Ray's part of a phase at two cores, hours, {told}"] = [f"{n * each / 3600:,.2f}" for n in shards]
+        table[f"reads of one shuffle of all shards to as many parts, {shard_size}"] = [f"{_reads(n):,}" for n in shards]
+        table[f"Ray's part of a phase at two cores, hours, {shard_size}"] = [f"{n * each / 3600:,.2f}" for n in shards]
     for name, values in table.items():
         yield f"| {name} | " + " | ".join(values) + " |"
 
@@ -141,9 +141,9 @@ def lines() -> Iterator[str]:
     yield ""
     yield "## Assumed"
     yield ""
-    for one in ASSUMED:
-        told = one.format(bytes_per_token=run["text_bytes"] / run["tokens"], shards=" or ".join(SHARD_BYTES))
-        yield f"- {told}"
+    for assumption in ASSUMED:
+        sentence = assumption.format(bytes_per_token=run["text_bytes"] / run["tokens"], shards=" or ".join(SHARD_BYTES))
+        yield f"- {sentence}"
     yield ""
     yield "## Extrapolated"
     yield ""

@@ -27,7 +27,7 @@ def filter_rows() -> Iterator[Row]:
     yield from _rows("filter_text", FILTERS, "filter", "the same filters")
 
 
-def _rows(name: str, fields: dict[str, object], work: str, told: str) -> Iterator[Row]:
+def _rows(name: str, fields: dict[str, object], work: str, rival_work: str) -> Iterator[Row]:
     whole = corpus.corpus()
     with warm_session() as (session, folder):
         text, small, rival_text = (
@@ -49,4 +49,4 @@ def _rows(name: str, fields: dict[str, object], work: str, told: str) -> Iterato
     before = ran.manifest.datasets["text"].rows + sum(ran.manifest.dropped.values())
     kept = ran.manifest.datasets["text"].rows / before
     sizes = f"{ours.text_bytes / 1e6:,.0f} MB; the rival on {theirs.text_bytes / 1e6:.0f} MB"
-    yield from compared(f"{name}, {sizes}, {kept:.0%} of {before:,} kept", ours, f"datatrove, {told}", theirs)
+    yield from compared(f"{name}, {sizes}, {kept:.0%} of {before:,} kept", ours, f"datatrove, {rival_work}", theirs)

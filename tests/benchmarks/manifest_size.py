@@ -40,16 +40,17 @@ class ManifestCost:
 
 def rows() -> Iterator[Row]:
     """Manifests of 10^4 to 10^6 shards, and Ray Data over tasks that do nothing; keeps the figures."""
-    found = []
-    for one in manifests(SIZES):
-        found.append(asdict(one))
+    costs = []
+    for entry in manifests(SIZES):
+        costs.append(asdict(entry))
         yield Row(
-            what=f"a manifest of {one.shards:,} shards",
-            ours=f"{one.file_bytes / 1e6:,.1f} MB, {one.write_seconds:.1f} s to write, {one.read_seconds:.1f} to read",
-            rival=f"{one.write_bytes / 1e6:,.0f} MB of memory to write, {one.read_bytes / 1e6:,.0f} MB to read",
+            what=f"a manifest of {entry.shards:,} shards",
+            ours=f"{entry.file_bytes / 1e6:,.1f} MB, {entry.write_seconds:.1f} s to write, "
+            f"{entry.read_seconds:.1f} to read",
+            rival=f"{entry.write_bytes / 1e6:,.0f} MB of memory to write, {entry.read_bytes / 1e6:,.0f} MB to read",
             ratio="",
         )
-    cost.save("manifests", found)
+    cost.save("manifests", costs)
     tasks = task_cost()
     cost.save("tasks", tasks)
     yield Row(
@@ -64,14 +65,14 @@ def task_cost() -> dict[str, float]:
     """Seconds and driver memory for each task of a phase, by the difference between many tasks and few."""
     few, many = TASKS
     with warm_session() as (session, _):
-        found = []
+        measured = []
         for count in (few, few, many):
             with watching() as watch:
                 began = time.perf_counter()
                 rows = sum(1 for _ in session.map(dict.fromkeys(range(count), "shard"), nothing))
                 assert rows == count
-                found.append((time.perf_counter() - began, watch.driver_bytes))
-    (_, _), (few_seconds, few_bytes), (many_seconds, many_bytes) = found
+                measured.append((time.perf_counter() - began, watch.driver_bytes))
+    (_, _), (few_seconds, few_bytes), (many_seconds, many_bytes) = measured
     return {
         "tasks": many,
         "seconds_a_task": (many_seconds - few_seconds) / (many - few),
@@ -100,8 +101,8 @@ def manifests(sizes: tuple[int, ...]) -> Iterator[ManifestCost]:
 def _in_a_process(what: str, size: int, folder: str) -> dict[str, float]:
     words = [sys.executable, "-m", "tests.benchmarks.manifest_size", what, str(size), folder]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def main(what: str, shards: str, folder: str) -> None:

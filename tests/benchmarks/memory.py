@@ -69,23 +69,23 @@ def _rows(place: "Place") -> Iterator[Row]:
     measured: list[Measured] = []
     place.text(0)  # here, not in the process whose memory is measured
     for stage in STAGES:
-        found: list[Measured] = []
+        of_stage: list[Measured] = []
         for size in SIZES:
-            one = in_a_process(stage, size, place)
-            found.append(one)
-            measured.append(one)
+            run = in_a_process(stage, size, place)
+            of_stage.append(run)
+            measured.append(run)
             cost.save("runs", [asdict(each) for each in measured])
             yield Row(
                 what=f"{stage}, {size} x 64 MB",
-                ours=f"driver {one.driver_bytes / 1e6:,.0f} MB, a worker {one.worker_bytes / 1e6:,.0f} MB",
-                rival=f"{one.cpu_seconds / one.text_bytes * 1e9:,.1f} core s/GB, {one.seconds:,.1f} s",
+                ours=f"driver {run.driver_bytes / 1e6:,.0f} MB, a worker {run.worker_bytes / 1e6:,.0f} MB",
+                rival=f"{run.cpu_seconds / run.text_bytes * 1e9:,.1f} core s/GB, {run.seconds:,.1f} s",
                 ratio="",
             )
         parts = []
         for name in ("driver_bytes", "worker_bytes"):
-            values = [getattr(one, name) for one in found]
+            values = [getattr(run, name) for run in of_stage]
             parts.append(f"{name.split('_')[0]} {max(values) / values[0] - 1:+.0%}")
-        rates = [one.cpu_seconds / one.text_bytes for one in found]
+        rates = [run.cpu_seconds / run.text_bytes for run in of_stage]
         parts.append(f"core s/GB {rates[-1] / rates[0] - 1:+.0%}")
         yield Row(what=f"  {stage}, 16 against 1", ours=", ".join(parts), rival="flat is within 20%", ratio="")
 
@@ -138,14 +138,14 @@ def measure(stage: str, size: int, place: Place) -> Measured:
         stage=stage,
         shards=size,
         text_bytes=corpus.size_of(place.text(size)),
-        tokens=sum(one.tokens for one in outputs),
+        tokens=sum(dataset.tokens for dataset in outputs),
         seconds=ran.seconds,
         cpu_seconds=ran.cpu_seconds,
         driver_bytes=ran.driver_bytes,
         worker_bytes=ran.worker_bytes,
-        output_bytes=sum(one.bytes for one in outputs),
+        output_bytes=sum(dataset.bytes for dataset in outputs),
         manifest_bytes=(ran.directory / "_MANIFEST.json").stat().st_size,
-        output_shards=sum(len(one.shards) for one in outputs),
+        output_shards=sum(len(dataset.shards) for dataset in outputs),
     )
 
 

@@ -199,6 +199,6 @@ def feed_rows(uris: list[str]) -> Iterator[Row]:
         rival=f"the demo's student takes {taken:,.0f} rows/s",
         ratio=f"{loaded / taken:.0f}x",
     )
-    for name, found in zip(("direct", "Ray Data"), zip(*turns, strict=True), strict=True):
-        waited = statistics.median(metrics["data_wait_share"] for metrics in found)
+    for name, metrics_of_turns in zip(("direct", "Ray Data"), zip(*turns, strict=True), strict=True):
+        waited = statistics.median(metrics["data_wait_share"] for metrics in metrics_of_turns)
         yield within(f"share of a step that waits, {name} feed, median of {TURNS}", 100 * waited, "%", 1)

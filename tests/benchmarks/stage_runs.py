@@ -113,7 +113,7 @@ def run_stage(
     task = Task(
         stage=stage,
         config=stage.config(**fields),
-        inputs={key: (one,) for key, one in inputs.items()},
+        inputs={key: (source,) for key, source in inputs.items()},
         root=str(root),
     )
     with watching() if watched else contextlib.nullcontext(Watch()) as watch:
@@ -136,12 +136,12 @@ def below(pid: int) -> list[int]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             parents.setdefault(int(_stat(int(name))[1]), []).append(int(name))
-    found, left = [], [pid]
+    descendants, left = [], [pid]
     while left:
         children = parents.get(left.pop(), [])
-        found += children
+        descendants += children
         left += children
-    return found
+    return descendants
 
 
 def is_worker(pid: int) -> bool:

@@ -50,7 +50,7 @@ def shares(model: Path) -> dict[str, float]:
                 total[part] = total.get(part, 0.0) + seconds
         cores = CORES * (time.perf_counter() - began)
     total["Ray, and cores without work"] = cores - sum(total.values())
-    return {part: seconds / cores for part, seconds in sorted(total.items(), key=lambda one: -one[1])}
+    return {part: seconds / cores for part, seconds in sorted(total.items(), key=lambda item: -item[1])}
 
 
 @dataclass(frozen=True)

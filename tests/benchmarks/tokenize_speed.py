@@ -95,31 +95,31 @@ def raw_gigatoken(model: Path, text: Path) -> Speed:
     """CORES processes that encode the texts, which are in memory before the clock starts; the slowest one's seconds."""
     uris = corpus.uris_of(text)
     context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(CORES), context.Queue()
+    barrier, times = context.Barrier(CORES), context.Queue()
     processes = [
-        context.Process(target=_encode, args=(str(model), uris[k::CORES], barrier, told)) for k in range(CORES)
+        context.Process(target=_encode, args=(str(model), uris[k::CORES], barrier, times)) for k in range(CORES)
     ]
     for process in processes:
         process.start()
-    found = [told.get() for _ in processes]
+    elapsed = [times.get() for _ in processes]
     for process in processes:
         process.join()
     return Speed(
         text_bytes=corpus.size_of(text),
-        seconds=max(seconds for seconds, _ in found),
-        cpu_seconds=sum(cpu for _, cpu in found),
+        seconds=max(seconds for seconds, _ in elapsed),
+        cpu_seconds=sum(cpu for _, cpu in elapsed),
     )
 
 
-def _encode(model: str, uris: list[str], barrier: Any, told: Any) -> None:
+def _encode(model: str, uris: list[str], barrier: Any, times: Any) -> None:
     tokenizer = Tokenizer.load(model)
     assert not tokenizer.fast_encoder
     backend = tokenizer._fast._backend  # type: ignore[union-attr]
     batches, batch, held = [], [], 0
     for uri in uris:
-        for one in shards.read_table(uri, ["text"])["text"].cast(pa.binary()).to_pylist():
-            batch.append(one)
-            held += len(one)
+        for document in shards.read_table(uri, ["text"])["text"].cast(pa.binary()).to_pylist():
+            batch.append(document)
+            held += len(document)
             if held > tokenize_text.BATCH_BYTES:
                 batches.append(batch)
                 batch, held = [], 0
@@ -128,7 +128,7 @@ def _encode(model: str, uris: list[str], barrier: Any, told: Any) -> None:
     began, cpu_began = time.perf_counter(), time.process_time()
     for batch in batches:
         backend.encode_batch(batch, parallel=False)
-    told.put((time.perf_counter() - began, time.process_time() - cpu_began))
+    times.put((time.perf_counter() - began, time.process_time() - cpu_began))
 
 
 def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
@@ -141,8 +141,8 @@ def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
     )
     if done.returncode:
         raise RuntimeError(f"datatrove {work} ended with {done.returncode}: {done.stderr[-500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Speed(text_bytes=corpus.size_of(text), seconds=found["seconds"], cpu_seconds=found["cpu_seconds"])
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return Speed(text_bytes=corpus.size_of(text), seconds=figures["seconds"], cpu_seconds=figures["cpu_seconds"])
 
 
 def compared(what: str, ours: Speed, name: str, theirs: Speed) -> Iterator[Row]:

@@ -22,14 +22,14 @@ def test_the_name_of_a_chip_is_spelled_in_one_file() -> None:
     words = {COMPILING_HOST, *(word for chip in CHIPS.values() for word in spellings(chip))}
     either = "|".join(sorted(words, key=len, reverse=True))
     name = re.compile(rf"\b({either})\b(?!:\d+x|\.usd_per_chip_hour)", re.IGNORECASE)
-    found = []
+    spelled = []
     for path in modules(*PACKAGES):
         tree = ast.parse(path.read_text())
-        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        found += [
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        spelled += [
             f"{relative(path)}:{node.lineno}: {match[0]}"
             for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
             if (match := name.search(node.value))
         ]
-    assert {line.partition(":")[0] for line in found} == {HOME}, found
+    assert {line.partition(":")[0] for line in spelled} == {HOME}, spelled

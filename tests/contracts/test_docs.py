@@ -18,7 +18,11 @@ def test_every_row_of_what_may_happen_to_a_training_run_names_tests_that_are_the
         assert named, row
         for file, function, star in named:
             path = REPOSITORY / file if "/" in file else next((REPOSITORY / "tests").rglob(file))
-            found = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.FunctionDef)]
-            (test,) = (one for one in found if one.name == function)
+            functions = [
+                statement for statement in ast.parse(path.read_text()).body if isinstance(statement, ast.FunctionDef)
+            ]
+            (test,) = (candidate for candidate in functions if candidate.name == function)
             if path.name != "chaos.py":
-                assert bool(star) == any("mark.chaos" in ast.unparse(one) for one in test.decorator_list), row
+                assert bool(star) == any("mark.chaos" in ast.unparse(decorator) for decorator in test.decorator_list), (
+                    row
+                )

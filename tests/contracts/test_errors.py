@@ -105,13 +105,13 @@ def exception_classes() -> dict[str, int | None]:
         for name, kind in vars(builtins).items()
         if isinstance(kind, type) and issubclass(kind, BaseException)
     }
-    found: dict[str, int | None] = {}
-    while new := {name for name, (_, bases, _) in written.items() if bases & codes.keys()} - found.keys():
+    exit_codes: dict[str, int | None] = {}
+    while new := {name for name, (_, bases, _) in written.items() if bases & codes.keys()} - exit_codes.keys():
         for name in new:
             short, bases, own = written[name]
             inherited = [codes[base] for base in bases & codes.keys() if codes[base] is not None]
-            found[name] = codes[short] = own if own is not None or not inherited else inherited[0]
-    return found
+            exit_codes[name] = codes[short] = own if own is not None or not inherited else inherited[0]
+    return exit_codes
 
 
 def own_exit_code(node: ast.ClassDef) -> int | None:

@@ -199,13 +199,13 @@ def test_the_core_imports_where_ray_and_torch_xla_are_missing(names: list[str], 
 
 def test_no_file_of_tests_imports_ray_when_it_is_collected() -> None:
     """Ray reads whether tokens are in use when it is first imported; a session that starts later finds none."""
-    found = []
+    imports = []
     for path in [*(REPOSITORY / "tests").rglob("test_*.py"), *(REPOSITORY / "tests").rglob("conftest.py")]:
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [f"{relative(path)}: {name}" for name in names if name.partition(".")[0] == "ray"]
-    assert found == []
+            imports += [f"{relative(path)}: {name}" for name in names if name.partition(".")[0] == "ray"]
+    assert imports == []
 
 
 def test_no_file_has_more_than_400_lines() -> None:
@@ -259,20 +259,21 @@ def test_no_tracked_file_is_over_one_megabyte() -> None:
 
 
 def test_no_tracked_file_names_a_package_index() -> None:
-    found = []
+    addresses = []
     for name in git("ls-files", "-z"):
         path = REPOSITORY / name
         if path.exists() and (hit := ADDRESSES.search(path.read_text(errors="replace"))):
-            found.append(f"{name}: {hit[0]}")
-    assert not found
+            addresses.append(f"{name}: {hit[0]}")
+    assert not addresses
 
 
 def test_no_variable_has_a_name_that_says_nothing_of_what_it_holds() -> None:
+    """Fixtures are variables of the tests that take them, so functions are looked at too."""
     vague = {"one", "found", "told"}
     wrong = []
-    for path in modules(*PACKAGES):
+    for path in modules(*PACKAGES, "tests"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Name | ast.arg):
-                name = node.id if isinstance(node, ast.Name) else node.arg
-                wrong += [f"{relative(path)}:{node.lineno}: {name}"] if name in vague else []
+            match node:
+                case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+                    wrong += [f"{relative(path)}:{node.lineno}: {name}"] if name in vague else []
     assert wrong == []

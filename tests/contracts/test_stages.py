@@ -104,13 +104,13 @@ def other_modules() -> list[Path]:
 
 
 def test_no_code_outside_of_stages_recipes_and_study_decides_by_the_name_of_a_stage() -> None:
-    found = [
+    decisions = [
         f"{relative(path)}:{line}: {text!r}"
         for path in other_modules()
         for line, text in strings(path)
         if decides(text)
     ]
-    assert found == []
+    assert decisions == []
 
 
 @pytest.mark.parametrize("text", ["train_model", "speed.filter_text", "train_model/", "cache_logits audit_logits"])
@@ -120,13 +120,13 @@ def test_a_key_that_names_a_stage_would_be_seen(text: str) -> None:
 
 
 def test_no_module_outside_of_stages_recipes_and_study_imports_a_stage() -> None:
-    found = [
+    imports = [
         f"{relative(path)}: {name}"
         for path in other_modules()
         for name in imported_by(path)
         if name.startswith("pipelines.stages.")
     ]
-    assert found == []
+    assert imports == []
 
 
 def defined_names() -> set[str]:

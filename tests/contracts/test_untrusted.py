@@ -32,7 +32,7 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 
 def test_pickle_is_used_only_between_our_own_processes() -> None:
-    found = set()
+    users = set()
     for path in modules(*PACKAGES):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -44,8 +44,8 @@ def test_pickle_is_used_only_between_our_own_processes() -> None:
             else:
                 continue
             if names & PICKLES:
-                found.add(relative(path))
-    assert found == set(PICKLE_MAY)
+                users.add(relative(path))
+    assert users == set(PICKLE_MAY)
 
 
 def test_torch_load_takes_tensors_only() -> None:
@@ -64,10 +64,10 @@ def test_a_word_is_nowhere(word: str) -> None:
 
 
 def test_nothing_is_evaluated_and_yaml_is_only_written() -> None:
-    found = {(relative(path), name) for path in modules(*PACKAGES) for name, _ in calls(path)}
-    assert {(path, name) for path, name in found if name in CALLS} == set()
-    assert {name for _, name in found if name.startswith("yaml.")} == {"yaml.safe_dump_all"}
-    assert {path for path, name in found if name.startswith(("np.load", "numpy.load"))} <= {"data/classifier.py"}
+    called = {(relative(path), name) for path in modules(*PACKAGES) for name, _ in calls(path)}
+    assert {(path, name) for path, name in called if name in CALLS} == set()
+    assert {name for _, name in called if name.startswith("yaml.")} == {"yaml.safe_dump_all"}
+    assert {path for path, name in called if name.startswith(("np.load", "numpy.load"))} <= {"data/classifier.py"}
 
 
 def test_no_tracked_file_holds_a_credential() -> None:
@@ -78,5 +78,5 @@ def test_no_tracked_file_holds_a_credential() -> None:
 
 def test_every_server_of_ours_is_told_to_listen_on_loopback() -> None:
     """0.0.0.0 stands only where a pod's own network, behind its policy, is meant."""
-    found = [relative(path) for path in modules(*PACKAGES) if "0.0.0.0" in path.read_text()]
-    assert found == ["infra/kubernetes.py"]
+    open_to_all = [relative(path) for path in modules(*PACKAGES) if "0.0.0.0" in path.read_text()]
+    assert open_to_all == ["infra/kubernetes.py"]

@@ -22,8 +22,8 @@ def read(path: Path, **options: object) -> tuple[list[str], list[str]]:
     """(texts, reasons of the rejects)."""
     chosen = sources.Options(**options)  # type: ignore[arg-type]
     batches = list(sources.collect("s", [(path.name, str(path))], chosen, 8 << 20))
-    return [text for one in batches for text in one.text["text"].to_pylist()], [
-        reason for one in batches for reason in one.rejects["reason"].to_pylist()
+    return [text for batch in batches for text in batch.text["text"].to_pylist()], [
+        reason for batch in batches for reason in batch.rejects["reason"].to_pylist()
     ]
 
 
@@ -136,14 +136,14 @@ def test_a_footer_that_lies_is_an_error_or_harmless_and_never_a_crash(tmp_path: 
     for _ in range(300):
         place = len(good) - 1 - int(draw.integers(0, footer))
         path.write_bytes(good[:place] + bytes([good[place] ^ (1 << int(draw.integers(0, 8)))]) + good[place + 1 :])
-        told = ""
+        refusal = ""
         try:
             texts, reasons = read(path)
             assert len(texts) + len(reasons) <= 500
         except ValueError as error:
-            told = str(error)
-        assert not told or "bad.parquet" in told
-        outcomes["error" if told else "read"] += 1
+            refusal = str(error)
+        assert not refusal or "bad.parquet" in refusal
+        outcomes["error" if refusal else "read"] += 1
     assert outcomes["error"] > 100, outcomes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # kB
 
@@ -152,7 +152,7 @@ def test_columns_are_kept_as_metadata_where_asked_for(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", ["x", "y"])
     chosen = sources.Options(metadata_fields=("n",))
     (batch,) = sources.collect("s", [("a.parquet", str(path))], chosen, 1 << 20)
-    assert [json.loads(one)["record"] for one in batch.text["metadata"].to_pylist()] == [{"n": 0}, {"n": 1}]
+    assert [json.loads(metadata)["record"] for metadata in batch.text["metadata"].to_pylist()] == [{"n": 0}, {"n": 1}]
     with pytest.raises(ValueError, match="has no column 'm'; it has text, n: set"):
         list(sources.collect("s", [("a.parquet", str(path))], sources.Options(metadata_fields=("m",)), 1))
 
@@ -187,8 +187,8 @@ def test_batches_are_the_whole_in_any_size(tmp_path: Path) -> None:
     whole = read(path)
     for size in (1, 50, 10**9):
         batches = list(sources.collect("s", [("a.jsonl", str(path))], sources.Options(), size))
-        assert [text for one in batches for text in one.text["text"].to_pylist()] == whole[0]
-        assert sum(one.rejects.num_rows for one in batches) == len(whole[1])
+        assert [text for batch in batches for text in batch.text["text"].to_pylist()] == whole[0]
+        assert sum(batch.rejects.num_rows for batch in batches) == len(whole[1])
 
 
 def test_what_a_batch_holds_is_counted_with_its_metadata_and_rows(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_scores_are_probabilities_that_hold_on_texts_not_trained_on() -> None:
     assert measured["texts"] == sum(map(classifier.is_test, texts))
     assert measured["roc_auc"] > 0.8
     assert measured["expected_calibration_error"] < 0.2
-    assert sum(one["texts"] for one in measured["bins"]) == measured["texts"]
-    recalls = [one["recall"] for one in measured["thresholds"]]
+    assert sum(bucket["texts"] for bucket in measured["bins"]) == measured["texts"]
+    recalls = [threshold["recall"] for threshold in measured["thresholds"]]
     assert recalls == sorted(recalls, reverse=True)
 
 
@@ -54,7 +54,7 @@ def test_calibration_of_known_scores() -> None:
     kept = np.array([False] * 9 + [True] + [True] * 10)
     measured = classifier.calibration(scores, kept)
     assert measured["expected_calibration_error"] == 0.05
-    assert [(one["texts"], one["kept"]) for one in measured["bins"]] == [(10, 0.1), (10, 1.0)]
+    assert [(bucket["texts"], bucket["kept"]) for bucket in measured["bins"]] == [(10, 0.1), (10, 1.0)]
     assert measured["thresholds"][2] == {"threshold": 0.5, "precision": 1.0, "recall": 0.9091}
 
 

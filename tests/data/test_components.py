@@ -38,6 +38,6 @@ def test_rounds_over_parts_end_in_the_stars_of_the_whole_graph(pairs: list[tuple
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_long_chain_ends_in_its_first_node(parts: int) -> None:
     chain = np.stack([np.arange(1, 2000), np.arange(1999)], axis=1)
-    found = in_rounds(chain, parts)
-    assert found[:, 1].max() == 0
-    assert found[:, 0].tolist() == list(range(1, 2000))
+    stars = in_rounds(chain, parts)
+    assert stars[:, 1].max() == 0
+    assert stars[:, 0].tolist() == list(range(1, 2000))

@@ -129,10 +129,10 @@ def ours(name: str, text: str) -> tuple[str | None, str]:
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_heuristic_decides_as_datatrove_does(name: str) -> None:
-    told = rival()[name]
-    assert len(told) >= 1000
+    verdicts = rival()[name]
+    assert len(verdicts) >= 1000
     fired: Counter[str] = Counter()
-    for text, (reason, error, left) in zip(texts(), told, strict=True):
+    for text, (reason, error, left) in zip(texts(), verdicts, strict=True):
         mine, mine_left = ours(name, text)
         if reason == "error":
             assert error in ("ZeroDivisionError", "IndexError", "ValueError")
@@ -143,6 +143,6 @@ def test_a_heuristic_decides_as_datatrove_does(name: str) -> None:
             fired[mine] += 1
         elif name == "c4_quality":
             assert mine_left == left
-    assert told.count([None, "", ""]) >= 5 or name == "c4_quality"
+    assert verdicts.count([None, "", ""]) >= 5 or name == "c4_quality"
     never = {reason for reason in THEIRS[name] if not fired[reason]}
     assert never <= RARE, fired

@@ -51,8 +51,8 @@ def test_items_too_short_to_be_found_are_counted_and_match_nothing() -> None:
 
 
 def test_every_item_that_shares_the_words_is_named() -> None:
-    found = hits([ITEM], [ITEM, "x " + ITEM, "unrelated " * 20])
-    assert [hit["item"] for hit in found] == [0, 1]
+    item_hits = hits([ITEM], [ITEM, "x " + ITEM, "unrelated " * 20])
+    assert [hit["item"] for hit in item_hits] == [0, 1]
 
 
 @settings(deadline=None, max_examples=100)
@@ -103,16 +103,16 @@ def test_all_strings_of_an_item_are_looked_for_or_the_named_fields(tmp_path: Pat
     assert decontaminate.set_name("a/arc.test.jsonl") == "arc"
 
 
-@pytest.mark.parametrize(("line", "told"), [("{", "is not JSON"), ("[1]", "is no JSON object")])
-def test_a_line_that_is_no_item_is_refused_by_name(tmp_path: Path, line: str, told: str) -> None:
+@pytest.mark.parametrize(("line", "mistake"), [("{", "is not JSON"), ("[1]", "is no JSON object")])
+def test_a_line_that_is_no_item_is_refused_by_name(tmp_path: Path, line: str, mistake: str) -> None:
     file = tmp_path / "gsm.jsonl"
     file.write_text('{"q": "fine"}\n' + line)
-    with pytest.raises(ValueError, match=f"gsm.jsonl, line 2 {told}"):
+    with pytest.raises(ValueError, match=f"gsm.jsonl, line 2 {mistake}"):
         list(decontaminate.read_items(str(file), file.name, []))
 
 
 def test_words_that_repeat_take_little_memory() -> None:
-    found = hits(["0 " * 100_000], [" ".join(["0"] * 13)] * 300)
-    assert len(found) == 300
-    assert {hit["ngrams"] for hit in found} == {100_000 - 12}
-    assert {(hit["start"], hit["end"]) for hit in found} == {(0, 199_999)}
+    repeated = hits(["0 " * 100_000], [" ".join(["0"] * 13)] * 300)
+    assert len(repeated) == 300
+    assert {hit["ngrams"] for hit in repeated} == {100_000 - 12}
+    assert {(hit["start"], hit["end"]) for hit in repeated} == {(0, 199_999)}

@@ -128,12 +128,12 @@ def test_near_duplicates_are_found_as_by_datasketch_and_as_theory_says() -> None
         rival.insert(number, sketch)
     theirs = {(a, b) for a in range(len(texts)) for b in rival.query(sketches[a]) if (a, b) in similarity}
 
-    def recall(found: set[tuple[int, int]], low: float) -> float:
+    def recall(pairs: set[tuple[int, int]], low: float) -> float:
         wanted = {pair for pair, value in similarity.items() if value >= low}
-        return len(found & wanted) / len(wanted)
+        return len(pairs & wanted) / len(wanted)
 
-    def precision(found: set[tuple[int, int]], low: float) -> float:
-        return sum(similarity[pair] >= low for pair in found) / len(found)
+    def precision(pairs: set[tuple[int, int]], low: float) -> float:
+        return sum(similarity[pair] >= low for pair in pairs) / len(pairs)
 
     expected = sum(1 - (1 - value**BAND_HASHES) ** BANDS for value in similarity.values())
     assert len(ours) == pytest.approx(expected, rel=0.1)

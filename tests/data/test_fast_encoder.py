@@ -59,10 +59,10 @@ def test_a_lower_block_beside_a_space_is_not_cut_from_it(own: bytes, monkeypatch
 
 @pytest.mark.slow
 def test_gemmas_own_model_too() -> None:
-    found = next((path for path in GEMMA_TOKENIZERS if path.exists()), None)
-    if found is None:
+    path_of_model = next((path for path in GEMMA_TOKENIZERS if path.exists()), None)
+    if path_of_model is None:
         pytest.skip("Gemma's tokenizer is not here: make tokenizer")
-    model = found.read_bytes()
+    model = path_of_model.read_bytes()
     check_equal(model, [*ADVERSARIAL, *library(), *probes(proto_of(model), 3000, seed=12)])
 
 

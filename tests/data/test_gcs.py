@@ -147,11 +147,11 @@ def test_files_are_named_by_generation_and_checksum(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/in/a.txt", b"one")
     storage.write_bytes(f"{bucket}/in/b/c.txt", b"two")
     spellings = [f"{bucket}/in", f"{bucket}/in/", f"{bucket}/in/**/*.txt"]
-    found = [external_input([path], None) for path in spellings]
-    assert len({one.reference for one in found}) == 1
-    assert [file.name for file in found[0].files] == ["a.txt", "b/c.txt"]
+    inputs = [external_input([path], None) for path in spellings]
+    assert len({resolved.reference for resolved in inputs}) == 1
+    assert [file.name for file in inputs[0].files] == ["a.txt", "b/c.txt"]
     storage.write_bytes(f"{bucket}/in/a.txt", b"0ne")
-    assert external_input([f"{bucket}/in"], None).reference != found[0].reference
+    assert external_input([f"{bucket}/in"], None).reference != inputs[0].reference
 
 
 def test_stages_run_with_their_root_in_a_bucket(
@@ -198,7 +198,7 @@ def test_stages_run_with_their_root_in_a_bucket(
         assert not SECRET.search(text), where
 
     secrets = (credentials.SENTINEL, os.environ["RAY_AUTH_TOKEN"])
-    assert not [one for one in secrets if one in logs]
+    assert not [secret for secret in secrets if secret in logs]
     assert credentials.written_in_bucket(bucket, *secrets) == []
     assert worker_variable("GOOGLE_OAUTH_ACCESS_TOKEN") == credentials.SENTINEL, "otherwise nothing was tested"
     rays_own = Path(ray_logs())
@@ -210,8 +210,8 @@ def worker_variable(name: str) -> str | None:
     """Of the environment of a Ray worker."""
     import ray
 
-    found: str | None = ray.get(ray.remote(lambda: os.environ.get(name)).remote())
-    return found
+    value: str | None = ray.get(ray.remote(lambda: os.environ.get(name)).remote())
+    return value
 
 
 def ray_logs() -> str:

@@ -33,12 +33,15 @@ def test_a_document_is_found_in_every_row_of_it(shards: list[str]) -> None:
 
 
 def test_a_row_tells_its_documents(shards: list[str]) -> None:
-    found = documents_of_rows(shards, [(0, 2), (1, 0), (0, 0)])
-    assert [one["id"][-1] for one in found[0, 2]] == ["1", "3"]
-    assert [(one["id"][-1], one["start"], one["end"]) for one in found[0, 0]] == [("0", 0, 10), ("1", 0, 6)]
-    for row, documents in found.items():
-        for one in documents:
-            assert Place(*row, one["start"], one["end"]) in find_document(shards, one["id"])
+    documents_by_row = documents_of_rows(shards, [(0, 2), (1, 0), (0, 0)])
+    assert [span["id"][-1] for span in documents_by_row[0, 2]] == ["1", "3"]
+    assert [(span["id"][-1], span["start"], span["end"]) for span in documents_by_row[0, 0]] == [
+        ("0", 0, 10),
+        ("1", 0, 6),
+    ]
+    for row, documents in documents_by_row.items():
+        for span in documents:
+            assert Place(*row, span["start"], span["end"]) in find_document(shards, span["id"])
 
 
 def test_a_row_that_is_not_there_is_refused(shards: list[str]) -> None:

@@ -82,13 +82,13 @@ def test_rows_are_read_in_the_order_asked_for(
     sequences: tuple[SequenceDataset, list[str]], tables: list[pa.Table]
 ) -> None:
     rows = [(1, 6), (0, 9), (0, 0), (1, 6), (0, 5), (0, 1)]
-    found = reader_of(sequences).read(rows)
-    assert found["tokens"].dtype == found["segment_ids"].dtype == found["positions"].dtype == np.int32
-    assert found["loss_mask"].dtype == bool
-    assert found["sequence_hash"].dtype == np.uint64
+    columns = reader_of(sequences).read(rows)
+    assert columns["tokens"].dtype == columns["segment_ids"].dtype == columns["positions"].dtype == np.int32
+    assert columns["loss_mask"].dtype == bool
+    assert columns["sequence_hash"].dtype == np.uint64
     for name in loader_module.ROW_COLUMNS:
         for index, (shard, row) in enumerate(rows):
-            assert found[name][index].tolist() == tables[shard][name][row].as_py()
+            assert columns[name][index].tolist() == tables[shard][name][row].as_py()
 
 
 def test_a_batch_holds_this_workers_rows_of_the_step(tmp_path: Path, tables: list[pa.Table]) -> None:
@@ -118,8 +118,8 @@ def test_more_row_groups_and_files_than_are_kept_open_change_nothing(
     reader = reader_of(write(tmp_path, "code", tables))
     for step in range(3):
         rows = [(shard, row) for row in (8, step, 5) for shard in range(5)]
-        found = reader.read(rows)
-        assert found["tokens"].tolist() == [tables[shard]["tokens"][row].as_py() for shard, row in rows]
+        columns = reader.read(rows)
+        assert columns["tokens"].tolist() == [tables[shard]["tokens"][row].as_py() for shard, row in rows]
 
 
 def test_logits_stand_at_the_targets_they_were_computed_for(tmp_path: Path, tables: list[pa.Table]) -> None:
@@ -231,12 +231,12 @@ def test_a_row_with_a_flipped_bit_is_refused(sequences: tuple[SequenceDataset, l
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         try:
-            found = reader_of(sequences).read(rows)
+            columns = reader_of(sequences).read(rows)
         except ValueError as error:
             assert str(path) in str(error)  # noqa: PT017  (whether it raises depends on the place)
             refused += 1
         else:  # a bit that nobody reads, or one of the columns not asked for
-            assert all((found[name] == expected[name]).all() for name in expected)
+            assert all((columns[name] == expected[name]).all() for name in expected)
     assert refused > 20
 
 

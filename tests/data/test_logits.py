@@ -18,28 +18,31 @@ def made_up(spec: CodecSpec, targets: int, slots: int, seed: int) -> Targets:
     """What an estimator keeps: different ids in any order, empty slots anywhere, counts that sum to the draws."""
     rng = np.random.default_rng(seed)
     shape = (targets, slots)
-    found = {"target_ids": np.zeros(shape, np.int32)}
+    columns = {"target_ids": np.zeros(shape, np.int32)}
     if spec.draws is not None:
-        found["target_counts"] = np.zeros(shape, np.int32)
+        columns["target_counts"] = np.zeros(shape, np.int32)
         if spec.weighted:
-            found["target_log_weights"] = rng.normal(size=shape).astype(np.float32)
+            columns["target_log_weights"] = rng.normal(size=shape).astype(np.float32)
     else:
-        found |= {"target_log_probs": np.full(shape, -np.inf, np.float32), "target_tail": np.zeros(targets, np.float32)}
+        columns |= {
+            "target_log_probs": np.full(shape, -np.inf, np.float32),
+            "target_tail": np.zeros(targets, np.float32),
+        }
     for target in range(targets):
         most = min(slots, spec.draws or slots, spec.vocab_size)
         low = rng.integers(0, spec.vocab_size, int(rng.integers(1, most + 1)) * 3)
         chosen = np.unique(np.append(low, spec.vocab_size - 1))[-most:]
         places = rng.choice(slots, len(chosen), replace=False)
-        found["target_ids"][target, places] = rng.permutation(chosen)
+        columns["target_ids"][target, places] = rng.permutation(chosen)
         shares = rng.dirichlet(np.full(len(chosen) + 1, 0.3)).clip(1e-12)
         if spec.draws is not None:
-            found["target_counts"][target, places] = 1 + rng.multinomial(
+            columns["target_counts"][target, places] = 1 + rng.multinomial(
                 spec.draws - len(chosen), np.full(len(chosen), 1 / len(chosen))
             )
         else:
-            found["target_log_probs"][target, places] = np.log(shares[1:])
-            found["target_tail"][target] = shares[0]
-    return found
+            columns["target_log_probs"][target, places] = np.log(shares[1:])
+            columns["target_tail"][target] = shares[0]
+    return columns
 
 
 def by_id(targets: Targets, name: str, target: int) -> dict[int, float]:
@@ -63,18 +66,18 @@ def test_what_is_encoded_is_decoded(spec: CodecSpec, rows: list[int], slots: int
     tokens = np.random.default_rng(seed).zipf(1.3, 200) % spec.vocab_size
     ranking = Ranking.of_tokens(tokens, spec.vocab_size)
     given = [made_up(spec, targets, slots, seed + row) for row, targets in enumerate(rows)]
-    found = decode([encode(row, spec, ranking) for row in given], spec, ranking).padded(slots)
-    assert found["target_ids"].shape == (sum(rows), slots)
+    decoded = decode([encode(row, spec, ranking) for row in given], spec, ranking).padded(slots)
+    assert decoded["target_ids"].shape == (sum(rows), slots)
     place = 0
     for row in given:
         for target in range(len(row["target_ids"])):
             if spec.draws is not None:
-                assert by_id(found, "target_counts", place) == by_id(row, "target_counts", target)
+                assert by_id(decoded, "target_counts", place) == by_id(row, "target_counts", target)
             for name in {"target_log_weights", "target_log_probs"} & set(row):
-                assert by_id(found, name, place) == pytest.approx(by_id(row, name, target), abs=LOG_UNIT)
+                assert by_id(decoded, name, place) == pytest.approx(by_id(row, name, target), abs=LOG_UNIT)
             if spec.draws is None:
-                assert found["target_tail"][place] == pytest.approx(row["target_tail"][target], abs=2e-3)
-                mass = np.exp(found["target_log_probs"][place].astype(float)).sum() + found["target_tail"][place]
+                assert decoded["target_tail"][place] == pytest.approx(row["target_tail"][target], abs=2e-3)
+                mass = np.exp(decoded["target_log_probs"][place].astype(float)).sum() + decoded["target_tail"][place]
                 assert mass == pytest.approx(1, abs=1e-6)
             place += 1
 
@@ -106,9 +109,9 @@ def test_the_last_of_256000_ids_and_every_count_up_to_the_draws_are_held() -> No
     counts = np.array([[1, 49], [7, 43], [8, 42], [25, 25], [50, 0]])
     ids = np.array([[255_999, 0], [131_072, 131_071], [5, 255_999], [1, 2], [255_999, 0]])
     given = {"target_ids": ids, "target_counts": counts}
-    found = decode([encode(given, GEMMA, BY_ID)], GEMMA, BY_ID).padded(2)
+    decoded = decode([encode(given, GEMMA, BY_ID)], GEMMA, BY_ID).padded(2)
     for target in range(5):
-        assert by_id(found, "target_counts", target) == by_id(given, "target_counts", target)
+        assert by_id(decoded, "target_counts", target) == by_id(given, "target_counts", target)
 
 
 @PROPERTY
@@ -121,11 +124,11 @@ def test_damage_is_refused_or_changes_nothing_but_a_valid_distribution(
     damaged = bytearray(encoded[plane])
     damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        found = decode([{**encoded, plane: bytes(damaged)}], GEMMA, BY_ID).padded(50)
+        decoded = decode([{**encoded, plane: bytes(damaged)}], GEMMA, BY_ID).padded(50)
     except ValueError:
         return
-    assert found["target_ids"].max() < VOCAB
-    assert (found["target_counts"].sum(axis=1) == 50).all()
+    assert decoded["target_ids"].max() < VOCAB
+    assert (decoded["target_counts"].sum(axis=1) == 50).all()
 
 
 def test_missing_bytes_and_another_vocabulary_or_number_of_draws_are_refused() -> None:

@@ -62,17 +62,17 @@ def manifest(rows: int = 3) -> Manifest:
 
 @settings(deadline=None, max_examples=50)
 @given(MANIFESTS)
-def test_a_manifest_is_read_back_as_it_was_written(one: Manifest) -> None:
-    text = one.to_json()
+def test_a_manifest_is_read_back_as_it_was_written(written: Manifest) -> None:
+    text = written.to_json()
     again = Manifest.from_json(text)
-    assert again == one
+    assert again == written
     assert again.to_json() == text
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_keys() -> None:
-    one = replace(manifest(), config={"a": 1, "b": {"c": 1, "d": 2}}, dropped={"x": 1, "y": 2})
+    first = replace(manifest(), config={"a": 1, "b": {"c": 1, "d": 2}}, dropped={"x": 1, "y": 2})
     other = replace(manifest(), config={"b": {"d": 2, "c": 1}, "a": 1}, dropped={"y": 2, "x": 1})
-    assert one.to_json() == other.to_json()
+    assert first.to_json() == other.to_json()
 
 
 def test_totals_are_sums_over_the_shards() -> None:

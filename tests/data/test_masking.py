@@ -40,8 +40,8 @@ def test_exactly_the_tokens_that_share_a_byte_with_a_span_are_masked(
         if masked_bytes & set(range(place, place + width)):
             expected.add(index)
         place += width
-    found = masked_tokens(text, tokens, WIDTHS, spans)
-    assert {index for one in found for index in range(one["start"], one["end"])} == expected
+    masked = masked_tokens(text, tokens, WIDTHS, spans)
+    assert {index for span in masked for index in range(span["start"], span["end"])} == expected
 
 
 def test_a_span_becomes_one_range_of_whole_tokens() -> None:

@@ -33,17 +33,17 @@ def documents(draw: st.DrawFn, min_size: int = 0) -> list[Document]:
 @PROPERTY
 @given(documents(), st.integers(2, 40))
 def test_the_segments_of_each_document_in_row_order_give_it_back(docs: list[Document], length: int) -> None:
-    found: dict[str, list[int]] = defaultdict(list)
+    tokens_by_document: dict[str, list[int]] = defaultdict(list)
     for row in pack_documents(docs, length).to_pylist():
         segments = np.array(row["segment_ids"])
         assert len(row["tokens"]) == length
         assert segments.max() == len(row["documents"])
         for number, span in enumerate(row["documents"], start=1):
             tokens = np.array(row["tokens"])[segments == number].tolist()
-            assert span["start"] == len(found[span["id"]])
+            assert span["start"] == len(tokens_by_document[span["id"]])
             assert span["end"] - span["start"] == len(tokens)
-            found[span["id"]] += tokens
-    assert list(found.items()) == [(doc.id, doc.tokens.tolist()) for doc in docs]
+            tokens_by_document[span["id"]] += tokens
+    assert list(tokens_by_document.items()) == [(doc.id, doc.tokens.tolist()) for doc in docs]
 
 
 @PROPERTY
@@ -140,7 +140,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 @PROPERTY
 @given(documents(), st.integers(2, 40))
 def test_best_fit_keeps_every_token_once_and_cuts_only_what_no_row_can_hold(docs: list[Document], length: int) -> None:
-    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    spans_by_document: dict[str, list[tuple[int, int]]] = defaultdict(list)
     by_id = {doc.id: doc for doc in docs}
     text_bytes = 0
     for row in pack_documents(docs, length, "best_fit").to_pylist():
@@ -157,10 +157,10 @@ def test_best_fit_keeps_every_token_once_and_cuts_only_what_no_row_can_hold(docs
                 target = token + 1
                 masked = any(start <= target < end for start, end in document.masked)
                 assert row["loss_mask"][place] == (target < span["end"] and not masked)
-            found[span["id"]].append((span["start"], span["end"]))
+            spans_by_document[span["id"]].append((span["start"], span["end"]))
     assert text_bytes == sum(doc.text_bytes for doc in docs)
     for doc in docs:
-        cuts = sorted(found[doc.id])
+        cuts = sorted(spans_by_document[doc.id])
         assert [0, *(end for _, end in cuts)] == [*(start for start, _ in cuts), len(doc.tokens)]
         assert len(cuts) == -(-len(doc.tokens) // length)
 

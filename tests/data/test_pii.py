@@ -57,8 +57,8 @@ def test_what_only_looks_like_it_is_let_be(text: str) -> None:
     ],
 )
 def test_a_number_beside_other_numbers_is_found(name: str, before: str, text: str, after: str) -> None:
-    found = pii.find(before + text + after, [name])
-    assert (name, len(before), len(before) + len(text)) in found
+    matches = pii.find(before + text + after, [name])
+    assert (name, len(before), len(before) + len(text)) in matches
 
 
 def test_only_the_classes_asked_for_are_looked_for() -> None:
@@ -73,9 +73,9 @@ def test_redaction_replaces_each_by_its_class() -> None:
 
 def test_a_span_that_a_placeholder_falls_into_grows_to_hold_it() -> None:
     text = "to a@firma.de now"
-    found = pii.find(text, ["email"])
-    (moved,) = pii.shifted([{"start": 5, "end": 15}], found)
-    assert pii.redact(text, found)[moved["start"] : moved["end"]] == "[email] n"
+    matches = pii.find(text, ["email"])
+    (moved,) = pii.shifted([{"start": 5, "end": 15}], matches)
+    assert pii.redact(text, matches)[moved["start"] : moved["end"]] == "[email] n"
 
 
 @pytest.mark.parametrize("unit", ["a@", "1-", "1.", "(", "4111 ", "AB12 ", "a.", "+1 ", "1:", "a@b."])

@@ -27,7 +27,7 @@ def lines(*records: object) -> bytes:
 def collect_file(source: str, name: str, uri: str, text_field: str = "text") -> tuple[pa.Table, pa.Table]:
     """(TEXT, REJECTS) of one file."""
     batches = list(sources.collect(source, [(name, uri)], sources.Options(text_field=text_field), 1000))
-    return pa.concat_tables([one.text for one in batches]), pa.concat_tables([one.rejects for one in batches])
+    return pa.concat_tables([batch.text for batch in batches]), pa.concat_tables([batch.rejects for batch in batches])
 
 
 def collect(tmp_path: Path, name: str, content: bytes, text_field: str = "text") -> tuple[list[str], list[str]]:
@@ -133,7 +133,7 @@ def test_other_fields_are_kept_as_metadata(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"text": "t", "url": "\u00e9", "n": 1}) + b'{"text": "u", "odd": "\\ud800"}\n')
     text, _ = collect_file("s", "a.jsonl", str(path), "text")
-    assert [json.loads(one) for one in text["metadata"].to_pylist()] == [
+    assert [json.loads(metadata) for metadata in text["metadata"].to_pylist()] == [
         {"name": "a.jsonl", "record": {"url": "\u00e9", "n": 1}},
         {"name": "a.jsonl", "record": {"odd": "\ud800"}},
     ]

@@ -127,15 +127,15 @@ def test_the_same_files_have_the_same_names_from_a_folder_and_from_a_glob(place:
 
 
 def test_the_content_of_an_object_is_its_bytes(place: str) -> None:
-    one, equal, other = (storage.join(place, name) for name in ("one", "equal", "other"))
-    for uri, data in ((one, b"1"), (equal, b"1"), (other, b"2")):
+    first, equal, other = (storage.join(place, name) for name in ("one", "equal", "other"))
+    for uri, data in ((first, b"1"), (equal, b"1"), (other, b"2")):
         storage.write_bytes(uri, data)
     if place.startswith("gs://"):
-        assert len({storage.content(uri) for uri in (one, equal, other)}) == 3  # a generation each
+        assert len({storage.content(uri) for uri in (first, equal, other)}) == 3  # a generation each
     else:
-        assert storage.content(one) == storage.content(equal) == hashlib.sha256(b"1").hexdigest()
-        assert storage.content(other) != storage.content(one)
-    assert storage.content(one) == storage.content(one)
+        assert storage.content(first) == storage.content(equal) == hashlib.sha256(b"1").hexdigest()
+        assert storage.content(other) != storage.content(first)
+    assert storage.content(first) == storage.content(first)
 
 
 def test_a_store_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +162,8 @@ def test_one_level_is_listed_with_folders_and_times(place: str) -> None:
 def test_readers_of_one_file_do_not_move_each_other(place: str) -> None:
     uri = storage.join(place, "file")
     storage.write_bytes(uri, b"abc")
-    with storage.open_input(uri) as one, storage.open_input(uri) as other:
-        assert (one.read(1), other.read(2), one.read(1)) == (b"a", b"ab", b"b")
+    with storage.open_input(uri) as first, storage.open_input(uri) as other:
+        assert (first.read(1), other.read(2), first.read(1)) == (b"a", b"ab", b"b")
 
 
 def test_a_table_is_read_back_from_any_place(place: str) -> None:
@@ -267,12 +267,12 @@ def test_the_tokens_that_gcsfs_pickles_are_not_loaded(way: str, tmp_path: Path) 
         check=False,
     )
     assert (tmp_path / "sprung").exists() == (way == "gcsfs")
-    told = f"data.errors.UserError: {tmp_path}/.gcs_tokens is a pickle that gcsfs would load"
-    assert (told in done.stderr) == (way == "data.storage"), done.stderr
+    refusal = f"data.errors.UserError: {tmp_path}/.gcs_tokens is a pickle that gcsfs would load"
+    assert (refusal in done.stderr) == (way == "data.storage"), done.stderr
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "told"),
+    ("code", "message", "advice"),
     [
         (401, "Anonymous caller does not have storage.objects.list", "nobody is logged in"),
         (401, "Invalid Credentials", "nobody is logged in"),
@@ -284,15 +284,15 @@ def test_the_tokens_that_gcsfs_pickles_are_not_loaded(way: str, tmp_path: Path) 
     ],
 )
 def test_an_error_of_the_store_is_told_with_what_to_do(
-    code: int | None, message: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+    code: int | None, message: str, advice: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     storage.filesystem("gs://bucket/x")  # imports gcsfs as it has to be
     from gcsfs.retry import HttpError
 
     said = storage.what_failed(OSError(message) if code is None else HttpError({"code": code, "message": message}))
-    assert said is None if told is None else told in str(said)
-    if told == "nobody is logged in":
+    assert said is None if advice is None else advice in str(said)
+    if advice == "nobody is logged in":
         assert "on a cluster use workload identity, on a laptop `gcloud auth application-default login`" in str(said)
 
 

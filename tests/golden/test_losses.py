@@ -18,7 +18,7 @@ FIRST_STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Curves]:
+def curves() -> dict[str, Curves]:
     has_xla = importlib.util.find_spec("torch_xla") is not None
     return curves_of(device for device in DEVICES if device != "xla" or has_xla)
 
@@ -26,10 +26,10 @@ def found() -> dict[str, Curves]:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_losses_are_those_that_were_stored(found: dict[str, Curves], device: str, objective: str) -> None:
-    if device not in found:
+def test_losses_are_those_that_were_stored(curves: dict[str, Curves], device: str, objective: str) -> None:
+    if device not in curves:
         pytest.skip("torch_xla is not installed")
-    losses, stored = found[device][objective], STORED[device][objective]
+    losses, stored = curves[device][objective], STORED[device][objective]
     assert len(losses) == len(stored) == STEPS
     np.testing.assert_allclose(losses[:FIRST_STEPS], stored[:FIRST_STEPS], rtol=1e-5)
     np.testing.assert_allclose(losses, stored, rtol=1e-3)

@@ -34,10 +34,10 @@ def test_a_refusal_says_what_was_asked_for_and_what_there_is() -> None:
 
 
 def test_the_largest_allocations_are_named() -> None:
-    (one,) = parse_allocations(REFUSAL)  # half a megabyte is no answer to why
-    assert one.bytes == round(2.25 * 2**30)
-    assert (one.shape, one.kind, one.label) == ("f32[4,8192,18432]", "HLO temp", "fusion.12")
-    assert one.operator == "jit(step)/while/body/dot_general"
+    (allocation,) = parse_allocations(REFUSAL)  # half a megabyte is no answer to why
+    assert allocation.bytes == round(2.25 * 2**30)
+    assert (allocation.shape, allocation.kind, allocation.label) == ("f32[4,8192,18432]", "HLO temp", "fusion.12")
+    assert allocation.operator == "jit(step)/while/body/dot_general"
 
 
 @pytest.mark.parametrize(("text", "size"), [("17B", 17), ("1.5K", 1536), ("2.50G", 5 * 2**29), ("12", 12)])
@@ -48,8 +48,8 @@ def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
 def test_traffic_is_summed_by_kind_and_kept_apart_by_network() -> None:
     inside = Collective(kind="all-gather", operand_bytes=100, group=4, times=3, between_slices=False)
     between = Collective(kind="all-gather", operand_bytes=100, group=2, times=1, between_slices=True)
-    (found,) = traffic([inside, between])
-    assert (found.calls, found.operand_bytes, found.ici_bytes, found.dcn_bytes) == (4, 400, 900, 100)
+    (gathers,) = traffic([inside, between])
+    assert (gathers.calls, gathers.operand_bytes, gathers.ici_bytes, gathers.dcn_bytes) == (4, 400, 900, 100)
 
 
 def test_a_program_for_another_number_of_chips_is_refused() -> None:

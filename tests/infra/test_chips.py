@@ -9,7 +9,7 @@ from infra.chips import CHIPS, GPUS, TPUS, Constant, chip_called, gpu_peaks, pod
 
 def test_every_figure_of_money_and_energy_says_where_it_comes_from() -> None:
     for chip in CHIPS.values():
-        figures = [getattr(chip, one.name) for one in dataclasses.fields(chip)]
+        figures = [getattr(chip, field.name) for field in dataclasses.fields(chip)]
         constants = [figure for figure in [*figures, chip.vcpus_per_chip] if isinstance(figure, Constant)]
         assert len(constants) == 4
         assert all(constant.source and constant.date and constant.unit for constant in constants)

@@ -22,8 +22,8 @@ DRAWN = {name for text in EXPRESSIONS for name in re.findall(r"\bray_(\w+)", tex
 
 def test_every_name_in_it_is_one_that_the_code_emits_and_the_other_way_round() -> None:
     assert set(METRICS) == DRAWN
-    assert all(one.name == name and one.name.startswith("gemma2_") for name, one in METRICS.items())
-    counters = {name for name, one in METRICS.items() if one.kind == "counter"}
+    assert all(metric.name == name and metric.name.startswith("gemma2_") for name, metric in METRICS.items())
+    counters = {name for name, metric in METRICS.items() if metric.kind == "counter"}
     assert counters == {name for name in METRICS if name.endswith("_total")}, "what Ray calls a counter"
 
 
@@ -45,7 +45,7 @@ def test_it_has_a_panel_for_what_people_ask() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(titles)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
     assert len(set(places)) == len(titles), "none lies on another"
-    assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"datasource", "run"}
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "run"}
 
 
 def test_what_provisions_it_finds_it() -> None:
@@ -73,8 +73,8 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
     shard = Shard(name="logits/00000.parquet", rows=1, bytes=70, sha256="0" * 64)
     count_shard("emitting_stage", {"logits": (shard, shard)}, {"too_long": 3, "empty": 0})
     gauges = _Gauges(example_job(REPOSITORY / "train_model" / "0123456789abcdef" / "checkpoints"))
-    told = {field: number + 0.5 for number, field in enumerate(sorted(FIELDS))}
-    gauges.tell(told)
+    emitted = {field: number + 0.5 for number, field in enumerate(sorted(FIELDS))}
+    gauges.tell(emitted)
 
     run = "train_model/0123456789abcdef"
     port = ray.nodes()[0]["MetricsExportPort"]
@@ -83,14 +83,14 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         # other tests of this session count too, under other labels
         lines = [line for line in page.splitlines() if 'stage="emitting_stage"' in line or f'run="{run}"' in line]
-        found = {name: line for name in METRICS for line in lines if line.startswith(f"ray_{name}{{")}
-        if set(found) == set(METRICS) or time.monotonic() > deadline:
+        arrived = {name: line for name in METRICS for line in lines if line.startswith(f"ray_{name}{{")}
+        if set(arrived) == set(METRICS) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    assert set(found) == set(METRICS)
-    assert found["gemma2_stage_dropped_rows_total"].endswith(" 3.0")
-    assert 'reason="too_long"' in found["gemma2_stage_dropped_rows_total"]
-    assert found["gemma2_stage_written_bytes_total"].endswith(" 140.0")
+    assert set(arrived) == set(METRICS)
+    assert arrived["gemma2_stage_dropped_rows_total"].endswith(" 3.0")
+    assert 'reason="too_long"' in arrived["gemma2_stage_dropped_rows_total"]
+    assert arrived["gemma2_stage_written_bytes_total"].endswith(" 140.0")
     for metric in METRICS.values():
         for field, labels in metric.fields.items():
             given = {"run": run, **labels}
@@ -100,4 +100,4 @@ def test_what_is_emitted_arrives(ray_session: RaySession) -> None:
                 if line.startswith(f"ray_{metric.name}{{")
                 and all(f'{label}="{value}"' in line for label, value in given.items())
             )
-            assert line.endswith(f" {told[field]}"), field
+            assert line.endswith(f" {emitted[field]}"), field

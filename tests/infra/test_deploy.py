@@ -69,16 +69,16 @@ def test_the_cluster_on_compute_engine_fits_rays_schema() -> None:
 
 def test_no_machine_on_compute_engine_has_an_address_or_an_account_of_another() -> None:
     types = yaml.safe_load((REPOSITORY / "infra" / "gce" / "cluster.yaml").read_text())["available_node_types"]
-    accounts = {name: one["node_config"]["serviceAccounts"][0]["email"] for name, one in types.items()}
-    told = (REPOSITORY / "docs" / "security.md").read_text()
+    accounts = {name: node_type["node_config"]["serviceAccounts"][0]["email"] for name, node_type in types.items()}
+    page = (REPOSITORY / "docs" / "security.md").read_text()
     assert {name: email.partition("@")[0] for name, email in accounts.items()} == {
         "head": "gemma2-head",
         "cpu": "gemma2-data",
         "tpu": "gemma2-train",
     }
-    assert all(f"`{email.partition('@')[0]}`" in told for email in accounts.values())
+    assert all(f"`{email.partition('@')[0]}`" in page for email in accounts.values())
     for name in ("head", "cpu"):
-        assert [set(one) for one in types[name]["node_config"]["networkInterfaces"]] == [{"subnetwork"}]
+        assert [set(interface) for interface in types[name]["node_config"]["networkInterfaces"]] == [{"subnetwork"}]
     assert types["tpu"]["node_config"]["networkConfig"]["enableExternalIps"] is False
 
 
@@ -93,6 +93,9 @@ def test_rays_provider_knows_each_machine() -> None:
 
     config = yaml.safe_load((REPOSITORY / "infra" / "gce" / "cluster.yaml").read_text())
     assert _get_node_provider_cls(config["provider"]).__name__ == "GCPNodeProvider"
-    kinds = {name: gcp.get_node_type(one["node_config"]).name for name, one in config["available_node_types"].items()}
+    kinds = {
+        name: gcp.get_node_type(node_type["node_config"]).name
+        for name, node_type in config["available_node_types"].items()
+    }
     assert kinds == {"head": "COMPUTE", "cpu": "COMPUTE", "tpu": "TPU"}
     assert gcp._configure_subnet(config, compute=None) == config, "the networks are ours"

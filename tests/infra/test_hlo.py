@@ -38,10 +38,10 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 @pytest.mark.parametrize("rounds", [0, 1, 23])
 def test_a_loop_counts_as_often_as_it_goes_round(rounds: int) -> None:
-    found = account(LOOP.replace("LIMIT", str(rounds)))
-    assert found.matrix_flops == rounds * 2 * 8 * 16 * 16
-    assert not found.unknown_loops
-    (sum_,) = found.collectives
+    counted = account(LOOP.replace("LIMIT", str(rounds)))
+    assert counted.matrix_flops == rounds * 2 * 8 * 16 * 16
+    assert not counted.unknown_loops
+    (sum_,) = counted.collectives
     assert (sum_.kind, sum_.operand_bytes, sum_.group, sum_.times) == ("all-reduce", 8 * 16 * 4, 4, rounds)
 
 
@@ -54,9 +54,9 @@ def test_the_compilers_own_count_comes_first() -> None:
 
 def test_a_loop_of_unknown_length_is_named_and_counts_once() -> None:
     text = LOOP.replace("%zero = s32[] constant(0)", "%zero = s32[] custom-call()")
-    found = account(text.replace("LIMIT", "5"))
-    assert found.unknown_loops == ["loop"]
-    assert found.collectives[0].times == 1
+    counted = account(text.replace("LIMIT", "5"))
+    assert counted.unknown_loops == ["loop"]
+    assert counted.collectives[0].times == 1
 
 
 def test_hbm_bytes_are_operands_and_results_that_lie_in_hbm() -> None:

@@ -156,7 +156,9 @@ def test_a_job_ends_with_its_cluster_and_a_preempted_worker_comes_back() -> None
     specs = {name: template["spec"] for name, template in pods(kubernetes_objects(TPU)[2]).items()}
     for name, spot in {"head": False, "submitter": False, "cpu": True, "tpu": True}.items():
         assert ("cloud.google.com/gke-spot" in specs[name]["nodeSelector"]) is spot
-        assert any(one["key"] == "cloud.google.com/gke-spot" for one in specs[name]["tolerations"]) is spot
+        assert (
+            any(toleration["key"] == "cloud.google.com/gke-spot" for toleration in specs[name]["tolerations"]) is spot
+        )
     assert specs["tpu"]["terminationGracePeriodSeconds"] < 30
     assert {spec["restartPolicy"] for spec in specs.values()} == {"Never"}, "the autoscaler v2 makes new pods"
 

@@ -10,7 +10,7 @@ from infra.prices import CONSTANTS, PER_CHIP, PRICED, Prices, read_prices
 
 
 def test_every_constant_says_where_it_comes_from() -> None:
-    assert all(one.source and one.date for one in CONSTANTS.values())
+    assert all(constant.source and constant.date for constant in CONSTANTS.values())
     assert set(CHIPS) < set(PRICED)
     for chip in PRICED:
         assert {f"{chip}.{name}" for name in PER_CHIP} <= set(CONSTANTS)
@@ -44,9 +44,9 @@ def test_a_file_may_replace_every_constant(tmp_path: Path) -> None:
     path.write_text(json.dumps(dict.fromkeys(CONSTANTS, 7)))
     prices = read_prices(str(path))
     assert {prices[name] for name in CONSTANTS} == {7.0}
-    assert {one.source for one in prices.constants.values()} == {str(path)}
-    assert {name: one.unit for name, one in prices.constants.items()} == {
-        name: one.unit for name, one in CONSTANTS.items()
+    assert {constant.source for constant in prices.constants.values()} == {str(path)}
+    assert {name: constant.unit for name, constant in prices.constants.items()} == {
+        name: constant.unit for name, constant in CONSTANTS.items()
     }
 
 

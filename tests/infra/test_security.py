@@ -91,7 +91,7 @@ def cluster_that_wants(token: str | None) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "told"),
+    ("theirs", "ours", "refusal"),
     [
         (None, "a" * 32, "asks nobody for a token: anyone who reaches it could run code as you; start it with"),
         ("b" * 32, "a" * 32, "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
@@ -99,7 +99,7 @@ def cluster_that_wants(token: str | None) -> Iterator[str]:
     ],
 )
 def test_a_cluster_for_everybody_or_not_for_us_is_told_before_ray_connects(
-    theirs: str | None, ours: str | None, told: str
+    theirs: str | None, ours: str | None, refusal: str
 ) -> None:
     """In a process of its own: Ray reads mode and token once."""
     with cluster_that_wants(theirs) as address:
@@ -113,7 +113,7 @@ def test_a_cluster_for_everybody_or_not_for_us_is_told_before_ray_connects(
             timeout=60,
             check=False,
         )
-    assert done.stderr.splitlines()[-1].startswith(f"infra.errors.UserError: the cluster at {address} {told}"), (
+    assert done.stderr.splitlines()[-1].startswith(f"infra.errors.UserError: the cluster at {address} {refusal}"), (
         done.stderr
     )
 
@@ -133,7 +133,9 @@ def test_a_token_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 def test_everything_pinned_is_audited() -> None:
 
-    (line,) = [one for one in (REPOSITORY / "Makefile").read_text().splitlines() if "infra/advisories.py" in one]
+    (line,) = [
+        printed for printed in (REPOSITORY / "Makefile").read_text().splitlines() if "infra/advisories.py" in printed
+    ]
     pinned = [*REPOSITORY.glob("requirements*.txt"), *(REPOSITORY / "infra").glob("requirements*.txt")]
     assert sorted(line.partition("pip-audit ")[2].split()) == sorted(
         path.relative_to(REPOSITORY).as_posix() for path in pinned
@@ -144,8 +146,8 @@ def test_an_audit_says_what_it_found_or_that_it_did_not_run() -> None:
     clean = {"name": "a", "version": "1", "vulns": []}
     bad = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
     assert judge(json.dumps({"dependencies": [clean]}), "") == (0, "nothing known of 1 packages")
-    code, told = judge(json.dumps({"dependencies": [clean, bad]}), "")
-    assert (code, told) == (1, "1 known in 2 packages\n  b 2: CVE-1, fixed in 3")
+    code, verdict = judge(json.dumps({"dependencies": [clean, bad]}), "")
+    assert (code, verdict) == (1, "1 known in 2 packages\n  b 2: CVE-1, fixed in 3")
     assert judge("", "requests.exceptions.ConnectionError: ...") == (0, NOT_RUN)
-    code, told = judge("", "requirements.txt: no hash")
+    code, verdict = judge("", "requirements.txt: no hash")
     assert code == 1, "a failure that is no missing network is one"

@@ -86,10 +86,10 @@ def test_a_document_is_untouched_by_what_it_is_packed_with():
     model = lively_model()
     first, second, other = (random_tokens(1, 12, model.config, seed=seed)[0] for seed in range(3))
     with torch.no_grad():
-        one = model(*packed([first, second], 30))
-        two = model(*packed([other, second], 30))
-    assert torch.equal(one[0, 12:24], two[0, 12:24])
-    assert not torch.equal(one[0, :12], two[0, :12])
+        with_first = model(*packed([first, second], 30))
+        with_other = model(*packed([other, second], 30))
+    assert torch.equal(with_first[0, 12:24], with_other[0, 12:24])
+    assert not torch.equal(with_first[0, :12], with_other[0, :12])
 
 
 def test_padding_gives_no_nan_forward_or_backward():

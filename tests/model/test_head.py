@@ -13,10 +13,10 @@ def test_parts_of_the_table_give_the_whole_product(vocabulary: int, shape: tuple
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(vocabulary, 24, generator=generator, dtype=torch.float64, requires_grad=True)
-    found, expected = table_product(hidden, weight), F.linear(hidden, weight)
-    torch.testing.assert_close(found, expected)
+    product, expected = table_product(hidden, weight), F.linear(hidden, weight)
+    torch.testing.assert_close(product, expected)
     factor = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
-        torch.autograd.grad((found * factor).sum(), (hidden, weight)),
+        torch.autograd.grad((product * factor).sum(), (hidden, weight)),
         torch.autograd.grad((expected * factor).sum(), (hidden, weight)),
     )

@@ -37,8 +37,8 @@ def test_a_prompt_gets_the_same_text_in_any_company(model, prompts):
 
 
 def test_the_same_prompt_twice_gets_two_texts(model, prompts):
-    one, two = generate(model, [prompts[0]] * 2, 12, seed=1)
-    assert one != two
+    first, second = generate(model, [prompts[0]] * 2, 12, seed=1)
+    assert first != second
 
 
 def test_generation_ends_with_a_stop_id_and_only_in_its_row(model, prompts):
