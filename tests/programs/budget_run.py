@@ -25,10 +25,10 @@ from training.worker.driver import train_under_ray
 def main(directory: Path) -> dict[str, Any]:
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
-    reports = {"controller": used_up(directory, "controller", 1, 1), "worker": used_up(directory, "worker", 2, 0)}
+    outcomes = {"controller": used_up(directory, "controller", 1, 1), "worker": used_up(directory, "worker", 2, 0)}
     ray.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return reports
+    return outcomes
 
 
 def used_up(directory: Path, name: str, number: int, max_failures: int) -> dict[str, Any]:

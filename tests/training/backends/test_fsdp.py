@@ -56,7 +56,7 @@ def directory(where: tuple[Device, int], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def report(directory: Path, where: tuple[Device, int]) -> dict[str, Any]:
+def outcome(directory: Path, where: tuple[Device, int]) -> dict[str, Any]:
     """Beside the runs of `runs`, one of a worker that is alone: on a CPU, so that a GPU's losses have a reference."""
     device, workers = where
     train(divided_job(str(directory), "one", 1), TorchBackend("cpu"))
@@ -76,7 +76,7 @@ def column(directory: Path, name: str, of: str) -> list[Any]:
     return list(rows[of].to_pylist())
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("outcome")
 @pytest.mark.parametrize("other", ["one", "whole"])
 def test_losses_and_rows_are_those_of_one_worker_and_of_whole_models(
     directory: Path, other: str, counts: Counts
@@ -92,7 +92,7 @@ def test_losses_and_rows_are_those_of_one_worker_and_of_whole_models(
     assert lineage[0].equals(lineage[1])
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("outcome")
 def test_bfloat16_and_the_average_of_weights_are_those_of_whole_models(directory: Path) -> None:
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-5)):
         names = [f"{kind}-{dtype}" for kind in ("divided", "whole")]
@@ -104,7 +104,7 @@ def test_bfloat16_and_the_average_of_weights_are_those_of_whole_models(directory
     assert abs(losses(directory, "divided-bfloat16") / losses(directory, "divided-float32") - 1).max() > 1e-4
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("outcome")
 def test_a_resumed_run_ends_in_the_same_bytes(directory: Path) -> None:
     commits = [
         json.loads((directory / name / f"step-{STEPS:08d}" / "COMMIT").read_text())["files"]
@@ -116,10 +116,10 @@ def test_a_resumed_run_ends_in_the_same_bytes(directory: Path) -> None:
 
 
 def test_checkpoints_are_one_models_whoever_wrote_them(
-    directory: Path, report: dict[str, Any], tmp_path: Path, workers: int
+    directory: Path, outcome: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
     """The watch compares the sum of the bits, which the checkpoint names, with what the first step finds."""
-    assert report["back_and_forth"]
+    assert outcome["back_and_forth"]
     np.testing.assert_allclose(losses(directory, "from-one")[10:], losses(directory, "one")[10:], rtol=1e-5)
     shutil.copytree(directory / "divided" / HALF, tmp_path / "from-divided" / HALF)
     summary = train(divided_job(str(tmp_path), "from-divided", 1), TorchBackend("cpu"))
@@ -132,19 +132,19 @@ def test_checkpoints_are_one_models_whoever_wrote_them(
     assert not same(checkpoints[0].weights, load_checkpoint(str(directory / "divided" / "step-00000020")).weights)
 
 
-def test_each_worker_holds_its_share_of_parameters_and_moments(report: dict[str, Any], workers: int) -> None:
-    assert len(report["shares"]) == workers
-    assert max(report["shares"]) < 1.1 / workers  # sizes that are not divisible are rounded up
+def test_each_worker_holds_its_share_of_parameters_and_moments(outcome: dict[str, Any], workers: int) -> None:
+    assert len(outcome["shares"]) == workers
+    assert max(outcome["shares"]) < 1.1 / workers  # sizes that are not divisible are rounded up
 
 
-def test_a_flipped_bit_of_one_workers_part_stops_all(report: dict[str, Any], workers: int) -> None:
-    assert len(report["flipped"]) == workers
-    for said in report["flipped"]:
+def test_a_flipped_bit_of_one_workers_part_stops_all(outcome: dict[str, Any], workers: int) -> None:
+    assert len(outcome["flipped"]) == workers
+    for said in outcome["flipped"]:
         assert re.match(r"step 6 found weights with the checksum .* memory of one of the workers changed", said)
 
 
-def test_a_bad_step_names_the_same_rows_as_with_whole_models(report: dict[str, Any]) -> None:
-    (said,), (expected,) = set(report["bad"]), set(report["bad_whole"])
+def test_a_bad_step_names_the_same_rows_as_with_whole_models(outcome: dict[str, Any]) -> None:
+    (said,), (expected,) = set(outcome["bad"]), set(outcome["bad_whole"])
     named = [re.search(r"worst first: (\S+) \(loss inf", message) for message in (said, expected)]
     assert named[0] is not None
     assert named[1] is not None
@@ -181,9 +181,9 @@ def test_a_replay_divides_the_model_as_the_run_did(tmp_path: Path, counts: Count
 @pytest.mark.chaos("training divided in groups")
 def test_groups_of_workers_that_each_divide_a_model_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> None:
     train(divided_job(str(tmp_path), "one", 1), TorchBackend("cpu"))
-    report = run_workers(Setup(workers=4, device="cpu"), groups, str(tmp_path))
-    assert report["back_and_forth"]
-    assert report["shares"] == pytest.approx([0.5] * 4, abs=0.02)
+    outcome = run_workers(Setup(workers=4, device="cpu"), groups, str(tmp_path))
+    assert outcome["back_and_forth"]
+    assert outcome["shares"] == pytest.approx([0.5] * 4, abs=0.02)
     for name in ("groups", "groups-resumed"):
         np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
         assert column(tmp_path, name, "weights_checksum") == column(tmp_path, "groups", "weights_checksum")

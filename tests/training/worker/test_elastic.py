@@ -14,15 +14,15 @@ from training.worker.sizes import allowed_workers, job_at
 
 @pytest.mark.chaos("training elastic")
 def test_a_run_grows_without_a_lost_step_and_shrinks_to_its_last_checkpoint(tmp_path: Path, counts: Counts) -> None:
-    report = in_process("elastic_run", tmp_path)
-    first, grown, again = report["first_steps"]
-    assert [grown] == report["drains"], "the steps before a growth are in its checkpoint"
+    outcome = in_process("elastic_run", tmp_path)
+    first, grown, again = outcome["first_steps"]
+    assert [grown] == outcome["drains"], "the steps before a growth are in its checkpoint"
     assert first == 0 < grown <= again  # equal where the node went before a regular checkpoint
     assert again % 200 == 0 or again == grown
-    workers = {int(step): number for step, number in report["workers"].items()}
+    workers = {int(step): number for step, number in outcome["workers"].items()}
     assert {number for step, number in workers.items() if grown < step <= again} <= {2}
     assert {number for step, number in workers.items() if step <= grown or step > again} == {1}
-    assert report["last"] == 1
+    assert outcome["last"] == 1
     assert table(tmp_path, "elastic", "lineage").equals(table(tmp_path, "straight", "lineage"))
     # Of two workers the sums have another order: what that does to losses grows with the steps, as of any two set-ups.
     for stop, apart in ((grown, 0.0), (grown + 20, 1e-5)):

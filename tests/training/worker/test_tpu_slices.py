@@ -74,26 +74,26 @@ def test_a_slice_without_one_of_its_hosts_is_broken() -> None:
 def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_there(
     tmp_path: Path, counts: Counts
 ) -> None:
-    report = in_process("tpu_slices", tmp_path / "elastic")
-    both, left, again = report["attempts"]  # never on a, which lacks a host
+    outcome = in_process("tpu_slices", tmp_path / "elastic")
+    both, left, again = outcome["attempts"]  # never on a, which lacks a host
     check_workers(both, left, again)
     for attempt in (both, again):
         seen = {(worker["TPU_NAME"], worker["megascale"]["MEGASCALE_SLICE_ID"]) for worker in attempt}
         assert (len(attempt), seen) == (4, {("b", "0"), ("c", "1")})
         assert {worker["megascale"]["MEGASCALE_NUM_SLICES"] for worker in attempt} == {"2"}
-    assert {worker["TPU_NAME"] for worker in left} == {"b", "c"} - {report["lost"]}
+    assert {worker["TPU_NAME"] for worker in left} == {"b", "c"} - {outcome["lost"]}
     check_alone(left)
-    counts.add(kills=1, compared=sum(map(len, report["attempts"])))
+    counts.add(kills=1, compared=sum(map(len, outcome["attempts"])))
 
 
 @pytest.mark.slow
 def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
-    report = in_process("tpu_slices", tmp_path / "spare")
-    check_what_needs_no_cluster(report)
-    first, second = report["attempts"]
+    outcome = in_process("tpu_slices", tmp_path / "spare")
+    check_what_needs_no_cluster(outcome)
+    first, second = outcome["attempts"]
     check_workers(first, second)
-    (spare,) = {"b", "c"} - {report["lost"]}  # a lacks a host
-    assert [{worker["TPU_NAME"] for worker in attempt} for attempt in (first, second)] == [{report["lost"]}, {spare}]
+    (spare,) = {"b", "c"} - {outcome["lost"]}  # a lacks a host
+    assert [{worker["TPU_NAME"] for worker in attempt} for attempt in (first, second)] == [{outcome["lost"]}, {spare}]
     for attempt in (first, second):
         check_alone(attempt)
 
@@ -112,10 +112,10 @@ def check_alone(attempt: list[dict[str, Any]]) -> None:
     assert all(worker["megascale"] == {} for worker in attempt), "left over from another run, or from two slices"
 
 
-def check_what_needs_no_cluster(report: dict[str, Any]) -> None:
-    assert report["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
-    assert report["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
-    assert report["devices"] == ["TPU", "TPU", "CPU"]
+def check_what_needs_no_cluster(outcome: dict[str, Any]) -> None:
+    assert outcome["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
+    assert outcome["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
+    assert outcome["devices"] == ["TPU", "TPU", "CPU"]
 
 
 def test_a_watch_goes_on_where_a_look_fails_and_says_each_failure_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -119,12 +119,12 @@ def test_the_time_that_a_kill_costs_is_counted_over_both_attempts(directory: Pat
 
 def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, runs: dict[str, Any]) -> None:
     """kill -9; no process and no reservation of the old controller is left when the new workers start."""
-    report = runs["controller"]
-    (killed_at,) = report["killed_at"]
-    assert report["first_step"] >= 100
-    assert report["first_step"] % 100 == 0
-    assert report["first_step"] <= killed_at + 10
-    assert (report["workers"], report["most_at_once"], report["groups_left"]) == (2, 1, [])
+    outcome = runs["controller"]
+    (killed_at,) = outcome["killed_at"]
+    assert outcome["first_step"] >= 100
+    assert outcome["first_step"] % 100 == 0
+    assert outcome["first_step"] <= killed_at + 10
+    assert (outcome["workers"], outcome["most_at_once"], outcome["groups_left"]) == (2, 1, [])
     for kind in ("metrics", "lineage"):
         assert table(directory, "controller", kind).equals(table(directory, "straight", kind))
     weights = [
@@ -137,14 +137,14 @@ def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, run
 @pytest.mark.chaos("training controllers killed")
 def test_failures_are_counted_over_all_controllers_of_a_run(tmp_path: Path, counts: Counts) -> None:
     """A worker's death under the first one and that one's own are two, where one is allowed."""
-    reports = in_process("budget_run", tmp_path)
+    outcomes = in_process("budget_run", tmp_path)
     said = "failures of this run, over all of its controllers: {}, and --max-failures is {}; the same line goes on "
     said += "from the newest checkpoint, and with --max-failures {} or more it lasts longer (-1: for ever)"
-    assert reports["controller"] == {
+    assert outcomes["controller"] == {
         "kills": 2,
         "message": f"Ray Train's controller died; {said.format(2, 1, 2)}",
     }
-    assert reports["worker"] == {"kills": 1, "message": f"a training worker died; {said.format(1, 0, 1)}"}
+    assert outcomes["worker"] == {"kills": 1, "message": f"a training worker died; {said.format(1, 0, 1)}"}
     counts.add(runs=1, kills=3)
 
 
@@ -173,19 +173,19 @@ def test_an_error_of_the_worker_arrives_with_its_own_message(runs: dict[str, Any
 @pytest.mark.chaos("training nodes drained")
 def test_a_drained_node_costs_no_step(tmp_path: Path, counts: Counts) -> None:
     """The node of one of two workers. With no failure allowed: its loss is a preemption, which is counted apart."""
-    report = in_process("drain_run", tmp_path)
-    assert report["accepted"]
-    assert report["workers"] == 2
-    assert report["checkpoints"][-1] == f"{report['first_step']:08d}", (
+    outcome = in_process("drain_run", tmp_path)
+    assert outcome["accepted"]
+    assert outcome["workers"] == 2
+    assert outcome["checkpoints"][-1] == f"{outcome['first_step']:08d}", (
         "before it at most a regular one, on a fast machine"
     )
-    assert report["saved_before_deadline"] > 0, "seconds that were left of the notice"
-    assert report["last_step"] - report["first_step"] <= 1
-    assert report["each_once"]
+    assert outcome["saved_before_deadline"] > 0, "seconds that were left of the notice"
+    assert outcome["last_step"] - outcome["first_step"] <= 1
+    assert outcome["each_once"]
     for kind in ("metrics", "lineage"):
         assert table(tmp_path, "drained", kind).equals(table(tmp_path, "straight", kind))
     counts.add(
-        kills=1, compared=len(losses(tmp_path, "drained")), lost=max(0, report["last_step"] - report["first_step"])
+        kills=1, compared=len(losses(tmp_path, "drained")), lost=max(0, outcome["last_step"] - outcome["first_step"])
     )
 
 

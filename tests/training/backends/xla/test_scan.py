@@ -39,12 +39,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
-    reports_by_name = {}
+    by_program = {}
     for name, process in processes.items():
         out, _ = process.communicate(timeout=500)
         assert process.returncode == 0, logs[name].read_text()
-        reports_by_name[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
-    return reports_by_name
+        by_program[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
+    return by_program
 
 
 def test_losses_and_gradients_are_the_loops_with_every_remat_and_objective(reports: dict[str, Any]) -> None:
