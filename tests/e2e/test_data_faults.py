@@ -24,7 +24,7 @@ from tests.programs.undisturbed import Reference, compare
 
 WORKER_RUNS, KILLS_IN_RUN = 20, 5
 NODE_RUNS = 5
-LONGEST_SECONDS = 300.0
+LONGEST_SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,8 @@ def test_workers_killed_at_any_time_change_no_byte(
         assert (counts.kills, counts.lost, counts.doubled) == (KILLS_IN_RUN, 0, 0)
 
 
-@pytest.mark.slow
-def test_a_lost_node_changes_no_byte(reference: Reference, tmp_path: Path, nodes: MiniCluster) -> None:
-    assert run_with_a_lost_node(reference, tmp_path, nodes, seed=0)[1:] == (0, 0)
-
-
 @pytest.mark.chaos
-@pytest.mark.parametrize("seed", range(1, NODE_RUNS + 1))
+@pytest.mark.parametrize("seed", range(NODE_RUNS + 1))
 def test_a_node_lost_in_any_stage_changes_no_byte(
     reference: Reference, tmp_path: Path, nodes: MiniCluster, seed: int
 ) -> None:

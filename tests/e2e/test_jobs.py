@@ -120,7 +120,10 @@ def status(cluster: RayCluster, token: str | None) -> int:
             return error.code
 
 
-def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke: SmokeRun, tmp_path: Path) -> None:
+@pytest.mark.chaos("a job that is stopped and goes on")
+def test_a_stopped_job_is_continued_by_the_same_line(
+    cluster: RayCluster, smoke: SmokeRun, tmp_path: Path, counts: Counts
+) -> None:
     """A training without an end, beside an undisturbed one: the first checkpoint after the stop has the same bytes."""
     assert smoke.returncode == 0, smoke.output[-4000:]
     line = endless_training(smoke)
@@ -147,6 +150,7 @@ def test_a_stopped_job_is_continued_by_the_same_line(cluster: RayCluster, smoke:
     assert int(match[1].replace(",", "")) == stopped_at
     assert after == times, "it began anew"
     assert made.read_bytes() == reference.read_bytes()  # the sha256 of weights, moments, metrics and lineage
+    counts.add(runs=2, kills=1, compared=1)
 
 
 @pytest.mark.chaos("a job that is stopped and goes on")

@@ -19,7 +19,7 @@ from pipelines.engine.task import Task, resolve_inputs
 from tests.programs.cached_runs import VOCAB, teacher_config, write_sequences
 from tests.programs.places import REPOSITORY
 
-DEADLINE_SECONDS = 200
+DEADLINE_SECONDS = 500
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from infra.ray_session import RaySession
+from infra.ray_session import RaySession, own_token
 from infra.warm_process import WarmProcess
 from pipelines.cli import commands
 from tests.programs.places import REPOSITORY
@@ -49,6 +49,18 @@ class Kept(RaySession):
 
     def close(self) -> None:
         pass
+
+
+def address_of(session: RaySession) -> dict[str, str]:
+    """The environment in which another process of ours joins the embedded Ray of this session."""
+    import ray
+
+    session.start()
+    return {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": own_token(),
+    }
 
 
 @contextlib.contextmanager

@@ -32,7 +32,6 @@ def main(directory: Path) -> dict[str, Any]:
         "ray": run(directory, "ray", feed="ray"),
         "two": run(directory, "two", workers=2),
         "divided": run(directory, "divided", workers=2, mesh="data=2"),
-        "xla": run(directory, "xla", device="xla"),
         "killed": killed(directory),
         "controller": controller_killed(directory),
         "counted": counted(),

@@ -1,10 +1,15 @@
-"""Run by test_worker.py in a process of its own: one worker and four under Ray Train, with whole and divided models."""
+"""Run by test_worker.py in a process of its own: fits under Ray Train with one worker and with four.
 
+On four, the model is whole, divided, and divided in each of two groups; with one, it also runs on XLA.
+"""
+
+import dataclasses
 import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -14,17 +19,18 @@ from training.worker.driver import train_under_ray
 WORLDS = (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 4, "replica=2,data=2"))
 
 
-def main(directory: Path) -> dict[str, int]:
-    """The workers that each run had."""
+def main(directory: Path) -> dict[str, Any]:
+    """The workers that each run had, and the summary of the one on XLA."""
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
-    workers_by_run = {
+    outcome: dict[str, Any] = {
         name: train_under_ray(job_named(directory, name, workers=workers, mesh=mesh, steps=20)).workers
         for name, workers, mesh in WORLDS
     }
+    outcome["xla"] = dataclasses.asdict(train_under_ray(job_named(directory, "xla", device="xla", steps=20)))
     ray.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
-    return workers_by_run
+    return outcome
 
 
 if __name__ == "__main__":

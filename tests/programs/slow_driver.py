@@ -17,7 +17,7 @@ from pipelines.engine.stage import Context, Outcome, load_stage
 from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages import filter_text
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 600
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from pipelines.engine.runner import read_run, run_task
 from pipelines.engine.stage import Context, Outcome, load_stage
 from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import collect_text, filter_text
+from tests.programs import here
 from tests.programs.places import REPOSITORY
 
 SHARDS = 4
+StartDriver = Callable[..., "subprocess.Popen[str]"]
 
 
 def no_ray() -> Any:
@@ -186,37 +188,49 @@ def undisturbed(tmp_path: Path, reference: str, session: RaySession) -> dict[str
     return bytes_of(task.directory)
 
 
-def start_driver(tmp_path: Path, reference: str, gate: Path) -> "subprocess.Popen[str]":
-    words = ["tests.programs.slow_driver", str(tmp_path / "runs"), reference, str(gate)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=REPOSITORY,
-        env={**environment, "CI": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start_driver(tmp_path: Path, collected: str) -> Iterator[StartDriver]:
+    """Starts a slow driver of the stage, on a Ray of its own or on one that is named; each is ended with the test."""
+    words = ["tests.programs.slow_driver", str(tmp_path / "runs"), collected, str(tmp_path / "gate")]
+    drivers: list[subprocess.Popen[str]] = []
+
+    def start(**cluster: str) -> "subprocess.Popen[str]":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        driver = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=REPOSITORY,
+            env={**environment, **cluster, "CI": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        drivers.append(driver)
+        return driver
+
+    yield start
+    for driver in drivers:
+        driver.kill()
+        driver.communicate()
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(what: Callable[[], bool], driver: "subprocess.Popen[str]", seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
+        assert driver.poll() in (None, -signal.SIGKILL), driver.communicate()[0]
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_of_two_drivers_at_once_both_succeed_and_one_says_who_was_first(
-    tmp_path: Path, collected: str, ray_session: RaySession
+    tmp_path: Path, collected: str, ray_session: RaySession, start_driver: StartDriver
 ) -> None:
     expected = undisturbed(tmp_path, collected, ray_session)
-    gate = tmp_path / "gate"
-    drivers = [start_driver(tmp_path, collected, gate) for _ in range(2)]
-    wait_for(lambda: len(list(tmp_path.glob("gate.worker-*"))) == 2)  # both are inside their first shard
+    drivers = [start_driver() for _ in range(2)]
+    wait_for(lambda: len(list(tmp_path.glob("gate.worker-*"))) == 2, drivers[0])  # both are inside their first shard
     for number in range(SHARDS):
-        Path(f"{gate}.{number:05d}").touch()
-    said = [driver.communicate(timeout=90)[0] for driver in drivers]
+        (tmp_path / f"gate.{number:05d}").touch()
+    said = [driver.communicate(timeout=500)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     assert sum("another driver" in text for text in said) == 1, said
     task = task_of("filter_text", filter_text.Config(), tmp_path / "runs", text=collected)
@@ -229,20 +243,19 @@ def test_of_two_drivers_at_once_both_succeed_and_one_says_who_was_first(
 
 @pytest.mark.slow
 def test_after_a_kill_only_unfinished_shards_are_made_again_and_the_bytes_are_the_same(
-    tmp_path: Path, collected: str, ray_session: RaySession
+    tmp_path: Path, collected: str, ray_session: RaySession, start_driver: StartDriver
 ) -> None:
     expected = undisturbed(tmp_path, collected, ray_session)
     task = task_of("filter_text", filter_text.Config(), tmp_path / "runs", text=collected)
-    gate = tmp_path / "gate"
     for number in range(2):
-        Path(f"{gate}.{number:05d}").touch()
-    driver = start_driver(tmp_path, collected, gate)
+        (tmp_path / f"gate.{number:05d}").touch()
+    driver = start_driver(**here.address_of(ray_session))
     receipts = Path(task.directory) / "_receipts"
-    wait_for(lambda: len(list(receipts.glob("filter-*/*.json"))) == 2)
+    wait_for(lambda: len(list(receipts.glob("filter-*/*.json"))) == 2, driver)
     driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    driver.wait()
     workers = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("gate.worker-*")]
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # its Ray died with it
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), driver)  # Ray ends them with it
     assert task.manifest() is None
     finished = {path: path.stat().st_mtime_ns for path in Path(task.directory).glob("text/*.parquet")}
     assert len(finished) == 2

@@ -24,7 +24,7 @@ from tests.programs.corpora import web_corpus
 from tests.programs.in_process import CHAIN, InProcess, chain, run_chain
 from tests.programs.undisturbed import Reference, compare, drive, finished, listed
 
-POINTS, POINTS_IN_MAKE_TEST = 25, 3
+POINTS, POINTS_IN_MAKE_TEST = 25, 2
 
 
 @pytest.fixture(scope="module")

@@ -86,16 +86,16 @@ def test_a_slice_goes_and_comes_back_and_the_workers_are_told_of_those_that_are_
     counts.add(kills=1, compared=sum(map(len, outcome["attempts"])))
 
 
-@pytest.mark.slow
-def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path) -> None:
+@pytest.mark.chaos("training on a slice that loses a host")
+def test_workers_on_a_slice_that_loses_a_host_come_back_on_a_spare_one(tmp_path: Path, counts: Counts) -> None:
     outcome = in_process("tpu_slices", tmp_path / "spare")
-    check_what_needs_no_cluster(outcome)
     first, second = outcome["attempts"]
     check_workers(first, second)
     (spare,) = {"b", "c"} - {outcome["lost"]}  # a lacks a host
     assert [{worker["TPU_NAME"] for worker in attempt} for attempt in (first, second)] == [{outcome["lost"]}, {spare}]
     for attempt in (first, second):
         check_alone(attempt)
+    counts.add(kills=1, compared=sum(map(len, outcome["attempts"])))
 
 
 def check_workers(*attempts: list[dict[str, Any]]) -> None:
@@ -112,7 +112,9 @@ def check_alone(attempt: list[dict[str, Any]]) -> None:
     assert all(worker["megascale"] == {} for worker in attempt), "left over from another run, or from two slices"
 
 
-def check_what_needs_no_cluster(outcome: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_ray_is_asked_for_slices_by_its_own_names_for_them(tmp_path: Path) -> None:
+    outcome = in_process("tpu_slices", tmp_path / "without_a_cluster")
     assert outcome["pod_types"] == {"v4:2x2x2": True, "v5e:4x4": True, "v5p:2x2x4": True, "v6e:4x4": True}
     assert outcome["one_host"] == [True, 1, {"CPU": 1, "TPU": 4}]
     assert outcome["devices"] == ["TPU", "TPU", "CPU"]
