@@ -3,6 +3,7 @@
     MODULES             names of private classes, functions and modules -> where Ray 2.60 has them
     kv_get, kv_put ...  Ray's key-value store, which has no public client
     without_servers     an embedded Ray without the processes that it has no use for
+    patient_start       an embedded Ray that a busy machine may take longer to start
 
 A name is imported when it is first asked for: Ray reads whether tokens are in use when it is first imported, which has
 to come after `RaySession.start`, and a process that only reads the key-value store must not load Ray Train.
@@ -10,6 +11,7 @@ to come after `RaySession.start`, and a process that only reads the key-value st
 
 import contextlib
 import importlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +33,8 @@ MODULES = {
     "get_auth_headers_if_auth_enabled": "ray._private.authentication.http_token_authentication",
     # What `ray.init` starts beside the raylet and the store of state (`without_servers`).
     "Node": "ray._private.node",
+    # What `ray.init` asks until its node is there (`patient_start`).
+    "get_node": "ray._private.services",
     # What Ray ships of a working directory.
     "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "ray._private.ray_constants",
     "get_runtime_env_default_excludes": "ray._private.ray_constants",
@@ -68,6 +72,33 @@ def without_servers() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(node, name, method)
+
+
+@contextlib.contextmanager
+def patient_start(seconds: float) -> Iterator[None]:
+    """While it is open, `ray.init` waits that long for its node to come up, where Ray gives it 30 s.
+
+    A node comes up when its agents have: about 10 s of CPU, which take minutes on a machine that others use too.
+    `ray.init` has no option for it.
+    """
+    services = importlib.import_module(MODULES["get_node"])
+    get_node = services.get_node
+
+    def asked_again(*words: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(*words)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = asked_again
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 def _start_nothing(node: Any, **settings: Any) -> None:

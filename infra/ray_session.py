@@ -37,6 +37,8 @@ NO_ADDRESS = ("", "auto", "local")
 CLIENT_PORT = 10001
 """of Ray's client, where ray://HOST names none"""
 PROBE_SECONDS = 5.0
+START_SECONDS = 240.0
+"""most that an embedded Ray may take to start"""
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """a question to a cluster that takes an empty message and changes nothing"""
 PASSING = ("HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError")
@@ -199,16 +201,24 @@ class RaySession:
         # Unix sockets live below it and have at most 107 characters in their names: a short place of our own.
         _remove_left_behind()
         self._temporary = tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir="/tmp")
-        with ray_private.without_servers():
-            ray.init(
-                address="local",
-                num_cpus=self.cpus or os.cpu_count(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _temp_dir=self._temporary,
-            )
+        with ray_private.without_servers(), ray_private.patient_start(START_SECONDS):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=self.cpus or os.cpu_count(),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                    _temp_dir=self._temporary,
+                )
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                raise StoppedError(
+                    f"got no Ray on this machine in {START_SECONDS:.0f} s: its load is {os.getloadavg()[0]:.0f} on "
+                    f"{os.cpu_count()} CPUs; end other work or wait, then run the same line again"
+                ) from error
 
     def has_tpu(self) -> bool:
         """Whether a node of the cluster has TPU chips. Joins the cluster; on one's own machine the device is asked."""

@@ -1,13 +1,18 @@
 """The embedded Ray, started again in a process that has had one."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from infra.ray_session import node_share
+from infra import ray_private
+from infra.errors import StoppedError
+from infra.ray_session import RaySession, node_share
 from tests.programs.places import REPOSITORY
 
 TWICE = """
@@ -33,6 +38,41 @@ def test_a_second_session_of_a_process_starts_too() -> None:
         check=False,
     )
     assert done.stdout.splitlines() == ["0 True", "1 True"], done.stderr[-2000:]
+
+
+def test_a_busy_machine_has_longer_to_start_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = importlib.import_module(ray_private.MODULES["get_node"])
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), {"node": 1}])
+
+    def get_node(*words: str) -> Any:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with ray_private.patient_start(60):
+        assert services.get_node("address", "id") == {"node": 1}
+    assert services.get_node is get_node
+
+
+def test_a_machine_too_busy_to_start_ray_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What Ray says in the end; the directory that was made for it goes."""
+    ray = importlib.import_module("ray")
+
+    def init(**settings: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    session = RaySession(cpus=1)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)
+        with pytest.raises(StoppedError, match=r"got no Ray on this machine in 240 s: its load is \d+ on \d+ CPU"):
+            session.start()
+    made = session._temporary
+    assert made is not None
+    session.close()
+    assert not Path(made).exists()
 
 
 def node(cpus: float, tpus: float = 0.0, slice_name: str = "", alive: bool = True) -> dict[str, Any]:
