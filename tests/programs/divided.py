@@ -14,10 +14,11 @@ from tests.programs.examples import example_job, made_up_feed, moved
 from training import run
 from training.backends.base import Backend
 from training.backends.fsdp import FsdpBackend
+from training.backends.names import Device
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.save_load import load_checkpoint
 from training.checkpoints.state import restore_state, snapshot_state
-from training.config import Device, OptimizerConfig
+from training.config import OptimizerConfig
 from training.drain import DrainWhen
 from training.faults import BadStep, Corrupted, Drained
 from training.feed import direct_feed

@@ -17,10 +17,10 @@ from tests.programs.chaos_log import Counts
 from tests.programs.divided import HALF, STEPS, divided_job, from_files, groups, runs, same, train
 from tests.programs.examples import moved, write_sequences
 from training.backends.local_workers import run_workers
+from training.backends.names import Device
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
 from training.checkpoints.save_load import load_checkpoint
-from training.config import Device
 from training.replay import replay
 from training.setup import Setup
 
