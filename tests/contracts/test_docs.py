@@ -8,14 +8,16 @@ from tests.programs.places import REPOSITORY
 TEST = re.compile(r"`((?:[\w/]+/)?\w+\.py)::(\w+)`(\*?)")
 
 
-def test_every_row_of_what_may_happen_to_a_training_run_names_tests_that_are_there() -> None:
+def test_every_fault_of_a_training_run_names_tests_that_are_there() -> None:
     """With a star where they are part of `make chaos` alone."""
-    lines = (REPOSITORY / "docs" / "training-faults.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| ")][1:]
-    assert len(rows) >= 13
-    for row in rows:
-        named = TEST.findall(row.rpartition(" | ")[2])
-        assert named, row
+    page = (REPOSITORY / "docs" / "training-faults.md").read_text()
+    faults = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    items = dict(re.findall(r"^(\d+)\. (.*(?:\n +.*)*)", page, re.MULTILINE))
+    assert len(faults) >= 13
+    assert list(items) == faults
+    for item in items.values():
+        named = TEST.findall(item)
+        assert named, item
         for file, function, star in named:
             path = REPOSITORY / file if "/" in file else next((REPOSITORY / "tests").rglob(file))
             functions = [
@@ -24,5 +26,5 @@ def test_every_row_of_what_may_happen_to_a_training_run_names_tests_that_are_the
             (test,) = (candidate for candidate in functions if candidate.name == function)
             if path.name != "chaos.py":
                 assert bool(star) == any("mark.chaos" in ast.unparse(decorator) for decorator in test.decorator_list), (
-                    row
+                    item
                 )
