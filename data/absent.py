@@ -1,14 +1,15 @@
-"""Options that can be added: a field at its declared absent value is left out of what is hashed, kept or compared.
+"""Fields that can be added to a dataclass later: at its declared absent value, a field is neither hashed nor stored.
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         languages: tuple[str, ...] = absent(())
 
-A fingerprint, a checkpoint's identity and a cache's digest hold a dataclass without the fields that are at their absent
-value. So they stay what they were when a field is added, and a document that lacks the field means the absent value.
-The declaration is an entry of the field's metadata under `ABSENT`: a package that may not import this module writes
+A fingerprint, a checkpoint's identity and a cache's digest leave out the fields that are at their absent value. So none
+of them changes when a field is added, and a document that lacks the field means the absent value.
+
+The declaration is an entry of the field's metadata under `ABSENT`. A package that may not import this module writes
 `field(default=None, metadata={"absent": None})`. Absent values are plain: None, numbers, strings, booleans, tuples. A
-nested dataclass declares its own fields, and is left out itself when none of its fields is left.
+nested dataclass declares its own fields, and is left out as a whole if all of its fields are left out.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 ABSENT = "absent"
-"""key of a field's metadata: the value at which the field is left out"""
+"""key of a field's metadata, whose value is the field's absent value"""
 
 T = TypeVar("T")
 _NOT_DECLARED = object()
@@ -36,7 +37,7 @@ def present(config: Any) -> dict[str, Any]:
 
 
 def without_absent(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a `kind`, without the fields that are at their absent value. Names that are no field stay."""
+    """The JSON object of a `kind` without the fields at their absent value. Names that are not fields are kept."""
     fields = _fields(kind)
     kept = {}
     for name, value in values.items():
@@ -50,9 +51,9 @@ def without_absent(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_absent(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a `kind`, with the absent value of every field that it lacks: it was written without that field.
+    """The JSON object of a `kind` with the absent value of every field that it lacks: the inverse of `without_absent`.
 
-    A field that declares no absent value stays missing. The inverse of `without_absent`.
+    A field that declares no absent value stays missing.
     """
     fields = _fields(kind)
     whole = {
@@ -73,11 +74,11 @@ def with_absent(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 class _Field(NamedTuple):
     absent: Any
-    """as JSON, or _NOT_DECLARED"""
+    """absent value as JSON, or _NOT_DECLARED"""
     groups: tuple[type, ...]
-    """dataclasses that its values may hold"""
+    """dataclasses that the field's values may hold"""
     is_group: bool
-    """whether its value is always a nested dataclass"""
+    """whether the field's value is always a nested dataclass"""
 
 
 @functools.cache
@@ -99,7 +100,7 @@ def _groups(hint: Any) -> tuple[type, ...]:
 
 
 def _each(value: Any, groups: tuple[type, ...], change: Callable[[type, Mapping[str, Any]], dict[str, Any]]) -> Any:
-    """The value with every nested dataclass changed. Of several kinds the first that has all of its names is taken."""
+    """The value with every nested dataclass changed, each as the first of `groups` that has all of its names."""
     if not groups:
         return value
     if isinstance(value, Mapping):

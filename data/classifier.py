@@ -2,8 +2,8 @@
 
     labelled texts -> 1- and 2-grams hashed to 2^18 weights -> logistic regression -> P(kept label)
 
-Logistic regression is calibrated by its own loss; how well is measured on texts that it was not trained on (one in
-ten, by a hash of the text). The same texts give the same bytes. Cost: about 3 MB/s a core to score.
+The loss of logistic regression calibrates it. The calibration is measured on the texts that were held out of training,
+one in ten by a hash of the text. The same texts give the same bytes. Cost: scoring runs at about 3 MB/s a core.
 """
 
 import functools
@@ -22,35 +22,35 @@ from data.errors import UserError
 
 TEST_ONE_IN = 10
 SCORED_CHARACTERS = 50_000
-"""of a text, from its beginning: what a score rests on"""
+"""characters at the beginning of a text that its score rests on"""
 BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a classifier sees of a text."""
+    """How a text becomes the features of a classifier."""
 
     ngrams: int = 2
-    """words in the longest n-gram"""
+    """length of the longest n-gram, in words"""
     weights: int = 1 << 18
-    """n-grams are hashed to so many weights"""
+    """number of weights that n-grams are hashed to"""
 
     @functools.cached_property
     def vectorizer(self) -> Any:
-        from sklearn.feature_extraction.text import HashingVectorizer  # seconds that only users of classifiers pay
+        from sklearn.feature_extraction.text import HashingVectorizer  # takes seconds: only for users of classifiers
 
         return HashingVectorizer(
             ngram_range=(1, self.ngrams), n_features=self.weights, alternate_sign=False, dtype=np.float32
         )
 
     def of(self, texts: Sequence[str]) -> Any:
-        """Sparse float32 [texts, weights], rows of length 1."""
+        """The features of texts: sparse float32 [texts, weights], rows of norm 1."""
         return self.vectorizer.transform([text[:SCORED_CHARACTERS] for text in texts])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """Scores texts: the probability of the label that is kept."""
+    """Scores texts by the probability that a text has the label to keep."""
 
     features: Features
     kept_label: str
@@ -59,7 +59,7 @@ class Classifier:
     bias: float
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        """float64 [texts], 0 to 1."""
+        """Scores of the texts, float64 [texts], from 0 to 1."""
         if not len(texts):
             return np.zeros(0)
         return 1 / (1 + np.exp(-(self.features.of(texts) @ self.weights.astype(np.float64) + self.bias)))
@@ -71,33 +71,33 @@ class Classifier:
 
     @staticmethod
     def from_bytes(data: bytes, uri: str = "") -> "Classifier":
-        """Raises UserError where the bytes are no classifier of ours."""
+        """Raises UserError if the bytes are not what `to_bytes` wrote."""
         try:
             tensors = load_tensors(data)
             settings = json.loads(tensors["settings"].tobytes())
             features = Features(**settings["features"])
             if tensors["weights"].shape != (features.weights,):
-                raise UserError(f"weights {tensors['weights'].shape} for {features.weights} features")
+                raise UserError(f"got weights {tensors['weights'].shape} for {features.weights} features")
             return Classifier(
                 features=features,
                 kept_label=settings["kept_label"],
                 weights=tensors["weights"],
                 bias=float(tensors["bias"][0]),
             )
-        except Exception as error:  # safetensors has an error of its own
+        except Exception as error:  # safetensors raises an error of its own
             raise UserError(
-                f"{uri or 'this file'} is no classifier ({error}); name the output of train_classifier"
+                f"{uri or 'this file'} is not a classifier ({error}); name the output of train_classifier"
             ) from error
 
 
 @functools.lru_cache(maxsize=4)
 def load(uri: str) -> Classifier:
-    """Kept by a worker process between shards."""
+    """The classifier at `uri`, which a worker process keeps from one shard to the next."""
     return Classifier.from_bytes(storage.read_bytes(uri), uri)
 
 
 def read_labelled(uri: str, name: str, text_field: str, label_field: str) -> Iterator[tuple[str, str]]:
-    """(text, label) of each line of a JSONL file. Raises UserError, naming the line, for one that has not both."""
+    """(text, label) of each line of a JSONL file. Raises UserError, naming the line, for a line that lacks one."""
     for number, line in enumerate(storage.read_bytes(uri).splitlines()):
         if not line.strip():
             continue
@@ -105,36 +105,37 @@ def read_labelled(uri: str, name: str, text_field: str, label_field: str) -> Ite
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{name}, line {number + 1} is not JSON ({error}); labelled texts are JSON lines"
+                f"{name}, line {number + 1} is not JSON ({error}); write labelled texts as one JSON object a line"
             ) from error
         fields = list(record) if isinstance(record, dict) else []
         text, label = (record.get(field) if fields else None for field in (text_field, label_field))
         if not isinstance(text, str) or not isinstance(label, str | int | bool):
             raise UserError(
-                f"{name}, line {number + 1} needs a string {text_field!r} and a label {label_field!r} (a word or a "
-                f"whole number); it has {', '.join(fields) or 'no fields'}"
+                f"{name}, line {number + 1} has {', '.join(fields) or 'no fields'}; a line needs a string "
+                f"{text_field!r} and a label {label_field!r} (a word or a whole number): add them, or set --text-field "
+                "and --label-field"
             )
         yield text, str(int(label)) if isinstance(label, bool) else str(label)
 
 
 def is_test(text: str) -> bool:
-    """Whether a labelled text is kept for the calibration."""
+    """Whether a labelled text is held out of training, to measure the calibration."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) % TEST_ONE_IN == 0
 
 
 def train(
     texts: Sequence[str], labels: Sequence[str], kept_label: str, features: Features, inverse_penalty: float
 ) -> tuple[Classifier, dict[str, Any]]:
-    """(classifier, its calibration). Raises UserError where one of the labels is missing among either part."""
+    """(classifier, its calibration). Raises UserError if the training or the test texts lack one of the two labels."""
     kept = np.array([label == kept_label for label in labels])
     test = np.array([is_test(text) for text in texts])
     for name, part in (("train on", ~test), ("test on", test)):
         if not (part & kept).any() or not (part & ~kept).any():
             names = ", ".join(sorted(set(labels))) or "none"
             raise UserError(
-                f"of {len(texts)} labelled texts {int((part & kept).sum())} of label {kept_label!r} and "
-                f"{int((part & ~kept).sum())} others are left to {name} (labels: {names}); give some hundred of each, "
-                "or set --kept-label"
+                f"got {len(texts)} labelled texts (labels: {names}), of which {int((part & kept).sum())} of label "
+                f"{kept_label!r} and {int((part & ~kept).sum())} of other labels are left to {name}; give some hundred "
+                "of each, or set --kept-label"
             )
     from sklearn.linear_model import LogisticRegression
 
@@ -151,8 +152,11 @@ def train(
 
 
 def calibration(scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-    """How scores and labels agree: reliability by bins of the score, Brier score, expected calibration error (Guo et
-    al. 2017, arXiv 1706.04599), area under the ROC curve, and precision and recall at thresholds."""
+    """How well scores agree with labels.
+
+    Reliability by bins of the score, Brier score, expected calibration error (Guo et al. 2017, arXiv 1706.04599), area
+    under the ROC curve, and precision and recall at thresholds.
+    """
     from sklearn.metrics import roc_auc_score
 
     place = np.minimum((scores * BINS).astype(int), BINS - 1)

@@ -1,7 +1,7 @@
 """Compressed streams and long lines, read in bounded memory: gzip and zstd, with a guard against bombs.
 
-A stream that has given more than EXPANSION times its compressed size, and more than FREE_BYTES, is an error: text does
-not compress like that, and whatever it is would fill a disk.
+A stream that has given more than EXPANSION times its compressed size, and more than FREE_BYTES, raises an error. Text
+does not compress that well, and the content of such a stream could fill a disk.
 """
 
 import gzip
@@ -19,14 +19,14 @@ FREE_BYTES = 256 << 20
 SUFFIXES = (".gz", ".zst")
 _SKIP_BYTES = 1 << 20
 BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-"""what a broken stream raises, in any of its layers"""
+"""exceptions that a broken stream raises, in any of its layers"""
 
 
 class Expansion:
-    """Counts bytes in and out. Raises UserError where a stream gives far too many for what it is."""
+    """Counts compressed and decompressed bytes. Raises UserError if a stream expands more than text does."""
 
     def __init__(self, name: str, read: Callable[[], int]) -> None:
-        """`read` tells how many compressed bytes were taken so far."""
+        """`read` returns the number of compressed bytes that were read so far."""
         self.name, self.read, self.given = name, read, 0
 
     def add(self, count: int) -> None:
@@ -39,18 +39,18 @@ class Expansion:
 
 
 def open_stream(name: str, raw: BinaryIO) -> BinaryIO:
-    """The content of a file, decompressed as its name says: a stream to read lines and bytes from."""
+    """A stream of the content of a file, decompressed as the ending of its name says."""
     if name.endswith(".gz"):
-        # gzip reads file after file where several were concatenated, and so do we for zstd
+        # gzip reads all members of a concatenated file, and _ZstdStream reads all frames
         return io.BufferedReader(_Guarded(gzip.GzipFile(fileobj=raw), name, raw), 1 << 16)
     if name.endswith(".zst"):
         return io.BufferedReader(_Guarded(_ZstdStream(raw), name, raw), 1 << 16)
-    # files of buckets have no readline with a limit
+    # files in buckets have no readline with a limit
     return raw if hasattr(raw, "peek") else io.BufferedReader(raw, 1 << 16)  # type: ignore[type-var]
 
 
 def bounded_lines(stream: BinaryIO, most_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """(line, its length) for every line; of a line of more than `most_bytes`, only its beginning is kept."""
+    """(line, its length) for every line. A line of more than `most_bytes` is cut to its beginning."""
     while line := stream.readline(most_bytes + 1):
         length = len(line)
         if length > most_bytes and not line.endswith(b"\n"):
@@ -63,7 +63,7 @@ def bounded_lines(stream: BinaryIO, most_bytes: int) -> Iterator[tuple[bytes, in
 
 
 class _Guarded(io.RawIOBase):
-    """What `content` gives, counted against what was taken from `raw`."""
+    """The bytes of `content`, counted against the compressed bytes that were read from `raw`."""
 
     def __init__(self, content: Any, name: str, raw: BinaryIO) -> None:
         self.content = content
@@ -79,7 +79,7 @@ class _Guarded(io.RawIOBase):
 
 
 class _ZstdStream(io.RawIOBase):
-    """The content of all frames of a zstd file; EOFError where one is cut (zstandard's own reader ends quietly)."""
+    """The content of all frames of a zstd file. A cut frame is an EOFError (zstandard's own reader ends quietly)."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw = raw
@@ -92,7 +92,7 @@ class _ZstdStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.content:
-            # little at a time: what comes of it is held whole, and a bomb expands it some ten thousand times
+            # 8 KiB at a time: the result is held in memory whole, and a bomb expands some ten thousand times
             self.compressed = self.compressed or self.raw.read(1 << 13)
             if not self.compressed:
                 if self.frame is not None:

@@ -2,10 +2,9 @@
 
     evaluation items -> n-grams -> INDEX, sorted by hash;  TEXT shard + INDEX -> TEXT, HITS
 
-Words are those of minhash.py, lower-cased runs of letters and digits: punctuation (of any script), case and line
-breaks hide nothing.
-An item of fewer than n words has no n-gram and cannot be found; such items are counted. N-grams of 13 words are what
-the GPT-3 paper used (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
+Words are those of minhash.py, lower-cased runs of letters and digits, so punctuation (of any script), case and line
+breaks do not hide an overlap. An item of fewer than n words has no n-gram and cannot be found; such items are counted.
+The GPT-3 paper used n-grams of 13 words (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
 """
 
 import json
@@ -23,9 +22,9 @@ INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64
 
 
 def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | None]:
-    """The text of each line of a JSONL evaluation set: its `fields`, or all its strings, one below the other.
+    """The text of each line of a JSONL evaluation set: its `fields`, or all of its strings, joined by blank lines.
 
-    None for a blank line. Raises UserError, naming the line, for one that is no object or lacks a field.
+    None for a blank line. Raises UserError, naming the line, for a line that is not an object or lacks a field.
     """
     for number, line in enumerate(storage.read_bytes(uri).splitlines()):
         if not line.strip():
@@ -35,10 +34,12 @@ def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | Non
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{name}, line {number + 1} is not JSON ({error}); evaluation sets are JSON lines"
+                f"{name}, line {number + 1} is not JSON ({error}); write evaluation sets as one JSON object a line"
             ) from error
         if not isinstance(record, dict):
-            raise UserError(f"{name}, line {number + 1} is no JSON object; evaluation sets have one object a line")
+            raise UserError(
+                f"{name}, line {number + 1} is not a JSON object; write evaluation sets as one JSON object a line"
+            )
         if missing := [field for field in fields if field not in record]:
             raise UserError(
                 f"{name}, line {number + 1} has no field {', '.join(missing)}; it has {', '.join(record)}: set --fields"
@@ -47,7 +48,7 @@ def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | Non
 
 
 def _strings(values: list[Any]) -> Iterator[str]:
-    """Every string among the values, in lists and objects too: the choices of a question are part of it."""
+    """Every string among the values, lists and objects included: the choices of a question are part of its text."""
     for value in values:
         if isinstance(value, str):
             yield value.encode("utf-8", "replace").decode()
@@ -62,7 +63,7 @@ def set_name(file_name: str) -> str:
 
 
 def index_of(sets: Sequence[Sequence[str | None]], ngram_words: int) -> tuple[pa.Table, list[int]]:
-    """(INDEX of all sets, how many items of each are too short to be found)."""
+    """(INDEX of all sets, number of items of each set that are too short to be found)."""
     parts, short = [], []
     for number, items in enumerate(sets):
         hashes, offsets = minhash.shingle_hashes(pa.array([item or "" for item in items], pa.string()), ngram_words)
@@ -79,7 +80,7 @@ def index_of(sets: Sequence[Sequence[str | None]], ngram_words: int) -> tuple[pa
 
 
 def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words: int) -> pa.Table:
-    """HITS of the documents of a TEXT table: a row for each pair of a document and an item that share an n-gram."""
+    """HITS of a TEXT table: a row for each pair of a document and an evaluation item that share an n-gram."""
     hashes_of_index, set_of_index, item_of_index = (index[name].to_numpy() for name in INDEX.names)
     rows = []
     for _, text, id in _suspects(table, hashes_of_index, ngram_words):
@@ -90,7 +91,7 @@ def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words
         np.maximum.at(last, number_of, np.arange(len(hashes)))
         begin = np.searchsorted(hashes_of_index, distinct, side="left")
         count = np.searchsorted(hashes_of_index, distinct, side="right") - begin
-        # one line for each n-gram of the text, however often it is there, and each entry of the index with its hash
+        # one row for each distinct n-gram of the text and each entry of the index with the same hash
         ngram = np.repeat(np.arange(len(distinct)), count)
         entry = np.arange(len(ngram)) - np.repeat(np.cumsum(count) - count, count) + begin[ngram]
         order = np.lexsort((item_of_index[entry], set_of_index[entry]))
@@ -108,7 +109,7 @@ def find_hits(table: pa.Table, index: pa.Table, sets: Sequence[str], ngram_words
 
 
 def mask_spans(table: pa.Table, index: pa.Table, ngram_words: int) -> pa.Table:
-    """The TEXT table with every n-gram of the index among the masked spans."""
+    """The TEXT table, with every n-gram that is in the index added to the masked spans."""
     masked = table["masked_spans"].to_pylist()
     for place, text, _ in _suspects(table, index["hash"].to_numpy(), ngram_words):
         hashes, places = minhash.shingle_places(text, ngram_words)
@@ -121,7 +122,7 @@ def mask_spans(table: pa.Table, index: pa.Table, ngram_words: int) -> pa.Table:
 
 
 def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same characters as ranges that neither touch nor overlap, in order."""
+    """The spans in order, joined so that they neither touch nor overlap."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:
@@ -132,7 +133,7 @@ def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _suspects(table: pa.Table, hashes_of_index: np.ndarray, ngram_words: int) -> Iterator[tuple[int, str, str]]:
-    """(row, text, id) of the documents with an n-gram of the index."""
+    """(row, text, id) of each document that has an n-gram of the index."""
     row = 0
     for block in minhash.blocks(table["text"]):
         hashes, offsets = minhash.shingle_hashes(block, ngram_words)

@@ -1,10 +1,11 @@
-"""Duplicates, exact and near: which document of a cluster stays, and which are dropped for it.
+"""Duplicates, exact and near: which document of a cluster is kept, and which documents are dropped.
 
     TEXT shard -> keys_of -> (by key) links_in -> (components.py) -> (node, kept) -> drop_rows -> TEXT, CLUSTERS
 
-A node is a document's place, shard * 2**32 + row. Documents with one key are linked: one key for the normalized text
-(128 bits, lower case, white space as single spaces), and one for each band of MinHash (minhash.py). Of each connected
-component the first document, in the order of the shards, stays. Texts never move; only keys and links are shuffled.
+A node is a document's place, shard * 2**32 + row. Documents that share a key are linked. A document has one key for its
+normalized text (128 bits, lower case, white space as single spaces), and one key for each band of MinHash (minhash.py).
+Each connected component keeps its first document, in the order of the shards. Texts stay in place; only keys and links
+are shuffled.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ from data import minhash, schema
 KEYS = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("node", pa.int64())])
 LINKS = pa.schema([("node", pa.int64()), ("other", pa.int64())])
 DROPS = pa.schema([("node", pa.int64()), ("kept_id", pa.string()), ("kept_text", pa.string())])
-"""what a shard is told to drop; kept_text: `normalized_hash` of the document that stays"""
+"""documents that a shard drops; kept_text is the `normalized_hash` of the document that is kept instead"""
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 
 
@@ -26,12 +27,12 @@ def place(shard: int, rows: np.ndarray) -> np.ndarray:
 
 
 def normalized_hash(text: str) -> str:
-    """32 hex digits (xxh3-128): equal for texts that differ in letter case and white space only."""
+    """32 hex digits (xxh3-128), equal for texts that differ only in letter case and white space."""
     return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode())
 
 
 def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words: int, seed: int) -> pa.Table:
-    """KEYS of the documents of one shard; `bands` 0: of exact duplicates only."""
+    """KEYS of the documents of one shard. With 0 `bands`, only exact duplicates share a key."""
     texts = table["text"].to_pylist()
     digests = [normalized_hash(text) for text in texts]
     halves = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2).astype(np.uint64)
@@ -49,8 +50,10 @@ def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words
 
 
 def links_in(keys: pa.Table) -> np.ndarray:
-    """int64 [links, 2]: of all documents with one key, each but the first with the first. All rows of a key must be
-    in `keys`."""
+    """Links of each document to the first document with the same key, int64 [links, 2].
+
+    `keys` must hold all rows of each of its keys.
+    """
     high, low, node = (keys[name].to_numpy() for name in KEYS.names)
     order = np.lexsort((node, low, high))
     high, low, node = high[order], low[order], node[order]
@@ -61,7 +64,7 @@ def links_in(keys: pa.Table) -> np.ndarray:
 
 
 def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:
-    """DROPS for the (node, kept) of `links`, whose kept documents are all in this TEXT shard."""
+    """DROPS for the (node, kept) of `links`. All kept documents are in this TEXT shard."""
     rows = links["other"].to_numpy() & 0xFFFFFFFF
     distinct, number = np.unique(rows, return_inverse=True)
     kept = table.take(pa.array(distinct))
@@ -71,7 +74,7 @@ def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:
 
 
 def drop_rows(table: pa.Table, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(kept TEXT, CLUSTERS of what was dropped) of one shard, which all of the DROPS are for."""
+    """(kept TEXT, CLUSTERS of the dropped documents) of one shard. All `drops` are documents of this shard."""
     ordered = drops.sort_by("node")
     rows = ordered["node"].to_numpy() & 0xFFFFFFFF
     keep = np.ones(table.num_rows, dtype=bool)

@@ -1,10 +1,10 @@
-"""What one task leaves for each of the tasks of the next phase: one file, a part for each.
+"""Files that carry rows from the tasks of one phase to those of the next: one file a task, with a part a receiver.
 
     [parts] [end of each part] [part 0: Parquet] [part 1: Parquet] ...
 
-A shuffle of N tasks to P parts is N files, not N x P. A number is an int64 and the same again, XOR a constant that
-marks the format. A reader fetches the two numbers that it needs and its part. Parts are Parquet as everywhere, with
-verified page checksums; an empty part takes no bytes.
+A shuffle of N tasks to P parts writes N files, not N x P. A number is stored twice: as an int64, and as the same int64
+XOR a constant that marks the format. A reader fetches two numbers and then its part. Parts are Parquet files with
+verified page checksums, as everywhere; an empty part takes no bytes.
 """
 
 import io
@@ -24,7 +24,7 @@ _NUMBER = struct.Struct("<qq")
 
 
 def exchange_bytes(parts: Sequence[pa.Table]) -> bytes:
-    """The file of `parts`, one table for each task of the next phase."""
+    """The bytes of a file with one table for each task of the next phase."""
     pieces = [shards.parquet_bytes(part) if part.num_rows else b"" for part in parts]
     begin = _NUMBER.size * (len(pieces) + 1)
     ends = begin + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
@@ -32,7 +32,7 @@ def exchange_bytes(parts: Sequence[pa.Table]) -> bytes:
 
 
 def split(table: pa.Table, part_of: np.ndarray, parts: int) -> list[pa.Table]:
-    """The rows of each part, in their order; `part_of` int [rows]."""
+    """The rows of each part, in their order. `part_of` is the part of each row, int [rows]."""
     order = np.argsort(part_of, kind="stable")
     ends = np.searchsorted(part_of[order], np.arange(parts), side="right")
     ordered = table.take(pa.array(order))
@@ -40,14 +40,14 @@ def split(table: pa.Table, part_of: np.ndarray, parts: int) -> list[pa.Table]:
 
 
 def gather(uris: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
-    """The rows of one part in all files, in the order of the files. Raises UserError where a file is damaged."""
+    """The rows of one part from all files, in the order of the files. Raises UserError if a file is damaged."""
     with ThreadPoolExecutor(storage.read_threads(uris[0]) if uris else 1) as pool:
         tables = [table for table in pool.map(lambda uri: _read(uri, part), uris) if table is not None]
     return pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
 
 
 def _read(uri: str, part: int) -> pa.Table | None:
-    # the places of this part and the one before: not the whole header, which grows with the parts
+    # two numbers, not the whole header, which grows with the number of parts
     place = _NUMBER.size * (part + 1)
     entries = storage.read_range(uri, place - _NUMBER.size, place + _NUMBER.size)
     numbers = _NUMBER.iter_unpack(entries) if len(entries) == 2 * _NUMBER.size else ()

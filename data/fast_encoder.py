@@ -1,12 +1,12 @@
-"""SentencePiece's ids at several times its speed: gigatoken, used only for a model that it is proven exact on.
+"""SentencePiece's ids at several times its speed: by gigatoken, for models on which it is proven exact.
 
     model -> conditions on its pieces -> gigatoken from those pieces -> compared on probes -> FastEncoder
 
-SentencePiece's BPE matches user-defined pieces first, longest first, and freezes them; between them it merges the pair
-of the highest score, leftmost first. gigatoken does the same by rank, if it is told the pieces rightly: user-defined
-pieces as text (spaces, not U+2581), control and byte pieces in no merge, and scores that are all different. The proof
-for a model is those conditions, then equal ids on seeded probes made of the model's own pieces; tokenize_text compares
-a sample of every shard besides. Cost: 2.5 s to load Gemma's 256,000 pieces, 0.5 s for the probes.
+SentencePiece's BPE matches user-defined pieces first, longest first, and freezes them. Between them it merges the pair
+with the highest score, leftmost first. gigatoken does the same by rank under three conditions: user-defined pieces are
+text (spaces, not U+2581), control and byte pieces are part of no merge, and all scores differ. The proof for a model is
+that these conditions hold, and that ids are equal on seeded probes made of the model's own pieces. tokenize_text also
+compares a sample of every shard. Cost: 2.5 s to load Gemma's 256,000 pieces, 0.5 s for the probes.
 """
 
 import itertools
@@ -27,11 +27,14 @@ PROBES = 2000
 
 
 class NotExactError(Exception):
-    """The fast encoder is not proven to give this model's ids; the message says why."""
+    """The fast encoder is not proven exact for a model. The message says why."""
 
 
 class FastEncoder:
-    """Ids of texts without named symbols (the tokenizer has cut them). Raises NotExactError for a model not proven."""
+    """Encodes texts without named symbols, which the tokenizer cuts.
+
+    Raises NotExactError for a model without a proof.
+    """
 
     def __init__(self, model: bytes, processor: sentencepiece.SentencePieceProcessor) -> None:
         proto = sentencepiece_model_pb2.ModelProto.FromString(model)
@@ -43,18 +46,18 @@ class FastEncoder:
                 raise NotExactError(f"it gives other ids than SentencePiece for {probe!a}")
 
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids of all texts one after another int32 [n], offsets int64 [texts + 1]). Texts are UTF-8."""
-        # U+2581 is what SentencePiece makes of a space, and so it cannot tell the two apart
+        """(ids of all texts in one array int32 [n], offsets int64 [texts + 1]). Texts are UTF-8."""
+        # SentencePiece replaces a space by U+2581, so it cannot tell the two apart
         plain = [text.replace(b"\xe2\x96\x81", b" ") for text in texts]
         if not plain:
             return np.zeros(0, np.int32), np.zeros(1, np.int64)
         layout = self._backend.encode_batch(plain, parallel=False).layout
         offsets = np.asarray(layout.offsets, np.int64)
-        return np.asarray(layout.content.data)[: offsets[-1]].view(np.int32), offsets  # unsigned ones: no copy
+        return np.asarray(layout.content.data)[: offsets[-1]].view(np.int32), offsets  # a view: no copy
 
 
 def broken_conditions(proto: sentencepiece_model_pb2.ModelProto) -> list[str]:
-    """Why gigatoken may give other ids than SentencePiece does for this model; empty where it may not."""
+    """Reasons why gigatoken may give other ids than SentencePiece for this model; empty if there are none."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     normal = [(piece, score) for piece, score, kind in pieces if kind == NORMAL]
@@ -74,7 +77,7 @@ def broken_conditions(proto: sentencepiece_model_pb2.ModelProto) -> list[str]:
 
 
 def probes(proto: sentencepiece_model_pb2.ModelProto, count: int = PROBES, seed: int = 0) -> Iterator[str]:
-    """Texts that a wrong encoder stumbles over: pieces joined at random, runs, periods, cut symbols, any characters."""
+    """Texts that a wrong encoder gets wrong: pieces joined at random, runs, repeats, cut symbols, any characters."""
     draw = random.Random(seed)
     kinds = {
         kind: [piece.piece.replace(SPACE, " ") for piece in proto.pieces if piece.type == kind]
@@ -141,11 +144,11 @@ def _tokenizer_json(proto: sentencepiece_model_pb2.ModelProto) -> str:
 
 
 def pieces_of(text: bytes, size: int) -> Iterator[bytes]:
-    """The text cut into parts of about `size` bytes where no piece can reach across: after a run of newlines, or
-    between a word and a space.
+    """The text cut into parts of about `size` bytes, at places that no piece crosses.
 
-    Newline runs are frozen pieces of every vocabulary with Gemma's layout, and no piece holds a space after another
-    character (`broken_conditions`). A part without such a place stays whole.
+    Such a place is after a run of newlines, or between a word and a space: runs of newlines are frozen pieces of every
+    vocabulary with Gemma's layout, and no piece holds a space after another character (`broken_conditions`). A part
+    without such a place is not cut.
     """
     start = 0
     while len(text) - start > size:
@@ -157,7 +160,7 @@ def pieces_of(text: bytes, size: int) -> Iterator[bytes]:
 
 
 def cut_after(text: bytes, place: int) -> int:
-    """The first safe cut at or after `place`; the end of the text where there is none."""
+    """The first safe cut at or after `place`, or the end of the text if there is none."""
     for step in itertools.count():
         window = text[place : place + (1 << 12 + min(step, 8))]
         if not window:

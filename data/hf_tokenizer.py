@@ -1,15 +1,15 @@
-"""A SentencePiece model as the tokenizer files of a Hugging Face directory, for `transformers` to give our ids.
+"""A SentencePiece model as the tokenizer files of a Hugging Face directory, with which `transformers` gives our ids.
 
     tokenizer.model            the SentencePiece model itself, byte for byte
-    tokenizer.json             the same as a BPE of the `tokenizers` library: pieces, merges, symbols, byte fallback
-    tokenizer_config.json      which class reads it, and the names of the special tokens
+    tokenizer.json             the model as a BPE of the `tokenizers` library: pieces, merges, symbols, byte fallback
+    tokenizer_config.json      the class that reads tokenizer.json, and the names of the special tokens
 
 SentencePiece joins the two neighbours whose join has the best score. `tokenizers` joins the pair that comes first in a
 list, so the list holds every way to cut every piece in two, best score first. Cost: 256,000 pieces take seconds, and
-tokenizer.json is some 20 MB.
+tokenizer.json has some 20 MB.
 
-One difference stays: named symbols that stand in a text (`<start_of_turn>`, `<bos>`) are matched, as `transformers`
-does for every Gemma; `Tokenizer.encode` spells them out.
+One difference is left: named symbols in a text (`<start_of_turn>`, `<bos>`) are matched, as `transformers` does for
+every Gemma. `Tokenizer.encode` spells them out.
 """
 
 import json
@@ -65,7 +65,7 @@ def _fast_tokenizer(model: bytes) -> dict[str, Any]:
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": SPACE in piece.piece,  # runs of spaces are looked for after spaces were replaced
+                "normalized": SPACE in piece.piece,  # runs of spaces are matched after spaces are replaced
                 "special": piece.type != USER_DEFINED,
             }
             for id, piece in enumerate(pieces)

@@ -1,11 +1,11 @@
-"""From row references to batches: reads row groups lazily, checks what it read, joins the teacher's logits by row.
+"""From row references to batches: reads row groups lazily, checks them, and joins the teacher's logits by row.
 
     Order.worker_rows(step) -> SequenceReader (+ LogitsReader) -> StepLoader.load -> Batch -> direct_feed
 
-Nothing unchecked reaches training: Parquet page checksums, the sequence_hash of each row, ids within the vocabulary,
-and for logits that they were computed on the row they are used with. A refusal is a UserError naming the file.
+Nothing unchecked reaches training. Checked are Parquet's page checksums, the sequence_hash of each row, that ids are in
+the vocabulary, and that logits were computed on the row that they are used with. A UserError names the file that fails.
 
-Cost: a row group is read, decoded and hashed once while it stays among the last few used; then a batch is a copy.
+Cost: a row group is read, decoded and hashed once, as long as it is among the last few used. A batch is then a copy.
 """
 
 import queue
@@ -27,7 +27,7 @@ from data.shards import open_parquet
 
 Batch = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 [b, L]; loss_mask bool [b, L]; sequence_hash uint64 [b]; refs int32 [b, 3]
-(dataset, shard, row); with logits the columns that their `Padding` makes (data/padding.py)"""
+(dataset, shard, row); with logits also the columns of their `Padding` (data/padding.py)"""
 
 ROW_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask", "sequence_hash")
 _OPEN_FILES = 16
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class StepLoader:
     """The batches of one worker, by step.
 
-    Raises UserError where the readers do not match the order's datasets, or the workers do not divide the batch.
+    Raises UserError if the readers do not match the order's datasets, or the workers do not divide the batch.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class StepLoader:
         assert logits_readers is None or len({reader.max_unique for reader in logits_readers}) <= 1, (
             "readers of logits differ in max_unique; a batch has one K, so give all of them the largest"
         )
-        order.worker_rows(0, rank, world_size)
+        order.worker_rows(0, rank, world_size)  # raises if the workers do not divide the batch
         self.order, self.rank, self.world_size = order, rank, world_size
         self._readers, self._logits_readers = readers, logits_readers
 
     def load(self, step: int) -> Batch:
-        """This worker's rows of a step. Raises UserError where a file is damaged or logits belong to other rows."""
+        """This worker's rows of a step. Raises UserError if a file is damaged or logits belong to other rows."""
         refs = np.array(self.order.worker_rows(step, self.rank, self.world_size), np.int32)
         parts, places = [], []
         for dataset in np.unique(refs[:, 0]).tolist():
@@ -72,7 +72,8 @@ class StepLoader:
             places.append(indices)
         if len(lengths := {part["tokens"].shape[1] for part in parts}) > 1:
             raise UserError(
-                f"datasets of one mixture have rows of {sorted(lengths)} tokens; pack them with one sequence_length"
+                f"got rows of {sorted(lengths)} tokens in one mixture; its datasets need rows of one length: pack them "
+                "with one sequence_length"
             )
         back = np.argsort(np.concatenate(places))
         batch = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
@@ -102,9 +103,9 @@ class StepLoader:
 def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: int = 4) -> Iterator[tuple[int, Batch]]:
     """(step, batch) for each step from start_step to stop_step - 1, read ahead in a thread by up to `prefetch` batches.
 
-    An exception of the loader is raised here, at its step. The thread ends with the iteration, also one left early.
+    An exception of the loader is raised here, at its step. The thread ends with the iteration, even if it ends early.
     """
-    assert prefetch >= 1, f"got prefetch={prefetch}; at least 1 batch is read ahead"
+    assert prefetch >= 1, f"got prefetch={prefetch}; at least 1 batch has to be read ahead"
     ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(prefetch)
     stopped = threading.Event()
 
@@ -123,7 +124,7 @@ def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: i
                 if stopped.is_set():
                     return
             put(None)
-        except BaseException as error:  # carried to the thread that asked
+        except BaseException as error:  # raised again in the thread that iterates
             put(error)
 
     thread = threading.Thread(target=work, name=f"feed-{start_step}", daemon=True)
@@ -139,7 +140,7 @@ def direct_feed(loader: StepLoader, start_step: int, stop_step: int, prefetch: i
 
 
 class SequenceReader:
-    """Random access to the packed rows of one dataset. `row_group_rows` is checked against the files."""
+    """Random access to the packed rows of one dataset. The files must have row groups of `row_group_rows` rows."""
 
     def __init__(self, shard_uris: Sequence[str], row_group_rows: int, vocab_size: int | None = None) -> None:
         self.uris = tuple(shard_uris)
@@ -147,7 +148,7 @@ class SequenceReader:
         self._groups = _RowGroups(self.uris, ROW_COLUMNS, self._decode, row_group_rows)
 
     def read(self, rows: Sequence[tuple[int, int]]) -> Batch:
-        """The columns of ROW_COLUMNS for each (shard, row), in the order asked for."""
+        """The columns of ROW_COLUMNS for each (shard, row), in the order of `rows`."""
         picked = self._groups.read(rows, lambda group, row: [group[name][row] for name in ROW_COLUMNS])
         return {name: np.stack(column) for name, column in zip(ROW_COLUMNS, zip(*picked, strict=True), strict=True)}
 
@@ -164,8 +165,8 @@ class SequenceReader:
         hashes = sequence_hashes(group["tokens"], group["segment_ids"], group["loss_mask"])
         if (wrong := np.flatnonzero(hashes != group["sequence_hash"])).size:
             raise UserError(
-                f"{uri} is damaged: tokens, segments or mask of {wrong.size} of {len(hashes)} rows read together are "
-                "not those that their sequence_hash was made of; remove the run that wrote it and run that again"
+                f"{uri} is damaged: in {wrong.size} of {len(hashes)} rows that were read together, tokens, segments or "
+                "mask do not match the sequence_hash; remove the run that wrote it and run that again"
             )
         low, high = int(group["tokens"].min()), int(group["tokens"].max())
         if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
@@ -177,13 +178,14 @@ class SequenceReader:
 
 
 MADE_AS = b"made_as"
-"""key of a LOGITS file's metadata: digest of the teacher, the estimator and the codec that made it"""
+"""key of a LOGITS file's metadata: the digest of the teacher, the estimator and the codec that made the file"""
 
 
 class LogitsReader:
-    """Random access to the cached teacher distributions of one dataset, row for row those of its sequences.
+    """Random access to the cached teacher distributions of one dataset: row n belongs to row n of its sequences.
 
-    `max_unique` is K, the ids kept for a target. It may be left out for counts: no target has more ids than draws.
+    `max_unique` is K, the largest number of ids at a target. It may be left out for counts: no target has more ids than
+    draws.
     """
 
     def __init__(
@@ -194,13 +196,16 @@ class LogitsReader:
         made_as: str | None = None,
         padding: Padding = SPARSE,
     ) -> None:
-        """`made_as`: digest of teacher, estimator and codec that the manifest names; a file with another is refused."""
+        """`made_as`: the manifest's digest of teacher, estimator and codec. A file with another digest is refused."""
         self.uris = tuple(shard_uris)
         self.spec = spec
         self.made_as = made_as
         self.padding = padding
         if max_unique is None and spec.draws is None:
-            raise UserError(f"logits of the estimator {spec.estimator!r} need max_unique, the ids kept at a target")
+            raise UserError(
+                f"got no max_unique for logits of the estimator {spec.estimator!r}, which keep no counts; give it: the "
+                "largest number of ids at a target"
+            )
         self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
         self._groups = _RowGroups(
             self.uris, ("sequence_hash", *PLANES), lambda table, _: table, check=self._check_made_as
@@ -208,7 +213,7 @@ class LogitsReader:
         self._rankings = _RowGroups(self.uris, ("ranking",), self._ranking)
 
     def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, Ragged]]:
-        """(sequence_hash, what is kept at its targets, in order) for each (shard, row)."""
+        """(sequence_hash, the kept targets in order) for each (shard, row)."""
         picked = self._groups.read(rows, lambda table, row: [table[name][row] for name in table.column_names])
         rankings = self._rankings.read([(shard, 0) for shard, _ in rows], lambda ranking, _: [ranking])
         decoded = []
@@ -245,7 +250,7 @@ class LogitsReader:
 
 
 class _RowGroups(Generic[T]):
-    """Row groups of Parquet files, each decoded and checked once while it is among the last few used."""
+    """Row groups of Parquet files, each decoded and checked once, as long as it is among the last few used."""
 
     def __init__(
         self,
@@ -261,7 +266,7 @@ class _RowGroups(Generic[T]):
         self._groups: OrderedDict[tuple[int, int], T] = OrderedDict()
 
     def read(self, rows: Sequence[tuple[int, int]], pick: Callable[[T, int], list]) -> list[list]:
-        """pick(group, row in group) for each (shard, row), in order; each group is visited once."""
+        """pick(group, row in group) for each (shard, row), in order. Each group is visited once."""
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for place, (shard, row) in enumerate(rows):
             group, row_in_group = self._locate(shard, row)
@@ -284,7 +289,7 @@ class _RowGroups(Generic[T]):
         return group, row - (int(ends[group - 1]) if group else 0)
 
     def _file(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """The open file of a shard and where each of its row groups ends."""
+        """The open file of a shard, and the row after the last one of each row group."""
         if shard not in self._files:
             uri = self._uris[shard]
             file = open_parquet(uri)

@@ -1,20 +1,20 @@
-"""The bytes of a cached teacher distribution: for each target, which ids were kept, and counts or log-probabilities.
+"""The bytes of a cached teacher distribution: for each target, the kept ids and their counts or log-probabilities.
 
     target_ids, target_counts [P, K]                       <->  unique, symbols, bits             of a row
-    the same and target_log_weights [P, K]                 <->  unique, symbols, bits, high, low
+    the above and target_log_weights [P, K]                <->  unique, symbols, bits, high, low
     target_ids, target_log_probs [P, K], target_tail [P]   <->  unique, symbols, bits, high, low
 
-Nothing here depends on the kind of distribution (training/distill/kinds/), only on what a kind keeps beside the ids:
-counts, with weights or without, or log-probabilities with the mass of all other ids.
+Nothing here depends on the kind of distribution (training/distill/kinds/), only on what a kind keeps beside the ids.
+That is counts, with or without weights, or log-probabilities with the mass of all other ids.
 
-Ids are replaced by their rank in the shard's `Ranking`, the frequency of ids in the packed rows themselves, which is
-known before the teacher has seen any. A target's ranks ascend and are stored as gaps. Of a gap g the symbol has
-e = floor(log2 g), beside the count up to 7, in one byte, which Parquet's zstd then codes in the bits that its frequency
-is worth; the e lower bits of g, and the counts of 8 and more, are in a bit stream, since they are as good as random.
-Logarithms are kept in units of 2^-10 nats, their two bytes in columns of their own.
+Ids are replaced by their rank in the shard's `Ranking`: the order of ids by frequency in the packed rows, which is
+known before the teacher runs. The ranks of a target ascend and are stored as gaps. A gap g has a symbol of one byte,
+which holds e = floor(log2 g) and a count of up to 7; zstd, inside Parquet, then spends fewer bits on frequent symbols.
+The e lower bits of g, and counts of 8 and more, go to a bit stream, since they are as good as random. Logarithms are
+stored in units of 2^-10 nats, with each of their two bytes in a column of its own.
 
-Cost: 1.4 bytes a stored id at Gemma's 256,000 ids and the 12 different ones that 50 draws find (docs/logits.md has the
-bounds), where 18 + 6 bits would be 3; 5 M ids/s a core either way.
+Cost: 1.4 bytes a stored id at Gemma's 256,000 ids and the 12 different ids that 50 draws find (docs/logits.md has the
+bounds), against 3 bytes for 18 + 6 bits. Encoding and decoding run at 5 M ids/s a core.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,75 +26,78 @@ from data.absent import absent
 from data.errors import UserError
 
 EXPONENT_BITS = 5
-"""bits of a symbol that say how many bits of the gap follow; the other three hold the count"""
+"""bits of a symbol that hold the exponent of the gap; the other three bits hold the count"""
 FULL_COUNT = 8
-"""counts from here on are in the bit stream"""
+"""smallest count that is stored in the bit stream"""
 LOG_UNIT = 2.0**-10
-"""nats; a stored logarithm is off by at most half of it"""
+"""unit of a stored logarithm, in nats; rounding is off by at most half a unit"""
 LAST_UNIT = 2**16 - 1
-"""of a tail: no mass at all"""
+"""stored logarithm of a tail without mass"""
 LOG_WEIGHT_SPAN = 32.0
-"""nats that a logarithm of an importance weight may lie above or below 0"""
+"""largest absolute value of the logarithm of an importance weight, in nats"""
 PLANES = ("unique", "symbols", "bits", "high", "low")
-"""columns of a row"""
+"""columns of a row in the cache, besides its sequence_hash"""
 
 Columns = Mapping[str, bytes | memoryview]
 Targets = dict[str, np.ndarray]
-"""what is kept of P targets, by the names of a batch's columns: target_ids int32 [P, K], and either target_counts int32
-[P, K], 0 where there is no further id, with target_log_weights float32 [P, K] if draws are weighted; or
-target_log_probs float32 [P, K], -inf where there is no further id, and target_tail float32 [P]"""
+"""P targets, by the names of a batch's columns: target_ids int32 [P, K], and counts or log-probabilities. Counts are
+target_counts int32 [P, K], 0 in an empty slot, with target_log_weights float32 [P, K] if draws are weighted.
+Log-probabilities are target_log_probs float32 [P, K], -inf in an empty slot, with target_tail float32 [P]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecSpec:
-    """What one must know to read a cache, and what its numbers mean."""
+    """How to read a cache, and what its numbers mean."""
 
     vocab_size: int
-    """ids go from 0 to vocab_size - 1"""
+    """number of ids, which go from 0 to vocab_size - 1"""
     estimator: str
-    """name of the kind of distribution (training/distill/kinds/ has the formulas); bytes do not depend on it"""
+    """name of the kind of distribution (training/distill/kinds/); the bytes do not depend on it"""
     draws: int | None = absent(None)
     """draws from the teacher at each target, the sum of its counts; None: ids have log-probabilities, not counts"""
     weighted: bool = absent(False)
     """whether each count has an importance weight"""
     temperature: float = 1.0
-    """the distribution is the teacher's softmax(logits / temperature)"""
+    """temperature of the distribution, the teacher's softmax(logits / temperature)"""
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab_size <= 2**31:
-            raise UserError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31")
+            raise UserError(f"got vocab_size={self.vocab_size}; allowed are 2 to 2**31: give the tokenizer's size")
         if self.draws is not None and not 1 <= self.draws < 2**16:
-            raise UserError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}")
+            raise UserError(f"got draws={self.draws}; allowed are 1 to {2**16 - 1}: choose a number in that range")
         if self.weighted and self.draws is None:
-            raise UserError("got weighted=True and draws=None; only draws have importance weights: give their number")
+            raise UserError("got weighted=True and draws=None; only draws have importance weights: give draws")
 
     @property
     def counted(self) -> bool:
-        """Whether ids have counts; otherwise they have log-probabilities, and each target a tail."""
+        """Whether ids have counts. Otherwise ids have log-probabilities, and each target has a tail."""
         return self.draws is not None
 
     @property
     def count_bits(self) -> int:
-        """Of a count in the bit stream."""
+        """Width of a count in the bit stream, in bits."""
         return 0 if self.draws is None else self.draws.bit_length()
 
     @property
     def unique_type(self) -> str:
-        """Of the number of ids at a target."""
+        """NumPy type of the number of ids at a target."""
         most = self.vocab_size if self.draws is None else self.draws
         return "u1" if most < 2**8 else "<u2" if most < 2**16 else "<u4"
 
     @property
     def has_values(self) -> bool:
-        """Whether there are logarithms beside the ids."""
+        """Whether logarithms are stored beside the ids."""
         return not self.counted or self.weighted
 
 
 class Ranking:
-    """The ids of a vocabulary by falling frequency in a shard's rows; those that it does not have come last, by id."""
+    """The ids of a vocabulary by falling frequency in a shard's rows. Ids that do not occur come last, in order."""
 
     def __init__(self, listed: np.ndarray, vocab_size: int) -> None:
-        """listed: the ids that the shard has, most frequent first. Raises UserError for an id twice or beyond."""
+        """`listed`: the ids that occur in the shard, most frequent first.
+
+        Raises UserError for an id that is listed twice or is outside the vocabulary.
+        """
         self.listed = listed.astype("<i4")
         missing = np.ones(vocab_size, bool)
         if listed.size and not 0 <= listed.min() <= listed.max() < vocab_size:
@@ -108,9 +111,9 @@ class Ranking:
 
     @staticmethod
     def of_tokens(tokens: np.ndarray, vocab_size: int) -> "Ranking":
-        """Of the ids of packed rows, any shape."""
+        """The ranking of the ids in packed rows of any shape."""
         counts = np.bincount(tokens.ravel(), minlength=vocab_size)
-        order = np.argsort(-counts, kind="stable")  # of equal counts the lower id first
+        order = np.argsort(-counts, kind="stable")  # ids with equal counts in rising order
         return Ranking(order[: np.count_nonzero(counts)], vocab_size)
 
     def to_bytes(self) -> bytes:
@@ -118,7 +121,7 @@ class Ranking:
 
     @staticmethod
     def from_bytes(data: bytes, vocab_size: int) -> "Ranking":
-        """Raises UserError for what `to_bytes` has not written."""
+        """Raises UserError for bytes that `to_bytes` has not written."""
         if len(data) % 4:
             raise UserError(
                 f"a ranking of {len(data)} bytes, where ids have 4 each; it is damaged: make the cache again"
@@ -128,26 +131,28 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Ragged:
-    """The targets of some rows, one after another: `unique[t]` ids each. What `decode` gives."""
+    """The targets of some rows in flat arrays, as `decode` returns them: target t has `unique[t]` ids."""
 
     unique: np.ndarray
-    """int64 [P]"""
+    """number of ids of each target, int64 [P]"""
     ids: np.ndarray
-    """int32 [S]"""
+    """ids of all targets, int32 [S]"""
     counts: np.ndarray | None
-    """int32 [S]; None where ids have log-probabilities"""
+    """count of each id, int32 [S]; None if ids have log-probabilities"""
     log_values: np.ndarray | None
-    """float32 [S]: log-probabilities, or the log-weights of counts"""
+    """log-probability of each id, or log-weight of its count, float32 [S]; None for counts without weights"""
     tail: np.ndarray | None
-    """float32 [P]: the mass of all other ids; None beside counts"""
+    """mass of all other ids at each target, float32 [P]; None if ids have counts"""
 
     def padded(self, width: int) -> Targets:
-        """As the columns of a batch, [P, width] (and the tail [P]).
+        """The targets as columns of a batch, [P, width], and the tail [P].
 
-        Raises UserError where a target has more than `width` ids.
+        Raises UserError if a target has more than `width` ids.
         """
         if len(self.unique) and self.unique.max() > width:
-            raise UserError(f"a target has {self.unique.max()} different ids, and max_unique is {width}; raise it")
+            raise UserError(
+                f"got a target with {self.unique.max()} different ids, and max_unique is {width}; raise max_unique"
+            )
         filled = np.arange(width) < self.unique[:, None]
 
         def spread(values: np.ndarray, filling: float = 0) -> np.ndarray:
@@ -168,10 +173,10 @@ class Ragged:
 
 
 def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, bytes]:
-    """One row's targets, by the names of a batch's columns, in any order of ids, as the bytes of PLANES.
+    """The bytes of PLANES for one row's targets, whose ids may be in any order.
 
-    A slot with count 0, or log-probability -inf, is empty. Raises UserError for an id outside the vocabulary or twice
-    in a target, for counts that do not sum to `draws`, and for probabilities that do not sum to 1.
+    A slot with count 0, or log-probability -inf, is empty. Raises UserError for an id that is outside the vocabulary or
+    twice in a target, for counts that do not sum to `draws`, and for probabilities that do not sum to 1.
     """
     ids = targets["target_ids"]
     values = targets["target_counts" if spec.counted else "target_log_probs"]
@@ -181,7 +186,7 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
         raise UserError(f"got a count of {values.min()}; counts are 0 (an empty slot) or more")
     used = values > 0 if spec.counted else values > -np.inf
     if (given := ids[used]).size and not 0 <= given.min() <= given.max() < spec.vocab_size:
-        raise UserError(f"ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
+        raise UserError(f"got ids {given.min()} to {given.max()}; the vocabulary has 0 to {spec.vocab_size - 1}")
     # empty slots sort behind every rank
     ranks = np.where(used, ranking.ranks[np.where(used, ids, 0)].astype(np.int64), spec.vocab_size)
     order = np.argsort(ranks, axis=1, kind="stable")
@@ -192,10 +197,10 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
     gaps = np.diff(flat_ranks, prepend=-1)
     starts = np.cumsum(unique) - unique
     if len(unique) and unique.min() < 1:
-        raise UserError("the targets given: a target has no ids")
+        raise UserError("got a target without ids; each target needs at least one")
     gaps[starts] = flat_ranks[starts] + 1
     if (gaps < 1).any():
-        raise UserError("the targets given: an id is in a target twice")
+        raise UserError("got an id twice in one target; each id of a target is given once, with its count")
 
     counts = flat_values.astype(np.int64) if spec.counted else np.ones(len(gaps), np.int64)
     exponents = _log2(gaps)
@@ -217,7 +222,9 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
         if not spec.counted:
             sums = np.exp(targets["target_log_probs"].astype(np.float64)).sum(axis=1) + targets["target_tail"]
             if len(sums) and np.abs(sums - 1).max() > 1e-3:
-                raise UserError(f"probabilities and tail sum to {sums.min()} to {sums.max()}, not to 1")
+                raise UserError(
+                    f"got probabilities and a tail that sum to {sums.min()} to {sums.max()}; they must sum to 1"
+                )
             with np.errstate(divide="ignore"):
                 units = np.append(units, _to_units(np.log(targets["target_tail"].astype(np.float64)), spec))
         encoded |= {"high": (units >> 8).astype(np.uint8).tobytes(), "low": units.astype(np.uint8).tobytes()}
@@ -225,9 +232,9 @@ def encode(targets: Targets, spec: CodecSpec, ranking: Ranking) -> dict[str, byt
 
 
 def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged:
-    """The targets of some rows of one shard, together.
+    """The targets of some rows of one shard.
 
-    Raises UserError where the bytes are not what `encode` wrote under this spec and ranking.
+    Raises UserError if the bytes are not what `encode` wrote under this spec and ranking.
     """
     for row in rows:
         if len(row["unique"]) % np.dtype(spec.unique_type).itemsize:
@@ -272,7 +279,7 @@ def decode(rows: Sequence[Columns], spec: CodecSpec, ranking: Ranking) -> Ragged
         return Ragged(all_unique, targets.ids, targets.counts, logs.astype(np.float32), None)
     tail_units = np.concatenate([np.zeros(0, np.int64), *tails])
     tail = np.where(tail_units == LAST_UNIT, 0.0, np.exp(_from_units(tail_units, spec)))
-    # Rounding leaves the sum off by up to LOG_UNIT / 2: shared by all, it is a distribution again.
+    # Rounding moves the sum by up to LOG_UNIT / 2. Dividing by the sum makes it a distribution again.
     sums = np.add.reduceat(np.exp(logs), starts) + tail if len(starts) else tail
     if len(sums) and np.abs(sums - 1).max() > 1e-2:
         raise UserError(f"probabilities of a target sum to {sums.min():.4f} to {sums.max():.4f}; {_DAMAGED}")
@@ -292,17 +299,17 @@ def _check_counts(counts: np.ndarray, starts: np.ndarray, spec: CodecSpec, what:
 
 
 def _to_units(logs: np.ndarray, spec: CodecSpec) -> np.ndarray:
-    """uint16 in int64: how far below 0 a log-probability lies, or above -LOG_WEIGHT_SPAN a log-weight.
+    """The distance of a log-probability below 0, or of a log-weight above -LOG_WEIGHT_SPAN: uint16 in int64.
 
-    Raises UserError for a log-weight beyond the span: cut off it would be a bias that nobody sees.
+    Raises UserError for a log-weight beyond the span: a clipped weight would be a silent bias.
     """
     if spec.counted and len(logs) and np.abs(logs).max() >= LOG_WEIGHT_SPAN:
         raise UserError(
-            f"a log-weight of {logs[np.abs(logs).argmax()]:.1f}; the cache holds those between ±{LOG_WEIGHT_SPAN:g}: "
-            "draw from a proposal nearer to the teacher (a temperature nearer to 1)"
+            f"got a log-weight of {logs[np.abs(logs).argmax()]:.1f}; the cache holds ±{LOG_WEIGHT_SPAN:g}: draw from a "
+            "proposal nearer to the teacher (a temperature nearer to 1)"
         )
     distances = -logs.astype(np.float64) if not spec.counted else logs.astype(np.float64) + LOG_WEIGHT_SPAN
-    # float32 leaves a certain id at log p = 1e-7; a tail of nothing is at -inf
+    # clipped: in float32 the log p of a certain id may be 1e-7, and a tail without mass is at -inf
     return np.clip(np.rint(distances / LOG_UNIT), 0, LAST_UNIT).astype(np.int64)
 
 
@@ -318,7 +325,7 @@ def _log2(values: np.ndarray) -> np.ndarray:
 
 
 def _pack(values: np.ndarray, widths: np.ndarray) -> bytes:
-    """Integers of `widths` bits (at most 56), one after another, low bits first."""
+    """A bit stream of integers, each of its own width (at most 56 bits), low bits first."""
     ends = np.cumsum(widths)
     if not len(ends):
         return b""
@@ -326,7 +333,7 @@ def _pack(values: np.ndarray, widths: np.ndarray) -> bytes:
     first_bit = ends - widths
     place, shifted = first_bit >> 3, values.astype(np.uint64) << (first_bit & 7).astype(np.uint64)
     packed = np.zeros(total + 8)
-    # Values share bytes and no bits, so sums are unions; float64 holds the sums of bytes exactly.
+    # Values share bytes but no bits, so sums are unions. float64 holds the sums of bytes exactly.
     for byte in range(-(-(int(widths.max()) + 7) // 8)):
         part = (shifted >> np.uint64(8 * byte)) & np.uint64(255)
         packed += np.bincount(place + byte, part, minlength=total + 8)
@@ -334,7 +341,7 @@ def _pack(values: np.ndarray, widths: np.ndarray) -> bytes:
 
 
 def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """The integers of some bit streams, `lengths` of them each. Raises UserError where a stream is not as long."""
+    """The integers of some bit streams with `lengths` integers each. Raises UserError if a stream has another size."""
     bits = np.cumsum(widths)
     last = np.cumsum(lengths)
     used = np.diff(np.concatenate([[0], bits[last[last > 0] - 1]])) if len(widths) else np.zeros(0, np.int64)
@@ -344,7 +351,7 @@ def _unpack(streams: Sequence[bytes | memoryview], widths: np.ndarray, lengths: 
     if (wrong := np.flatnonzero(sizes != -(-expected // 8))).size:
         row = wrong[0]
         raise UserError(f"{sizes[row]} bytes of bits where {-(-expected[row] // 8)} are due; {_DAMAGED}")
-    # Each stream begins at a byte: what the last byte of those before it leaves free is skipped.
+    # Each stream begins at a whole byte: the unused bits at the end of earlier streams are skipped.
     skipped = np.cumsum(8 * sizes - expected) - (8 * sizes - expected)
     first_bit = bits - widths + np.repeat(skipped, lengths)
     data = np.frombuffer(b"".join(bytes(stream) for stream in streams) + bytes(8), np.uint8)

@@ -1,9 +1,8 @@
-"""The manifest: what one run of one stage made, written last, created exclusively, a pure function of config and
-inputs.
+"""The manifest: a list of what one run of one stage made. It is a pure function of config and inputs.
 
-A directory without `_MANIFEST.json` holds nothing that a reader may use. A manifest lists datasets, each a list of
-shards with their sizes and hashes; what is not listed does not exist. Times, hosts and versions are in `_RUN.json`
-beside it.
+It is written last and created exclusively, so a directory without `_MANIFEST.json` holds nothing that a reader may use.
+A manifest lists datasets, each as a list of shards with their sizes and hashes. Readers ignore files that it does not
+list. Times, hosts and versions are in `_RUN.json` beside it.
 """
 
 import json
@@ -24,25 +23,25 @@ class Shard:
     """One file of a dataset."""
 
     name: str
-    """path below the stage's directory"""
+    """path of the file below the stage's directory"""
     rows: int
-    """rows in it (0 for a file that is no table)"""
+    """number of rows; 0 for a file that is not a table"""
     bytes: int
     """size of the file, in bytes"""
     tokens: int = 0
-    """tokens in it, where rows hold tokens"""
+    """number of tokens; 0 if rows hold no tokens"""
     sha256: str
-    """of the file's bytes, hex"""
+    """sha256 of the file's bytes, hex"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A named output of a stage: its shards in order, and totals that readers need before they open one."""
+    """A named output of a stage: its shards in order, and facts that readers need before they open one."""
 
     shards: tuple[Shard, ...]
-    """in the order that defines row numbers"""
+    """files of the dataset, in the order that defines row numbers"""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """what readers need to know: vocab_size, sequence_length, row_group_rows, ..."""
+    """values that readers need: vocab_size, sequence_length, row_group_rows, ..."""
 
     @property
     def rows(self) -> int:
@@ -59,7 +58,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a stage made from which config and inputs."""
+    """What a stage made, and from which config and inputs."""
 
     stage: str
     """name of the stage"""
@@ -70,17 +69,17 @@ class Manifest:
     config: Mapping[str, Any]
     """the whole resolved Config"""
     inputs: Mapping[str, Any]
-    """input name -> a list of {reference, content}: what was named, and a digest of the bytes that it stood for"""
+    """input name -> a list of {reference, content}: the name that was given, and a digest of the bytes behind it"""
     datasets: Mapping[str, Dataset]
-    """named outputs"""
+    """outputs by name"""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """rows dropped, by reason"""
+    """number of rows dropped, by reason"""
     tokenizer_sha256: str | None = None
-    """of the tokenizer whose ids the datasets hold"""
+    """sha256 of the tokenizer whose ids the datasets hold"""
     writer: int | None = None
-    """the Parquet writer (`data/shards.py::WRITER`) that made the shards, where it is part of the fingerprint"""
+    """Parquet writer (`data/shards.py::WRITER`) of the shards, if it is part of the fingerprint"""
     setup: Mapping[str, Any] | None = None
-    """device, mesh and workers, where the bytes depend on them (train_model, cache_logits)"""
+    """device, mesh and workers, if the bytes depend on them (train_model, cache_logits)"""
 
     def to_json(self) -> bytes:
         document = {"format": FORMAT, **asdict(self)}
@@ -91,7 +90,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: bytes, uri: str = "") -> "Manifest":
-        """Raises UserError where the text is no manifest of this format."""
+        """Raises UserError if the text is not a manifest of this format."""
         try:
             document = json.loads(text)
             if document.pop("format") != FORMAT:
@@ -109,7 +108,7 @@ class Manifest:
 
 
 def read_manifest(directory: str) -> Manifest | None:
-    """The manifest of a run's directory, or None where the run has not finished (or never began)."""
+    """The manifest in a run's directory; None if the run has not finished, or never began."""
     uri = storage.join(directory, MANIFEST_NAME)
     try:
         return Manifest.from_json(storage.read_bytes(uri), uri)
@@ -118,9 +117,9 @@ def read_manifest(directory: str) -> Manifest | None:
 
 
 def publish_manifest(directory: str, manifest: Manifest) -> bool:
-    """Creates the manifest. False where another driver was first with the same one.
+    """Creates the manifest. False if another driver has already created the same manifest.
 
-    Raises RuntimeError where the one that is there differs: the stage is then not the pure function it must be.
+    Raises RuntimeError if the existing manifest differs: the stage is then not the pure function that it must be.
     """
     uri = storage.join(directory, MANIFEST_NAME)
     text = manifest.to_json()
@@ -131,7 +130,7 @@ def publish_manifest(directory: str, manifest: Manifest) -> bool:
         if storage.read_bytes(uri) == text:
             return False
         raise RuntimeError(
-            f"{uri} was published by another driver and differs from ours: stage {manifest.stage!r} gave two "
-            f"results for one "
-            "fingerprint, so it is not deterministic; keep the published one, and report this with both _RUN.json files"
+            f"{uri} was published by another driver and differs from the manifest of this run: stage "
+            f"{manifest.stage!r} gave two results for one fingerprint, so it is not deterministic; keep the published "
+            "manifest, and report this with both _RUN.json files"
         ) from None

@@ -2,11 +2,12 @@
 
     text -> words -> shingles of n words -> MinHash signature (rensa) -> one key a band
 
-Two documents with Jaccard similarity J of their shingle sets share a band of r hashes with probability J^r, and one
-of b bands with 1 - (1 - J^r)^b (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4). Words are runs of
-letters, marks and digits of any script after lower-casing, so typographic quotes, dashes and odd spaces part words
-as their ASCII forms do; a CJK character or kana is a word of its own. Cost: about 30 MB/s a core, all in NumPy and
-Rust; texts are taken in blocks that stay in a core's cache.
+Two documents with Jaccard similarity J of their shingle sets share a band of r hashes with probability J^r, and at
+least one of b bands with probability 1 - (1 - J^r)^b (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
+
+Words are runs of letters, marks and digits of any script, after lower-casing. So typographic quotes, dashes and unusual
+spaces separate words as their ASCII forms do. A CJK character or kana is a word of its own. Cost: about 30 MB/s a core,
+all in NumPy and Rust; texts are processed in blocks that stay in a core's cache.
 """
 
 import functools
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import rensa
 
 BLOCK_BYTES = 1 << 18
-"""of text at a time: its arrays of 8 bytes a byte stay in the second cache"""
+"""bytes of text in a block: arrays with 8 bytes for each of them stay in the second-level cache"""
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: powers have inverses modulo 2^64
 _WORD_BASE = np.uint64(0xD1B54A32D192ED03)
 # ASCII letters and digits, and every byte of a longer UTF-8 character that `_lowered` leaves
@@ -26,11 +27,11 @@ _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
 # first bytes of U+3000 to U+DFFF: kana, CJK, Hangul, written without spaces
 _OWN_WORD = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
 _BETWEEN_WORDS = r"[^\x00-\x7f\pL\pM\pN]"
-"""punctuation, symbols and white space beyond ASCII"""
+"""characters beyond ASCII between words: punctuation, symbols and white space"""
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64: uint64 -> uint64, one to one, every bit of the input in every bit of the output."""
+    """The finalizer of SplitMix64, a bijection of uint64 in which every output bit depends on every input bit."""
     z = values.astype(np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -38,7 +39,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def signatures(texts: pa.ChunkedArray, shingle_words: int, hashes: int, seed: int) -> np.ndarray:
-    """uint32 [documents, hashes]; a document without a word has 2**32 - 1 everywhere."""
+    """MinHash signatures, uint32 [documents, hashes]. A document without words has 2**32 - 1 everywhere."""
     made = [np.zeros((0, hashes), np.uint32)]
     for block in blocks(texts):
         shingles, offsets = shingle_hashes(block, shingle_words)
@@ -48,7 +49,7 @@ def signatures(texts: pa.ChunkedArray, shingle_words: int, hashes: int, seed: in
 
 
 def band_keys(signatures_DH: np.ndarray, bands: int) -> np.ndarray:
-    """uint64 [documents, bands]: equal where all hashes of the band are."""
+    """A key for each band, uint64 [documents, bands]: equal if all hashes of the band are equal."""
     documents, hashes = signatures_DH.shape
     parts = mix(signatures_DH).reshape(documents, bands, hashes // bands)
     powers = _powers(_BASE, hashes // bands)
@@ -57,21 +58,21 @@ def band_keys(signatures_DH: np.ndarray, bands: int) -> np.ndarray:
 
 
 def has_words(signatures_DH: np.ndarray) -> np.ndarray:
-    """bool [documents]: False where there was nothing to hash."""
+    """bool [documents]: False for a document without words."""
     return (signatures_DH != np.uint32(0xFFFFFFFF)).any(axis=1)
 
 
 def shingle_hashes(texts: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of all shingles uint64 [n], offsets int64 [documents + 1]) of a string array.
 
-    A document of fewer words than a shingle has one shingle, of all its words; one without words has none.
+    A document with fewer words than a shingle has one shingle, of all its words. A document without words has none.
     """
     words, counts = _word_hashes(*_lowered(texts))
     return _shingles(words, counts, shingle_words)
 
 
 def word_counts(texts: pa.Array) -> np.ndarray:
-    """Words of each text, int64."""
+    """Number of words of each text, int64 [texts]."""
     return _word_hashes(*_lowered(texts))[1]
 
 
@@ -84,10 +85,10 @@ def shingle_places(text: str, shingle_words: int) -> tuple[np.ndarray, np.ndarra
     hashes, _ = _shingles(words, counts, shingle_words)
     if not len(hashes):
         return hashes, np.zeros((0, 2), np.int64)
-    # the end of a word: after its last byte, which is the last inside before the next word begins
+    # a word ends after its last byte: the last byte inside a word before the next word begins
     last_inside = np.maximum.accumulate(np.where(inside, np.arange(len(data)), 0))
     end = last_inside[np.append(start[1:], len(data)) - 1] + 1
-    # lower-casing maps character to character, so characters count alike before and after
+    # lower-casing maps one character to one, so places in characters stay the same
     character_of = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
     last = np.minimum(np.arange(len(hashes)) + shingle_words, len(start)) - 1
     places = np.stack([character_of[start[: len(hashes)]], character_of[end[last]]], axis=1)
@@ -105,7 +106,7 @@ def _shingles(words: np.ndarray, counts: np.ndarray, shingle_words: int) -> tupl
     for place, power in enumerate(powers):
         from_every_word += padded[place : place + len(words)] * power
     total = from_every_word[start]
-    # of a short document only its own words count
+    # a short document: without the words of the documents after it
     for document in np.flatnonzero((counts > 0) & (counts < shingle_words)).tolist():
         own = slice(first[document], first[document] + counts[document])
         total[ends[document] - 1] = (words[own] * powers[: counts[document]]).sum(dtype=np.uint64)
@@ -113,7 +114,7 @@ def _shingles(words: np.ndarray, counts: np.ndarray, shingle_words: int) -> tupl
 
 
 def blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """The texts in blocks of about BLOCK_BYTES; a longer text is a block of its own."""
+    """The texts in blocks of about BLOCK_BYTES. A longer text is a block of its own."""
     for chunk in texts.chunks:
         sizes = np.cumsum(pc.binary_length(chunk).to_numpy(zero_copy_only=False))
         start = 0
@@ -125,7 +126,7 @@ def blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
 
 
 def _lowered(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes of the texts in lower case, offsets): character for character, but a space for one between words."""
+    """(bytes of the texts in lower case, offsets), with a space for each character beyond ASCII between words."""
     lowered = pc.utf8_lower(texts).cast(pa.large_string())
     offsets = np.frombuffer(lowered.buffers()[1], np.int64)[lowered.offset : lowered.offset + len(lowered) + 1]
     buffer = lowered.buffers()[2]
@@ -134,7 +135,7 @@ def _lowered(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spaced(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts with one ASCII space for every character beyond ASCII that is between words."""
+    """The texts with an ASCII space for each character beyond ASCII that separates words."""
     lead = np.flatnonzero(data >= 0xC0)
     if not len(lead):
         return data, offsets
@@ -154,18 +155,18 @@ def _spaced(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @functools.cache
 def _between_words() -> np.ndarray:
-    """bool [code points]: by RE2's tables, which pyarrow brings, so all versions of Python agree."""
-    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]  # surrogates are no characters
+    """bool [code points]: whether a character separates words, by pyarrow's RE2, so for every version of Python."""
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]  # without surrogates
     table = np.zeros(0x110000, bool)
     table[points] = pc.match_substring_regex(pa.array(map(chr, points), pa.string()), _BETWEEN_WORDS).to_numpy(False)
     return table
 
 
 def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(hash of every word uint64 [words], words of each document int64 [documents])."""
+    """(hash of every word uint64 [words], number of words of each document int64 [documents])."""
     inside = _IN_WORD[data]
     start = np.flatnonzero(_word_begins(data, offsets))
-    # the polynomial of a word is a difference of prefix sums, brought to one place by the inverse power of its start
+    # the hash of a word is a difference of prefix sums of a polynomial, times the inverse power of the word's start
     powers = _powers(_BASE, len(data))
     sums = np.concatenate([[np.uint64(0)], np.cumsum(np.where(inside, data, 0).astype(np.uint64) * powers)])
     inverse = pow(int(_BASE), -1, 1 << 64)
@@ -176,7 +177,7 @@ def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _word_begins(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """bool [bytes]: whether a word begins there."""
+    """bool [bytes]: whether a word begins at the byte."""
     inside = _IN_WORD[data]
     previous = np.concatenate([[False], inside[:-1]])
     own = _OWN_WORD[data]
@@ -190,8 +191,8 @@ def _word_begins(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def _powers(base: np.uint64, count: int) -> np.ndarray:
-    """base^0 to base^(count - 1) modulo 2^64; read only."""
-    # one long text must not stay in memory as powers
+    """base^0 to base^(count - 1) modulo 2^64, read-only."""
+    # the powers for one long text must not stay in memory
     return _kept_powers(base)[:count] if count <= 2 * BLOCK_BYTES else _made_powers(base, count)
 
 

@@ -2,13 +2,13 @@
 
     (datasets, mixture weights by step, global batch, seed, step) -> [(dataset, shard, row)]
 
-Each step has `global_batch` slots. Within a phase a fixed pattern of 65,536 slots, repeated, says which dataset a slot
-takes from; a prefix count over the pattern says how many rows of that dataset went before, so the n-th row that it ever
-gives is known without walking. Row n belongs to epoch n // rows: epoch 0 goes through the rows as they were written
-(they were shuffled then), later epochs through the row groups in an order drawn by the seed, rows in order within each.
-A change of weights changes the pattern, never a dataset's own sequence: no row is skipped or repeated.
+Each step has `global_batch` slots. A phase repeats a fixed pattern of 65,536 slots, which says which dataset gives the
+row of a slot. A prefix count over the pattern says how many rows the dataset has given before, so row n of a dataset is
+found in one step. Row n belongs to epoch n // rows. Epoch 0 takes the rows as they were written (they were shuffled
+then). Later epochs take the row groups in an order drawn by the seed, and the rows of a group in order. A change of
+weights changes the pattern, but not the order in which a dataset gives its rows: no row is skipped or repeated.
 
-Cost: O(global_batch) a step, whatever the step; O(row groups) once per dataset and epoch after the first.
+Cost: O(global_batch) for any step, and O(row groups) once for each dataset and epoch after the first.
 """
 
 import math
@@ -23,16 +23,16 @@ import xxhash
 from data.errors import UserError
 
 PERIOD = 65_536
-"""slots in the mixture pattern: weights are exact to 1/65536"""
-_EPOCHS_KEPT = 2  # of permuted row groups, for each dataset: a batch may straddle two
+"""slots in the mixture pattern, so weights are exact to 1/65536"""
+_EPOCHS_KEPT = 2  # orders of row groups kept for each dataset: a batch may be in two epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceDataset:
-    """A packed dataset as the order sees it: names and numbers, no files."""
+    """A packed dataset as names and numbers, without its files."""
 
     name: str
-    """what mixture weights and lineage call it"""
+    """name in mixture weights and in the lineage"""
     shard_rows: tuple[int, ...]
     """rows in each shard, in the manifest's order"""
     row_group_rows: int
@@ -40,9 +40,9 @@ class SequenceDataset:
 
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
-            raise UserError(f"dataset {self.name!r}: got row_group_rows={self.row_group_rows}; it must be at least 1")
+            raise UserError(f"got row_group_rows={self.row_group_rows} for dataset {self.name!r}; give at least 1")
         if min(self.shard_rows, default=0) < 0:
-            raise UserError(f"dataset {self.name!r}: a shard cannot have {min(self.shard_rows)} rows")
+            raise UserError(f"got a shard of {min(self.shard_rows)} rows in dataset {self.name!r}; give 0 or more")
 
     @property
     def rows(self) -> int:
@@ -51,12 +51,12 @@ class SequenceDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePhase:
-    """From which step on which share of the rows comes from which dataset."""
+    """The share of the rows that each dataset gives, from a step on."""
 
     start_step: int
-    """first step of the phase; it lasts until the next one begins"""
+    """first step of the phase, which lasts until the next phase begins"""
     weights: tuple[tuple[str, float], ...]
-    """(dataset name, weight); weights need not sum to 1; a dataset that is not named gives no rows"""
+    """(dataset name, weight) of each dataset that gives rows; weights need not sum to 1"""
 
 
 class RowRef(NamedTuple):
@@ -71,9 +71,9 @@ class RowRef(NamedTuple):
 
 
 class Order:
-    """Random access to the order of rows. Steps count from 0: a checkpoint at step s has seen steps 0 to s - 1.
+    """Random access to the order of rows. Steps count from 0: a checkpoint at step s follows steps 0 to s - 1.
 
-    Raises UserError where the phases do not start at step 0 and ascend, or name a dataset that is missing or empty.
+    Raises UserError if the phases do not start at step 0 and ascend, or name a dataset that is missing or empty.
     """
 
     def __init__(
@@ -84,17 +84,15 @@ class Order:
         self.global_batch = global_batch
         self.seed = seed
         if global_batch < 1:
-            raise UserError(f"got global_batch={global_batch}; a step needs at least 1 row")
+            raise UserError(f"got global_batch={global_batch}; a step needs at least 1 row: give 1 or more")
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names):
-            raise UserError(f"got datasets {names}; each needs a name of its own")
+            raise UserError(f"got datasets {names}; each dataset needs its own name: rename one of them")
         starts = [phase.start_step for phase in self.phases]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise UserError(
-                f"got phases that start at steps {starts}; the first must start at 0 and each after the last"
-            )
+            raise UserError(f"got phases that start at steps {starts}; start the first at 0 and each after the last")
         self._patterns = [_Pattern(_integer_weights(phase, self.datasets)) for phase in self.phases]
-        # rows of each dataset used before each phase
+        # rows that each dataset has given before each phase
         self._used = [np.zeros(len(names), np.int64)]
         for index, start in enumerate(starts[1:]):
             slots = (start - starts[index]) * global_batch
@@ -104,21 +102,21 @@ class Order:
         self._permutations: dict[tuple[int, int], _PermutedGroups] = {}
 
     def rows(self, step: int) -> list[RowRef]:
-        """The rows of a step, in slot order. Length `global_batch`."""
+        """The `global_batch` rows of a step, in slot order."""
         return [RowRef(*row) for row in self.row_array(step).tolist()]
 
     def worker_rows(self, step: int, rank: int, world_size: int) -> list[RowRef]:
         """The contiguous part of `rows(step)` that one worker takes. Raises UserError for an uneven split."""
         if self.global_batch % world_size or not 0 <= rank < world_size:
             raise UserError(
-                f"got rank {rank} of {world_size} workers for a global batch of {self.global_batch}: ranks go from 0 "
-                "to workers - 1, and the number of workers must divide the global batch; change one of the two"
+                f"got rank {rank} of {world_size} workers for a global batch of {self.global_batch}; ranks go from 0 "
+                "to workers - 1, and the number of workers must divide the global batch: change one of the two"
             )
         part = self.global_batch // world_size
         return [RowRef(*row) for row in self.row_array(step)[rank * part : (rank + 1) * part].tolist()]
 
     def rows_used(self, step: int) -> list[int]:
-        """How many rows each dataset has given before `step` (an epoch is its number of rows)."""
+        """Number of rows that each dataset has given before `step`. An epoch is all rows of the dataset once."""
         phase, first_slot = self._locate(step)
         return (self._used[phase] + self._patterns[phase].counts(first_slot)).tolist()
 
@@ -168,10 +166,10 @@ class Order:
 
 
 class _Pattern:
-    """Which dataset each of PERIOD slots takes from, each dataset's slots as evenly spaced as can be.
+    """The dataset that gives the row of each of PERIOD slots, with the slots of a dataset evenly spaced.
 
-    The k-th row of a dataset of weight w is due at (k + 1/2) / w; slots go to rows in the order in which they are due.
-    So after any number of slots a dataset among D has given its share to within 1/2 + D/2 rows, after PERIOD exactly.
+    Row k of a dataset of weight w is due at (k + 1/2) / w, and rows take slots in the order in which they are due. With
+    D datasets, each has given its share to within 1/2 + D/2 rows after any number of slots, and exactly after PERIOD.
     """
 
     def __init__(self, weights: list[int]) -> None:
@@ -179,7 +177,7 @@ class _Pattern:
         datasets = np.repeat(np.arange(len(weights)), weights)
         self._datasets = datasets[np.lexsort((datasets, due))].astype(np.int32)
         self._weights = np.array(weights, np.int64)
-        # [PERIOD + 1, datasets]: how many of the first n slots each dataset has
+        # [PERIOD + 1, datasets]: number of slots of each dataset among the first n
         self._prefix = np.zeros((PERIOD + 1, len(weights)), np.int32)
         np.cumsum(self._datasets[:, None] == np.arange(len(weights)), axis=0, out=self._prefix[1:])
 
@@ -187,7 +185,7 @@ class _Pattern:
         return self._datasets[slots % PERIOD]
 
     def counts(self, slots: np.ndarray | int, dataset: int | slice = slice(None)) -> np.ndarray:
-        """How many of the first `slots` slots the dataset has; of all datasets where none is named."""
+        """Number of slots of the dataset, or of every dataset, among the first `slots` slots."""
         whole, rest = np.divmod(slots, PERIOD)
         return whole * self._weights[dataset] + self._prefix[rest, dataset]
 
@@ -200,7 +198,7 @@ class _PermutedGroups:
         groups = -(-shard_rows // dataset.row_group_rows)
         shard = np.repeat(np.arange(len(groups)), groups)
         start = (np.arange(len(shard)) - np.repeat(np.cumsum(groups) - groups, groups)) * dataset.row_group_rows
-        # By name, not by number: another dataset in the mixture changes nothing here.
+        # By name, not by number: adding a dataset to the mixture changes nothing here.
         stream = xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{dataset.name}".encode())
         order = np.argsort(splitmix64(stream, len(shard)), kind="stable")
         self._shard, self._start = shard[order], start[order]
@@ -216,7 +214,7 @@ class _PermutedGroups:
 def splitmix64(seed: int, count: int) -> np.ndarray:
     """`count` outputs of SplitMix64 (Steele, Lea, Flood 2014), uint64.
 
-    Ours, because NumPy does not promise that its generators give the same numbers in its next version.
+    Written here because NumPy does not promise that the next version of a generator gives the same numbers.
     """
     z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -225,18 +223,18 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
 
 
 def _integer_weights(phase: MixturePhase, datasets: Sequence[SequenceDataset]) -> list[int]:
-    """The weights of all datasets in units of 1/PERIOD, summing to PERIOD (largest remainders are rounded up)."""
+    """The weights of all datasets in units of 1/PERIOD, with the sum PERIOD (the largest remainders are rounded up)."""
     where = f"the phase from step {phase.start_step}"
     weights = dict(phase.weights)
     rows = {dataset.name: dataset.rows for dataset in datasets}
     if len(weights) < len(phase.weights):
         raise UserError(f"{where} names a dataset twice: {[name for name, _ in phase.weights]}; give each one weight")
     if unknown := sorted(weights.keys() - rows.keys()):
-        raise UserError(f"{where} names unknown datasets {unknown}; there are {sorted(rows)}")
+        raise UserError(f"{where} names unknown datasets {unknown}; there are {sorted(rows)}: name one of them")
     if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or not any(weights.values()):
-        raise UserError(f"{where} has weights {weights}; they must be 0 or more, finite, and one of them above 0")
+        raise UserError(f"{where} has weights {weights}; give finite weights of 0 or more, with one above 0")
     if empty := sorted(name for name, weight in weights.items() if weight and not rows[name]):
-        raise UserError(f"{where} takes rows from {empty}, which hold none; leave them out or fill them")
+        raise UserError(f"{where} takes rows from {empty}, which have no rows; leave them out or fill them")
     total = math.fsum(weights.values())
     shares = [weights.get(dataset.name, 0.0) / total * PERIOD for dataset in datasets]
     rounded = [math.floor(share) for share in shares]

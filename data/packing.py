@@ -1,15 +1,15 @@
-"""Documents to rows of L tokens, by one of two packings.
+"""From documents to rows of L tokens, by one of two packings.
 
-`concatenate`: in the order given, cut every L tokens, the last row padded. `best_fit`: documents stay whole where they
-fit a row, longer ones are cut into full rows and a rest; rows have padding where nothing fits.
+`concatenate` takes documents in the given order and cuts them every L tokens; only the last row has padding. `best_fit`
+keeps documents whole that fit a row, and cuts longer ones into full rows and a rest; any row may have padding.
 
     TOKENS -> read_documents -> pack_documents -> SEQUENCES
 
-A segment is the part of one document that lies in one row. Segments do not see each other, positions restart in each,
-and a document that is cut gets no new <bos>. Target t is token t + 1 of the same segment: the last token of a segment
-has none, and neither has a token whose successor is masked.
+A segment is the part of one document that is in one row. Segments do not see each other, positions restart in each
+segment, and a document that is cut gets no new <bos>. The target of token t is token t + 1 of the same segment. The
+last token of a segment has no target, and neither does a token before a masked token.
 
-Cost: a few passes of NumPy over all tokens of the shard, which must fit in memory about ten times over.
+Cost: a few passes of NumPy over all tokens of the shard, which take about ten times the memory of the tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,24 +28,24 @@ class Document:
     """One tokenized document."""
 
     id: str
-    """its document id"""
+    """document id"""
     tokens: np.ndarray
-    """int32 [n]: <bos>, the text, <eos>"""
+    """token ids: <bos>, the text, <eos>, int32 [n]"""
     text_bytes: int
-    """size of its text in UTF-8 bytes"""
+    """size of the text, in UTF-8 bytes"""
     masked: Sequence[tuple[int, int]] = ()
-    """token ranges [start, end) that are no targets"""
+    """token ranges [start, end) that are not targets"""
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
         if not count:
             raise UserError(
-                f"document {self.id!r} has no tokens; an empty text still has <bos> and <eos>: tokenize it again"
+                f"document {self.id!r} has no tokens; even an empty text has <bos> and <eos>: tokenize it again"
             )
         for start, end in self.masked:
             if not 0 <= start <= end <= count:
                 raise UserError(
-                    f"document {self.id!r} masks tokens {start} to {end}, but has {count}: tokenize it again"
+                    f"document {self.id!r} masks tokens {start} to {end}, but has {count} tokens; tokenize it again"
                 )
 
 
@@ -69,23 +69,25 @@ def pack_documents(
 ) -> pa.Table:
     """A SEQUENCES table of the documents.
 
-    Raises UserError for a length below 2, or for more tokens than a shard can hold.
+    Raises UserError for a length below 2, and for more tokens than a shard can hold.
     """
     if sequence_length < 2:
         raise UserError(
-            f"got sequence_length={sequence_length}; a row needs at least 2 tokens: one, and the next to predict"
+            f"got sequence_length={sequence_length}; a row needs a token and the next one to predict: give 2 or more"
         )
     documents = list(documents)
     if not documents:
         return SEQUENCES.empty_table()
     lengths = np.array([len(document.tokens) for document in documents], np.int64)
     if lengths.sum() + sequence_length >= 2**31:
-        raise UserError(f"got {lengths.sum()} tokens for one shard, which holds less than 2**31: pack into more shards")
+        raise UserError(
+            f"got {lengths.sum()} tokens for one shard; a shard holds less than 2**31 tokens: pack into more shards"
+        )
     segments = _PACKINGS[packing](lengths, sequence_length)
     rows = len(segments.first_of_row)
     slots = rows * sequence_length
 
-    # of each token, in the order of the segments: its place in the rows and in the stream of all documents
+    # for each token, in the order of segments: its place in the rows, and in the stream of all documents
     restarts = np.arange(segments.length.sum()) - np.repeat(
         np.cumsum(segments.length) - segments.length, segments.length
     )
@@ -98,7 +100,7 @@ def pack_documents(
     segment_ids[place] = np.repeat(segments.number, segments.length)
     positions = np.zeros(slots, np.int32)
     positions[place] = restarts
-    no_target = np.zeros(len(stream) + 1, bool)  # of the stream: True where that token is no target
+    no_target = np.zeros(len(stream) + 1, bool)  # by place in the stream: whether the token is masked
     for document, begin in zip(documents, document_starts.tolist(), strict=True):
         for start, end in document.masked:
             no_target[begin + start : begin + end] = True
@@ -132,26 +134,26 @@ def pack_documents(
 
 @dataclass(frozen=True, kw_only=True)
 class _Segments:
-    """Parts of documents in the order of the rows; each array is int64 [segments] but the last."""
+    """Parts of documents in the order of the rows. Arrays are int64 [segments], except for `first_of_row`."""
 
     start: np.ndarray
-    """first slot, over all rows"""
+    """first slot of the segment, counted over all rows"""
     length: np.ndarray
-    """tokens"""
+    """number of tokens"""
     number: np.ndarray
-    """segment id in its row, from 1"""
+    """segment id in the row, from 1"""
     document: np.ndarray
-    """number of its document"""
+    """number of the document"""
     begin: np.ndarray
     """first token in the document"""
     stop: np.ndarray
-    """end in the document"""
+    """end in the document, one past the last token"""
     first_of_row: np.ndarray
-    """[rows]: number of the first segment of each row"""
+    """number of the first segment of each row, int64 [rows]"""
 
 
 def _concatenate(lengths: np.ndarray, sequence_length: int) -> _Segments:
-    """Documents one after another, cut every `sequence_length` tokens; only the last row has padding."""
+    """Documents in order, cut every `sequence_length` tokens. Only the last row has padding."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     start = np.union1d(starts, np.arange(0, ends[-1], sequence_length))
@@ -160,8 +162,11 @@ def _concatenate(lengths: np.ndarray, sequence_length: int) -> _Segments:
 
 
 def _best_fit(lengths: np.ndarray, sequence_length: int) -> _Segments:
-    """Documents whole where they fit a row; longer ones give full rows and a rest. Pieces go, longest first, each to
-    the row with the least room that is enough (Ding et al. 2024, arXiv 2404.10830)."""
+    """Best-fit decreasing (Ding et al. 2024, arXiv 2404.10830).
+
+    Documents longer than a row give full rows and a rest. The pieces, longest first, each go to the row with the least
+    room that is enough.
+    """
     full = lengths // sequence_length
     row = np.arange(int(full.sum()))  # full rows, document by document
     document = np.repeat(np.arange(len(lengths)), full)
@@ -169,8 +174,8 @@ def _best_fit(lengths: np.ndarray, sequence_length: int) -> _Segments:
     rest = lengths - full * sequence_length
     pieces = np.flatnonzero(rest)
     pieces = pieces[np.argsort(-rest[pieces], kind="stable")]
-    rooms: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # rows by the room they have left
-    some = 0  # bit r is set where a row has room r
+    rooms: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # rows by the room left in them
+    some = 0  # bit r is set if a row has room r
     start = np.zeros(len(pieces), np.int64)
     rows = len(row)
     for number, length in enumerate(rest[pieces].tolist()):
@@ -203,7 +208,7 @@ _PACKINGS = {"concatenate": _concatenate, "best_fit": _best_fit}
 def _segments(
     start: np.ndarray, length: np.ndarray, document: np.ndarray, begin: np.ndarray, sequence_length: int
 ) -> _Segments:
-    """Segments in the order of their first slot; every row has one."""
+    """Segments in the order of their first slot. Every row has at least one."""
     row = start // sequence_length
     first_of_row = np.searchsorted(row, np.arange(int(row[-1]) + 1))
     return _Segments(
@@ -218,6 +223,6 @@ def _segments(
 
 
 def _floor_share(total: np.ndarray, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """floor(total * part / whole), int64, without overflow for any total as long as whole < 2**31."""
+    """floor(total * part / whole), int64. For whole < 2**31 it does not overflow."""
     quotient, remainder = np.divmod(total, whole)
     return quotient * part + remainder * part // whole

@@ -1,9 +1,9 @@
-"""From the decoded targets of a row, as many ids each as were kept, to columns of a batch, all of one width.
+"""From the decoded targets of a row, with different numbers of ids, to columns of a batch with one width.
 
     Ragged -> SPARSE -> target_ids and target_counts, or target_ids, target_log_probs and target_tail   [b, L, K]
     Ragged -> DENSE  -> target_probs                                                                    [b, L, V]
 
-A batch has `empty` columns first; at the targets, they are then replaced by the `columns` of each row.
+A batch begins with `empty` columns. At its targets, the `columns` of each row then replace them.
 """
 
 from typing import Protocol
@@ -19,18 +19,18 @@ class Padding(Protocol):
     """How a batch holds the targets of its rows."""
 
     def empty(self, spec: CodecSpec, rows: int, length: int, width: int) -> Columns:
-        """Columns [rows, length, ...] without any target; `width` is K, the ids that a target may have."""
+        """Columns [rows, length, ...] without any target. `width` is K, the largest number of ids of a target."""
 
     def columns(self, spec: CodecSpec, targets: Ragged, width: int) -> Columns:
-        """The targets of a row, [P, ...]. Raises UserError if a target has more than `width` ids."""
+        """The columns of a row's targets, [P, ...]. Raises UserError if a target has more than `width` ids."""
 
 
 class Sparse:
-    """K ids a target: target_ids int32 [b, L, K], and what the cache keeps beside them.
+    """K ids a target: target_ids int32 [b, L, K], and the counts or log-probabilities of the cache.
 
-    Counts: target_counts [b, L, K], int32, or float32 times the importance weights if there are any; 0 where there is
-    no target or no further id. Log-probabilities: target_log_probs float32 [b, L, K], -inf there, and target_tail
-    float32 [b, L], 1 where there is no target.
+    Counts are target_counts [b, L, K]: int32, or float32 if they are multiplied by importance weights.
+    Log-probabilities are target_log_probs float32 [b, L, K], with target_tail float32 [b, L]. An empty slot has count 0
+    or log-probability -inf. A position without a target has only empty slots, and tail 1.
     """
 
     def empty(self, spec: CodecSpec, rows: int, length: int, width: int) -> Columns:
@@ -51,7 +51,7 @@ class Sparse:
 
 
 class Dense:
-    """A number for each id of the vocabulary: target_probs float32 [b, L, V], 0 where there is no target."""
+    """The probability of every id: target_probs float32 [b, L, V], 0 at a position without a target."""
 
     def empty(self, spec: CodecSpec, rows: int, length: int, width: int) -> Columns:
         return {"target_probs": np.zeros((rows, length, spec.vocab_size), np.float32)}

@@ -1,12 +1,16 @@
-"""Personal data in text: found by class, then redacted or a reason to drop the document.
+"""Personal data in text, found by class: it is redacted, or its document is dropped.
 
     column -> rows that may hold some (RE2 over the whole column) -> candidates in those rows -> checked -> ranges
 
-All patterns are RE2's, so time is linear in the text whatever it holds. A candidate counts where its check holds: the
-Luhn digit, a known prefix and the printed grouping of a card, mod 97 and the country's length of an IBAN, check letters
-of national ids, addresses that are routed on the public internet (versions such as 1.2.3.4 look like addresses: those
-after "v" or "version" are let be).
-Email addresses at example.com and the like stay. Cost: some 40 MB/s a core where nothing is found.
+All patterns are RE2's, so time is linear in the length of any text. A candidate counts if its check passes:
+
+- a card has a valid Luhn digit, a known prefix and the printed grouping of digits
+- an IBAN passes mod 97 and has the length of its country
+- a national id has valid check digits or letters, or is a US number that may have been given out
+- an IP address is routed on the public internet; one after "v" or "version" is taken for a version number
+
+Email addresses at example.com and similar hosts are not touched. Cost: some 40 MB/s a core in text without personal
+data.
 """
 
 import bisect
@@ -24,7 +28,7 @@ from stdnum.es import dni
 from stdnum.it import codicefiscale
 
 PLACEHOLDER = "[{}]"
-"""what a redacted range becomes, with the name of its class: no text that a tokenizer takes for a marker"""
+"""text in place of a redacted range, with the name of the class; no tokenizer takes it for a named symbol"""
 
 _EXAMPLE_HOSTS = (b"example.com", b"example.org", b"example.net", b"localhost.localdomain")
 
@@ -71,14 +75,14 @@ def _iban(match: bytes, text: bytes, start: int, end: int) -> bool:
 
 @functools.cache
 def _iban_length(country: str) -> int:
-    """Characters of the country's IBANs, by the registry in python-stdnum; 0 where it has none."""
+    """Length of a country's IBANs in characters, by the registry in python-stdnum; 0 for an unknown country."""
     (_, properties), *_ = numdb.get("iban").info(country)
     return 4 + sum(map(int, re.findall(r"\d+", properties["bban"]))) if "bban" in properties else 0
 
 
 def _national_id(match: bytes, text: bytes, start: int, end: int) -> bool:
     number = match.decode()
-    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", number):  # US social security number: what is never given out
+    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", number):  # US social security number; some are never given out
         area, group, serial = number.split("-")
         return area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000"
     return any(check.is_valid(number) for check in (dni, cpf, codicefiscale))
@@ -100,14 +104,14 @@ _PATTERNS: Mapping[str, tuple[str, Check]] = {
     "phone": (r"\+\d(?:[ .()\-]{0,2}\d){7,14}|(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-.]\d{4}", _phone),
 }
 CLASSES = tuple(_PATTERNS)
-"""in the order in which they are looked for: what one class takes, a later one does not see"""
+"""classes in the order of the search: text that one class takes is not seen by a later one"""
 _COMPILED = {name: re2.compile(pattern.encode()) for name, (pattern, _) in _PATTERNS.items()}
 _GROUP_ENDS = re.compile(rb"[ -]")
 _WORD_BYTES = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 
 
 def candidates(texts: pa.ChunkedArray, classes: Sequence[str]) -> list[int]:
-    """Rows in which some pattern of the classes matches."""
+    """Rows in which a pattern of one of the classes matches."""
     if not classes or not len(texts):
         return []
     flags = [pc.match_substring_regex(texts, _PATTERNS[name][0]) for name in classes]
@@ -118,7 +122,7 @@ def candidates(texts: pa.ChunkedArray, classes: Sequence[str]) -> list[int]:
 
 
 def find(text: str, classes: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(class, start, end) in characters, in order, none overlapping another."""
+    """(class, start, end) of each range in characters, in order. Ranges do not overlap."""
     data = text.encode()
     taken: list[tuple[int, int, str]] = []
     for name in (class_name for class_name in CLASSES if class_name in classes):
@@ -141,9 +145,9 @@ def find(text: str, classes: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _alone(data: bytes, name: str) -> Iterator[tuple[int, int]]:
-    """Candidates that do not begin or end inside a longer word, number or address; of one start the longest first.
+    """Candidates that do not begin or end inside a longer word, number or address, the longest of one start first.
 
-    A pattern of groups takes in the number before ("order 12 4111 1111 ...") or after the one that is meant, so every
+    A match of groups may include the number before ("order 12 4111 1111 ...") or after the right one, so every
     beginning and every end of a group is tried.
     """
     numeric = name in ("ip", "card", "phone", "national_id")
@@ -153,7 +157,7 @@ def _alone(data: bytes, name: str) -> Iterator[tuple[int, int]]:
         ends = [longest]
         if name == "iban":
             ends += [end for end in range(longest - 1, start, -1) if data[end : end + 1] in (b" ", b"-")]
-        # on with the next group, or after the match where nothing is grouped
+        # next: the next group, or after the match if it has no groups
         groups = _GROUP_ENDS.search(data, start, longest) if name in ("iban", "card") else None
         place = groups.end() if groups else longest
         before = data[start - 1 : start]
@@ -178,7 +182,7 @@ def redact(text: str, ranges: Sequence[tuple[str, int, int]]) -> str:
 
 
 def shifted(spans: Sequence[Mapping[str, int]], ranges: Sequence[tuple[str, int, int]]) -> list[dict[str, int]]:
-    """Character ranges of the text, in the text after `redact`: one that a placeholder falls into grows to hold it."""
+    """The spans at their places in the redacted text. A span that a placeholder falls into grows to hold it whole."""
 
     def moved(place: int, *, at_end: bool) -> int:
         change = 0

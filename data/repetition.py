@@ -1,6 +1,6 @@
 """How much of a text repeats itself, as the Gopher paper measures it (arXiv 2112.11446, table A1).
 
-Repeated n-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy and Arrow.
+N-grams are compared by 64-bit hashes of their characters, all n-grams of a text at once in NumPy and Arrow.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 
 def repeated(parts: Sequence[str]) -> tuple[int, int]:
-    """(parts that came before, characters in them)."""
+    """(number of parts that repeat an earlier one, characters in these parts)."""
     seen: set[str] = set()
     count = characters = 0
     for part in parts:
@@ -26,10 +26,10 @@ def repeated(parts: Sequence[str]) -> tuple[int, int]:
 
 
 class Ngrams:
-    """The n-grams of one list of words, for several n."""
+    """The n-grams of one list of words, for any n."""
 
     def __init__(self, words: Sequence[str], separator: str) -> None:
-        """`separator`: what stands between words when n-grams are compared and measured."""
+        """`separator` is the text between words when n-grams are compared and measured."""
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + len(separator)
         self._start = np.concatenate([[0], np.cumsum(lengths)])
         self._separator = len(separator)
@@ -44,21 +44,21 @@ class Ngrams:
         return (self._sums[end] - self._sums[start]) * self._inverse[start], end - start
 
     def _numbered(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(number of every n-gram, equal ones alike, in the order they first occur; its length; how often each is)."""
+        """(number of each n-gram in order of first occurrence, equal n-grams alike; its length; counts by number)."""
         hashes, lengths = self._hashes(n)
         numbers = pa.array(hashes).dictionary_encode().indices.to_numpy()
         return numbers, lengths, np.bincount(numbers)
 
     def most_common_characters(self, n: int) -> int:
-        """Characters of all occurrences of the most common n-gram, the first of several; 0 without n-grams."""
+        """Characters in all occurrences of the most common n-gram (the first of several); 0 without n-grams."""
         if len(self._start) <= n:
             return 0
         numbers, lengths, counts = self._numbered(n)
-        chosen = int(counts.argmax())  # the first of several, and so in the text
+        chosen = int(counts.argmax())  # the lowest number, so the first in the text
         return int(lengths[np.argmax(numbers == chosen)] * counts[chosen])
 
     def repeated_characters(self, n: int) -> int:
-        """Characters of n-grams that came before; what was counted is not counted again in an overlapping one."""
+        """Characters in n-grams that repeat an earlier one. N-grams that overlap a counted n-gram are not counted."""
         if len(self._start) <= n:
             return 0
         numbers, lengths, counts = self._numbered(n)

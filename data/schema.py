@@ -1,8 +1,8 @@
 """Every table this project stores: its columns with a sentence each, and the pure functions that make ids and hashes.
 
-A document gets its `id` once, when collected, and keeps it; `content_hash` says what the text is now. A packed row
+A document gets its `id` when it is collected and keeps it. Its `content_hash` is that of the current text. A packed row
 is named by its `sequence_hash`, which ties cached logits and lineage to the exact tokens, segments and mask. Hashes are
-xxh3: fast, the same on every machine, not meant against an adversary. Cost: 10 GB/s a core for long rows.
+xxh3: fast and the same on every machine, but no protection against an adversary. Cost: 10 GB/s a core for long rows.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ import xxhash
 from data.errors import UserError
 
 HELDOUT_ONE_IN = 50
-"""one document in so many is held out (2 %)"""
+"""one document in this many is held out of training (2 %)"""
 
 
 def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -21,7 +21,7 @@ def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind))  # the name Parquet gives it: a table read back has the schema it had
+    return pa.list_(pa.field("element", kind))  # Parquet's name, so reading keeps the schema
 
 
 SPANS = _list_of(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
@@ -158,10 +158,10 @@ LINEAGE = pa.schema(
 def document_id(source: str, name: str, offset: int) -> str:
     """The id of the document at `offset` of file `name` of `source`: 32 hex digits (xxh3-128).
 
-    `name` is the file's name relative to the source, so that moving the files changes no id. Lengths are hashed too: no
-    two different triples give the same bytes.
+    `name` is the file's name relative to the source, so that moving the files changes no id. Lengths are hashed too, so
+    no two different triples give the same bytes.
     """
-    # surrogatepass: names of files that are not UTF-8 reach Python with lone surrogates
+    # surrogatepass: in Python, file names that are not UTF-8 have lone surrogates
     parts = [part.encode("utf-8", "surrogatepass") for part in (source, name)]
     digest = xxhash.xxh3_128()
     for part in parts:
@@ -176,12 +176,12 @@ def content_hash(text: str) -> str:
 
 
 def text_bytes(texts: pa.ChunkedArray) -> int:
-    """UTF-8 bytes of all the texts."""
+    """Size of all texts together, in UTF-8 bytes."""
     return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
 def is_heldout(id: str) -> bool:
-    """Whether the document is kept out of all training (2 % are): a pure function of its id, so no stage disagrees."""
+    """Whether the document is held out of all training (2 % are). It depends on the id alone, so all stages agree."""
     return xxhash.xxh3_64_intdigest(id.encode()) % HELDOUT_ONE_IN == 0
 
 
@@ -191,11 +191,11 @@ def sequence_hash(tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.nda
 
 
 def sequence_hashes(tokens_BT: np.ndarray, segment_ids_BT: np.ndarray, loss_mask_BT: np.ndarray) -> np.ndarray:
-    """`sequence_hash` of each row, uint64 [B]. Raises UserError where the shapes differ."""
+    """`sequence_hash` of each row, uint64 [B]. Raises UserError if the shapes differ."""
     if not tokens_BT.shape == segment_ids_BT.shape == loss_mask_BT.shape:
         raise UserError(
-            f"tokens {tokens_BT.shape}, segment_ids {segment_ids_BT.shape} and loss_mask {loss_mask_BT.shape} "
-            "must have one shape"
+            f"got tokens {tokens_BT.shape}, segment_ids {segment_ids_BT.shape} and loss_mask {loss_mask_BT.shape}; "
+            "give all three the same shape"
         )
     rows = len(tokens_BT)
     parts = [np.ascontiguousarray(part, "<i4").view(np.uint8).reshape(rows, -1) for part in (tokens_BT, segment_ids_BT)]

@@ -1,8 +1,8 @@
 """Raw files -> documents and rejects: JSONL (plain, .gz, .zst), Parquet, web archives, and any other file as one text.
 
-One pass over each file, a record at a time; what is read goes out in batches, so memory does not grow with files. What
-cannot be read as a record is a reject with a reason; a file that is not what its name says, or breaks, is an error,
-because then nothing in it can be trusted.
+Each file is read once, one record at a time, and records leave in batches, so memory does not grow with the files. A
+record that cannot be read becomes a reject with a reason. A file that is damaged, or is not of the kind that its name
+says, is an error, because nothing in it can be trusted.
 """
 
 import codecs
@@ -19,57 +19,57 @@ from data.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KEPT_BYTES = 4096
-"""of a rejected record that is no text, so many are kept"""
+"""largest number of bytes kept of a rejected record"""
 ROW_BYTES = 400
-"""of ids, hashes and the like that a row takes beside its text, about"""
+"""approximate size of a row beside its text (ids, hashes), in bytes"""
 PARQUET_ROWS = 64
-"""read at a time: a column of one huge repeated value stays small in the file and not in memory"""
+"""rows that are read at a time: one huge value, repeated, is small in the file but not in memory"""
 MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How files are read."""
+    """How to read files."""
 
     text_field: str = "text"
-    """field (JSONL, a.b for a field inside another) or column (Parquet) that holds the text"""
+    """field (JSONL; a.b for a field inside another) or column (Parquet) of the text"""
     metadata_fields: tuple[str, ...] = ()
-    """fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
+    """fields or columns that are kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
     max_document_bytes: int = 128 << 20
-    """longest record that is read"""
+    """size of the longest record that is read, in bytes"""
     main_content: bool = True
-    """of web pages, leave out menus and other boilerplate"""
+    """whether to leave out menus and other boilerplate of web pages"""
     fix_encoding: bool = False
-    """repair mojibake (ftfy)"""
+    """whether to repair wrongly decoded text (mojibake, by ftfy)"""
     skip_bad_files: bool = False
-    """a bad file becomes one reject, and nothing of it is kept; it is read twice"""
+    """whether a bad file becomes one reject, instead of an error; every file is then read twice"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some of what was read."""
+    """Some of the documents and rejects of a source."""
 
     text: pa.Table
     rejects: pa.Table
     fixed: int
-    """texts that ftfy changed"""
+    """number of texts that ftfy changed"""
     passed_over: int
-    """records of web archives that hold no page (requests, metadata)"""
+    """number of records of web archives without a page (requests, metadata)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One document as found."""
+    """One document as it was read."""
 
     offset: int
-    """number of the record in its file, from 0"""
+    """number of the record in the file, from 0"""
     text: str
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """One place where a document should have been."""
+    """A record that is not a document."""
 
     offset: int
     reason: str
@@ -78,9 +78,9 @@ class Reject:
 
 
 def collect(source: str, files: Sequence[tuple[str, str]], options: Options, batch_bytes: int) -> Iterator[Batch]:
-    """Documents and rejects of `files` (name, URI) in order, in batches of about `batch_bytes` of text, at least one.
+    """Documents and rejects of `files` (name, URI), in order, in batches of about `batch_bytes`. There is at least one.
 
-    Raises UserError, naming the file, where one is not of the kind its name says or breaks.
+    Raises UserError, naming the file, if a file is damaged or is not of the kind that its name says.
     """
     rows, size = _Rows(source), 0
     for name, uri in files:
@@ -101,7 +101,7 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
 
 
 def read_records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
-    """The records of one file, None for those that never were documents. Raises UserError for a bad file."""
+    """The records of one file; None for a record that is not a document. Raises UserError for a bad file."""
     if name.endswith(JSONL_SUFFIXES):
         yield from _read_jsonl(name, uri, options)
     elif name.endswith(".parquet"):
@@ -122,7 +122,7 @@ def _what_is_wrong(name: str, uri: str, options: Options) -> str:
 
 
 class _Rows:
-    """Columns of what was read, on their way to a batch."""
+    """Columns of documents and rejects, for the next batch."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -131,7 +131,7 @@ class _Rows:
         self.fixed = self.passed_over = 0
 
     def document(self, name: str, record: Record, fix_encoding: bool) -> int:
-        """Adds a document; returns about what it takes in memory, in bytes."""
+        """Adds a document. Returns its approximate size in memory, in bytes."""
         text = record.text
         if fix_encoding:
             text = ftfy.fix_text(text)
@@ -149,7 +149,7 @@ class _Rows:
         return len(text.encode()) + len(values[4]) + ROW_BYTES
 
     def reject(self, name: str, reject: Reject) -> int:
-        """Adds a reject; returns about what it takes in memory, in bytes."""
+        """Adds a reject. Returns its approximate size in memory, in bytes."""
         id = schema.document_id(self.source, name, reject.offset)
         values = (id, self.source, name, reject.reason, reject.detail, reject.content[:KEPT_BYTES])
         for column, value in zip(self.rejects.values(), values, strict=True):
@@ -169,7 +169,7 @@ def _metadata_json(metadata: dict[str, Any]) -> str:
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, valid in JSON as an escape and nowhere else
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold only as an escape
         return json.dumps(metadata, sort_keys=True, default=str)
     return text
 
@@ -191,7 +191,7 @@ def _too_long(offset: int, start: bytes, most_bytes: int) -> Reject:
 
 
 def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
-    """One JSON object a line; blank lines are no records."""
+    """One JSON object a line. Blank lines are skipped."""
     _refuse_magic(name, uri, allowed={".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}.get(name[name.rfind(".") :]))
     objects = 0
     bad: list[Reject] = []
@@ -203,7 +203,7 @@ def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reje
             continue
         outcome = _parse_line(line, offset, options)
         if isinstance(outcome, Reject) and outcome.reason == "invalid_json" and not objects:
-            # held back until a line is JSON: a file with none is no JSONL
+            # held back until a line is JSON: a file without one is not JSONL
             bad.append(replace(outcome, content=outcome.content[:KEPT_BYTES]))
             if len(bad) == 1000:
                 break
@@ -263,14 +263,14 @@ def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
         return Reject(offset=offset, reason="no_text", detail=detail, content=line)
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON and no valid text
+    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but not valid text
         return Reject(offset=offset, reason="invalid_utf8", detail=str(error), content=line)
     kept = {name: record[name] for name in options.metadata_fields if name in record}
     return Record(offset=offset, text=text, metadata=kept if options.metadata_fields else record)
 
 
 def _take(record: dict[str, Any], field: str) -> Any:
-    """Takes a field out of the record: by its name, or by a path of names with dots."""
+    """Removes a field from the record and returns it. The field is a name, or names with dots between them."""
     if field in record or "." not in field:
         return record.pop(field, None)
     *path, last = field.split(".")
@@ -301,7 +301,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
     offset = 0
     try:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field, *options.metadata_fields]):
-            # as bytes: a writer need not have checked that its strings are UTF-8
+            # as bytes: the writer may not have checked that its strings are UTF-8
             column = batch.column(text_field)
             column = column.dictionary_decode() if dictionary else column
             metadata = batch.select(list(options.metadata_fields)).to_pylist() if options.metadata_fields else []
@@ -310,7 +310,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
                 offset += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
-    except (ValueError, OverflowError) as error:  # a time before year 1 or after 9999, or of nanoseconds
+    except (ValueError, OverflowError) as error:  # a time before year 1, after year 9999, or in nanoseconds
         raise UserError(
             f"{name} holds values that Python has no number or time for ({error}); leave their column out of "
             "--metadata-fields"
@@ -334,7 +334,7 @@ def _parse_value(value: bytes | None, offset: int, metadata: dict[str, Any], mos
 
 
 def _decode(data: bytes) -> tuple[str, str]:
-    """(text, "") or ("", what is wrong)."""
+    """(text, "") or ("", the problem)."""
     try:
         return data.decode("utf-8"), ""
     except UnicodeDecodeError as error:

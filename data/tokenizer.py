@@ -1,17 +1,18 @@
-"""SentencePiece BPE with Gemma's settings and Gemma's id layout: train one, load one, encode, decode.
+"""SentencePiece BPE with Gemma's settings and Gemma's id layout: to train or load a tokenizer, encode and decode.
 
-Ids 0 to 472 mean the same in every vocabulary, Gemma's own included: 0-3 control and unknown, 4-107 named symbols (the
-turn markers are 106 and 107), then runs of newlines and of spaces, HTML tags, and the 256 bytes that spell the rest.
+Ids 0 to 472 mean the same in every vocabulary, including Gemma's own. Ids 0-3 are control ids and the unknown id, 4-107
+are named symbols (the turn markers are 106 and 107). Then come runs of newlines and of spaces, HTML tags, and the 256
+bytes that spell everything else.
 
-SentencePiece matches the named symbols inside ordinary text, so a document could forge a dialogue. `encode` therefore
-spells them out unless told otherwise; newline and space runs and HTML tags are text, and are matched. `<bos>`, `<eos>`
-and `<pad>` in a text are never matched by SentencePiece itself.
+SentencePiece matches named symbols inside ordinary text, so a document could forge a dialogue. `encode` therefore
+spells them out by default. Runs of newlines and spaces, and HTML tags, are text and are matched. SentencePiece never
+matches `<bos>`, `<eos>` and `<pad>` in a text.
 
-`encode` is SentencePiece itself. `encode_documents` gives the same ids at several times the speed where the model is
-one that gigatoken is proven exact on (fast_encoder.py), and is SentencePiece otherwise.
+`encode` is SentencePiece itself. `encode_documents` gives the same ids, at several times the speed if gigatoken is
+proven exact on the model (fast_encoder.py).
 
-Cost: encoding 4 MB/s a core, many documents at once 40; training 4 MB of source code to 8,192 pieces 1 s; the text is
-held in memory.
+Cost: `encode` runs at 4 MB/s a core, `encode_documents` at 40 MB/s. Training on 4 MB of source code, to 8,192 pieces,
+takes 1 s and holds the text in memory.
 """
 
 import functools
@@ -38,7 +39,7 @@ START_OF_TURN: Final = 106
 END_OF_TURN: Final = 107
 
 SPACE = "\u2581"
-"""what SentencePiece writes for a space; a text that holds this character gets a space back"""
+"""SentencePiece's mark of a space; a text with this character is decoded to one with a space"""
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """piece types of sentencepiece_model.proto"""
 
@@ -64,22 +65,22 @@ LAYOUT: tuple[tuple[str, int], ...] = (
     *((piece, USER_DEFINED) for piece in _NAMED + _TEXTUAL),
     *((f"<0x{byte:02X}>", BYTE) for byte in range(256)),
 )
-"""piece and type of ids 0 to 472"""
+"""(piece, type) of ids 0 to 472"""
 
 SMALLEST_VOCAB, LARGEST_VOCAB = 1024, 256_000
 PART_BYTES = 1 << 20
-"""longer texts are encoded in parts of about that size"""
+"""size of the parts that a longer text is encoded in, in bytes"""
 _LINE_CHARACTERS = 4096
-# SentencePiece's trainer skips a line that holds NUL or U+2585 (its own unknown mark), so lines are cut there.
+# SentencePiece's trainer skips a line with NUL or U+2585 (its mark of an unknown), so lines are cut there.
 _LINE_ENDS = re.compile("[\n\0\u2585]+")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> bytes:
-    """A SentencePiece model of `vocab_size` pieces, the first 473 of them Gemma's; the same bytes for any `threads`.
+    """A SentencePiece model of `vocab_size` pieces, of which 473 are Gemma's. The same bytes for any `threads`.
 
-    Texts are cut at newlines, which no learned piece holds (runs of newlines and spaces are pieces already), and long
-    lines further, before a space: no piece crosses the start of a word, so the cut loses nothing.
-    Raises UserError where the texts are too few or too varied for `vocab_size`, or it is not in 1024..256000.
+    Texts are cut at newlines, which no learned piece holds (runs of newlines and spaces are pieces already). Long lines
+    are also cut before a space; no piece crosses the start of a word, so the cut loses nothing.
+    Raises UserError for a `vocab_size` outside 1024..256000, and for texts that are too few or too varied for it.
     """
     if not SMALLEST_VOCAB <= vocab_size <= LARGEST_VOCAB:
         raise UserError(f"got vocab_size={vocab_size}; allowed are {SMALLEST_VOCAB} to {LARGEST_VOCAB}")
@@ -99,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> 
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            max_sentence_length=8 * _LINE_CHARACTERS,  # in bytes; longer ones would be dropped
+            max_sentence_length=8 * _LINE_CHARACTERS,  # in bytes; longer sentences would be dropped
             user_defined_symbols=[*_NAMED, *_TEXTUAL],
             pad_id=PAD,
             eos_id=EOS,
@@ -113,12 +114,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> 
     except RuntimeError as error:
         raise _training_error(str(error), vocab_size, lines.characters) from error
     model = sentencepiece_model_pb2.ModelProto.FromString(model_file.getvalue())
-    model.trainer_spec.ClearField("num_threads")  # how it was trained, not what
+    model.trainer_spec.ClearField("num_threads")  # it does not change the pieces
     return model.SerializeToString(deterministic=True)
 
 
 class Tokenizer:
-    """A SentencePiece model with Gemma's layout. Can be pickled."""
+    """A SentencePiece model with Gemma's layout. It can be pickled."""
 
     def __init__(self, model: bytes) -> None:
         self._model = model
@@ -132,7 +133,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "Tokenizer":
-        """Raises UserError where the bytes are no SentencePiece model, or its ids 0-472 are not Gemma's."""
+        """Raises UserError if the bytes are not a SentencePiece model, or its ids 0-472 are not Gemma's."""
         return cls(model)
 
     @classmethod
@@ -145,29 +146,30 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the model's bytes, hex."""
+        """sha256 of the model's bytes, hex."""
         return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of the text, without <bos> and <eos>; `decode` gives the text back (but U+2581 becomes a space).
+        """Ids of the text, without <bos> and <eos>. `decode` returns the text (with a space for each U+2581).
 
-        The named symbols of the vocabulary are spelled out, so that no text can forge a turn; `allow_special` lets them
-        be matched, for text that this program wrote. Raises UserError for a lone surrogate, which is no Unicode.
+        The named symbols of the vocabulary are spelled out, so that no text can forge a turn. With `allow_special` they
+        are matched, for text that this program wrote. Raises UserError for a lone surrogate, which is not valid
+        Unicode.
         """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"the text has a lone surrogate ({error.object[error.start : error.end]!a}), which UTF-8 cannot hold; "
-                "decode its bytes again with errors='replace'"
+                f"got a text with a lone surrogate ({error.object[error.start : error.end]!a}), which UTF-8 cannot "
+                "hold; decode its bytes again with errors='replace'"
             ) from error
         parts = [data] if allow_special else self._parts(data)
         return [id for part in parts for id in self._processor.encode(part)]
 
     def encode_documents(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """`encode_document` of many texts in UTF-8: (ids one after another int32 [n], offsets int64 [texts + 1]).
+        """`encode_document` of many texts in UTF-8: (ids of all texts int32 [n], offsets int64 [texts + 1]).
 
-        Long texts are encoded in parts that no piece reaches across, so memory is some 20 bytes for each of the texts'.
+        Long texts are encoded in parts that no piece crosses. Memory is some 20 bytes for each byte of text.
         """
         parts: list[bytes] = []
         counts = np.zeros(len(texts) + 1, np.int64)
@@ -182,7 +184,7 @@ class Tokenizer:
 
     @property
     def fast_encoder(self) -> str:
-        """Why documents are encoded by plain SentencePiece; empty where the fast encoder is proven for this model."""
+        """Why plain SentencePiece encodes the documents; empty if the fast encoder is proven exact on this model."""
         fast = self._fast
         return fast if isinstance(fast, str) else ""
 
@@ -195,7 +197,7 @@ class Tokenizer:
 
     @property
     def _cuttable(self) -> bool:
-        return not isinstance(self._fast, str)  # the proof holds the condition that parts are cut by
+        return not isinstance(self._fast, str)  # the proof includes the condition for cutting texts
 
     def _encode_parts(self, parts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(self._fast, str):
@@ -205,18 +207,18 @@ class Tokenizer:
         return np.concatenate([np.zeros(0, np.int32), *encoded]), offsets
 
     def _parts(self, text: bytes) -> list[bytes]:
-        """The text cut after the first character of every named symbol in it, so that none is matched."""
-        if not self._any_special.search(text):  # nearly every text; RE2 looks ten times as fast
+        """The text, cut after the first character of every named symbol in it, so that none is matched."""
+        if not self._any_special.search(text):  # nearly every text; RE2 searches ten times as fast
             return [text]
         ends = [match.end() for match in self._special.finditer(text)]
         return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
     def encode_document(self, text: str) -> list[int]:
-        """<bos>, the ids of the text, <eos>; named symbols are spelled out."""
+        """<bos>, the ids of the text, <eos>. Named symbols are spelled out."""
         return [BOS, *self.encode(text), EOS]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids. Control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
+        """The text of the ids. Control ids decode to nothing, and bytes that are not UTF-8 to U+FFFD."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise UserError(
@@ -226,7 +228,7 @@ class Tokenizer:
         return self._processor.decode(ids.tolist())
 
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: how many UTF-8 bytes each id decodes to; 0 for control ids."""
+        """Number of UTF-8 bytes that each id decodes to, int32 [V]; 0 for control ids."""
         return self._token_bytes.copy()
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
@@ -234,7 +236,7 @@ class Tokenizer:
 
 
 class _Lines:
-    """The lines that the trainer is given, counted as they pass."""
+    """The lines for the trainer, which counts their characters as they are read."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -259,30 +261,30 @@ def _short_lines(line: str) -> Iterator[str]:
 
 
 def _training_error(message: str, vocab_size: int, characters: int) -> UserError:
-    """What SentencePiece said, as a sentence about the texts."""
+    """SentencePiece's error, as a sentence about the texts."""
     if too_high := re.search(r"value <= (\d+)", message):
         most = int(too_high[1])
         smaller = f", or set vocab_size to at most {most}" if most >= SMALLEST_VOCAB else ""
         return UserError(
-            f"{characters} characters of text are too few for vocab_size={vocab_size}: "
+            f"got {characters} characters of text for vocab_size={vocab_size}, which are too few: "
             f"they give at most {most} pieces; add text{smaller}"
         )
     if too_low := re.search(r"required_chars\. (\d+) vs (\d+)", message):
         needed = max(int(too_low[1]), int(too_low[2]))
         return UserError(
-            f"{characters} characters of text hold more different ones than vocab_size={vocab_size} has room for; "
-            f"set vocab_size above {needed}"
+            f"got {characters} characters of text, with more different characters than vocab_size={vocab_size} has "
+            f"room for; set vocab_size above {needed}"
         )
     return UserError(
-        f"SentencePiece could not train on {characters} characters of text ({message}); add text, in UTF-8"
+        f"got {characters} characters of text, on which SentencePiece cannot train ({message}); add text, in UTF-8"
     )
 
 
 def _checked_pieces(model: bytes) -> list[tuple[str, int]]:
-    """(piece, type) of each id. Raises UserError for anything but a SentencePiece model with Gemma's layout."""
+    """(piece, type) of each id. Raises UserError if the bytes are not a SentencePiece model with Gemma's layout."""
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    except Exception as error:  # protobuf's DecodeError, from whichever of its implementations is installed
+    except Exception as error:  # the DecodeError of the implementation of protobuf that is installed
         raise UserError(
             f"not a SentencePiece model ({len(model)} bytes: {error}); name a file that train_tokenizer wrote, "
             "or Gemma's tokenizer.model"
@@ -292,7 +294,7 @@ def _checked_pieces(model: bytes) -> list[tuple[str, int]]:
         if expected != piece:
             raise UserError(
                 f"not Gemma's id layout: id {id} is {piece[0]!r} (type {piece[1]}) and must be {expected[0]!r} (type "
-                f"{expected[1]}); train one with train_tokenizer, or take Gemma's tokenizer.model"
+                f"{expected[1]}); train a tokenizer with train_tokenizer, or take Gemma's tokenizer.model"
             )
     return pieces
 
@@ -303,7 +305,7 @@ def _decoded_bytes(piece: str, kind: int) -> int:
     if kind == BYTE:
         return 1
     if kind == UNKNOWN:
-        return len(" \u2047 ".encode())  # what SentencePiece decodes <unk> to; byte fallback never encodes to it
+        return len(" \u2047 ".encode())  # SentencePiece's <unk>; byte fallback never encodes to it
     return len(piece.replace(SPACE, " ").encode())
 
 
@@ -312,12 +314,12 @@ def _is_textual(piece: str) -> bool:
 
 
 def _framed(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents that end at `ends` of `ids`, each between <bos> and <eos>."""
+    """(ids with <bos> and <eos> around each document, offsets) of documents that end at `ends` in `ids`."""
     offsets = ends + 2 * np.arange(len(ends))
     framed = np.empty(offsets[-1], np.int32)
     framed[offsets[:-1]], framed[offsets[1:] - 1] = BOS, EOS
     shift = 1
-    for start, end in itertools.pairwise(ends.tolist()):  # a copy a document: a third of the time of a mask
+    for start, end in itertools.pairwise(ends.tolist()):  # a copy for each document: a third of the time of a mask
         framed[start + shift : end + shift] = ids[start:end]
         shift += 2
     return framed, offsets

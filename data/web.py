@@ -1,7 +1,7 @@
 """Web archives -> text: WARC responses (HTML by resiliparse's extraction, or plain text) and WET conversions.
 
-One record at a time, bounded in size. Markup is decoded as its HTTP header, its meta tag or its bytes say. Cost: about
-10 MB/s of HTML a core.
+Records are read one at a time, up to a largest size. The encoding of markup is that of its HTTP header, its meta tag,
+or its bytes. Cost: about 10 MB/s of HTML a core.
 """
 
 import re
@@ -20,28 +20,28 @@ from data.errors import UserError
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz", ".warc.wet.gz")
 MARKUP = ("text/html", "application/xhtml+xml")
 MOST_DEPTH = 1000
-"""elements inside elements: the parser's time grows with the square of the depth"""
-# every quantifier gives nothing back, and a tag ends before the next one begins: linear in the page
+"""largest depth of nested elements: the parser's time grows with the square of the depth"""
+# linear in the page: no quantifier backtracks, and a tag ends before the next one begins
 _TAG = re.compile(rb"<(/?)([A-Za-z][A-Za-z0-9]*+)[^<>]*+>")
 _VOID = frozenset(b"area base br col embed hr img input link meta param source track wbr p li".split())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A record that holds a document, or says why it does not."""
+    """A document of a web archive, or the reason why a record is none."""
 
     text: str = ""
     reason: str = ""
-    """empty: the text is a document"""
+    """reason of the reject; empty if `text` is a document"""
     detail: str = ""
     content: bytes = b""
     metadata: dict[str, Any]
 
 
 def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) -> Iterator[Page | None]:
-    """A page for each response and conversion, in order; None for a record of another kind (request, metadata).
+    """A page for each response and conversion, in order. None for a record of another kind (request, metadata).
 
-    Raises UserError where a record is cut or the file is no archive, OSError where it cannot be read.
+    Raises UserError if a record is cut or the file is not an archive, OSError if it cannot be read.
     """
     expansion = Expansion(name, raw.tell)
     for record in ArchiveIterator(raw, parse_http=True, auto_decode="all"):
@@ -57,7 +57,7 @@ def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) ->
 
 
 def _is_whole(record: WarcRecord, content: bytes) -> bool:
-    """Whether all bytes that the record's header promised were there (unknown where the payload was encoded)."""
+    """Whether the record has all bytes that its header promises. An encoded payload counts as whole: it is unknown."""
     encoded = record.http_headers is not None and (
         "Content-Encoding" in record.http_headers or "Transfer-Encoding" in record.http_headers
     )
@@ -98,7 +98,7 @@ def _page(record: WarcRecord, content: bytes, most_bytes: int, main_content: boo
 
 def _encoding(record: WarcRecord, content: bytes, kind: str) -> str:
     if record.http_headers is None:
-        return "utf-8"  # conversions are UTF-8 by definition
+        return "utf-8"  # conversions are always UTF-8
     declared = record.http_charset
     if declared and map_encoding_to_html5(declared, False):
         return str(declared)
@@ -106,7 +106,7 @@ def _encoding(record: WarcRecord, content: bytes, kind: str) -> str:
 
 
 def _depth(content: bytes) -> int:
-    """How deep elements may be nested, counted from their tags in one pass; exact where all are closed in order."""
+    """Depth of nested elements, counted from their tags in one pass; exact if all are closed in order."""
     if content.count(b"<") <= MOST_DEPTH:
         return 0
     depth = deepest = 0

@@ -1,10 +1,10 @@
-"""Bytes at a URI, the same way in every store: read, write, create exclusively, list, remove.
+"""Bytes at a URI, by the same functions for every store: read, write, create exclusively, list, remove.
 
     storage.read_bytes(uri) -> by_uri.py -> the `Store` that keeps the URI: local.py, gcs.py, memory.py
 
-Everything the project stores passes through here. A write is all or nothing for its readers: locally a temporary file
-is renamed (or, for an exclusive create, hard-linked) into place; an object store publishes an object whole by itself.
-A full disk is a FullError.
+Everything that the project stores passes through here. Readers see a write as a whole or not at all. On a local disk a
+temporary file is renamed (or, for an exclusive create, hard-linked) into place; an object store publishes whole objects
+by itself. A full disk raises FullError.
 """
 
 from data.storage.by_uri import (

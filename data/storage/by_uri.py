@@ -1,4 +1,4 @@
-"""The functions of this package: each asks the store that keeps the URI."""
+"""The functions of this package. Each calls the store that keeps the URI."""
 
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,9 +13,9 @@ STORES: tuple[Store, ...] = (Local(), Gcs(), Memory())
 
 
 def store_of(uri: str) -> Store:
-    """Raises UserError for a protocol that no store has, and for a path that no store can have."""
+    """The store that keeps a URI. Raises UserError for an unknown protocol, and for a path that no store can have."""
     if "\0" in uri:
-        raise UserError(f"the path {uri!r} holds a null byte, which no file's name may hold; leave it out")
+        raise UserError(f"got the path {uri!r} with a null byte, which no file name may have; leave the null byte out")
     protocol = uri.partition("://")[0] if "://" in uri else ""
     for store in STORES:
         if protocol in store.protocols:
@@ -25,9 +25,10 @@ def store_of(uri: str) -> Store:
 
 
 def what_failed(error: BaseException) -> str | None:
-    """A sentence for an error of a store or of the way to it, with what to do; None for any other error.
+    """A sentence for an error of a store or of the connection to it, with what to do next. None for any other error.
 
-    Of an error that was raised for another (as Ray does with a worker's), the first in the chain that is one counts.
+    An error may have been raised from another (as Ray does with a worker's error): the first of them that is an error
+    of a store counts.
     """
     seen: set[int] = set()
     current: BaseException | None = error
@@ -41,17 +42,17 @@ def what_failed(error: BaseException) -> str | None:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether it is elsewhere than on the disk of this machine."""
+    """Whether the store is not the disk of this machine."""
     return store_of(uri).remote
 
 
 def is_shared(uri: str) -> bool:
-    """Whether other processes see it."""
+    """Whether other processes see the object."""
     return store_of(uri).shared
 
 
 def is_relative(uri: str) -> bool:
-    """Whether it depends on the working directory."""
+    """Whether the path depends on the working directory."""
     return store_of(uri).is_relative(uri)
 
 
@@ -61,22 +62,22 @@ def absolute(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path | None:
-    """The file or folder on this machine's disk, which can be opened and appended to; None elsewhere."""
+    """The path on this machine's disk, which can be opened and appended to. None in any other store."""
     return store_of(uri).local_path(uri)
 
 
 def read_threads(uri: str) -> int:
-    """Threads that read from there together best."""
+    """Number of threads that read fastest from the store."""
     return store_of(uri).read_threads
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `uri` and the path inside it. Raises UserError for a protocol we do not know."""
+    """The fsspec filesystem of `uri` and the path inside it. Raises UserError for an unknown protocol."""
     return store_of(uri).filesystem(uri)
 
 
 def check_bucket(uri: str) -> None:
-    """Raises UserError where `uri` is in a bucket that does not exist. One request; elsewhere none."""
+    """Raises UserError if `uri` is in a bucket that does not exist. One request, or none for other stores."""
     store_of(uri).check_bucket(uri)
 
 
@@ -109,7 +110,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create_exclusive(uri: str, data: bytes) -> None:
-    """Creates the object whole, or raises FileExistsError and leaves what is there. The one lock this project has."""
+    """Creates the whole object, or raises FileExistsError and changes nothing: the only lock of this project."""
     store_of(uri).create_exclusive(uri, data)
 
 
@@ -124,34 +125,34 @@ def move(source: str, target: str) -> None:
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
-    """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty for no folder."""
+    """(name relative to `uri`, size in bytes) of each file below `uri`, sorted by name. Empty for no folder."""
     return store_of(uri).list_files(uri)
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly in `uri`, sorted; empty for no folder. Files below are not listed."""
+    """Names of the folders directly in `uri`, sorted, without files. Empty for no folder."""
     return store_of(uri).list_folders(uri)
 
 
 def list_level(uri: str) -> list[tuple[str, float]]:
-    """(name, time of the last change in seconds since 1970) of what is directly in `uri`, sorted.
+    """(name, time of the last change in seconds since 1970) of each file and folder directly in `uri`, sorted.
 
-    The time of a folder on an object store is 0. Empty for no folder. Nothing below is listed.
+    The time of a folder on an object store is 0. Empty if there is no folder.
     """
     return store_of(uri).list_level(uri)
 
 
 def files_of(uri: str) -> list[tuple[str, str, int]]:
-    """(relative name, URI, bytes) of the files that a file's, folder's or glob's `uri` stands for; empty for none.
+    """(relative name, URI, bytes) of each file that `uri` names as a file, folder or glob. Empty if there is none.
 
     Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError for
-    a glob that is not understood.
+    a glob that is not valid.
     """
     return store_of(uri).files_of(uri)
 
 
 def content(uri: str) -> str:
-    """A fingerprint of the object's bytes: their sha256, or what the store itself says of them."""
+    """A fingerprint of the object's bytes: their sha256, or the store's own generation and checksum."""
     return store_of(uri).content(uri)
 
 

@@ -1,7 +1,7 @@
 """gs://: objects of Google Cloud Storage, by gcsfs.
 
 The server decides exclusive creates. `STORAGE_EMULATOR_HOST` points gs:// at another server (a local one in tests). No
-key and no stored token is read: who this runs as is a login of Google's.
+key and no stored token is read: the account is that of a login with Google.
 """
 
 import functools
@@ -21,10 +21,10 @@ from data.storage.store import Store
 
 PROTOCOLS = ("gs", "gcs")
 _MARK = "created-by"
-"""metadata of an object created exclusively: which request made it"""
+"""metadata key of an exclusively created object: names the request that created it"""
 LOG_IN = "on a cluster use workload identity, on a laptop `gcloud auth application-default login`"
 NO_SECRETS = (None, "google_default", "cloud", "anon")
-"""what gcsfs may be told as `token`: names of ways to log in"""
+"""allowed values of gcsfs's `token`: names of ways to log in"""
 
 
 class Gcs(Store):
@@ -37,10 +37,10 @@ class Gcs(Store):
         _refuse_key_file(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""))
         _refuse_token()
         _refuse_pickled_tokens()
-        # gcsfs probes each bucket for a hierarchical namespace unless told not to: 90 s a call against a plain server.
+        # By default gcsfs probes each bucket for a hierarchical namespace: 90 s a call against a plain server.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
-        options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide what another driver wrote
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each error that it raises
+        options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide new files
         if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
             options |= {"endpoint_url": endpoint, "token": "anon"}
         fs = _bucket_filesystem()(**options)
@@ -50,10 +50,10 @@ class Gcs(Store):
         fs, path = self.filesystem(uri)
         mark = secrets.token_hex(16)
         try:
-            # ifGenerationMatch=0: the server decides who was first
+            # ifGenerationMatch=0: the server decides which request is first
             fs.pipe_file(path, data, mode="create", metadata={_MARK: mark})
         except FileExistsError:
-            # gcsfs asks again where an answer was lost, and may find the object of its own first request
+            # gcsfs repeats a request whose answer was lost, and may then find its own object
             if fs.info(path).get("metadata", {}).get(_MARK) != mark:
                 raise FileExistsError(f"{uri} exists") from None
 
@@ -66,23 +66,23 @@ class Gcs(Store):
         fs, path = self.filesystem(uri)
         bucket, _, prefix = path.strip("/").partition("/")
         if not bucket:
-            raise UserError(f"{uri!r} names no bucket; give gs://bucket/path")
+            raise UserError(f"got {uri!r}, which names no bucket; give gs://bucket/path")
         if not re.fullmatch("[a-z0-9][a-z0-9._-]*", bucket):
             raise UserError(
-                f"{uri!r} names a bucket {bucket!r}; the name of a bucket has a-z, 0-9, '-', '_' and '.' only, and "
-                "begins with a letter or digit: give gs://bucket/path"
+                f"got {uri!r} with the bucket {bucket!r}; the name of a bucket has only a-z, 0-9, '-', '_' and '.', "
+                "and begins with a letter or digit: give gs://bucket/path"
             )
         try:
             fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
         except FileNotFoundError:
             raise UserError(
-                f"there is no bucket {bucket!r}; check its name in {uri}, or make it: gcloud storage buckets create "
+                f"there is no bucket {bucket!r}; check its name in {uri}, or create it: gcloud storage buckets create "
                 f"gs://{bucket}"
             ) from None
         except OSError as error:
             if "Anonymous caller" in str(error) or not str(error).startswith("Forbidden"):
                 raise
-            # who may not list may still read and write what it names
+            # an account that may not list may still read and write objects
 
     def what_failed(self, error: BaseException) -> str | None:
         return _what_failed(error) if "gcsfs" in sys.modules else None
@@ -101,25 +101,27 @@ def _what_failed(error: BaseException) -> str | None:
     forbidden = isinstance(error, OSError) and reason.startswith("Forbidden")
     if forbidden or (isinstance(error, HttpError) and error.code == 403):
         advice = "grant roles/storage.objectUser on the bucket, and run it again"
-        return f"{reason}: whom this runs as may not do that; {advice}"
+        return f"{reason}: the account of this run may not do that; {advice}"
     if isinstance(error, GoogleAuthError):
         return f"no credentials for gs:// ({reason}); {LOG_IN}"
     code = error.code if isinstance(error, HttpError) else None
     if code is not None and 400 <= code < 500 and code not in (408, 429):
-        return None  # a request that is wrong, not a store that is down
-    # ProxyError: gcsfs's name for a 502. Ray's timeouts are TimeoutErrors too, by other names.
+        return None  # a wrong request, not an unreachable store
+    # ProxyError is gcsfs's name for a 502. Ray's timeouts are subclasses of TimeoutError.
     if isinstance(error, aiohttp.ClientError | HttpError | ProxyError) or type(error) is TimeoutError:
         return (
-            f"the bucket cannot be reached ({reason}); check the network, and STORAGE_EMULATOR_HOST where it is set, "
-            "and run the same line again: it goes on where it was"
+            f"the bucket cannot be reached ({reason}); check the network, and STORAGE_EMULATOR_HOST if it is set, and "
+            "run the same line again: finished work is kept"
         )
     return None
 
 
 @functools.cache
 def _bucket_filesystem() -> Any:
-    """gcsfs, but that looks for an object by its name first: it would list at the same time, in case the name is a
-    folder's, so each open of a shard would be a listing."""
+    """gcsfs's file system, changed to look up an object by its name before it lists a folder.
+
+    gcsfs itself does both at the same time, so each open of a shard would be a listing.
+    """
     from gcsfs import GCSFileSystem
 
     class Bucket(GCSFileSystem):
@@ -138,34 +140,40 @@ def _bucket_filesystem() -> Any:
 
 @functools.cache
 def _refuse_key_file(path: str) -> None:
-    """Raises UserError where Google's libraries would read a service account's key, which lies there for whoever
-    reads the disk and is good for years."""
+    """Raises UserError if Google's libraries would read the key of a service account.
+
+    A key on disk is valid for years, for anyone who reads the disk.
+    """
     try:
         document = json.loads(Path(path).read_bytes()) if path else None
     except (OSError, ValueError):
-        return  # missing or no JSON: their own words will do
+        return  # missing or not JSON: Google's own error says so
     if isinstance(document, dict) and document.get("type") == "service_account":
         raise UserError(
-            f"GOOGLE_APPLICATION_CREDENTIALS names a service account's key ({path}), and no key is read here; unset "
-            f"it: {LOG_IN}"
+            f"GOOGLE_APPLICATION_CREDENTIALS names the key of a service account ({path}), and no key is read here; "
+            f"unset it: {LOG_IN}"
         )
 
 
 def _refuse_token() -> None:
-    """Raises UserError where fsspec would hand gcsfs a token or a key: it takes options from FSSPEC_GS,
-    FSSPEC_GCS_TOKEN and their like in the environment, and from files in ~/.config/fsspec."""
+    """Raises UserError if fsspec would pass a token or a key to gcsfs.
+
+    fsspec takes options from variables such as FSSPEC_GS and FSSPEC_GCS_TOKEN, and from files in ~/.config/fsspec.
+    """
     for protocol in PROTOCOLS:
         if fsspec.config.conf.get(protocol, {}).get("token") not in NO_SECRETS:
             raise UserError(
-                f"fsspec is set to use a token of its own for {protocol}:// (by FSSPEC_{protocol.upper()} or "
-                f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and none is read here; unset it: "
-                f"{LOG_IN}"
+                f"fsspec is set to use its own token for {protocol}:// (by FSSPEC_{protocol.upper()} or "
+                f"FSSPEC_{protocol.upper()}_TOKEN, or a file in ~/.config/fsspec), and no token is read here; "
+                f"unset it: {LOG_IN}"
             )
 
 
 def _refuse_pickled_tokens() -> None:
-    """Raises UserError where gcsfs would unpickle the tokens of its login in a browser, which it does as it is
-    imported, whatever it is told as `token`. So this comes before any import of gcsfs."""
+    """Raises UserError if gcsfs would unpickle the tokens of its login in a browser.
+
+    gcsfs does so when it is imported, for any `token`, so this check comes before the first import.
+    """
     path = Path("~/.gcs_tokens").expanduser()
     if os.path.lexists(path):
         raise UserError(

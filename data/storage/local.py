@@ -27,7 +27,7 @@ class Local(Store):
     protocols = ("", "file")
     example = "local paths"
     remote = False
-    read_threads = 1  # a read is no wait, and each thread would keep memory
+    read_threads = 1  # a read hardly waits, and each thread would hold memory
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
         return fsspec.filesystem("file"), str(_path(uri).absolute())
@@ -56,7 +56,7 @@ class Local(Store):
         files = super().files_of(uri if self.exists(uri) else uri.removeprefix("file://"))
         if not self.is_directory(uri):
             return files
-        return [file for file in files if os.path.isfile(file[1].removeprefix("file://"))]  # no pipe, no broken link
+        return [file for file in files if os.path.isfile(file[1].removeprefix("file://"))]  # no pipe or broken link
 
     def content(self, uri: str) -> str:
         with open(_path(uri), "rb") as file:
@@ -80,7 +80,7 @@ def _path(uri: str) -> Path:
 
 
 def _temporary_beside(path: str, data: bytes) -> str:
-    """Writes `data` to a new file in the folder of `path`, flushed to the disk, and returns its name."""
+    """Writes `data` to a new file in the folder of `path`, and flushes it to the disk. Returns the file's path."""
     temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     with _room_for(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -91,7 +91,7 @@ def _temporary_beside(path: str, data: bytes) -> str:
                 os.fsync(file.fileno())
         except OSError:
             with suppress(FileNotFoundError):
-                os.unlink(temporary)  # it would take up what little room there is
+                os.unlink(temporary)  # it would take up the little room that is left
             raise
     return temporary
 
@@ -104,6 +104,6 @@ def _room_for(path: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise FullError(
-            f"cannot write {path} ({os.strerror(error.errno)}); make room and run the same command again: what is "
-            "finished is kept"
+            f"cannot write {path} ({os.strerror(error.errno)}); make room and run the same command again: finished "
+            "work is kept"
         ) from error

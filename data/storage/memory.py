@@ -1,4 +1,4 @@
-"""memory://: the memory of this process, seen by no other process and gone with it. For tests."""
+"""memory://: the memory of this process, which no other process sees. For tests."""
 
 import io
 import threading
@@ -10,7 +10,7 @@ import fsspec
 from data.storage.store import Store
 
 _lock = threading.Lock()
-"""around an exclusive create, which looks first and writes then"""
+"""lock of an exclusive create, which looks first and then writes"""
 
 
 class Memory(Store):
@@ -32,7 +32,7 @@ class Memory(Store):
             fs.pipe_file(path, data)
 
     def open_input(self, uri: str) -> BinaryIO:
-        return io.BytesIO(self.read_bytes(uri))  # the file in store has one position for all its readers
+        return io.BytesIO(self.read_bytes(uri))  # fsspec's file has one position for all readers
 
     def download(self, uri: str, local_path: str | Path) -> None:
         Path(local_path).write_bytes(self.read_bytes(uri))

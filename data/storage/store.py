@@ -1,7 +1,7 @@
-"""What a place that keeps bytes can do: `Store`, with what fsspec does alike for every place written once.
+"""The interface of a place that keeps bytes: `Store`, with defaults by fsspec.
 
-A new place is a file with a `Store` and one line in by_uri.py. A store has to be able to create an object exclusively,
-and to publish a write whole; the rest has a default.
+A new kind of place is a file with a `Store`, and one line in by_uri.py. A store must be able to create an object
+exclusively and to publish a write as a whole. Everything else has a default.
 """
 
 import datetime
@@ -16,28 +16,28 @@ from typing import Any, BinaryIO, cast
 from data.errors import UserError
 
 GLOB = "*?["
-"""characters that make a path a glob"""
+"""characters by which a path is a glob"""
 
 
 class FullError(OSError):
-    """There is no room to write in, or no writing at all; trying again at once would not help."""
+    """The disk is full or read-only, so trying again at once would not help."""
 
     exit_code = 1
 
 
 class Store(ABC):
-    """One kind of place. Methods take the whole URI, and raise FileNotFoundError for an object that is not there."""
+    """One kind of place. Methods take the whole URI, and raise FileNotFoundError for a missing object."""
 
     protocols: Sequence[str]
-    """what stands before :// in its URIs"""
+    """protocols of the store's URIs, the part before ://"""
     example: str
-    """how a URI of it looks, for messages"""
+    """example of a URI, for error messages"""
     remote: bool = True
-    """whether it is elsewhere than on the disk of this machine"""
+    """whether the store is not the disk of this machine"""
     shared: bool = True
-    """whether other processes see what is in it"""
+    """whether other processes see the objects"""
     read_threads: int = 16
-    """threads that read together best: many where a read is a wait"""
+    """number of threads that read fastest: many if a read is mostly waiting"""
 
     @abstractmethod
     def filesystem(self, uri: str) -> tuple[Any, str]:
@@ -45,7 +45,7 @@ class Store(ABC):
 
     @abstractmethod
     def create_exclusive(self, uri: str, data: bytes) -> None:
-        """Creates the object whole, or raises FileExistsError and leaves what is there."""
+        """Creates the whole object, or raises FileExistsError and changes nothing."""
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Replaces the object; a reader sees the old bytes or the new ones, never a part."""
@@ -56,7 +56,7 @@ class Store(ABC):
         """Publishes `source` as `target`, replacing it: a copy inside the store, then a delete."""
         fs, source_path = self.filesystem(source)
         fs.cp_file(source_path, self.filesystem(target)[1])
-        with suppress(FileNotFoundError):  # removed by a request whose answer was lost
+        with suppress(FileNotFoundError):  # an earlier request removed it, and its answer was lost
             fs.rm_file(source_path)
 
     def exists(self, uri: str) -> bool:
@@ -97,7 +97,7 @@ class Store(ABC):
             fs.rm(path, recursive=True)
 
     def list_files(self, uri: str) -> list[tuple[str, int]]:
-        """(name relative to `uri`, size in bytes) of every file below `uri`, sorted by name; empty for no folder."""
+        """(name relative to `uri`, size in bytes) of each file below `uri`, sorted by name. Empty for no folder."""
         fs, path = self.filesystem(uri)
         if not fs.exists(path):
             return []
@@ -108,7 +108,7 @@ class Store(ABC):
         )
 
     def list_folders(self, uri: str) -> list[str]:
-        """Names of the folders directly in `uri`, sorted; empty for no folder. Files below are not listed."""
+        """Names of the folders directly in `uri`, sorted, without files. Empty for no folder."""
         fs, path = self.filesystem(uri)
         if not fs.exists(path):
             return []
@@ -116,9 +116,9 @@ class Store(ABC):
         return sorted(_last(entry["name"]) for entry in entries if entry["type"] == "directory")
 
     def list_level(self, uri: str) -> list[tuple[str, float]]:
-        """(name, time of the last change in seconds since 1970) of what is directly in `uri`, sorted.
+        """(name, time of the last change in seconds since 1970) of each file and folder directly in `uri`, sorted.
 
-        The time of a folder on an object store is 0. Empty for no folder. Nothing below is listed.
+        The time of a folder on an object store is 0. Empty if there is no folder.
         """
         fs, path = self.filesystem(uri)
         try:
@@ -128,10 +128,10 @@ class Store(ABC):
         return sorted((name, _changed(entry)) for entry in entries if (name := _last(entry["name"])))
 
     def files_of(self, uri: str) -> list[tuple[str, str, int]]:
-        """(relative name, URI, bytes) of the files that a file's, folder's or glob's `uri` stands for; empty for none.
+        """(relative name, URI, bytes) of each file that `uri` names as a file, folder or glob. Empty if there is none.
 
         Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError
-        for a glob that is not understood.
+        for a glob that is not valid.
         """
         if self.exists(uri):
             if not self.is_directory(uri):
@@ -142,16 +142,16 @@ class Store(ABC):
         fixed = uri[: min(uri.index(character) for character in GLOB if character in uri)].rpartition("/")[0] or "."
         try:
             names = self._glob(uri)
-        except ValueError as error:  # fsspec takes ** as a whole part of a path only
-            raise UserError(f"the glob {uri!r} is not understood ({error}); write ** between slashes") from error
+        except ValueError as error:  # fsspec takes ** only as a whole part of a path
+            raise UserError(f"got the glob {uri!r}, which is not valid ({error}); write ** between slashes") from error
         return [(os.path.relpath(name, fixed), name, self._size(name)) for name in names if not self.is_directory(name)]
 
     def content(self, uri: str) -> str:
-        """A fingerprint of the object's bytes: their sha256, or what the store itself says of them."""
+        """A fingerprint of the object's bytes: their sha256, or the store's own generation and checksum."""
         return hashlib.sha256(self.read_bytes(uri)).hexdigest()
 
     def local_path(self, uri: str) -> Path | None:
-        """The file or folder on this machine's disk, which can be opened and appended to; None elsewhere."""
+        """The path on this machine's disk, which can be opened and appended to. None in any other store."""
         return None
 
     def absolute(self, uri: str) -> str:
@@ -159,14 +159,14 @@ class Store(ABC):
         return uri
 
     def is_relative(self, uri: str) -> bool:
-        """Whether it depends on the working directory."""
+        """Whether the path depends on the working directory."""
         return False
 
-    def check_bucket(self, uri: str) -> None:  # noqa: B027  most stores have no buckets, and nothing to check
+    def check_bucket(self, uri: str) -> None:  # noqa: B027  most stores have no buckets
         """Raises UserError for a bucket that does not exist."""
 
     def what_failed(self, error: BaseException) -> str | None:
-        """A sentence for an error of this store or of the way to it, with what to do; None for any other error."""
+        """A sentence for an error of this store or of the connection to it, with what to do next. None otherwise."""
         return None
 
     def _size(self, uri: str) -> int:
@@ -174,7 +174,7 @@ class Store(ABC):
         return int(fs.info(path)["size"])
 
     def _glob(self, uri: str) -> list[str]:
-        """URIs that match."""
+        """URIs that match the glob."""
         fs, path = self.filesystem(uri)
         scheme = uri.partition("://")[0]
         return [f"{scheme}://{name.lstrip('/')}" for name in fs.glob(path)]

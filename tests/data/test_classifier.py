@@ -89,5 +89,5 @@ def test_a_line_without_text_and_label_is_refused_by_name(tmp_path: Path, line: 
 def test_a_file_that_is_no_classifier_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c"
     path.write_bytes(b"\x80\x04N.")
-    with pytest.raises(ValueError, match=r"is no classifier .* name the output of train_classifier"):
+    with pytest.raises(ValueError, match=r"is not a classifier .* name the output of train_classifier"):
         classifier.load(str(path))

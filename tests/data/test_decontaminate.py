@@ -103,7 +103,7 @@ def test_all_strings_of_an_item_are_looked_for_or_the_named_fields(tmp_path: Pat
     assert decontaminate.set_name("a/arc.test.jsonl") == "arc"
 
 
-@pytest.mark.parametrize(("line", "mistake"), [("{", "is not JSON"), ("[1]", "is no JSON object")])
+@pytest.mark.parametrize(("line", "mistake"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])
 def test_a_line_that_is_no_item_is_refused_by_name(tmp_path: Path, line: str, mistake: str) -> None:
     file = tmp_path / "gsm.jsonl"
     file.write_text('{"q": "fine"}\n' + line)

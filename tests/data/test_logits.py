@@ -142,7 +142,7 @@ def test_missing_bytes_and_another_vocabulary_or_number_of_draws_are_refused() -
         decode([encoded], small, Ranking.of_tokens(np.zeros(0, int), 132_000))
     with pytest.raises(ValueError, match="sum to 50 to 50, not to 60 draws"):
         decode([encoded], CodecSpec(vocab_size=VOCAB, estimator="drawn", draws=60), BY_ID)
-    with pytest.raises(ValueError, match="max_unique is 1; raise it"):
+    with pytest.raises(ValueError, match="max_unique is 1; raise max_unique"):
         decode([encoded], GEMMA, BY_ID).padded(1)
 
 
@@ -151,10 +151,10 @@ def test_missing_bytes_and_another_vocabulary_or_number_of_draws_are_refused() -
     [
         ([[256_000, 1]], [[25, 25]], "the vocabulary has 0 to 255999"),
         ([[-1, 1]], [[25, 25]], "ids -1 to 1"),
-        ([[1, 1]], [[25, 25]], "in a target twice"),
+        ([[1, 1]], [[25, 25]], "an id twice in one target"),
         ([[1, 2]], [[25, 24]], "sum to 49 to 49, not to 50"),
         ([[1, 2]], [[51, -1]], "a count of -1"),
-        ([[1, 2]], [[0, 0]], "a target has no ids"),
+        ([[1, 2]], [[0, 0]], "a target without ids"),
         ([[1, 2]], [[50]], r"both must be \[targets, slots\]"),
     ],
 )
@@ -166,7 +166,7 @@ def test_counts_that_are_no_draws_are_not_encoded(ids: list, counts: list, messa
 def test_probabilities_that_do_not_sum_to_one_are_not_encoded() -> None:
     spec = CodecSpec(vocab_size=10, estimator="kept")
     targets = {"target_ids": np.array([[1]]), "target_log_probs": np.log([[0.5]]), "target_tail": np.array([0.4])}
-    with pytest.raises(ValueError, match="not to 1"):
+    with pytest.raises(ValueError, match="they must sum to 1"):
         encode(targets, spec, Ranking.of_tokens(np.zeros(0, int), 10))
 
 
@@ -194,5 +194,5 @@ def test_a_log_weight_that_would_be_cut_off_is_refused() -> None:
     spec = CodecSpec(vocab_size=300, estimator="drawn", draws=5, temperature=2.0, weighted=True)
     targets = made_up(spec, 4, 5, seed=0)
     targets["target_log_weights"][2, targets["target_counts"][2].argmax()] = -40.0
-    with pytest.raises(ValueError, match=r"a log-weight of -40.0; the cache holds those between ±32"):
+    with pytest.raises(ValueError, match=r"got a log-weight of -40.0; the cache holds ±32"):
         encode(targets, spec, Ranking.of_tokens(np.zeros(0, int), 300))

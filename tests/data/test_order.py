@@ -155,14 +155,14 @@ def test_the_last_row_of_a_large_dataset_fits() -> None:
 @pytest.mark.parametrize(
     ("phases", "message"),
     [
-        ([], "the first must start at 0"),
-        ([phase(1, a=1)], "the first must start at 0"),
+        ([], "start the first at 0"),
+        ([phase(1, a=1)], "start the first at 0"),
         ([phase(0, a=1), phase(0, a=1)], "each after the last"),
         ([phase(0, c=1)], r"unknown datasets \['c'\]; there are \['a', 'empty'\]"),
-        ([phase(0, a=0)], "one of them above 0"),
-        ([phase(0, a=-1)], "must be 0 or more"),
+        ([phase(0, a=0)], "with one above 0"),
+        ([phase(0, a=-1)], "weights of 0 or more"),
         ([phase(0, a=float("nan"))], "finite"),
-        ([phase(0, a=1, empty=1)], "which hold none"),
+        ([phase(0, a=1, empty=1)], "which have no rows"),
         ([MixturePhase(start_step=0, weights=(("a", 1.0), ("a", 2.0)))], "names a dataset twice"),
     ],
 )
@@ -186,5 +186,5 @@ def test_uneven_splits_and_negative_steps_are_refused() -> None:
         order.rows(-1)
     with pytest.raises(ValueError, match="at least 1 row"):
         Order([dataset("a", 5)], [phase(0, a=1)], 0, seed=0)
-    with pytest.raises(ValueError, match="a name of its own"):
+    with pytest.raises(ValueError, match="each dataset needs its own name"):
         Order([dataset("a", 5), dataset("a", 5)], [phase(0, a=1)], 1, seed=0)

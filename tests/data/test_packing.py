@@ -129,7 +129,7 @@ def test_documents_read_from_a_table_are_the_ones_written(docs: list[Document]) 
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2 tokens"):
+    with pytest.raises(ValueError, match="give 2 or more"):
         pack_documents([], 1)
     with pytest.raises(ValueError, match="'x' has no tokens"):
         Document(id="x", tokens=np.array([], np.int32), text_bytes=0)

@@ -77,5 +77,5 @@ def test_the_sequence_hash_does_not_depend_on_the_memory_layout() -> None:
 
 def test_rows_of_different_shapes_have_no_hash() -> None:
     row = np.zeros(4, np.int32)
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match="give all three the same shape"):
         schema.sequence_hash(row, row[:3], row.astype(bool))

@@ -122,7 +122,7 @@ def test_the_same_files_have_the_same_names_from_a_folder_and_from_a_glob(place:
     assert storage.files_of(storage.join(place, "a.txt")) == below[:1]
     assert storage.files_of(storage.join(place, "missing")) == storage.files_of(storage.join(place, "*.md")) == []
     if "://" in place:  # fsspec's globs; Python's take it
-        with pytest.raises(ValueError, match=r"the glob .* is not understood .*; write \*\* between slashes"):
+        with pytest.raises(ValueError, match=r"the glob .* is not valid .*; write \*\* between slashes"):
             storage.files_of(storage.join(place, "**.md"))
 
 

@@ -217,7 +217,7 @@ def test_what_has_no_utf8_or_no_piece_is_refused(tokenizer: Tokenizer) -> None:
 def test_too_little_text_says_how_large_a_vocabulary_it_gives() -> None:
     text = "\n".join(f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx")
     with pytest.raises(
-        ValueError, match=r"2047 characters of text are too few for vocab_size=8192: .* at most (\d+)"
+        ValueError, match=r"2047 characters of text for vocab_size=8192, which are too few: .* at most (\d+)"
     ) as e:
         train_tokenizer([text], 8192)
     assert "add text" in str(e.value)

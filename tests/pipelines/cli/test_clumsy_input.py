@@ -34,8 +34,8 @@ FINGERPRINT = "0" * 16
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["plan", "collect_text", "--input", "a\0b"], "holds a null byte"),
-        (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b' is not understood"),
+        (["plan", "collect_text", "--input", "a\0b"], "with a null byte"),
+        (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b', which is not valid"),
         (["plan", "collect_text", "--input", "x" * 5000], "no file or directory"),
         ([*COLLECT, "--source", "\udcff"], "a config holds text that is not UTF-8"),
         ([*COLLECT, "--root", "gs://My Bucket/a"], "names a bucket 'My Bucket'"),
