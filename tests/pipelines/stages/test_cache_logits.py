@@ -263,7 +263,7 @@ def test_a_student_of_another_vocabulary_is_refused(runs: Runs, make_context: Ca
 
 def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(runs: Runs, tmp_path: Path) -> None:
     padded = train_teacher(tmp_path / "padded", runs.sequences, runs.tokenizer.sha256, vocab_size=1152)
-    with pytest.raises(ValueError, match="vocabulary has 1152 ids and that of the sequences 1024"):
+    with pytest.raises(ValueError, match="vocabulary has 1152 ids and the sequences' vocabulary has 1024"):
         cached(runs, tmp_path, InProcess(), teacher=padded)
     manifest = read_manifest(padded)
     assert manifest is not None
