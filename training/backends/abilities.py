@@ -37,7 +37,7 @@ class Abilities:
     """whether it compiles a program for each shape and runs the program while the host goes on"""
 
     def check(self, setup: Setup, *, on_slices: bool = False) -> None:
-        """Raises UserError where this backend cannot run like that; `on_slices` as for `check_workers`."""
+        """Raises UserError if this backend cannot run like that; `on_slices` as for `check_workers`."""
         self.check_workers(setup.workers, on_slices=on_slices)
         if setup.remat is not None:
             self.check_remat(setup.remat)
@@ -45,7 +45,7 @@ class Abilities:
             self.check_mesh(setup.mesh, setup.workers)
 
     def check_workers(self, workers: int, *, on_slices: bool = False) -> None:
-        """Raises UserError where so many processes cannot share a step.
+        """Raises UserError if so many processes cannot share a step.
 
         `on_slices`: they are to be one on each host of TPU slices, wherever this process is.
         """
@@ -63,7 +63,7 @@ class Abilities:
         )
 
     def check_remat(self, remat: Remat) -> None:
-        """Raises UserError where the backward pass cannot compute that again."""
+        """Raises UserError if the backward pass cannot compute that again."""
         if remat not in self.remats:
             raise UserError(
                 f"remat {remat!r} on device {self.device!r}: it keeps all else for the backward pass; allowed is "
@@ -71,7 +71,7 @@ class Abilities:
             )
 
     def check_mesh(self, mesh: MeshShape, workers: int) -> None:
-        """Raises UserError where the backend cannot divide a model like that over so many workers."""
+        """Raises UserError if the backend cannot divide a model like that over so many workers."""
         if not self.mesh_of_workers:
             return
         if workers == 1:

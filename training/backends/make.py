@@ -31,7 +31,7 @@ def abilities_of(device: str) -> Abilities:
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises UserError where the backend of the set-up's device cannot divide a model like that.
+    """Raises UserError if the backend of the set-up's device cannot divide a model like that.
 
     Nothing is checked for `auto`, which another machine may resolve. Workers and remat are checked where they run.
     """
@@ -42,7 +42,7 @@ def check_setup(setup: Setup) -> None:
 def make_backend(setup: Setup, rank: int = 0) -> Backend:
     """The backend of one of the set-up's workers.
 
-    Raises UserError where the device cannot be had, or not with so many workers, that remat or that mesh.
+    Raises UserError if the device cannot be had, or not with so many workers, that remat or that mesh.
     """
     resolved = dataclasses.replace(setup, device=resolve_device(setup.device))
     abilities, build = BACKENDS[resolved.device]

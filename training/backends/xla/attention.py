@@ -56,7 +56,7 @@ def fits_splash(config: Gemma2Config) -> bool:
 def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) -> Attention:
     """The kernel, for parameters and rows that lie on `mesh` as model/sharding.py says.
 
-    The function raises UserError where the kernel cannot compute what it is asked: other head sizes than multiples
+    The function raises UserError if the kernel cannot compute what it is asked: other head sizes than multiples
     of 128, rows whose length is no multiple of 128, a cache.
     """
 

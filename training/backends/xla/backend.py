@@ -153,7 +153,7 @@ def _compiles() -> int:
 
 
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:
-    """Raises UserError where several processes could not share a step."""
+    """Raises UserError if several processes could not share a step."""
     if xr.device_type() != "TPU":
         XLA.check_workers(world_size)
     if mesh is None or mesh.chips <= 1:

@@ -64,7 +64,7 @@ def row_axes(ndim: int) -> Spec:
 def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> list[int]:
     """The chips of the mesh in order, from the chips of each process: by their numbers, which follow the topology.
 
-    Raises UserError where the mesh has other chips than the processes.
+    Raises UserError if the mesh has other chips than the processes.
     """
     total = sum(len(chips) for chips in of_process)
     whose = "the process has" if len(of_process) == 1 else f"the {len(of_process)} processes have"
@@ -76,7 +76,7 @@ def chips_by_process(of_process: Sequence[Sequence[int]], shape: MeshShape) -> l
 
 
 def share_of(process: int, of_process: Sequence[Sequence[int]], shape: MeshShape) -> RowShare:
-    """The rows of a step that a process reads. Raises UserError where it cannot read whole rows."""
+    """The rows of a step that a process reads. Raises UserError if it cannot read whole rows."""
     place = sorted(range(len(of_process)), key=lambda number: min(of_process[number])).index(process)
     parts = row_groups(len(of_process), shape)
     together = len(of_process) // parts
