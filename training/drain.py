@@ -1,21 +1,21 @@
-"""Whether a run is to stop behind the step it is at: what each worker has to say, and what all of them make of it."""
+"""Whether a run stops after its current step: what each worker reports, and what all workers decide together."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
 class Drain(Protocol):
-    """Asked behind every step, in every worker."""
+    """Asked after every step, in every worker."""
 
     def own(self) -> tuple[bool, ...]:
-        """What this worker tells the others; not empty."""
+        """What this worker reports to the other workers; not empty."""
 
     def agreed(self, everyone: Sequence[tuple[bool, ...]]) -> bool:
-        """Whether the run stops here, from what all workers told, in rank order: the same answer in each of them."""
+        """Whether the run stops here, by the reports of all workers in rank order; the same answer in every worker."""
 
 
 class DrainWhen:
-    """Stops as soon as any worker is asked to."""
+    """Stops as soon as any worker is asked to stop."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked

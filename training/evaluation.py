@@ -1,9 +1,9 @@
-"""How well a model predicts held-out rows, as sums: nothing is divided here, so parts of any size add up.
+"""How well a model predicts held-out rows, as sums: nothing is divided here, so the sums of any parts can be added.
 
     bits per byte = loss_sum / targets * non_bos_tokens / text_bytes / ln 2
 
-A token that starts a row in the middle of its document is no target; the mean over targets stands for it in that
-formula.
+A token that starts a row in the middle of its document is no target; in this formula it counts with the mean over
+targets.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
 def evaluate(model: TableModel, backend: Backend, batches: Iterable[HostBatch]) -> dict[str, float]:
     """Sums over all batches: loss_sum (nats), targets, non_bos_tokens (padding not counted), text_bytes.
 
-    Batches need `text_bytes` int64 [B] beside what the model sees, or text_bytes comes out as 0. All batches of one
-    shape run as one compiled program.
+    Batches need `text_bytes` int64 [B] besides the model's columns; without it the sum text_bytes is 0. All batches of
+    one shape run as one compiled program.
     """
     sums = {"loss_sum": 0.0, "targets": 0, "non_bos_tokens": 0, "text_bytes": 0}
     options = LossOptions(run_head=backend.run_head)

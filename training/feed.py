@@ -1,7 +1,7 @@
-"""From a job to its batches: order, readers and logits of one worker, put together. No Ray in here.
+"""From a job to its batches: the order, readers and logits of one worker, put together without Ray.
 
-`direct_feed` reads in the worker, in a thread beside the step. The other feed, through Ray Data, maps the same loader
-(worker/).
+`direct_feed` reads in the worker, in a thread beside the step. The feed through Ray Data (training/worker/) maps the
+same loader.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from training.job import TrainJob
 HostBatch = Mapping[str, np.ndarray]
 
 Feed = Callable[[int, int], Iterable[tuple[int, HostBatch]]]
-"""(start_step, stop_step) -> this worker's (step, batch), in order"""
+"""(start_step, stop_step) -> this worker's (step, batch), in order."""
 
 
 def make_loader(job: TrainJob, rank: int = 0, world_size: int = 1) -> StepLoader:

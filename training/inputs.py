@@ -1,4 +1,4 @@
-"""What a training run is given to read, as plain data: whoever knows runs and manifests fills it in."""
+"""What a training run reads, as plain data; the caller, which knows runs and manifests, fills it in."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ class InputDataset:
     """A dataset of a finished run."""
 
     reference: str
-    """how the user's command names it, for messages and for the record in checkpoints"""
+    """Name of the dataset in the user's command, for messages and for the record in checkpoints."""
     content: str
-    """digest of its bytes"""
+    """Digest of its bytes."""
     tokenizer_sha256: str | None
-    """tokenizer whose ids it holds"""
+    """Hash of the tokenizer whose ids it holds."""
     uris: tuple[str, ...]
-    """its files in order"""
+    """Its files in order."""
     shard_rows: tuple[int, ...]
-    """rows of each file"""
+    """Rows of each file."""
     facts: Mapping[str, Any]
-    """what its manifest says of it"""
+    """Facts of the dataset in its manifest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class InputCheckpoint:
     """A checkpoint of a finished run."""
 
     reference: str
-    """how the user's command names it, for messages and for the record in checkpoints"""
+    """Name of the checkpoint in the user's command, for messages and for the record in checkpoints."""
     content: str
-    """digest of the files of its run"""
+    """Digest of the files of its run."""
     tokenizer_sha256: str | None
-    """tokenizer of the rows that it was trained on"""
+    """Hash of the tokenizer of the rows that it was trained on."""
     uri: str
-    """its directory"""
+    """Its directory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,17 @@ class TrainingInputs:
     """All that a run of training reads."""
 
     sequences: tuple[InputDataset, ...]
-    """packed rows, one dataset a source"""
+    """Packed rows, one dataset for each source."""
     logits: tuple[InputDataset, ...] = ()
-    """the teacher's cached logits of each of the datasets of rows, in their order; empty: no teacher"""
+    """Cached logits of the teacher, one dataset for each of `sequences`, in their order; empty: no teacher."""
     initial: InputCheckpoint | None = None
-    """checkpoint whose weights to start from"""
+    """Checkpoint whose weights the run starts from."""
     carried: InputCheckpoint | None = None
-    """checkpoint to carry on from"""
+    """Checkpoint to carry on from."""
 
     @property
     def checkpoints(self) -> tuple[InputCheckpoint, ...]:
-        """Those that are given."""
+        """The checkpoints that are given."""
         return tuple(checkpoint for checkpoint in (self.initial, self.carried) if checkpoint is not None)
 
     def fingerprints(self) -> dict[str, str]:
@@ -66,42 +66,42 @@ class TrainingInputs:
 
 
 def check_one_tokenizer(first: InputDataset | InputCheckpoint, second: InputDataset | InputCheckpoint) -> None:
-    """Raises UserError, naming both, where two inputs hold ids of different tokenizers."""
+    """Raises UserError, naming both, if two inputs hold ids of different tokenizers."""
     if first.tokenizer_sha256 != second.tokenizer_sha256:
         raise UserError(
-            f"{first.reference} is of tokenizer {first.tokenizer_sha256}, {second.reference} of tokenizer "
-            f"{second.tokenizer_sha256}; ids of one mean nothing to the other: give inputs that were made with one "
+            f"{first.reference} has tokenizer {first.tokenizer_sha256}, and {second.reference} has tokenizer "
+            f"{second.tokenizer_sha256}; an id means another text in each: give inputs that were made with the same "
             "tokenizer"
         )
 
 
 def codec_of(logits: InputDataset) -> CodecSpec:
-    """How to read cached logits, from their manifest. Raises UserError where they are of an earlier format."""
+    """How to read cached logits, from their manifest. Raises UserError if they have an earlier format."""
     try:
         return CodecSpec(**with_absent(CodecSpec, logits.facts["codec"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{logits.reference} does not say how its bytes are to be read ({error}): it is of an earlier version; "
+            f"{logits.reference} has no readable codec in its manifest ({error}): an earlier version wrote it; "
             "run cache_logits again"
         ) from error
 
 
 def check_logits(sequences: InputDataset, logits: InputDataset) -> tuple[CodecSpec, int]:
-    """What cached logits are, and the most ids at one target.
+    """The codec of cached logits, and the largest number of ids at one target.
 
-    Raises UserError, naming both, where they were computed on other rows or with another vocabulary.
+    Raises UserError, naming both inputs, if the logits were computed on other rows or with another vocabulary.
     """
     facts = logits.facts
     check_one_tokenizer(sequences, logits)
     if facts["sequences_content"] != sequences.content:
         raise UserError(
             f"{logits.reference} was computed on {facts['sequences_reference']} ({facts['sequences_content']}), not on "
-            f"{sequences.reference} ({sequences.content}); run cache_logits on the latter, or train on the former"
+            f"{sequences.reference} ({sequences.content}); run cache_logits on the second, or train on the first"
         )
     spec = codec_of(logits)
     if spec.vocab_size != sequences.facts["vocab_size"]:
         raise UserError(
-            f"{logits.reference} is of {spec.vocab_size} ids, {sequences.reference} of "
+            f"{logits.reference} has a vocabulary of {spec.vocab_size} ids, and {sequences.reference} has one of "
             f"{sequences.facts['vocab_size']}; run cache_logits on these sequences"
         )
     return spec, facts["max_unique"]

@@ -1,4 +1,4 @@
-"""What a worker is handed: a run's config, its data, and where and how to run it. Picklable, for Ray ships it."""
+"""The job that a worker receives: a run's config, its data, and where and how to run it. Picklable, for Ray."""
 
 import dataclasses
 import json
@@ -16,55 +16,57 @@ from training.setup import Setup
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """A training run as handed to its workers: config, data, and where and how to run it. Picklable."""
+    """A training run in the form that its workers receive: config, data, and where and how to run it. Picklable."""
 
     config: TrainingConfig
-    """what to train"""
+    """Config of the training."""
     checkpoints_uri: str
-    """directory of the checkpoints; a run continues from the newest committed one in it"""
+    """Directory of the checkpoints; a run is resumed from the newest committed checkpoint in it."""
     sequences: tuple[tuple[SequenceDataset, tuple[str, ...]], ...]
-    """the SEQUENCES datasets to draw from, each with the URIs of its shards in order"""
+    """SEQUENCES datasets to draw from, each with the URIs of its shards in order."""
     phases: tuple[MixturePhase, ...]
-    """mixture weights from which step on; the first starts at step 0"""
+    """Phases of the mixture: weights, and the step from which on they hold; the first phase starts at step 0."""
     order_seed: int = 0
-    """of the order of rows in epochs after the first"""
+    """Seed of the order of rows in epochs after the first."""
     sequence_length: int
-    """tokens in a row"""
+    """Tokens in a row."""
     vocab_size: int
-    """of the tokenizer that made the sequences: no id in them reaches it"""
+    """Vocabulary of the tokenizer that made the sequences: every id in them is below this number."""
     logits: tuple[tuple[str, ...], ...] | None = None
-    """for `distill`: for each dataset the URIs of its LOGITS shards, in the order of its SEQUENCES shards"""
+    """URIs of the LOGITS shards of each dataset, in the order of its SEQUENCES shards, for `distill`."""
     codec: CodecSpec | None = None
-    """for `distill`: what the logits are, and how to read them"""
+    """Kind of the logits and how to read them, for `distill`."""
     logits_made_as: tuple[str, ...] | None = None
-    """for `distill`: for each dataset the digest that its LOGITS files carry (default: any)"""
+    """Digest that the LOGITS files of each dataset carry, for `distill` (default: any)."""
     max_unique: int | None = None
-    """for `distill`: most distinct ids at one target, the width the targets are padded to (default: the draws)"""
+    """Largest number of distinct ids at one target, the width that targets are padded to, for `distill` (default: the
+    number of draws)."""
     input_fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """input name -> fingerprint; kept in each checkpoint, and a run refuses to continue where they differ"""
+    """Fingerprint of each input by name; each checkpoint keeps them, and a run refuses to continue if they differ."""
     initial_uri: str | None = None
-    """checkpoint whose weights to start from; None: weights drawn from the config's seed"""
+    """Checkpoint whose weights the run starts from; None: weights drawn from the config's seed."""
     carried_uri: str | None = None
-    """checkpoint to carry on from: weights, moments, step and place in the order"""
+    """Checkpoint to carry on from, with its weights, moments, step and place in the order."""
     setup: Setup = dataclasses.field(default_factory=Setup)
-    """device, workers, mesh and what else says where and how the model runs"""
+    """Device, workers, mesh and all else that decides where and how the model runs."""
     chip_flops: float | None = None
-    """dense bfloat16 operations a second of one TPU chip, which MFU is measured against; None: not known, no MFU"""
+    """Dense bfloat16 operations per second of one TPU chip, which MFU is measured against; None: unknown, no MFU."""
     gpu_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """part of a GPU's own name -> the same for that GPU; the first part that fits counts, and without any, no MFU"""
+    """Dense bfloat16 operations per second of GPUs, by a part of the GPU's own name; the first part that fits counts,
+    and if none fits there is no MFU."""
     feed: FeedKind = "direct"
-    """`direct`: the worker reads its rows itself; `ray`: a Ray Data pipeline reads them"""
+    """Reader of the rows: `direct` is the worker itself, `ray` is a Ray Data pipeline."""
     on_bad_step: BadStep = "stop"
-    """where loss or gradient are not finite, or the loss spikes: `stop` the run, saying which rows they were, or `skip`
-    the update and go on; either way the weights stay as they were"""
+    """Reaction to a step whose loss or gradient is not finite, or whose loss is a spike: `stop` ends the run and names
+    the rows of the step, `skip` leaves the update out and goes on; in both cases the weights stay as they were."""
     logs_uri: str | None = None
-    """directory of the logs with clock times (metrics as JSON lines); without it none are written"""
+    """Directory of the logs with clock times (metrics as JSON lines); None: no logs are written."""
     tensorboard: bool = False
-    """whether event files for TensorBoard are written there too (local directories only)"""
+    """Whether event files for TensorBoard are written to `logs_uri` too (local directories only)."""
     lease_uri: str | None = None
-    """file that has to contain `lease_token` when a checkpoint is committed; without it nothing is checked"""
+    """File that must contain `lease_token` when a checkpoint is committed; None: nothing is checked."""
     lease_token: str | None = None
-    """what marks the lease as ours"""
+    """Token that marks the lease as ours."""
 
     def __post_init__(self) -> None:
         one_of("feed", self.feed, get_args(FeedKind))
@@ -72,46 +74,46 @@ class TrainJob:
         check_setup(self.setup)
         at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
-            raise UserError("no sequences to train on: name at least one SEQUENCES dataset")
+            raise UserError("got no sequences to train on; name at least one SEQUENCES dataset")
         if self.vocab_size > self.config.model.vocab_size:
             raise UserError(
-                f"the sequences hold ids up to {self.vocab_size - 1} and the model has a vocabulary of "
+                f"the sequences hold ids up to {self.vocab_size - 1}, and the model has a vocabulary of "
                 f"{self.config.model.vocab_size}; set the model's vocab_size to {self.vocab_size} or more"
             )
         if self.config.objective == "distill":
             if self.logits is None or self.codec is None:
                 raise UserError(
-                    "objective 'distill' needs the teacher's cached logits and what they are, and got "
-                    f"logits={'given' if self.logits is not None else None}, codec={self.codec}; "
+                    f"got logits={'given' if self.logits is not None else None}, codec={self.codec} for objective "
+                    "'distill', which needs the teacher's cached logits and their codec; "
                     "run cache_logits on these sequences and name its output, or use objective 'next_token'"
                 )
             if self.codec.vocab_size != self.config.model.vocab_size:
                 raise UserError(
-                    f"the logits are of {self.codec.vocab_size} ids and the student's vocabulary has "
-                    f"{self.config.model.vocab_size}: the rest would be taken for ids of probability 0; set the "
+                    f"the logits are for {self.codec.vocab_size} ids, and the student's vocabulary has "
+                    f"{self.config.model.vocab_size}: the rest would count as ids of probability 0; set the "
                     f"model's vocab_size to {self.codec.vocab_size}"
                 )
             if self.codec.temperature != self.config.distill.temperature:
                 raise UserError(
-                    f"the logits are of the teacher at temperature {self.codec.temperature:g}, and the student would "
-                    f"learn at {self.config.distill.temperature:g}; set --distill.temperature "
+                    f"the logits were cached at temperature {self.codec.temperature:g}, and the student would "
+                    f"learn at temperature {self.config.distill.temperature:g}; set --distill.temperature "
                     f"{self.codec.temperature:g}, or run cache_logits at {self.config.distill.temperature:g}"
                 )
             if len(self.logits) != len(self.sequences):
                 raise UserError(
-                    f"{len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
+                    f"got {len(self.sequences)} SEQUENCES datasets and {len(self.logits)} LOGITS datasets; "
                     "name one LOGITS dataset for each SEQUENCES dataset, in the same order"
                 )
         if self.config.global_batch % self.setup.row_parts:
             raise UserError(
                 f"global_batch {self.config.global_batch} is not divisible by {self.setup.row_parts} workers; "
-                "change one so that each worker has the same number of rows"
+                "change one of the two so that each worker has the same number of rows"
             )
         width = self.setup.microbatch_rows
         if width is not None and (width < 1 or self.worker_rows % width):
             raise UserError(
                 f"microbatch_rows {width} does not divide the {self.worker_rows} rows of a worker; "
-                f"allowed are the divisors of {self.worker_rows}"
+                f"give a divisor of {self.worker_rows}"
             )
 
     @property
@@ -121,11 +123,11 @@ class TrainJob:
 
     @property
     def draws(self) -> int | None:
-        """N of sampled logits."""
+        """The number N of draws of sampled logits; None for other logits."""
         return self.codec.draws if self.codec else None
 
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for a checkpoint of this run to be continued, as JSON values without absent options."""
+        """What must be equal for a run to be resumed from a checkpoint, as JSON values without absent options."""
         identity = {
             "config": present(self.config),
             "datasets": [present(dataset) for dataset, _ in self.sequences],

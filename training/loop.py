@@ -1,10 +1,10 @@
 """The training loop: from the newest committed checkpoint to the last step, the same on every device.
 
-    feed -> host batch -> device -> train_step -> (every few steps) values -> (every so often) checkpoint, in a thread
+    feed -> host batch -> device -> train_step -> (every few steps) values -> (at each interval) checkpoint, in a thread
 
-Steps count from 0 inside, and from 1 in metrics, lineage and checkpoint names ("after step 100"). The order of rows
-is a pure function of the step, so continuing at step s means asking the feed for step s. Values are read from the
-device every FETCH_STEPS steps, not at each: `on_step` hears of steps in order, a little late.
+Steps count from 0 in the code, and from 1 in metrics, lineage and checkpoint names ("after step 100"). The order of
+rows is a pure function of the step, so a run that is resumed at step s asks the feed for step s. Values are read from
+the device every FETCH_STEPS steps, not at each step: `on_step` is called with steps in order, a little late.
 """
 
 import time
@@ -31,16 +31,17 @@ def run_training(
     drain: Drain | None = None,
     tell: Tell | None = None,
 ) -> TrainSummary:
-    """Trains to `job.config.steps` and returns what was done; `on_step` is called with every step, in order.
+    """Trains to `job.config.steps` and returns a summary; `on_step` is called with every step, in order.
 
-    `tell` hears the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
-    `drain` is asked after every step whether the run is to stop behind a checkpoint of that step; every worker has one,
-    or none has. Workers exchange host values once a step: what their drains say, and every few steps what `Run.flush`
-    and `Run.save` need of all. Only a step that ends the run, or a bad one, takes more.
+    `tell` receives the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
+    `drain` is asked after every step whether the run stops behind a checkpoint of that step; either every worker has a
+    `drain` or no worker has one. Workers exchange host values at most once a step: the reports of their drains, and,
+    every few steps, the values that `Run.flush` and `Run.save` need from all workers. Only a step that ends the run, or
+    a bad step, needs more exchanges.
 
-    Raises UserError where the newest checkpoint belongs to another config or other data, StoppedError where the
-    lease was lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) where a step went wrong,
-    `Drained` where a machine was about to go: behind a checkpoint of the last step.
+    Raises UserError if the newest checkpoint belongs to another config or other data, StoppedError if the lease was
+    lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) if a step went wrong, and `Drained` if the
+    run was asked to stop: then a checkpoint of its last step is committed.
     """
     _use_threads(job.setup.threads)
     meter = Meter()
@@ -91,7 +92,7 @@ def _train(run: "Run", feed: Feed, drain: Drain | None) -> TrainSummary:
             run.log.event("drained", step=run.step)
             run.log.summarize(run.step, checkpoint=True)
             raise Drained(
-                f"asked to stop after step {run.step}; its checkpoint is committed: the same line goes on there"
+                f"asked to stop after step {run.step}; its checkpoint is committed: the same line resumes the run there"
             )
     if run.step != config.steps:
         raise RuntimeError(f"the feed ended after step {run.step} of {config.steps}")

@@ -1,9 +1,9 @@
 """From hidden states [B, T, D] and the table [V, D] to a loss and its gradients, a chunk of positions at a time.
 
-    hidden, table -> RunHead (walks the chunks) -> Head.losses: products [P, V] -> losses [P], gradient by the products
+    hidden, table -> RunHead (loop over chunks) -> Head.losses: products [P, V] -> losses [P], gradient by the products
 
 The logits of a batch never exist at once: a chunk has P positions, and its gradient is taken in the chunk's own memory.
-Shapes as in `training/loss.py`, which has the conventions.
+Shapes and conventions are those of `training/loss.py`.
 """
 
 import dataclasses
@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 
 CHUNK_POSITIONS = 256
-"""positions in a chunk of logits: rows enough for an efficient matrix product; 8 MiB at 8192 ids, 250 MiB at 256,000"""
+"""Positions in a chunk of logits: enough rows for an efficient matrix product. A chunk has 8 MiB at 8192 ids, and
+250 MiB at 256,000 ids."""
 
 
 Objective = Callable[..., tuple[Tensor, Callable[[], Tensor]]]
 """(log_q_PV, *targets) -> losses [P] and a function for their gradient by the logits [P, V].
 
-That function may be called once, and only before `log_q_PV` is used for something else: it works in its memory.
+The function may be called once, and only before `log_q_PV` is used for something else: it works in that memory.
 """
 
 
 def to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     """-sum_K w_i log q_i; gradient q - w.
 
-    Importance weights sum to 1 only on average; q - w is then not this sum's gradient, but has the same expectation.
+    Importance weights sum to 1 only on average. Then q - w is not the gradient of this sum, but has the same
+    expectation.
     """
     losses_P = -(log_q_PV.gather(-1, ids_PK) * weights_PK).sum(-1)
     return losses_P, lambda: log_q_PV.exp_().scatter_add_(-1, ids_PK, -weights_PK)
@@ -36,8 +38,8 @@ def to_weighted_ids(log_q_PV: Tensor, ids_PK: Tensor, weights_PK: Tensor) -> tup
 class HeadLoss(torch.autograd.Function):
     """The sum of losses from hidden states, with its gradients computed chunk by chunk during the forward pass.
 
-    They only have to be scaled in the backward pass, since the loss is a scalar. It can be taken once: the scaling is
-    done in place.
+    The backward pass only scales the gradients, since the loss is a scalar. It can be run once: the scaling is done in
+    place.
     """
 
     @staticmethod
@@ -57,7 +59,7 @@ class HeadLoss(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What every chunk goes through, whoever walks the chunks. The next token is the last target where alpha > 0."""
+    """The computation for each chunk, whichever loop runs it. The next token is the last target if alpha > 0."""
 
     softcap: float
     temperature: float
@@ -68,8 +70,8 @@ class Head:
 
     @property
     def target_mass(self) -> float:
-        """What the objective's weights have to sum to: less than 1 where the next token's share has the same softmax,
-        so that one gradient q - w - alpha * (next token) is that of both.
+        """The sum of the objective's weights: less than 1 if the next-token loss has the same softmax, so that one
+        gradient q - w - alpha * (next token) serves both losses.
         """
         return 1.0 - self.alpha if self.temperature == 1.0 else 1.0
 
@@ -78,8 +80,8 @@ class Head:
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Losses [P] from hidden states times the table, and a function for T * their gradient by these products.
 
-        float32; more dimensions may stand in front of P. Works in the memory of the products, and in `out`, which is
-        of their shape.
+        Both are float32; more dimensions may stand in front of P. The function works in the memory of the products, and
+        in `out`, which has their shape.
         """
         logits_PV = products_PV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
         log_q_PV = torch.log_softmax(logits_PV, dim=-1, out=out)
@@ -106,7 +108,7 @@ class Head:
             return (losses_P, gradient) if T == 1.0 else (T**2 * losses_P, lambda: gradient().mul_(T**2))
         *targets, next_P1 = targets
         if T == 1.0:
-            log_next_P1 = log_q_PV.gather(-1, next_P1)  # first: the objective works in this memory
+            log_next_P1 = log_q_PV.gather(-1, next_P1)  # taken first: the objective overwrites this memory
             losses_P, gradient = self.objective(log_q_PV, *targets)
             share_P1 = torch.full_like(log_next_P1, -alpha)
             return (
@@ -124,10 +126,10 @@ class Head:
 
 
 class RunHead(Protocol):
-    """Who walks the chunks; `loop_head` is the reference, a backend may hand in another.
+    """The loop over the chunks; `loop_head` is the reference, and a backend may provide another loop.
 
-    Gives the sum of losses under the mask, and its gradients by hidden states (in their type) and weight (float32),
-    or () where none are wanted.
+    Returns the sum of losses under the mask, and its gradients by hidden states (in their type) and weight (float32),
+    or () if no gradients are wanted.
     """
 
     def __call__(
@@ -152,7 +154,7 @@ def loop_head(
     with_gradients: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One chunk after another, in the same memory."""
-    # bfloat16 factors are multiplied as they are where the hardware then sums in float32; elsewhere as float32.
+    # On hardware that sums in float32, bfloat16 factors are multiplied as they are; elsewhere as float32.
     factor_type = weight_VD.dtype if weight_VD.is_cuda else torch.float32
     factor_VD = weight_VD.detach().to(factor_type)
     chunks = _chunks(head.chunk_positions, hidden_BTD.detach().to(factor_type), mask_BT, *targets)
@@ -188,8 +190,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _workspace(hidden_PD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Memory on the host for two chunks of logits: taking it anew from the system for each would cost more than a
-    chunk's product. Other devices keep memory themselves.
+    """Memory on the host for two chunks of logits: new memory from the system for each chunk would cost more than the
+    chunk's product. Other devices keep their memory themselves.
     """
     if hidden_PD.device.type != "cpu":
         return None
@@ -198,7 +200,7 @@ def _workspace(hidden_PD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor] | 
 
 
 def _chunks(chunk_positions: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cuts [B, T, ...] tensors along time (rows stay on their devices) into chunks [P, ...] of about this size."""
+    """Cuts [B, T, ...] tensors along time (rows stay on their devices) into chunks of about that many positions."""
     width = max(1, chunk_positions // tensors[0].shape[0])
     parts = (tensor.split(width, dim=1) for tensor in tensors)
     return [tuple(part.flatten(0, 1) for part in together) for together in zip(*parts, strict=True)]

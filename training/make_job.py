@@ -1,8 +1,8 @@
-"""From a config and its inputs to a job: that the inputs fit each other, the model and the config is checked here.
+"""From a config and its inputs to a job; checks that the inputs fit each other, the model and the config.
 
     TrainingInputs (rows, cached logits, checkpoints) + TrainingConfig + mixture -> TrainJob
 
-Where the run writes besides its checkpoints, and how it runs, are fields of `TrainJob` that the caller replaces.
+The fields of `TrainJob` for the run's other outputs, and for how it runs, are set by the caller afterwards.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def make_job(
     mixture: Sequence[str] = (),
     order_seed: int = 0,
 ) -> TrainJob:
-    """All that decides the weights, and where they are computed. Raises UserError where the inputs do not fit."""
+    """The job, with all that decides the weights and where they are computed. Raises UserError if inputs do not fit."""
     sequences, logits, carried = inputs.sequences, inputs.logits, inputs.carried
     facts = [dataset.facts for dataset in sequences]
     for name in ("sequence_length", "vocab_size"):
@@ -34,24 +34,25 @@ def make_job(
             values = ", ".join(
                 f"{dataset.reference} has {fact[name]}" for dataset, fact in zip(sequences, facts, strict=True)
             )
-            raise UserError(f"sequences of different {name} cannot be mixed: {values}; pack them alike")
+            raise UserError(f"got sequences of different {name}: {values}; pack them with the same {name}")
     if len({dataset.tokenizer_sha256 for dataset in sequences}) > 1:
         values = ", ".join(f"{dataset.reference} by {dataset.tokenizer_sha256}" for dataset in sequences)
-        raise UserError(f"sequences of different tokenizers cannot be mixed: {values}; tokenize them with one")
+        raise UserError(f"got sequences of different tokenizers: {values}; tokenize all of them with the same one")
     if config.objective == "next_token" and logits:
-        raise UserError("objective 'next_token' takes no logits; leave --logits out, or set --objective distill")
+        raise UserError("got logits for objective 'next_token'; leave --logits out, or set --objective distill")
     checked = [check_logits(dataset, cached) for dataset, cached in zip(sequences, logits, strict=False)]
     if len({spec for spec, _ in checked}) > 1:
         values = ", ".join(f"{cached.reference} is {spec}" for cached, (spec, _) in zip(logits, checked, strict=True))
-        raise UserError(f"logits of different kinds cannot be mixed: {values}; cache them alike")
+        raise UserError(f"got logits of different kinds: {values}; run cache_logits with the same settings for all")
     if checked and not kind_of(checked[0][0].estimator).has_tail and config.distill.tail != DistillConfig().tail:
         raise UserError(
-            f"distill.tail {config.distill.tail!r} is about the mass outside of a top-k, and {logits[0].reference} "
-            f"holds estimator {checked[0][0].estimator!r}; leave it out"
+            f"got --distill.tail {config.distill.tail}, which is for the mass outside of a top-k, but "
+            f"{logits[0].reference} holds estimator {checked[0][0].estimator!r}; leave --distill.tail out"
         )
     if inputs.initial and carried:
         raise UserError(
-            "--initial starts a run from weights, --from carries one on with its moments; give one of the two"
+            "got --initial, which starts a run from weights, and --from, which carries a run on with its moments; "
+            "give one of the two"
         )
     for checkpoint in inputs.checkpoints:
         check_one_tokenizer(checkpoint, sequences[0])

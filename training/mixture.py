@@ -1,4 +1,4 @@
-"""The mixture of a run's sources: weights from a step on, as text, and behind a checkpoint that is carried on."""
+"""The mixture of a run's sources: weights from a step on, as text, and after a checkpoint that is carried on."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from training.inputs import InputDataset
 
 
 def parse_phase(text: str) -> MixturePhase:
-    """ "0:web=0.7,code=0.3" as a phase. Raises UserError for anything else."""
+    """A phase from text such as "0:web=0.7,code=0.3". Raises UserError for anything else."""
     if not re.fullmatch(r"\d+:[^=,:]+=[0-9.eE+-]+(,[^=,:]+=[0-9.eE+-]+)*", text):
-        raise UserError(f"mixture phase {text!r} is not STEP:source=weight,... as in '0:web=0.7,code=0.3'")
+        raise UserError(f"mixture phase {text!r} is not STEP:source=weight,...; write it as in '0:web=0.7,code=0.3'")
     step, _, weights = text.partition(":")
     pairs = [pair.partition("=") for pair in weights.split(",")]
     try:
         return MixturePhase(start_step=int(step), weights=tuple((name, float(weight)) for name, _, weight in pairs))
     except ValueError as error:
         raise UserError(
-            f"mixture phase {text!r} has no number where one has to be ({error}); as in '0:web=0.7'"
+            f"mixture phase {text!r} has a step or weight that is no number ({error}); write it as in '0:web=0.7'"
         ) from error
 
 
 def source_of(sequences: InputDataset) -> SequenceDataset:
-    """The dataset as the order of rows knows it."""
+    """The dataset in the form that the order of rows takes."""
     return SequenceDataset(
         name=sequences.facts["source"],
         shard_rows=sequences.shard_rows,
@@ -35,14 +35,16 @@ def source_of(sequences: InputDataset) -> SequenceDataset:
 def phases_of(
     mixture: Sequence[str], sources: Sequence[SequenceDataset], carried_uri: str | None = None
 ) -> tuple[MixturePhase, ...]:
-    """The phases of a run: those of `mixture`, behind those of the checkpoint that is carried on.
+    """The phases of a run: the phases of the checkpoint that is carried on, then the phases of `mixture`.
 
-    Without both each source has the weight of its rows. Raises UserError where two sources have one name, or a phase
-    starts before the checkpoint's step.
+    Without either, each source has the number of its rows as its weight. Raises UserError if two sources have the same
+    name, or if a phase starts before the checkpoint's step.
     """
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise UserError(f"two sequences of one source ({', '.join(names)}); collect them with different --source names")
+        raise UserError(
+            f"got two sequences of the same source ({', '.join(names)}); collect them with different --source names"
+        )
     given = tuple(parse_phase(text) for text in mixture)
     if carried_uri is not None:
         return _carried_phases(carried_uri, given)
@@ -53,7 +55,7 @@ def phases_of(
 
 
 def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixturePhase, ...]:
-    """The phases of the run that is carried on, up to its step, and the given ones."""
+    """The phases of the run that is carried on, up to its step, and then the given phases."""
     state = read_state(uri)
     step = state["step"]
     before = tuple(
@@ -64,8 +66,8 @@ def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixtureP
         return before
     if early := [phase.start_step for phase in given if phase.start_step < step]:
         raise UserError(
-            f"mixture phases start at {early} and the run carried on has done {step} steps; steps count from the start "
-            f"of that run: start new phases at {step} or later"
+            f"mixture phases start at {early}, but the run that is carried on has done {step} steps, counted from the "
+            f"start of that run; start new phases at {step} or later"
         )
     return (*(phase for phase in before if phase.start_step < step), *given)
 

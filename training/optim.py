@@ -1,7 +1,7 @@
 """AdamW as plain functions over lists of tensors, the same code on every device.
 
-What changes from step to step (learning rate, bias corrections) is computed on the host in float64 and handed in as
-one small device tensor, so a compiler sees the same program at every step and compiles it once. The moments exist
+Values that change from step to step (learning rate, bias corrections) are computed on the host in float64 and passed in
+as one small device tensor. So a compiler gets the same program at every step and compiles it once. The moments exist
 from step 0 for the same reason. Cost: two float32 tensors of state for each parameter.
 
 AdamW: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101), algorithm 2.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from training.config import OptimizerConfig
 
-SPIKE_AFTER = 50  # steps before a loss can be a spike: at first it falls fast
-SPIKE_SHARE = 0.05  # of a new loss in the running mean and variance: they follow some 20 steps
+SPIKE_AFTER = 50  # steps before a loss can be a spike: at first the loss falls fast
+SPIKE_SHARE = 0.05  # share of a new loss in the running mean and variance: they follow about 20 steps
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that the two agree to the last bits
 
 
@@ -27,17 +27,17 @@ class OptimizerState:
     """The moments of AdamW, by the names of the parameters."""
 
     first: dict[str, Tensor]
-    """running mean of the gradients"""
+    """Running mean of the gradients."""
     second: dict[str, Tensor]
-    """running mean of the squared gradients"""
+    """Running mean of the squared gradients."""
     average: dict[str, Tensor] | None = None
-    """running mean of the weights, where one is kept"""
+    """Running mean of the weights; None: it is not kept."""
     loss_statistics: Tensor | None = None
-    """float32 [3]: steps, running mean and variance of the loss, where spikes are looked for"""
+    """Steps, running mean and variance of the loss, float32 [3]; None: the run does not look for spikes."""
 
 
 def zeros_like(parameter: Tensor) -> Tensor:
-    """A moment to begin with: float32 whatever the parameter's type."""
+    """A moment at step 0: float32 whatever the parameter's type."""
     return torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
 
 
@@ -47,7 +47,7 @@ def init_state(
     statistics: bool = False,
     zeros: Callable[[Tensor], Tensor] = zeros_like,
 ) -> OptimizerState:
-    """Zero moments beside each parameter; more where it is asked for. On a mesh, `zeros` is the backend's."""
+    """Zero moments beside each parameter; an average and statistics on request. On a mesh, `zeros` is the backend's."""
     return OptimizerState(
         first={name: zeros(parameter) for name, parameter in parameters.items()},
         second={name: zeros(parameter) for name, parameter in parameters.items()},
@@ -57,10 +57,10 @@ def init_state(
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Of step `step` (from 0) of `steps`: a linear rise that ends at the highest rate, then the decay.
+    """The learning rate of step `step` (from 0) of `steps`: a linear rise to the highest rate, then the decay.
 
-    The first step after the warm-up has the highest rate, the last one the final rate. `wsd` stays at the highest until
-    the last `cooldown_steps`.
+    The first step after the warm-up has the highest rate, the last step the final rate. `wsd` stays at the highest rate
+    until the last `cooldown_steps`.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
@@ -81,9 +81,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def step_scalars(config: OptimizerConfig, step: int, steps: int) -> list[float]:
-    """What `adamw_` needs to know of step `step` (from 0): learning rate, decay and bias corrections.
+    """What `adamw_` needs for step `step` (from 0): learning rate, decay and bias corrections.
 
-    As [lr * weight_decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)] with t = step + 1.
+    They are [lr * weight_decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)] with t = step + 1.
     """
     rate = learning_rate(config, step, steps)
     return [
@@ -100,7 +100,7 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def decays(name: str, config: OptimizerConfig) -> bool:
-    """Whether the parameter decays; by name, since a stack of norm scales has two dimensions as a matrix has."""
+    """Whether the parameter decays; decided by name, since a stack of norm scales has two dimensions, like a matrix."""
     return not any(fnmatch.fnmatchcase(name, pattern) for pattern in config.no_decay)
 
 
@@ -118,9 +118,9 @@ def adamw_(
     """One step of AdamW in place. Returns the norm of the mean gradient before clipping.
 
     `gradients` are SUMS over targets, in the order of `parameters`; `gradient_scale` is 1 / number of targets, so the
-    division happens once. `scalars` is `step_scalars(...)` on the device. `norm` is that norm where the caller has it.
-    `keep`, a bool on the device: where it is false nothing changes, whatever the gradients are. Float32 gradients are
-    used up: their memory holds the update, so that no other is needed.
+    division happens once. `scalars` is `step_scalars(...)` on the device. `norm` is the norm to return, if the caller
+    has it already. `keep` is a bool on the device: if it is false nothing changes, whatever the gradients are. Float32
+    gradients are overwritten: their memory holds the update, so that no further memory is needed.
     """
     names = list(parameters)
     if norm is None:
@@ -161,8 +161,11 @@ def adamw_(
 
 
 def _clear_unless(keep: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Zeros where `keep` is false. A product with zero would not do: what is not finite stays so."""
-    if keep.device.type == "cpu":  # the value is at hand, and a masked fill costs as much as the rest of the update
+    """Sets the tensors to zero if `keep` is false.
+
+    A product with zero would not do: values that are not finite would stay so.
+    """
+    if keep.device.type == "cpu":  # the value is known here, and a masked fill costs as much as the rest of the update
         if not keep:
             torch._foreach_zero_(list(tensors))
         return
@@ -171,7 +174,7 @@ def _clear_unless(keep: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def loss_is_spike(statistics: Tensor, loss: Tensor, sigmas: float) -> Tensor:
-    """Whether the loss lies `sigmas` standard deviations above its running mean (never in the first SPIKE_AFTER steps).
+    """Whether the loss is `sigmas` standard deviations above its running mean (never in the first SPIKE_AFTER steps).
 
     `statistics` is `OptimizerState.loss_statistics`.
     """
@@ -180,7 +183,7 @@ def loss_is_spike(statistics: Tensor, loss: Tensor, sigmas: float) -> Tensor:
 
 
 def update_statistics_(statistics: Tensor, loss: Tensor, keep: Tensor) -> None:
-    """Takes the loss into the running mean and variance (plain ones at first) unless `keep` is false."""
+    """Adds the loss to the running mean and variance (at first the plain mean and variance) unless `keep` is false."""
     steps, mean, variance = statistics.unbind()
     share = torch.clamp(1.0 / (steps + 1.0), min=SPIKE_SHARE)
     difference = loss - mean

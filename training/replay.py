@@ -1,7 +1,7 @@
 """A step computed again, from the checkpoint before it and its rows, and compared with what the run recorded.
 
-The same set-up gives the same bits, so a difference means that one of the two was computed wrongly, or that memory or
-storage changed something between: silent corruption. The replay writes to a temporary directory only.
+The same set-up gives the same bits. So a difference means silent corruption: one of the two computations was wrong, or
+memory or storage changed a value in between. The replay writes to a temporary directory only.
 """
 
 import contextlib
@@ -35,24 +35,26 @@ class Replayed:
     """What a replay found."""
 
     first_step: int
-    """steps that its checkpoint had done"""
+    """Steps that are done in the checkpoint that the replay started from."""
     steps: int
-    """steps that were computed again and compared"""
+    """Number of steps that were computed again and compared."""
     differences: tuple[str, ...]
-    """of the first step that differs, a line each; empty where all are the same, bit for bit"""
+    """Differences of the first step that differs, one line for each; empty if all steps are the same, bit for bit."""
 
 
 def replay(job: TrainJob, step: int) -> Replayed:
     """Computes `step` (from 1) of the job's run again, and the steps between it and the checkpoint before it.
 
-    Each in the set-up that it was taken in: a run that was resized between two checkpoints is followed. Raises
-    UserError where the run has no record of that step, or this machine cannot be that set-up.
+    Each step is computed in the set-up in which the run took it, so a run that was resized between two checkpoints is
+    followed. Raises UserError if the run has no record of that step, or if this machine cannot provide that set-up.
     """
     recorded = read_rows(job.checkpoints_uri, "metrics")
     until_step = None if recorded is None else recorded.filter(pc.field("step") <= step)
     if until_step is None or not until_step.num_rows or until_step["step"][-1].as_py() != step:
         last = 0 if recorded is None or not recorded.num_rows else recorded["step"][-1].as_py()
-        raise UserError(f"{job.checkpoints_uri} records steps 1 to {last} and no step {step}; name one of those")
+        raise UserError(
+            f"got step {step}, but {job.checkpoints_uri} records steps 1 to {last}; name one of these steps"
+        )
     first, carried = _checkpoint_before(job, step)
     all_metrics: list[StepMetrics] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -65,7 +67,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
     rows = {row["step"]: row for row in until_step.to_pylist()}
     for metrics in all_metrics:
         lines = [
-            f"step {metrics.step}: {name} was {rows[metrics.step][name]!r}, now it is {getattr(metrics, name)!r}"
+            f"step {metrics.step}: {name} was {rows[metrics.step][name]!r}, and is now {getattr(metrics, name)!r}"
             for name in COMPARED
             if rows[metrics.step][name] != getattr(metrics, name)
         ]
@@ -75,7 +77,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
 
 
 def _checkpoint_before(job: TrainJob, step: int) -> tuple[int, str | None]:
-    """(steps that it had done, its directory) of the newest checkpoint that the step came after."""
+    """(steps done, directory) of the newest checkpoint before the step."""
     before = [(commit["step"], uri) for uri, commit in list_commits(job.checkpoints_uri) if commit["step"] < step]
     if before:
         return max(before)
@@ -88,7 +90,7 @@ def _steps_of(uri: str | None) -> int:
 
 
 def _in_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepMetrics]:
-    """The steps up to `stop` from where `again` is, behind a checkpoint of it; the next set-up goes on there."""
+    """Computes the steps of `again` up to `stop`, where it commits a checkpoint; the next set-up goes on there."""
     job = dataclasses.replace(again, setup=setup)
     if setup.workers == 1:
         return computed(make_backend(setup), job, stop, direct_feed(job))
@@ -98,9 +100,9 @@ def _in_setup(again: TrainJob, setup: Setup, stop: int) -> Sequence[StepMetrics]
 
 
 def _saved_differences(root: str, again: str, step: int) -> list[str]:
-    """Files of weights and moments, where the run saved that step too, that are other bytes now.
+    """Files of weights and moments whose bytes differ now, if the run saved a checkpoint of that step.
 
-    A changed moment may take steps to reach a weight: here it shows at once.
+    A changed moment may need several steps to change a weight: here it shows at once.
     """
     commits = [read_commit(checkpoint_uri(uri, step)) for uri in (root, again)]
     if commits[0] is None or commits[1] is None:
@@ -111,14 +113,14 @@ def _saved_differences(root: str, again: str, step: int) -> list[str]:
         if commit is not None
     ]
     return [
-        f"step {step}: {name} of its checkpoint is not what is computed again"
+        f"step {step}: {name} of its checkpoint differs from the file computed again"
         for name in sorted(files[0].keys() | files[1].keys())
         if files[0].get(name) != files[1].get(name)
     ]
 
 
 def computed(backend: Backend, job: TrainJob, step: int, feed: Feed) -> Sequence[StepMetrics]:
-    """The job's steps from its newest checkpoint up to `step`, where it then stops behind a checkpoint."""
+    """Computes the job's steps from its newest checkpoint up to `step`, and stops there behind a checkpoint."""
     all_metrics: list[StepMetrics] = []
     done = 0
 

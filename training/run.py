@@ -1,8 +1,8 @@
 """The moving parts of a training run, which `training/loop.py` drives step by step.
 
-    train(batch) -> train_step, values stay on the device -> flush(): read, checked, reported -> save(): a checkpoint
+    train(batch) -> train_step, values stay on the device -> flush(): read, check, report -> save(): a checkpoint
 
-Values are read every few steps, so that the host prepares steps while the device works on earlier ones.
+Values are read every few steps, so that the host prepares steps while the device computes earlier steps.
 """
 
 import dataclasses
@@ -50,16 +50,16 @@ logger = logging.getLogger(__name__)
 
 
 FETCH_STEPS = 10
-"""steps between reading values back: the host prepares steps while the device works on earlier ones"""
+"""Steps between two readings of values: the host prepares steps while the device computes earlier steps."""
 
 
 COMPILED_STEPS = 2
-"""steps at the start that compile, on a device that does"""
+"""Steps at the start that compile, on a device that compiles."""
 
 
 MODEL_COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
 TARGETS = "target_"
-"""how columns of a batch begin that a kind of cached distribution makes"""
+"""Prefix of the columns of a batch that a kind of cached distribution makes."""
 
 
 def device_columns(batch: HostBatch) -> dict[str, np.ndarray]:
@@ -69,18 +69,18 @@ def device_columns(batch: HostBatch) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """What a worker tells the others behind a step."""
+    """What a worker reports to the other workers after a step."""
 
     ends: tuple[bool, ...]
-    """what its `Drain` has to say; empty: nothing"""
+    """Report of its `Drain`; empty: no report."""
     sums: np.ndarray | None
-    """checksums of the steps whose values were read (`WeightsWatch.sums`); None: none were read"""
+    """Checksums of the steps whose values were read (`WeightsWatch.sums`); None: no values were read."""
     rows: SlotColumns | None
-    """its rows since the last checkpoint (`LineageRecorder.columns`); None: no checkpoint is made"""
+    """Its rows since the last checkpoint (`LineageRecorder.columns`); None: no checkpoint is made."""
 
 
 class Run:
-    """The moving parts: model, moments, and the rows to be written with the next checkpoint."""
+    """The moving parts: model, moments, and the rows that the next checkpoint will hold."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Run:
         self.setups = SetupRecord(running_setup(job.setup, backend).record(), self.step, before)
         if len(set(backend.gather(np.array([self.step])).tolist())) > 1:
             raise StoppedError(
-                "the workers read different checkpoints; give --root a storage that all of them share, and run again"
+                "the workers read different checkpoints; give a --root on storage that all workers share, and run again"
             )
         backend.place_model(self.model, training=True, compute_dtype=COMPUTE_TYPES[job.config.compute_dtype])
         config, parameters = job.config, {name: parameter.detach() for name, parameter in self.model.named_parameters()}
@@ -123,7 +123,7 @@ class Run:
         self.log = MetricsLog(job, meter, self.first_step, backend, tell)
 
     def _writer(self) -> Writer:
-        """Who writes the checkpoints: the first worker, or, of parts of the tensors, each of them."""
+        """The writer of the checkpoints: the first worker, or every worker if each holds parts of the tensors."""
         backend, config = self.backend, self.job.config
         if not backend.snapshot_by_all:
             return ALONE
@@ -136,7 +136,7 @@ class Run:
         return Writer(rank=backend.rank, count=backend.world_size, attempt=f"{attempt:016x}", sizes=sizes)
 
     def _start(self) -> Checkpoint | None:
-        """Weights and step to begin with, and the checkpoint that the moments come from."""
+        """Sets the first weights and the first step; returns the checkpoint that the moments come from."""
         job = self.job
         checkpoint = load_newest(job.checkpoints_uri, rename=self.backend.rank == 0)
         if checkpoint is not None:
@@ -185,9 +185,9 @@ class Run:
         self.meter.step_ended()
 
     def exchange(self, *, reads: bool, saves: bool = False, ends: tuple[bool, ...] = ()) -> list[Message]:
-        """What all workers have to know of each other behind a step, in rank order: one exchange at most.
+        """What all workers must know of each other after a step, in rank order: one exchange at most.
 
-        `reads`: for `flush`; `saves`: for `save`; `ends`: what this worker's `Drain` has to say.
+        `reads`: values for `flush`; `saves`: rows for `save`; `ends`: the report of this worker's `Drain`.
         """
         if reads:
             steps = [step for step, _ in self.pending]
@@ -245,7 +245,7 @@ class Run:
         raise BadStep(bad_step_message(metrics.step, metrics.loss, metrics.grad_norm, rows))
 
     def save(self, everyone: Sequence[Message], interim: bool = False) -> None:
-        """Takes a snapshot and hands it to the thread that writes it, behind `flush`."""
+        """Takes a snapshot and hands it to the thread that writes it; called after `flush`."""
         with self.meter.spent("save"):
             tables = {
                 "metrics": pa.Table.from_pylist(self.metrics, schema=METRICS),
@@ -260,7 +260,7 @@ class Run:
         self.log.summarize(self.step, checkpoint=True)
 
     def _hand_over(self, tables: dict[str, pa.Table], interim: bool) -> None:
-        self.saver.wait()  # before the snapshot: two at once would be twice the memory
+        self.saver.wait()  # before the snapshot: two snapshots at once would need twice the memory
         job, config = self.job, self.job.config
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         host_weights, state = snapshot_state(self.backend, weights, self.optimizer, self.writer)

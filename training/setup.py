@@ -1,9 +1,10 @@
-"""Where and how a model runs: one object from the command line to the backend, the checkpoint and the manifest.
+"""Where and how a model runs: one object, from the command line to the backend, the checkpoint and the manifest.
 
     Resources -> Setup -> TrainJob -> make_backend -> `record()` in each checkpoint and in the manifest
                                                    <- `from_record` for a replay
 
-The same set-up repeats the same bits. Another one takes the same rows in the same steps, and rounds in another order.
+The same set-up repeats the same bits. Another set-up takes the same rows in the same steps, and rounds in another
+order.
 """
 
 import dataclasses
@@ -17,22 +18,23 @@ from training.config import Remat, at_least, one_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Device, processes and how a step is cut. `training/backends/make.py` checks what the backend can do."""
+    """Device, processes, and how a step is divided. `training/backends/make.py` checks that the backend can do it."""
 
     device: Device = "auto"
-    """device that computes; `auto` takes xla on a TPU, cuda on a GPU, cpu where there is neither"""
+    """Device that computes; `auto` takes xla on a TPU, cuda on a GPU, and cpu on a machine with neither."""
     workers: int = 1
-    """processes that share a step's rows"""
+    """Processes that share a step's rows."""
     mesh: MeshShape | None = None
-    """how the model is divided: on xla over the chips of all workers, on cpu and cuda over the workers themselves;
-    None: one chip, or what the backend does by default"""
+    """Mesh that the model is divided over: on xla the chips of all workers, on cpu and cuda the workers themselves;
+    None: one chip, or the backend's default."""
     microbatch_rows: int | None = None
-    """rows in one forward of one worker; gradients of several are summed (default: all rows of the worker at once)"""
+    """Rows in one forward pass of one worker; the gradients of several passes are summed (default: all rows of the
+    worker)."""
     remat: Remat | None = None
-    """what the backward pass computes again: `none`, all but the `projections` with weights, or in `full` all between
-    two pairs of layers (default: the backend's)"""
+    """Work that the backward pass does again: `none`; `projections` does all again but the products with weights;
+    `full` does everything between two pairs of layers again (default: the backend's)."""
     threads: int | None = None
-    """threads of one worker for computing on the CPU (default: what torch and XLA choose)"""
+    """Threads of one worker for computing on the CPU (default: what torch and XLA choose)."""
 
     def __post_init__(self) -> None:
         one_of("device", self.device, get_args(Device))
@@ -42,16 +44,19 @@ class Setup:
 
     @property
     def row_parts(self) -> int:
-        """Parts of a step's rows, each read by one worker, or by the workers that share a model axis of the mesh."""
+        """The number of parts of a step's rows.
+
+        Each part is read by one worker, or by all workers that share a model axis of the mesh.
+        """
         return self.workers if self.mesh is None else row_groups(self.workers, self.mesh)
 
     @property
     def chips(self) -> int:
-        """Chips of all workers together that compute."""
+        """The number of chips that compute, over all workers."""
         return self.workers if self.mesh is None else self.mesh.chips
 
     def record(self) -> dict[str, Any]:
-        """What decides the bits of a training step beside config and inputs, as plain JSON values."""
+        """What decides the bits of a training step, besides config and inputs, as plain JSON values."""
         return {
             "device": self.device,
             "workers": self.workers,
@@ -63,7 +68,7 @@ class Setup:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Setup":
-        """The set-up that `record` is of."""
+        """The set-up whose `record()` is given."""
         return cls(
             device=record["device"],
             workers=record["workers"],
@@ -74,6 +79,6 @@ class Setup:
         )
 
     def forward_record(self) -> dict[str, str]:
-        """What decides the bits of a forward pass without training beside config and inputs, as plain JSON values."""
+        """What decides the bits of a forward pass without training, besides config and inputs, as plain JSON values."""
         divided = self.mesh is not None and self.mesh.chips > 1
         return {"device": self.device, **({"mesh": self.mesh.text} if self.mesh is not None and divided else {})}

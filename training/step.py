@@ -1,10 +1,10 @@
 """One optimizer step: the only function that is traced and compiled, so everything in it depends on shapes alone.
 
-Gradients of the SUM of losses are taken for each micro-batch, added in float32, summed over workers together with loss
-and count, and divided once by the number of targets inside the optimizer. Parameters and moments change in place,
-unless the step is bad: then nothing changes, and the host learns of it when it reads the values.
+Gradients of the SUM of losses are taken for each micro-batch, added in float32, summed over workers together with the
+loss and the count, and divided once by the number of targets inside the optimizer. Parameters and moments change in
+place, unless the step is bad: then nothing changes, and the host learns of the bad step when it reads the values.
 
-Where parameters are divided over workers, each updates its parts; norms and checksums are over all of them.
+If parameters are divided over workers, each worker updates its own parts; norms and checksums are over all parts.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from training.loss import Batch, LossFunction
 from training.optim import OptimizerState, adamw_, loss_is_spike, update_statistics_
 
 COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""what `TrainingConfig.compute_dtype` names"""
+"""The types that `TrainingConfig.compute_dtype` names."""
 
 VALUES = (
     "loss_sum",
@@ -29,7 +29,7 @@ VALUES = (
     "bad",
     *(f"{name}_{half}" for name in ("weights_before", "gradients", "weights_after") for half in ("low", "high")),
 )
-"""what a step gives, float32 each; the checksums in halves of 16 bits (training/backends/checksum.py)"""
+"""Values that a step returns, float32 each; the checksums in halves of 16 bits (training/backends/checksum.py)."""
 
 
 def train_step(
@@ -47,12 +47,12 @@ def train_step(
     """Updates `model` and `state` in place; returns the VALUES, float32 on the device.
 
     `scalars` is `optim.step_scalars(...)` of this step on the device. Forward and backward run in `compute_dtype`, from
-    a copy of the weights where that is not theirs. Counts are exact up to 2^24 targets in a step.
+    a copy of the weights if the weights have another type. Counts are exact up to 2^24 targets in a step.
     """
     named = dict(model.named_parameters())
     weights_before = backend.checksum(list(backend.parts(named).values()))
     gradients, sums = backend.gradients(model, loss_function, micro_batches, compute_dtype)
-    parameters = backend.parts(named)  # again: the first forward may move them
+    parameters = backend.parts(named)  # taken again: the first forward may move them
     moments = _parts_of(state, backend)
     backend.all_reduce_([*gradients, sums])
     gradient_scale = 1.0 / sums[1].clamp(min=1.0)
@@ -68,7 +68,7 @@ def train_step(
 
 
 def _parts_of(state: OptimizerState, backend: Backend) -> OptimizerState:
-    """The moments as `backend.parts` gives them: the same memory."""
+    """The moments as `backend.parts` returns them, in the same memory."""
     return dataclasses.replace(
         state,
         first=backend.parts(state.first),

@@ -1,8 +1,9 @@
-"""Re-runs the teacher on a seeded sample of a cache of logits and gives a verdict; a failed one is exit code 1.
+"""Re-runs the teacher on a seeded sample of a cache of logits and gives a verdict; a failed verdict is exit code 1.
 
-Checked are the hashes of weights, tokenizer and rows; on the cache's own device that the same bytes come out again; on
-any device that what is kept is an honest estimate of the teacher (training/distill/audit.py). The sample is of whole
-forward passes, at least one a shard, so what is drawn again is drawn as it was.
+The stage checks three things: the hashes of weights, tokenizer and rows; on the device that made the cache, whether
+the same bytes come out again; on any device, whether the cache is an honest estimate of the teacher
+(training/distill/audit.py). The sample consists of whole forward passes, at least one for each shard, so that targets
+are drawn again in the batches in which they were drawn.
 """
 
 import hashlib
@@ -36,50 +37,53 @@ from training.setup import Setup
 
 VERSION = 2
 READS = {
-    "logits": Read(help="cached logits", dataset="logits"),
-    "sequences": Read(help="the packed rows they are of", dataset="sequences"),
-    "teacher": Read(help="checkpoint of the teacher they are of", dataset="checkpoints"),
+    "logits": Read(help="cached logits to audit", dataset="logits"),
+    "sequences": Read(help="packed rows that the logits were computed on", dataset="sequences"),
+    "teacher": Read(help="checkpoint of the teacher that computed the logits", dataset="checkpoints"),
 }
 WRITES = ("verdict",)
 DECLARES = Declaration(lease=True, places=Places())
 
 
 MARGIN = 1.5
-"""times the passes that the mean asks for: those at the end of a shard are shorter, rows have more or fewer targets"""
+"""Factor on the number of passes that the mean number of targets asks for: passes at the end of a shard are shorter,
+and rows have more or fewer targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How much is run again, and what passes."""
+    """How much of the cache is computed again, and what passes."""
 
     fraction: float = 0.001
-    """of the targets that is run again, about; at least one forward pass a shard"""
+    """Share of the targets that is computed again, about; at least one forward pass for each shard."""
     min_positions: int = 200
-    """targets that are run again at least, where there are so many"""
+    """Least number of targets that are computed again; all of them if the cache has fewer."""
     seed: int = 0
-    """of the sample"""
+    """Seed of the sample."""
     alpha: float = 1e-5
-    """chance that an honest cache fails the tests of its draws"""
+    """Chance that an honest cache fails the statistical tests of its draws."""
     max_log_prob_difference: float = 0.01
-    """nats that log p of a kept id may be off, of `topk` and `full`; storing it rounds by up to 0.001"""
+    """Largest allowed difference of log p of a kept id, in nats, for `topk` and `full`; storing log p rounds it by up
+    to 0.001."""
     max_lost_mass: float = 0.001
-    """probability that the best K ids may have beyond those kept, and that the tail may be off"""
+    """Largest allowed difference, as a probability, between the mass of the best K ids and the mass of the kept ids,
+    and between the tails, for `topk` and `full`."""
 
     def __post_init__(self) -> None:
         for name in ("fraction", "alpha"):
             if not 0.0 < getattr(self, name) <= 1.0:
-                raise UserError(f"{name} is {getattr(self, name)}; allowed is above 0 and up to 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
         if self.min_positions < 1:
-            raise UserError(f"min_positions is {self.min_positions}; at least 1, usually 200")
+            raise UserError(f"min_positions is {self.min_positions}; it must be at least 1 (default: 200)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A shard of logits, that of its sequences, and which forward passes are run again."""
+    """A shard of logits, the shard of its sequences, and the forward passes that are computed again."""
 
     logits: str
     sha256: str
-    """of the file of logits, by the manifest"""
+    """Hash of the file of logits in the manifest."""
     sequences: str
     passes: tuple[int, ...]
 
@@ -87,13 +91,13 @@ class _Task:
 @dataclass(frozen=True)
 class _Audit:
     cached: cache_logits.Config
-    """of the run that made the cache"""
+    """Config of the run that made the cache."""
     checkpoint: str
     setup: Setup
     spec: CodecSpec
     max_unique: int
     teacher_hash: str
-    """by the cache's manifest: the draws were keyed by it"""
+    """Hash of the teacher in the cache's manifest; the draws were keyed by this hash."""
     coin_seed: int
     made_as: str
 
@@ -146,7 +150,7 @@ class _Audit:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where the inputs cannot be compared at all."""
+    """Raises UserError if the inputs cannot be compared at all."""
     logits, sequences, teacher = (context.input(name) for name in ("logits", "sequences", "teacher"))
     spec, facts = codec_of(dataset_given(logits)), logits.data.facts
     cached = configs.from_dict(cache_logits.Config, logits.manifest.config, f"{logits.reference}: its config")
@@ -154,7 +158,8 @@ def run(context: Context, config: Config) -> Outcome:
     if len(logits.uris()) != len(sequences.uris()):
         raise UserError(
             f"{logits.reference} has {len(logits.uris())} shards and {sequences.reference} has "
-            f"{len(sequences.uris())}; name the sequences that the cache was made of, {facts['sequences_reference']}"
+            f"{len(sequences.uris())}; give --sequences {facts['sequences_reference']}, on which the logits were "
+            "computed"
         )
     work = _Audit(
         cached,
@@ -190,7 +195,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _run_again(context: Context, config: Config, cached: cache_logits.Config, work: "_Audit") -> list[Receipt]:
-    """Runs the teacher on a sample of the rows; on a larger one where that had too few targets."""
+    """Runs the teacher on a sample of the rows, and on a larger sample if the first one had too few targets."""
     logits, sequences = context.input("logits"), context.input("sequences")
     targets = logits.data.facts["targets"]
     wanted = min(targets, max(config.min_positions, math.ceil(config.fraction * targets)))
@@ -220,14 +225,17 @@ def _run_again(context: Context, config: Config, cached: cache_logits.Config, wo
 
 
 def _passes(sequences: Input, cached: cache_logits.Config) -> list[int]:
-    """Forward passes of each shard."""
+    """The number of forward passes of each shard."""
     return [-(-shard.rows // cached.forward_rows) for shard in sequences.data.shards]
 
 
 def _sample(
     logits: Input, sequences: Input, cached: cache_logits.Config, config: Config, wanted: int, margin: float
 ) -> list[_Task]:
-    """Forward passes by shard: one of each shard, then more in a seeded order for `wanted` targets and a margin."""
+    """Forward passes by shard: one of each shard, then more in a seeded order, until there are targets enough.
+
+    Enough are `wanted` targets, times the margin.
+    """
     everything = [(shard, number) for shard, count in enumerate(_passes(sequences, cached)) for number in range(count)]
     targets = logits.data.facts["targets"]
     enough = math.ceil(margin * wanted / max(1.0, targets / max(1, len(everything))))
@@ -258,7 +266,7 @@ def _wrong_hashes(batch: dict[str, np.ndarray], count: int) -> int:
 
 
 def _differing(row: Ragged, again: Ragged) -> int:
-    """Targets of a row that are not the same in both."""
+    """The number of targets of a row that differ between the cache and the new computation."""
     width = int(max(row.unique.max(initial=1), again.unique.max(initial=1)))
     kept, redrawn = row.padded(width), again.padded(width)
     same = np.ones(len(row.unique), bool)
@@ -284,7 +292,7 @@ def _identities(
     cached: cache_logits.Config,
     spec: CodecSpec,
 ) -> list[dict[str, Any]]:
-    """(a) Whether the cache says that it is of these weights, this tokenizer, these rows; and holds these rows."""
+    """(a) Whether the cache names these weights, this tokenizer and these rows as its own, and holds these rows."""
     facts = logits.data.facts
 
     def equal(name: str, recorded: Any, actual: Any, owner: str) -> dict[str, Any]:
@@ -318,7 +326,7 @@ def _identities(
 
 
 def _redraw(receipts: Sequence[Receipt], made_on: Mapping[str, Any], setup: Mapping[str, Any]) -> dict[str, Any]:
-    """(b) Whether the same comes out again, on the device that the cache was made on."""
+    """(b) Whether the same targets come out again, on the device that the cache was made on."""
     redrawn, differing = (sum(receipt.facts[name] for receipt in receipts) for name in ("redrawn", "differing"))
     if made_on != setup:
         theirs, ours = (" ".join(map(str, place.values())) for place in (made_on, setup))
@@ -333,7 +341,7 @@ def _redraw(receipts: Sequence[Receipt], made_on: Mapping[str, Any], setup: Mapp
 
 
 def _honesty(receipts: Sequence[Receipt], config: Config, cached: cache_logits.Config) -> list[dict[str, Any]]:
-    """(c) Whether what is kept is an honest estimate of the teacher."""
+    """(c) Whether the cache is an honest estimate of the teacher."""
     total = Tally()
     for receipt in receipts:
         total.add(Tally(**receipt.facts["tally"]))

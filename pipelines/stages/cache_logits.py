@@ -1,8 +1,8 @@
-"""One pass of the teacher over packed rows: at each target what an estimator keeps of its distribution.
+"""Runs the teacher once over packed rows and keeps its distribution at each target, as an estimator stores it.
 
-Shard k of LOGITS has the rows of shard k of SEQUENCES, in their order, each with the sequence_hash it was computed
-on. A draw depends on seed, teacher, sequence and position alone. Shards are independent: replicas of the teacher, one
-a node, each take the next shard, and none waits for another.
+Shard k of LOGITS has the rows of shard k of SEQUENCES, in the same order, each with the sequence_hash of its packed
+row. A draw depends on seed, teacher, sequence and position alone. Shards are independent: there is one replica of the
+teacher on each node, each replica takes the next shard, and none waits for another.
 """
 
 from collections.abc import Iterator
@@ -51,32 +51,33 @@ ROW_GROUP_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The estimator and its numbers, and what else decides the bytes."""
+    """The estimator and its numbers, and all else that decides the bytes."""
 
     estimator: KindName = "sample"
-    """`sample`: counts of N draws, unbiased; `topk`: the K largest probabilities and the mass of the rest; `full`: all
-    of a small vocabulary, for tests"""
+    """Estimator of the teacher's distribution: `sample` keeps counts of N draws and is unbiased; `topk` keeps the K
+    largest probabilities and the mass of the rest; `full` keeps all probabilities of a small vocabulary, for tests."""
     draws: int = 50
-    """N of `sample`, the draws at each target"""
+    """Number N of draws at each target, for `sample`."""
     top: int = 50
-    """K of `topk`, the ids kept at each target"""
+    """Number K of ids kept at each target, for `topk`."""
     temperature: float = 1.0
-    """of the distribution that is kept: softmax(logits / temperature)"""
+    """Temperature of the distribution that is kept, softmax(logits / temperature)."""
     proposal: float = absent(1.0)
-    """of `sample`: draws come from that distribution to this power; other than 1, ids carry importance weights"""
+    """Power of the distribution that draws come from, for `sample`; with a power other than 1 ids carry importance
+    weights."""
     seed: int = 0
-    """of the draws"""
+    """Seed of the draws."""
     forward_rows: int = 8
-    """rows in one forward pass of the teacher"""
+    """Rows in one forward pass of the teacher."""
     dtype: Literal["float32"] = "float32"
-    """type the teacher computes in"""
+    """Type that the teacher computes in."""
 
     def __post_init__(self) -> None:
-        for kind in KINDS.values():  # numbers that this estimator does not use have to be possible too
+        for kind in KINDS.values():  # numbers that this estimator does not use must be valid too
             kind.of(vars(self))
         kind_of(self.estimator)
         if self.forward_rows < 1:
-            raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
+            raise UserError(f"forward_rows is {self.forward_rows}; it must be at least 1 (default: 8)")
 
 
 def kept_kind(config: Config) -> Kind:
@@ -129,14 +130,14 @@ class _Cache:
 
 
 def made_as_of(teacher_sha256: str, config: Config, spec: CodecSpec) -> str:
-    """Digest of all that decides the numbers of a cache besides the rows; absent options are left out of it."""
+    """Digest of all that decides the numbers of a cache besides the rows; the digest leaves absent options out."""
     return digest([teacher_sha256, hashed(config), present(spec)])
 
 
 def captured(
     teacher: LoadedModel, batches: list[tuple[int, dict[str, np.ndarray]]], config: Config, teacher_hash: str
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Targets]]]:
-    """(batch, what is kept of each of its rows that count) over the batches of `batches_of`."""
+    """(batch, the targets that the estimator keeps for each of its real rows), over the batches of `batches_of`."""
     kept = capture(
         teacher.model,
         teacher.backend,
@@ -150,17 +151,17 @@ def captured(
 
 
 def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
-    """Raises UserError where the teacher's vocabulary is not that of the sequences."""
+    """Raises UserError if the teacher and the sequences have different vocabularies."""
     if teacher.model.config.vocab_size != vocab_size:
         raise UserError(
-            f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and that of the sequences "
-            f"{vocab_size}; take a teacher that was trained with the tokenizer of these sequences (import_model "
+            f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and the sequences' vocabulary has "
+            f"{vocab_size}; give a teacher that was trained with the tokenizer of these sequences (import_model "
             "--vocab-size 256000 leaves out the padding rows of an embedding of 256128)"
         )
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where teacher and sequences are of different tokenizers."""
+    """Raises UserError if teacher and sequences have different tokenizers."""
     sequences, teacher = context.input("sequences"), context.input("teacher")
     check_same_tokenizer(sequences, teacher)
     spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])

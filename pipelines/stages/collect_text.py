@@ -1,7 +1,8 @@
-"""Files from outside -> documents with ids: JSONL, Parquet, web archives (WARC, WET), or directories of text.
+"""Turns files into documents with ids: JSONL, Parquet, web archives (WARC, WET), or directories of text.
 
-One document a line, a row, a page or a file. A record that cannot be read is a counted reject; a file that cannot be
-fails the stage, or is skipped and counted where that is asked for. Cost: reading the input once, in bounded memory.
+A line, a row, a page or a file is one document. A record that cannot be read becomes a counted reject. A file that
+cannot be read fails the stage; with `--on-bad-file skip` it is skipped and counted. Cost: one read of the input, in
+bounded memory.
 """
 
 import fnmatch
@@ -31,49 +32,50 @@ DECLARES = Declaration(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which files, and how they are read."""
+    """Which files are read, and how."""
 
     source: str = "text"
-    """name of the source, kept with every document"""
+    """Name of the source, kept with every document."""
     include: tuple[str, ...] = (
         "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz",
         "*.txt", "*.md", "*.rst", "*.py",
     )  # fmt: skip
-    """patterns of the names to read, relative to what was given (* crosses folders)"""
+    """Patterns of the file names to read, relative to the given directory (* crosses folders)."""
     exclude: tuple[str, ...] = absent(())
-    """patterns of the names to leave out"""
+    """Patterns of the file names to leave out."""
     text_field: str = "text"
-    """field (JSONL, a.b for a field inside another) or column (Parquet) that holds the text"""
+    """Field (JSONL; a.b is field b inside field a) or column (Parquet) that holds the text."""
     metadata_fields: tuple[str, ...] = absent(())
-    """fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet"""
+    """Fields or columns kept as metadata; empty: all fields of JSONL, no columns of Parquet."""
     main_content: bool = True
-    """of web pages, leave out menus and other boilerplate"""
+    """Removal of menus and other boilerplate from web pages."""
     fix_encoding: bool = absent(False)
-    """repair mojibake (ftfy); otherwise a text is exactly what was there"""
+    """Repair of mojibake with ftfy; False: texts stay exactly as they are in the files."""
     on_bad_file: Literal["fail", "skip"] = "fail"
-    """what becomes of a file that is damaged or not what its name says: an error, or one counted reject"""
+    """Treatment of a file that is damaged or has another format than its name says: `fail` ends the stage with an
+    error, `skip` counts one reject."""
     max_document_bytes: int = 128 * 2**20
-    """longest record that is read, in bytes; a longer one is a reject"""
+    """Longest record that is read, in bytes; a longer record becomes a reject."""
     shard_bytes: int = 64 * 2**20
-    """text that makes a shard of output, in bytes, about; small files share one"""
+    """Size of the text in one shard of output, in bytes, about; small files share a shard."""
 
     def __post_init__(self) -> None:
         for name, usual in (("shard_bytes", "64 MiB"), ("max_document_bytes", "128 MiB")):
             if not 1 <= getattr(self, name) <= 1 << 30:
-                raise UserError(f"{name} is {getattr(self, name)}; allowed are 1 to 2**30, usually {usual}")
+                raise UserError(f"{name} is {getattr(self, name)}; allowed are 1 to 2**30 (default: {usual})")
         if not self.source:
             raise UserError("source is empty; give the source a name")
 
 
 def selected(config: Config, name: str) -> bool:
-    """Whether the file of that relative name is read."""
+    """Whether the file with this relative name is read."""
     included = _any_of(config.include).match(name) is not None
     return included and _any_of(config.exclude).match(name) is None
 
 
 @functools.cache
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """What matches a name as one of the shell patterns does; of none, nothing."""
+    """A regular expression that matches the names that any of the shell patterns matches; none without patterns."""
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
@@ -109,7 +111,7 @@ class _Collect:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where no document is left at all."""
+    """Raises UserError if no document is left."""
     groups: list[list[ExternalFile]] = [[]]
     held = 0
     for file in context.input("input").files:
@@ -124,5 +126,5 @@ def run(context: Context, config: Config) -> Outcome:
     dropped = total_dropped(receipts)
     if not text.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no records at all"
-        raise UserError(f"the input is an empty corpus: 0 documents ({reasons}); give --input files that hold text")
+        raise UserError(f"got an empty corpus: 0 documents ({reasons}); give --input files that hold text")
     return Outcome(datasets={"text": text, "rejects": dataset_of(receipts, "rejects")}, dropped=dropped)

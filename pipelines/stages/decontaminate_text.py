@@ -1,7 +1,7 @@
-"""Drops documents that overlap evaluation sets, or masks the spans that do; `hits` says which and how much.
+"""Drops documents that overlap evaluation sets, or masks the shared spans; `hits` lists each overlap and its size.
 
-Shard k of the output is made of shard k of the input; the n-grams of all evaluation sets are in memory in each worker
-(16 bytes each).
+Shard k of the output is made of shard k of the input. Each worker holds the n-grams of all evaluation sets in memory,
+16 bytes for each n-gram.
 """
 
 import functools
@@ -26,7 +26,7 @@ VERSION = 2
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
-    "evaluation": Read(help="evaluation sets, a JSONL file each; the file's name is the set's", many=True),
+    "evaluation": Read(help="evaluation sets, one JSONL file for each set; a set has the name of its file", many=True),
 }
 WRITES = ("text", "hits")
 DECLARES = Declaration(cost=TextCost(speed=core_speed(16, source=f"{OURS}: taken like deduplication")))
@@ -34,18 +34,19 @@ DECLARES = Declaration(cost=TextCost(speed=core_speed(16, source=f"{OURS}: taken
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What an overlap is, and what becomes of it."""
+    """What counts as an overlap, and what happens to a document that has one."""
 
     ngram_words: int = 13
-    """words in a row that a document and an item must share"""
+    """Consecutive words that a document and an item must share."""
     action: Literal["drop", "mask"] = "drop"
-    """drop the document, or keep it and take no loss on the shared words"""
+    """Treatment of a document that overlaps: `drop` leaves the document out, `mask` keeps it and takes no loss on the
+    shared words."""
     fields: tuple[str, ...] = absent(())
-    """fields of an item to look for; empty: every string in it"""
+    """Fields of an item whose text is searched for; empty: every string of the item."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.ngram_words <= 64:
-            raise UserError(f"ngram_words is {self.ngram_words}; allowed are 2 to 64, usually 8 to 13")
+            raise UserError(f"ngram_words is {self.ngram_words}; allowed are 2 to 64, usual are 8 to 13")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class _Index:
         if not index.num_rows:
             names = ", ".join(file.name for file in files)
             raise UserError(
-                f"no item of {names} has {self.config.ngram_words} words, so nothing can be found; lower --ngram-words"
+                f"no item of {names} has {self.config.ngram_words} words, so no overlap can be found; lower "
+                "--ngram-words"
             )
         return ShardOutput(
             parts={"_index": Part(table=index)},
@@ -68,7 +70,7 @@ class _Index:
 
 @functools.lru_cache(maxsize=1)
 def _index(uri: str) -> pa.Table:
-    """Kept by the worker process between shards."""
+    """The index, which the worker process keeps between shards."""
     return shards.read_table(uri, decontaminate.INDEX.names).combine_chunks()
 
 
@@ -96,11 +98,11 @@ class _Search:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where two sets have one name, or none has an item that can be found."""
+    """Raises UserError if two sets have the same name, or if no set has an item that is long enough."""
     files = context.input("evaluation").files
     sets = tuple(decontaminate.set_name(file.name) for file in files)
     if twice := [name for name, count in Counter(sets).items() if count > 1]:
-        raise UserError(f"two evaluation sets are called {', '.join(twice)}; give their files different names")
+        raise UserError(f"got two evaluation sets with the name {', '.join(twice)}; give their files different names")
     (made,) = map_shards(context, "index", [files], _Index(config))
     (index_uri,) = uris_of(context, [made], "_index")
     receipts = map_shards(context, "search", context.input("text").uris(), _Search(config, index_uri, sets))
@@ -126,5 +128,5 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _documents(hits: pa.Table) -> Counter[str]:
-    """Documents of one shard that overlap each set."""
+    """The number of documents of one shard that overlap each set."""
     return Counter(name for name, _ in set(zip(hits["set"].to_pylist(), hits["id"].to_pylist(), strict=True)))

@@ -1,7 +1,7 @@
-"""Keeps the first of all documents that are equal or nearly so; `clusters` says which document stands for which.
+"""Keeps the first of all equal and nearly equal documents; `clusters` lists each dropped document with the kept one.
 
 Phases on Ray Data: keys of each shard, links in each bucket of keys, connected components over parts of the links,
-names of what is kept, drops in each shard. Only keys and links are shuffled, in parts of bounded size.
+ids of the kept documents, drops in each shard. Only keys and links are shuffled, in parts of bounded size.
 """
 
 from dataclasses import dataclass
@@ -25,28 +25,29 @@ READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
 DECLARES = Declaration(cost=TextCost(speed=core_speed(16)))
 PART_ROWS = 4_000_000
-"""keys or links that one task takes, about: some 300 MB"""
+"""Keys or links that one task takes, about; they need about 300 MB."""
 MOST_ROUNDS = 64
 OPERATIONS: tuple[Literal["large", "small"], ...] = ("large", "small")
-"""of a round"""
+"""Operations of one round, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What counts as a duplicate. The defaults for near ones are FineWeb's (arXiv 2406.17557, section 3.4)."""
+    """What counts as a duplicate. The defaults for near-duplicates are FineWeb's (arXiv 2406.17557, section 3.4)."""
 
     near: bool = True
-    """drop near-duplicates too (MinHash-LSH); False: only texts equal up to letter case and white space"""
+    """Removal of near-duplicates too (MinHash-LSH); False: only texts that are equal up to letter case and white
+    space."""
     shingle_words: int = 5
-    """words in a shingle"""
+    """Words in a shingle."""
     bands: int = 14
-    """bands of the signature: documents that agree in one are taken for duplicates"""
+    """Bands of the signature: documents that agree in at least one band count as duplicates."""
     band_hashes: int = 8
-    """MinHashes in a band; half of all pairs are found at a similarity of about (1/bands)^(1/band_hashes)"""
+    """MinHashes in a band; half of all pairs are found at a similarity of about (1/bands)^(1/band_hashes)."""
     seed: int = 0
-    """of the MinHashes"""
+    """Seed of the MinHashes."""
     part_rows: int = PART_ROWS
-    """keys or links that one task takes, about; the result does not depend on it"""
+    """Keys or links that one task takes, about; the result does not depend on this number."""
 
     def __post_init__(self) -> None:
         for name, most in (("shingle_words", 64), ("bands", 1024), ("band_hashes", 1024), ("part_rows", 1 << 40)):
@@ -61,7 +62,7 @@ class Config:
 
 @dataclass(frozen=True)
 class _ByColumn:
-    """Part of a row: of its key, of its node's neighbourhood, or the shard that its node or other lies in."""
+    """The part of a row: by its key, by the neighbourhood of its node, or by the shard of its node or its `other`."""
 
     kind: Literal["key", "neighbourhood", "shard_of_node", "shard_of_other"]
     parts: int
@@ -105,11 +106,12 @@ class _Links:
 
 @dataclass(frozen=True)
 class _Round:
-    """One operation on one part of the links: `stars` of all, `large` or `small`."""
+    """One operation on one part of the links: `large` or `small`, or `stars` if one part holds all links."""
 
     operation: Literal["stars", "large", "small"]
     dataset: str
-    """of this round alone: a driver in another round neither reads nor replaces it"""
+    """Name of the output, which belongs to this round alone: a driver in another round neither reads nor replaces
+    it."""
     links: Shuffled
     split: Split
 
@@ -121,7 +123,7 @@ class _Round:
         if self.operation == "small":
             return ShardOutput(parts={self.dataset: _linked(self.split, components.small_star(links), both=True)})
         edges = components.unique_edges(links[links[:, 0] > links[:, 1]])
-        # `_began`: for the check whether the round changed anything, and the result where it did not
+        # `_began` shows whether the round changed anything; if it did not, `_began` is the result.
         return ShardOutput(
             parts={
                 self.dataset: _linked(self.split, components.large_star(links), both=False),
@@ -133,7 +135,7 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Regroup:
-    """Links to the shards that hold their kept document."""
+    """Sends each link to the shard that holds its kept document."""
 
     split: Split
 
@@ -197,7 +199,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _components(context: Context, keys: Shuffled, parts: int) -> list[str]:
-    """Files of (node, first of its component): made at once where all links are one part, else in rounds."""
+    """Files of (node, first of its component): computed at once if all links are in one part, otherwise in rounds."""
     split = plan_split(parts, parts, _ByColumn("neighbourhood", parts))
     # every bucket gives fewer links than it has keys
     made = map_shards(context, "links", range(parts), _Links(keys, split))
@@ -215,7 +217,7 @@ def _components(context: Context, keys: Shuffled, parts: int) -> list[str]:
                     return uris_of(context, made, f"_{phase}_began")
                 before = now
             links = finish_shuffle(context, phase, split, made, f"_{phase}", dedup.LINKS)
-    raise AssertionError(f"components not found in {MOST_ROUNDS} rounds; a round changes nothing only at the end")
+    raise AssertionError(f"components not found in {MOST_ROUNDS} rounds; every round but the last changes something")
 
 
 def _whole(links_E2: np.ndarray) -> Part:
@@ -227,5 +229,5 @@ def _table(links_E2: np.ndarray) -> pa.Table:
 
 
 def _linked(split: Split, links_E2: np.ndarray, *, both: bool) -> Part:
-    """Links in the parts of the node they are looked at from: the larger one, or each of the `both`."""
+    """Links in the part of their larger node, or, with `both`, each link in the parts of both of its nodes."""
     return split.part(_table(np.concatenate([links_E2, links_E2[:, ::-1]]) if both else links_E2))

@@ -1,6 +1,7 @@
-"""How well a checkpoint predicts held-out rows: loss a token, perplexity, bits a byte, against a unigram baseline.
+"""Measures how well a checkpoint predicts held-out rows: loss per token, perplexity and bits per byte.
 
-The baseline is the token frequencies of the training rows, one added to each, where `--sequences` is given.
+With `--sequences` the metrics include a unigram baseline: the token frequencies of the training rows, with one added to
+the count of each id.
 """
 
 import math
@@ -25,7 +26,7 @@ from training.setup import Setup
 VERSION = 1
 READS = {
     "checkpoint": Read(help="checkpoint to evaluate", dataset="checkpoints"),
-    "heldout": Read(help="rows that were not trained on", dataset="heldout"),
+    "heldout": Read(help="held-out rows, which were not trained on", dataset="heldout"),
     "sequences": Read(help="training rows, for the unigram baseline", dataset="sequences", optional=True),
 }
 WRITES = ("metrics",)
@@ -34,14 +35,14 @@ DECLARES = Declaration(lease=True, places=Places(), cost=HeldoutPassCost(), repo
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How the rows are run."""
+    """How the rows are evaluated."""
 
     forward_rows: int = 8
-    """rows in one forward pass"""
+    """Rows in one forward pass."""
 
     def __post_init__(self) -> None:
         if self.forward_rows < 1:
-            raise UserError(f"forward_rows is {self.forward_rows}; at least 1")
+            raise UserError(f"forward_rows is {self.forward_rows}; it must be at least 1 (default: 8)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Evaluate:
         if loaded.model.config.vocab_size < self.vocab_size:
             raise UserError(
                 f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
-                f"{loaded.model.config.vocab_size}; evaluate it on rows made with its own tokenizer"
+                f"{loaded.model.config.vocab_size}; evaluate the model on rows made with its own tokenizer"
             )
         sums = evaluate(loaded.model, loaded.backend, self._batches(uris))
         figures = _figures(sums["loss_sum"], sums)
@@ -76,12 +77,12 @@ class _Evaluate:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where nothing is held out, or where the tokenizers differ."""
+    """Raises UserError if there are no held-out rows, or if the tokenizers differ."""
     checkpoint, heldout = context.input("checkpoint"), context.input("heldout")
     check_same_tokenizer(checkpoint, heldout)
     if not heldout.data.facts["targets"] or not heldout.data.facts["text_bytes"]:
         raise UserError(
-            f"{heldout.reference} has no held-out rows: of so few documents none fell among the 2 % that are held out; "
+            f"{heldout.reference} has no held-out rows: none of its documents is among the 2 % that are held out; "
             "collect more text"
         )
     sequences = context.inputs.get("sequences", [])
@@ -114,7 +115,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _figures(loss_sum: float, sums: dict[str, float]) -> dict[str, float]:
-    """Nats a token, perplexity, and bits a byte (training/evaluation.py has the formula)."""
+    """Nats per token, perplexity, and bits per byte (training/evaluation.py has the formula)."""
     loss = loss_sum / sums["targets"]
     return {
         "loss_per_token": loss,
@@ -124,7 +125,10 @@ def _figures(loss_sum: float, sums: dict[str, float]) -> dict[str, float]:
 
 
 def _unigram_loss_sum(sequences: tuple[str, ...], heldout: list[str], vocab_size: int) -> float:
-    """Nats, summed over the held-out targets, of the training targets' frequencies with one added to each id."""
+    """The baseline's loss in nats, summed over the held-out targets.
+
+    Its probabilities are the frequencies of the training targets, with one added to the count of each id.
+    """
     trained = sum((_target_counts([uri], vocab_size) for uri in sequences), np.zeros(vocab_size, np.int64))
     log_probability = np.log((trained + 1) / (trained.sum() + vocab_size))
     return float(-(_target_counts(heldout, vocab_size) * log_probability).sum())

@@ -1,7 +1,8 @@
 """Writes a checkpoint as a Hugging Face directory: safetensors, config, tokenizer, and a model card from the manifests.
 
-`AutoModelForCausalLM.from_pretrained(RUN/model)` of `transformers` gives our logits; `import_model` gives the weights
-back bit for bit. Runs in the driver, without Ray. Cost: the model in memory once, and one file of weights beside it.
+`AutoModelForCausalLM.from_pretrained(RUN/model)` of `transformers` gives the same logits as our model. `import_model`
+reads the same weights back, bit for bit. The stage runs in the driver, without Ray. Cost: the model in memory once,
+and one file of weights beside it.
 """
 
 import json
@@ -31,8 +32,10 @@ from training.checkpoints.save_load import load_checkpoint
 VERSION = 1
 READS = {
     "checkpoint": Read(help="checkpoint to export", dataset="checkpoints"),
-    "tokenizer": Read(help="its tokenizer", dataset="tokenizer", file_allowed=True),
-    "evaluations": Read(help="evaluations of it, for the model card", dataset="metrics", many=True, optional=True),
+    "tokenizer": Read(help="tokenizer of the checkpoint", dataset="tokenizer", file_allowed=True),
+    "evaluations": Read(
+        help="evaluations of the checkpoint, for the model card", dataset="metrics", many=True, optional=True
+    ),
 }
 WRITES = ("model",)
 DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES)
@@ -40,37 +43,37 @@ DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How the weights are stored, and what the model card cannot know from manifests."""
+    """How the weights are stored, and the facts of the model card that no manifest holds."""
 
     name: str = "Gemma 2"
-    """title of the model card"""
+    """Title of the model card."""
     license: str = absent("")
-    """of the weights, as Hugging Face names licenses (apache-2.0, gemma); empty: the card names none"""
+    """License of the weights, by its Hugging Face name (apache-2.0, gemma); empty: the card names no license."""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
-    """type of the weights; stored: as in the checkpoint"""
+    """Type of the weights; `stored`: as in the checkpoint."""
     vocab_size: int | None = absent(None)
-    """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
-    zeros; None: as in the checkpoint"""
+    """Rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends 128 rows of
+    zeros; None: as in the checkpoint."""
     shard_bytes: int = SHARD_BYTES
-    """size of one file of weights, in bytes, at most (a tensor is never cut)"""
+    """Largest size of one file of weights, in bytes; a single larger tensor has a file to itself."""
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:
-            raise UserError(f"shard_bytes is {self.shard_bytes}; at least 1")
+            raise UserError(f"shard_bytes is {self.shard_bytes}; it must be at least 1 (default: {SHARD_BYTES})")
         if not self.name.strip():
             raise UserError("name is empty; give the model card a title")
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError for another tokenizer than the checkpoint's, and where the model card lacks a manifest."""
+    """Raises UserError for another tokenizer than the checkpoint's, and if the model card lacks a manifest."""
     checkpoint, (uri,) = context.input("checkpoint"), context.input("tokenizer").uris()
     tokenizer_model = storage.read_bytes(uri)
     tokenizer = Tokenizer.from_bytes(tokenizer_model)
     trained_with = checkpoint.manifest.tokenizer_sha256
     if trained_with != tokenizer.sha256:
         raise UserError(
-            f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {tokenizer.sha256} ({uri}); give "
-            "the former"
+            f"got tokenizer {tokenizer.sha256} ({uri}), but {checkpoint.reference} was trained with {trained_with}; "
+            "give the tokenizer that it was trained with"
         )
     model, step = _model(checkpoint_of(checkpoint), config)
     weights = list(model.parameters())
@@ -103,7 +106,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
-    """The checkpoint's model as it is to be written, on the host, and its step."""
+    """The checkpoint's model in the form to be written, on the host, and its step."""
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     sizes = model_config_of(checkpoint)
@@ -114,6 +117,6 @@ def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
 
 
 def _generation_config() -> bytes:
-    """Ends where `generate_text` does."""
+    """A config that ends a text at the same tokens as `generate_text`."""
     document = {"bos_token_id": BOS, "eos_token_id": [EOS, END_OF_TURN], "pad_token_id": PAD}
     return (json.dumps(document, indent=2) + "\n").encode()

@@ -1,7 +1,8 @@
-"""Leaves out documents by length, language, word list, quality and personal data, each kept as a reject with a reason.
+"""Leaves out documents by length, language, words, quality and personal data; each becomes a reject with a reason.
 
-Shard k of the output is made of shard k of the input. Without further flags only empty and too long documents go.
-Order: word list, empty, length, language, Gopher repetition, Gopher quality, C4, FineWeb, personal data, classifiers.
+Shard k of the output is made of shard k of the input. By default the stage leaves out only empty and too long
+documents. The order of the rules is: word list, empty, length, language, Gopher repetition, Gopher quality, C4,
+FineWeb, personal data, classifiers.
 """
 
 from collections import Counter
@@ -22,7 +23,9 @@ VERSION = 4
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
-    "words": Read(help="a word list of yours, a word or phrase a line: documents that hold one go", optional=True),
+    "words": Read(
+        help="word list, one word or phrase in each line: documents that hold one of them are left out", optional=True
+    ),
     "classifier": Read(
         help="classifiers of train_classifier, for --min-classifier-score",
         dataset="classifier",
@@ -39,54 +42,54 @@ class Config:
     """Which rules are on, and their thresholds."""
 
     max_characters: int = 1_000_000
-    """longest document kept, in characters"""
+    """Longest document that is kept, in characters."""
     gopher_quality: bool = absent(False)
-    """the Gopher paper's quality filters"""
+    """The Gopher paper's quality filters."""
     gopher_repetition: bool = absent(False)
-    """the Gopher paper's repetition filters"""
+    """The Gopher paper's repetition filters."""
     c4: bool = absent(False)
-    """C4's rules: lines are removed, then texts with few sentences"""
+    """C4's rules: they remove lines, then texts with few sentences."""
     fineweb: bool = absent(False)
-    """FineWeb's own filters"""
+    """FineWeb's own filters."""
     gopher: GopherQuality = field(default_factory=GopherQuality)
-    """thresholds of gopher_quality"""
+    """Thresholds of gopher_quality."""
     repetition: GopherRepetition = field(default_factory=GopherRepetition)
-    """thresholds of gopher_repetition"""
+    """Thresholds of gopher_repetition."""
     c4_limits: C4Quality = field(default_factory=C4Quality)
-    """thresholds of c4"""
+    """Thresholds of c4."""
     fineweb_limits: FineWebQuality = field(default_factory=FineWebQuality)
-    """thresholds of fineweb"""
+    """Thresholds of fineweb."""
     languages: tuple[str, ...] = absent(())
-    """languages kept, as ISO 639-1 codes; empty: all"""
+    """Languages that are kept, as ISO 639-1 codes; empty: all languages."""
     min_language_score: float = 0.65
-    """certainty of the language, at least (FineWeb's)"""
+    """Least certainty of the language, from 0 to 1 (FineWeb's value)."""
     pii_email: Treatment = absent("keep")
-    """email addresses"""
+    """Treatment of email addresses."""
     pii_phone: Treatment = absent("keep")
-    """phone numbers: with a country code, or as written in North America"""
+    """Treatment of phone numbers with a country code, or as written in North America."""
     pii_ip: Treatment = absent("keep")
-    """public IP addresses"""
+    """Treatment of public IP addresses."""
     pii_card: Treatment = absent("keep")
-    """payment cards (Luhn)"""
+    """Treatment of payment card numbers (Luhn check)."""
     pii_iban: Treatment = absent("keep")
-    """bank accounts (mod 97)"""
+    """Treatment of bank account numbers (IBAN, mod 97 check)."""
     pii_national_id: Treatment = absent("keep")
-    """social security numbers (US), DNI (Spain), CPF (Brazil), codice fiscale (Italy)"""
+    """Treatment of social security numbers (US), DNI (Spain), CPF (Brazil) and codice fiscale (Italy)."""
 
     min_classifier_score: tuple[float, ...] = absent(())
-    """score that a document must reach, one for each classifier given"""
+    """Least score of a document, from 0 to 1, one for each given classifier."""
 
     def __post_init__(self) -> None:
         if wrong_scores := [score for score in self.min_classifier_score if not 0 <= score <= 1]:
             raise UserError(f"min_classifier_score has {wrong_scores}; allowed are 0 to 1")
         if self.max_characters < 1:
-            raise UserError(f"max_characters is {self.max_characters}; at least 1")
+            raise UserError(f"max_characters is {self.max_characters}; it must be at least 1 (default: 1000000)")
         if not 0 <= self.min_language_score <= 1:
             raise UserError(f"min_language_score is {self.min_language_score}; allowed are 0 to 1")
         if wrong := [
             code for code in self.languages if not (code.isalpha() and code.islower() and len(code) in (2, 3))
         ]:
-            raise UserError(f"languages {wrong} are no codes of ISO 639-1, as in --languages en de")
+            raise UserError(f"got languages {wrong}; allowed are ISO 639-1 codes, as in --languages en de")
 
     def rules(self, words: tuple[str, ...], classifiers: tuple[str, ...]) -> Rules:
         return Rules(
@@ -124,27 +127,29 @@ class _Filter:
 
 
 def read_words(uris: list[str]) -> tuple[str, ...]:
-    """The words and phrases of the lists, sorted. Raises UserError where there is none, or a file is no UTF-8."""
+    """The words and phrases of the lists, sorted. Raises UserError if there is none, or if a file is not UTF-8."""
     words: set[str] = set()
     for uri in uris:
         try:
             lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise UserError(f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, a word a line") from error
+            raise UserError(
+                f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, one word in a line"
+            ) from error
         words |= {line.strip() for line in lines if line.strip()}
     if uris and not words:
-        raise UserError(f"the word list {', '.join(uris)} holds no word; give one a line, or leave --words out")
+        raise UserError(f"the word list {', '.join(uris)} holds no word; give one in each line, or leave --words out")
     return tuple(sorted(words))
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where nothing is left."""
+    """Raises UserError if no document is left."""
     words = read_words([uri for source in context.inputs.get("words", []) for uri in source.uris()])
     classifiers = tuple(uri for source in context.inputs.get("classifier", []) for uri in source.uris())
     if len(classifiers) != len(config.min_classifier_score):
         raise UserError(
-            f"got {len(classifiers)} classifiers and {len(config.min_classifier_score)} scores; give --classifier and "
-            "--min-classifier-score one value each for every classifier"
+            f"got {len(classifiers)} classifiers and {len(config.min_classifier_score)} scores; give "
+            "--min-classifier-score one score for each --classifier"
         )
     work = _Filter(config, words, classifiers)
     receipts = map_shards(context, "filter", context.input("text").uris(), work)
@@ -159,5 +164,7 @@ def run(context: Context, config: Config) -> Outcome:
     )
     dropped = total_dropped(receipts)
     if not text.rows:
-        raise UserError(f"no document is left, dropped were {dropped}; raise --max-characters, or collect other text")
+        raise UserError(
+            f"no document is left; the reasons by count are {dropped}: raise --max-characters, or collect other text"
+        )
     return Outcome(datasets={"text": text, "rejects": dataset_of(receipts, "rejects")}, dropped=dropped)

@@ -1,7 +1,7 @@
-"""A checkpoint continues prompts: greedy or sampled, with a seed.
+"""Continues prompts with a checkpoint's model: greedy, or sampled with a seed.
 
-Decoding runs one token at a time, in plain PyTorch (on a TPU: on XLA). The text out is TEXT, so it can be filtered
-and collected again.
+Decoding runs one token at a time, in plain PyTorch (on a TPU: on XLA). The output is TEXT, so it can be filtered and
+collected again.
 """
 
 import json
@@ -29,8 +29,8 @@ from training.setup import Setup
 VERSION = 2
 READS = {
     "checkpoint": Read(help="checkpoint to generate with", dataset="checkpoints"),
-    "tokenizer": Read(help="its tokenizer", dataset="tokenizer", file_allowed=True),
-    "prompts": Read(help="a file with one prompt a line, beside those in --prompt", optional=True),
+    "tokenizer": Read(help="tokenizer of the checkpoint", dataset="tokenizer", file_allowed=True),
+    "prompts": Read(help="file with one prompt in each line, in addition to --prompt", optional=True),
 }
 WRITES = ("text",)
 DECLARES = Declaration(lease=True, places=Places(mesh=False), report=GenerationReport())
@@ -38,30 +38,30 @@ DECLARES = Declaration(lease=True, places=Places(mesh=False), report=GenerationR
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Prompts and how to choose tokens."""
+    """The prompts, and how tokens are chosen."""
 
     prompt: tuple[str, ...] = absent(())
-    """texts to continue"""
+    """Texts to continue."""
     max_new_tokens: int = 64
-    """tokens to add at most"""
+    """Largest number of tokens to add to a prompt."""
     temperature: float = 0.0
-    """0 takes the likeliest token, 1 samples from the model as it is"""
+    """Temperature of the sampling: 0 takes the most likely token, 1 samples from the model's own distribution."""
     top_k: int | None = absent(None)
-    """sample among so many likeliest tokens; None: all"""
+    """Number of most likely tokens to sample from; None: all tokens."""
     top_p: float | None = absent(None)
-    """sample among the likeliest tokens that hold this much probability; None: all"""
+    """Probability of the set of most likely tokens to sample from; None: all tokens."""
     seed: int = 0
-    """of the sampling"""
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; at least 1")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1 (default: 64)")
         if not 0.0 <= self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; 0 (greedy) or more")
+            raise UserError(f"temperature is {self.temperature}; it must be finite and at least 0 (0: greedy)")
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; at least 1, or None for all tokens")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or None for all tokens")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p is {self.top_p}; above 0 and at most 1, or None for all tokens")
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or None for all tokens")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _Generate:
         loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > loaded.model.config.vocab_size:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} ids and the model {loaded.model.config.vocab_size}; give "
-                "the tokenizer that the model was trained with"
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model has {loaded.model.config.vocab_size}; "
+                "give the tokenizer that the model was trained with"
             )
         began = time.monotonic()
         continued = generate(
@@ -117,7 +117,8 @@ def run(context: Context, config: Config) -> Outcome:
     trained_with, given = checkpoint.manifest.tokenizer_sha256, Tokenizer.load(uri).sha256
     if trained_with != given:
         raise UserError(
-            f"{checkpoint.reference} was trained with tokenizer {trained_with}, got {given} ({uri}); give the former"
+            f"got tokenizer {given} ({uri}), but {checkpoint.reference} was trained with {trained_with}; give the "
+            "tokenizer that it was trained with"
         )
     prompts = list(config.prompt)
     for source in context.inputs.get("prompts", []):
@@ -125,12 +126,14 @@ def run(context: Context, config: Config) -> Outcome:
             try:
                 prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
             except UnicodeDecodeError as error:
-                raise UserError(f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one a line") from error
+                raise UserError(
+                    f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one in each line"
+                ) from error
     if not prompts:
-        raise UserError("no prompt; give --prompt 'some text' or --prompts FILE with one a line")
+        raise UserError("got no prompt; give --prompt 'some text', or --prompts FILE with one prompt in each line")
     device = resolve_device(context.resources.device)
     if abilities_of(device).compiles and not has_tpu():
-        device = "cpu"  # a program for every cache length would be compiled: eager PyTorch decodes faster on a CPU
+        device = "cpu"  # XLA would compile a program for every cache length: eager PyTorch decodes faster on a CPU
     setup = Setup(device=device)
     work = _Generate(config, checkpoint_of(checkpoint), uri, setup, context.fingerprint)
     (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup=setup.forward_record())

@@ -1,8 +1,8 @@
-"""Makes weights from outside a checkpoint: a Hugging Face directory, or a google/gemma_pytorch `.ckpt`.
+"""Makes a checkpoint of published weights: a Hugging Face directory, or a google/gemma_pytorch `.ckpt`.
 
-The weights keep their type and every bit. The checkpoint is one like those of `train_model`: it can be evaluated, asked
-for logits, generated from and trained on. Runs in the driver, without Ray. Cost: the files are read twice (once to hash
-them), and the model is held in memory once.
+The weights keep their type and every bit. The checkpoint is like those of `train_model`: later stages evaluate it,
+cache its logits, generate text with it and train it on. The stage runs in the driver, without Ray. Cost: the files are
+read twice (once to hash them), and the model is held in memory once.
 """
 
 import json
@@ -36,17 +36,17 @@ GOOGLE_ENDINGS = (".ckpt", ".bin", ".bin.index.json")
 
 
 def belongs(config: Any, name: str) -> bool:
-    """Whether a file of the directory is part of the model: with another README it is the same model."""
+    """Whether a file of the directory is part of the model; a README is not."""
     return "/" not in name and (name in (CONFIG_FILE, MODEL_FILE) or name.endswith(HF_ENDINGS + GOOGLE_ENDINGS))
 
 
 VERSION = 1
 READS = {
     "weights": Read(
-        help="a Hugging Face directory, or google's .ckpt (or the directory of a sharded one)", select=belongs
+        help="Hugging Face directory, or google's .ckpt (or the directory of a sharded .ckpt)", select=belongs
     ),
     "tokenizer": Read(
-        help="its tokenizer.model, where none lies beside the weights",
+        help="tokenizer.model of the weights, if their directory holds none",
         dataset="tokenizer",
         file_allowed=True,
         optional=True,
@@ -58,25 +58,25 @@ DECLARES = Declaration(lease=True, driver_gigabytes=WHOLE_MODEL_GIGABYTES, cost=
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the files do not say by themselves."""
+    """Facts that the files do not hold."""
 
     model: Gemma2Config | None = absent(None)
-    """sizes of a .ckpt, which holds none (--model gemma2_2b); None: read from config.json"""
+    """Sizes of the model of a .ckpt, which does not hold them (--model gemma2_2b); None: read from config.json."""
     vocab_size: int | None = absent(None)
-    """rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends them as
-    zeros; None: as stored"""
+    """Rows of the embedding: 256000 leaves out the 128 padding rows of the paper's table, 256128 appends 128 rows of
+    zeros; None: as stored."""
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError naming the tensor that is missing, unknown or misshaped, and where there is no tokenizer."""
+    """Raises UserError that names a missing, unknown or misshaped tensor, and UserError if there is no tokenizer."""
     tokenizer_model = _tokenizer_model(context)
     tokenizer = Tokenizer.from_bytes(tokenizer_model)
     checkpoints = storage.join(context.directory, CHECKPOINTS)
-    if read_commit(checkpoint_uri(checkpoints, 0)) is None:  # otherwise an earlier attempt was stopped after it
+    if read_commit(checkpoint_uri(checkpoints, 0)) is None:  # otherwise an earlier attempt was stopped after this part
         model = _load(context.input("weights"), config)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size} rows of "
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model has {model.config.vocab_size} rows of "
                 "embedding; give the tokenizer that the model was trained with"
             )
         save_checkpoint(
@@ -101,19 +101,19 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _tokenizer_model(context: Context) -> bytes:
-    """The tokenizer beside the weights, or the one that was given."""
+    """The tokenizer beside the weights, or the given tokenizer."""
     weights, tokenizers = context.input("weights"), context.inputs.get("tokenizer", [])
     uris = [file.uri for file in weights.files if file.name == MODEL_FILE] + [
         uri for tokenizer in tokenizers for uri in tokenizer.uris()
     ]
     if not uris:
         raise UserError(
-            f"there is no {MODEL_FILE} in {_given(weights)}; give the one that the model was trained with, by "
+            f"there is no {MODEL_FILE} in {_given(weights)}; give the tokenizer that the model was trained with, by "
             f"--tokenizer PATH (Gemma's own: `make tokenizer`)"
         )
     models = [storage.read_bytes(uri) for uri in uris]
     if models[0] != models[-1]:
-        raise UserError(f"{uris[1]} is not {uris[0]}, which lies beside the weights; leave --tokenizer out")
+        raise UserError(f"{uris[1]} differs from {uris[0]}, the tokenizer beside the weights; leave --tokenizer out")
     return models[0]
 
 
@@ -132,9 +132,9 @@ def _load(weights: Input, config: Config) -> Gemma2:
 
 def _load_hf(folder: Path, config: Config, names: list[str]) -> Gemma2:
     if CONFIG_FILE not in names:
-        raise UserError(f"{folder}: safetensors without {CONFIG_FILE}; give the directory that holds both")
+        raise UserError(f"{folder} holds safetensors and no {CONFIG_FILE}; give a directory that holds both")
     if config.model is not None:
-        raise UserError(f"{folder} says its sizes itself, in {CONFIG_FILE}; leave --model out")
+        raise UserError(f"got --model for {folder}, which has the model's sizes in {CONFIG_FILE}; leave --model out")
     return load_hf(folder, dtype=None, vocab_size=config.vocab_size)
 
 
@@ -145,7 +145,10 @@ def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
     if not files and not any(name.endswith(GOOGLE_ENDINGS) for name in names):
         raise UserError(f"{folder} holds no weights; give a directory of safetensors and {CONFIG_FILE}, or a .ckpt")
     if config.model is None:
-        raise UserError(f"{folder}: a .ckpt does not say its sizes; give --model gemma2_2b, gemma2_9b or gemma2_27b")
+        raise UserError(
+            f"{folder} holds a .ckpt, which does not name the model's sizes; give --model gemma2_2b, gemma2_9b or "
+            "gemma2_27b"
+        )
     return load_gemma_pytorch(
         folder / files[0] if files else folder, config.model, dtype=None, vocab_size=config.vocab_size
     )
@@ -153,7 +156,7 @@ def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
 
 @contextmanager
 def _local_folder(weights: Input) -> Iterator[Path]:
-    """The directory that holds the files; files in a bucket are copied to one of their own."""
+    """The directory that holds the files; files in a bucket are copied to a temporary directory."""
     if (on_disk := storage.local_path(weights.files[0].uri)) is not None:
         yield on_disk.parent
         return

@@ -1,7 +1,7 @@
-"""Tokens of one source -> rows of L tokens, shuffled once by seed; held-out documents go to rows of their own.
+"""Packs the tokens of one source into rows of fixed length, shuffled once; held-out documents have rows of their own.
 
 Two phases on Ray Data: documents go to buckets by a seeded hash of their id, then each bucket is ordered by that
-hash, packed and its rows are shuffled. Memory: one bucket a worker.
+hash, packed, and its rows are shuffled. Memory: one bucket for each worker.
 """
 
 from collections.abc import Sequence
@@ -34,32 +34,35 @@ TRAINING, HELDOUT = "sequences", "heldout"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Length, order and size of the packed rows."""
+    """Length, order and number of the packed rows."""
 
     sequence_length: int = 1024
-    """tokens in a row"""
+    """Tokens in a row."""
     seed: int = 0
-    """of the order"""
+    """Seed of the order."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
-    """concatenate and cut every sequence_length tokens, or keep documents whole where they fit a row"""
+    """Method of packing: `concatenate` joins all documents and cuts every sequence_length tokens, `best_fit` keeps
+    documents that fit a row whole."""
     shard_tokens: int = 1 << 24
-    """tokens of input that make one shard of output, about; a worker holds some 50 bytes for each"""
+    """Tokens of input for one shard of output, about; a worker holds about 50 bytes for each token."""
     row_group_rows: int = 64
-    """rows that are read at a time, and that later epochs keep together"""
+    """Rows that are read at a time, and that stay together in later epochs."""
     max_rows: int | None = absent(None)
-    """training rows to keep (the order is random, so they are a sample); None: all"""
+    """Largest number of training rows to keep (a sample, since the order is random); None: all rows."""
     max_heldout_rows: int | None = absent(None)
-    """held-out rows to keep; None: all"""
+    """Largest number of held-out rows to keep; None: all rows."""
     require_heldout: bool = True
-    """refuse a corpus of which no document is held out: nothing trained on it could be evaluated"""
+    """Refusal of a corpus without a held-out document: a model trained on such a corpus could not be evaluated."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
-            raise UserError(f"sequence_length is {self.sequence_length}; at least 2, so that a row has a target")
+            raise UserError(
+                f"sequence_length is {self.sequence_length}; it must be at least 2, so that a row has a target"
+            )
         for name in ("shard_tokens", "row_group_rows", "max_rows", "max_heldout_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class _ByDocument:
         return np.array([self.bucket(id) for id in table["id"].to_pylist()], dtype=np.int64)
 
     def bucket(self, id: str) -> int:
-        # not the hash that `is_heldout` takes, or held-out documents would share a few buckets
+        # another hash than `is_heldout` takes: with the same one held-out documents would share a few buckets
         place = xxhash.xxh3_64_intdigest(f"bucket {id}".encode(), seed=self.seed)
         if schema.is_heldout(id):
             return self.training_buckets + place % self.heldout_buckets
@@ -92,7 +95,7 @@ class _Spread:
 @dataclass(frozen=True)
 class _Bucket:
     part: int
-    """number of its part in the files of the spread"""
+    """Number of the bucket's part in the files of the spread."""
     number: int
     dataset: str
     max_rows: int | None
@@ -139,12 +142,13 @@ class _Pack:
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where the tokens are of several sources, none, or beyond the vocabulary of their tokenizer."""
+    """Raises UserError if the tokens have several sources, hold no document, or exceed their tokenizer's vocabulary."""
     given = context.input("tokens")
     facts = given.data.facts
     if len(facts["sources"]) > 1:
         raise UserError(
-            f"{given.reference} holds {len(facts['sources'])} sources ({', '.join(facts['sources'])}); pack each alone"
+            f"{given.reference} holds {len(facts['sources'])} sources ({', '.join(facts['sources'])}); pack one "
+            "source at a time"
         )
     training = max(1, -(-given.data.tokens // config.shard_tokens))
     heldout = -(-training // schema.HELDOUT_ONE_IN)
@@ -181,11 +185,12 @@ def run(context: Context, config: Config) -> Outcome:
         largest = max((receipt.facts["largest_id"] for receipt in made), default=0)
         if largest >= facts["vocab_size"]:
             raise UserError(
-                f"{given.reference} holds id {largest}, beyond its vocabulary of {facts['vocab_size']}: tokenize again"
+                f"{given.reference} holds id {largest}, beyond its vocabulary of {facts['vocab_size']}; run "
+                "tokenize_text again"
             )
     if config.require_heldout and not datasets[HELDOUT].rows:
         raise UserError(
-            f"none of the {given.data.rows} documents of {given.reference} fell among the 1 in "
+            f"none of the {given.data.rows} documents of {given.reference} is among the 1 in "
             f"{schema.HELDOUT_ONE_IN} that are held out; collect more (or smaller) documents, or set "
             "--require-heldout False and evaluate on other rows"
         )
@@ -197,14 +202,14 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _fill_rate(receipts: Sequence[Receipt], dataset: str, sequence_length: int) -> float:
-    """Tokens for each slot of the rows, to six digits."""
+    """The share of the rows' slots that hold a token, to six digits."""
     made = [shard for receipt in receipts for shard in receipt.shards[dataset]]
     slots = sum(shard.rows for shard in made) * sequence_length
     return round(sum(shard.tokens for shard in made) / slots, 6) if slots else 1.0
 
 
 def _shares(limit: int | None, buckets: int) -> list[int | None]:
-    """A limit on all rows as limits for each bucket: equal ones, the first take what is left over."""
+    """A limit on all rows as limits for each bucket: equal shares, and the first buckets take the remainder."""
     if limit is None:
         return [None] * buckets
     return [limit // buckets + (number < limit % buckets) for number in range(buckets)]

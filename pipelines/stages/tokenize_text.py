@@ -1,7 +1,7 @@
-"""Documents -> token ids: <bos>, the text, <eos>; shard k of the output is made of shard k of the input.
+"""Turns documents into token ids: <bos>, the text, <eos>; shard k of the output is made of shard k of the input.
 
-Named symbols (turn markers and the like) that stand in the text are spelled out, so text cannot forge a dialogue. The
-ids are SentencePiece's: a seeded sample of every shard is encoded by SentencePiece too and compared.
+Named symbols (turn markers and the like) in the text are spelled out, so that text cannot forge a dialogue. The ids
+are SentencePiece's: the stage encodes a seeded sample of every shard with SentencePiece too, and compares.
 """
 
 import functools
@@ -28,40 +28,40 @@ VERSION = 6
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
-    "tokenizer": Read(
-        help="a trained tokenizer, or a SentencePiece .model file", dataset="tokenizer", file_allowed=True
-    ),
+    "tokenizer": Read(help="trained tokenizer, or a SentencePiece .model file", dataset="tokenizer", file_allowed=True),
 }
 WRITES = ("tokens",)
 DECLARES = Declaration(cost=TokenizeCost(speed=core_speed(19)))
 BATCH_BYTES = 8 << 20
-"""of text encoded at a time"""
+"""Bytes of text that are encoded at a time."""
 SAMPLE_BYTES = 1 << 16
-"""a sampled document of more than this is compared in windows of about so much: its beginning, its end, and the place
-of its first cut into parts"""
+"""Bytes of a window. A longer sampled document is compared in windows of about this size: its beginning, its end, and
+the place of its first cut into parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Text and tokenizer decide the ids; this is how they are checked."""
+    """How the ids are checked; text and tokenizer alone decide them."""
 
     check_one_in: int = 200
-    """of so many documents one is encoded by SentencePiece too, and at least one of each batch of 8 MiB"""
+    """Number of documents of which one, on average, is encoded by SentencePiece too; at least one of each batch of
+    8 MiB."""
     seed: int = 0
-    """of the sample"""
+    """Seed of the sample."""
 
     def __post_init__(self) -> None:
         if self.check_one_in < 1:
-            raise UserError(f"check_one_in is {self.check_one_in}; at least 1 (every document)")
+            raise UserError(f"check_one_in is {self.check_one_in}; it must be at least 1 (1: every document)")
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(uri: str, sha256: str) -> Tokenizer:
-    """Kept by the worker process between shards. Raises UserError where the file is not the tokenizer it should be."""
+    """The tokenizer, which the worker process keeps between shards. Raises UserError if the file has another sha256."""
     tokenizer = Tokenizer.load(uri)
     if tokenizer.sha256 != sha256:
         raise UserError(
-            f"{uri} has sha256 {tokenizer.sha256}, and its manifest says {sha256}; it was changed: train it again"
+            f"{uri} has sha256 {tokenizer.sha256}, but had {sha256} when the stage began; put the file back, or run "
+            "train_tokenizer again"
         )
     return tokenizer
 
@@ -87,7 +87,7 @@ class _Tokenize:
         )
 
     def _batch(self, tokenizer: Tokenizer, table: pa.Table, uri: str) -> tuple[pa.RecordBatch, int]:
-        """(TOKENS, documents compared with SentencePiece)."""
+        """(rows of TOKENS, number of documents compared with SentencePiece)."""
         column = table["text"].combine_chunks().cast(pa.binary())
         texts = column.to_pylist()
         ids = table["id"].to_pylist()
@@ -119,18 +119,18 @@ class _Tokenize:
         offsets: np.ndarray,
         uri: str,
     ) -> int:
-        """Compares the sample with SentencePiece; returns how many documents of it could be.
+        """Compares the sample with SentencePiece; returns the number of documents that could be compared.
 
         Raises RuntimeError at the first difference: the shard is not made.
         """
-        # not the hash that `is_heldout` takes, or nearly all of the sample would be held-out documents
+        # another hash than `is_heldout` takes: with the same one nearly all of the sample would be held-out documents
         places = [xxhash.xxh3_64_intdigest(f"check {id}".encode(), seed=self.config.seed) for id in ids]
         lowest = min(range(len(ids)), key=places.__getitem__, default=0)
         sample = [row for row in range(len(ids)) if row == lowest or places[row] % self.config.check_one_in == 0]
         checked = 0
         for row in sample:
             document = values[offsets[row] : offsets[row + 1]]
-            text = texts[row].replace(SPACE.encode(), b" ")  # one and the same to SentencePiece
+            text = texts[row].replace(SPACE.encode(), b" ")  # SentencePiece takes both for the same character
             ends = np.cumsum(tokenizer.token_bytes()[document])
             windows = list(_windows(text, cuttable=not tokenizer.fast_encoder))
             for start, end in windows:
@@ -144,9 +144,9 @@ class _Tokenize:
                     place = int(np.argmax(np.append(actual[:most] != expected[:most], True)))
                     byte = start + int(tokenizer.token_bytes()[expected[:place]].sum())
                     raise RuntimeError(
-                        f"{uri}: document {ids[row]} has other ids than SentencePiece gives from token {first + place},"
-                        f" byte {byte} on ({actual[place : place + 4].tolist()} for "
-                        f"{expected[place : place + 4].tolist()}); "
+                        f"{uri}: document {ids[row]} differs from SentencePiece from token {first + place}, byte "
+                        f"{byte} on: got ids {actual[place : place + 4].tolist()}, SentencePiece gives "
+                        f"{expected[place : place + 4].tolist()}; "
                         "nothing was written: report this text and the tokenizer's sha256"
                     )
             checked += bool(windows)
@@ -154,7 +154,7 @@ class _Tokenize:
 
 
 def _windows(text: bytes, *, cuttable: bool) -> Iterator[tuple[int, int]]:
-    """[start, end) of what is compared of a document; nothing of a long one that has no place to cut it at."""
+    """[start, end) of each compared window of a document; none for a long document that cannot be cut."""
     if len(text) <= SAMPLE_BYTES:
         yield 0, len(text)
     elif cuttable:
@@ -182,7 +182,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _batches(table: pa.Table) -> list[pa.Table]:
-    """Parts of about BATCH_BYTES of text; a longer document is a part of its own."""
+    """Slices of about BATCH_BYTES of text; a longer document is a slice of its own."""
     sizes = pc.binary_length(table["text"]).to_numpy()
     parts, start, held = [], 0, 0
     for row, size in enumerate(sizes.tolist()):

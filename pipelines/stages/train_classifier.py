@@ -1,6 +1,7 @@
 """Trains a linear classifier of texts (quality, safety) from labelled JSONL, for `filter_text --classifier`.
 
-One task: hashed n-grams of all labelled texts in one memory. The calibration on held-out texts is in the manifest.
+The stage is one task, which holds the hashed n-grams of all labelled texts in memory. The manifest has the calibration
+on held-out texts.
 """
 
 import time
@@ -20,20 +21,21 @@ FILE_NAME = "classifier.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is learned, and how strongly."""
+    """What is learned, and how closely."""
 
     text_field: str = "text"
-    """field of the text"""
+    """Field that holds the text."""
     label_field: str = "label"
-    """field of the label, a word or a whole number"""
+    """Field that holds the label, a word or a whole number."""
     kept_label: str = "1"
-    """label whose probability is the score; all others are taken together"""
+    """Label whose probability is the score; all other labels count as one."""
     ngrams: int = 2
-    """words in the longest n-gram"""
+    """Words in the longest n-gram."""
     weights: int = 1 << 18
-    """n-grams are hashed to so many weights"""
+    """Number of weights that n-grams are hashed to."""
     inverse_penalty: float = 10.0
-    """larger fits the labelled texts closer (C of the logistic regression)"""
+    """Inverse of the penalty on large weights (C of the logistic regression); a larger value fits the labelled texts
+    more closely."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ngrams <= 5:
@@ -41,7 +43,7 @@ class Config:
         if not 1 << 10 <= self.weights <= 1 << 26:
             raise UserError(f"weights is {self.weights}; allowed are 1024 to 2**26")
         if not self.inverse_penalty > 0:
-            raise UserError(f"inverse_penalty is {self.inverse_penalty}; it must be above 0")
+            raise UserError(f"inverse_penalty is {self.inverse_penalty}; it must be above 0 (default: 10)")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _throughput(context: Context, files: tuple[ExternalFile, ...], config: Config, name: str) -> dict[str, float]:
-    """How fast one core scores the labelled texts (the first 2,000)."""
+    """The speed at which one core scores the first 2,000 labelled texts."""
     made = classifier.load(f"{context.directory}/{name}")
     texts: list[str] = []
     for file in files:

@@ -1,7 +1,7 @@
 """Trains a Gemma 2 on packed rows under Ray Train: next tokens, or a teacher's cached distribution.
 
-Rows, their order and the mixture are `data/order.py`'s; a run that was killed goes on from its newest committed
-checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
+`data/order.py` decides the rows, their order and the mixture. A run that was killed is resumed from its newest
+committed checkpoint and repeats the same losses bit for bit. One driver at a time holds the run's lease.
 """
 
 import dataclasses
@@ -37,23 +37,26 @@ if TYPE_CHECKING:
 
 VERSION = 3
 READS = {
-    "sequences": Read(help="packed rows, one dataset a source", dataset="sequences", many=True),
+    "sequences": Read(help="packed rows, one dataset for each source", dataset="sequences", many=True),
     "logits": Read(
-        help="the teacher's cached logits of each of them, for distill", dataset="logits", many=True, optional=True
+        help="the teacher's cached logits, one dataset for each of --sequences, for objective distill",
+        dataset="logits",
+        many=True,
+        optional=True,
     ),
     "initial": Read(
-        help="checkpoint whose weights to start from, instead of weights drawn from the seed",
+        help="checkpoint whose weights the run starts from, instead of weights drawn from the seed",
         dataset="checkpoints",
         optional=True,
     ),
     "from": Read(
-        help="checkpoint to carry on from (REF@step): its weights, moments, step and place in the order",
+        help="checkpoint to carry on from (REF@step), with its weights, moments, step and place in the order",
         dataset="checkpoints",
         optional=True,
     ),
 }
 LOGS = "logs"
-"""folder of what has clock times, beside the manifest and not in it"""
+"""Folder of the logs with clock times, beside the manifest; the manifest does not list it."""
 WRITES = ("checkpoints", "metrics", "lineage")
 DECLARES = Declaration(
     lease=True,
@@ -70,10 +73,11 @@ class Config(TrainingConfig):
     """Model, objective, steps, optimizer, and the mixture of several sources."""
 
     mixture: tuple[str, ...] = absent(())
-    """weights of the sources from a step on, as "STEP:source=weight,source=weight"; empty: in proportion to their
-    rows, or as in the run that is carried on, whose phases before its step stay in any case"""
+    """Weights of the sources from a step on, as "STEP:source=weight,source=weight"; empty: in proportion to the
+    sources' rows, or, with --from, the phases of the earlier run, whose phases before the checkpoint's step stay in any
+    case."""
     order_seed: int = 0
-    """of the order of row groups in epochs after the first"""
+    """Seed of the order of row groups in epochs after the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,12 +86,12 @@ class Config(TrainingConfig):
 
     @property
     def training(self) -> TrainingConfig:
-        """The part that workers know."""
+        """The part that workers receive."""
         return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.__dataclass_fields__})
 
 
 def run(context: Context, config: Config) -> Outcome:
-    """Raises UserError where inputs do not fit each other, the model or the config."""
+    """Raises UserError if the inputs do not fit each other, the model or the config."""
     placement = place(context.resources)
     job = job_of(context, config, placement.setup)
     hosts = placement.tpu.hosts if placement.tpu else 1
@@ -96,7 +100,7 @@ def run(context: Context, config: Config) -> Outcome:
     import ray
 
     from training.faults import Drained  # imports torch
-    from training.worker.driver import train_under_ray  # imports Ray Train: only where there is something to train
+    from training.worker.driver import train_under_ray  # imports Ray Train: only if there is something to train
 
     nodes = ray.nodes()
     tpu = tpu_of_cluster(placement, nodes)
@@ -119,7 +123,7 @@ def run(context: Context, config: Config) -> Outcome:
                 on_progress=on_progress,
                 warm=context.session.warm_process(),
             )
-        except Drained as drained:  # by a signal: no failure of the run
+        except Drained as drained:  # stopped by a signal, which is no failure of the run
             raise KeyboardInterrupt(str(drained)) from drained
     context.chip_seconds.update(held_seconds(storage.join(context.directory, LOGS)))
     datasets, steps = committed_files(context.directory)
@@ -147,20 +151,20 @@ def run(context: Context, config: Config) -> Outcome:
 
 
 def _steps_before(job: TrainJob) -> int:
-    """Steps that the newest checkpoint of the run has, or else the one that it carries on from."""
+    """Steps that are done in the run's newest checkpoint, or else in the checkpoint that it carries on from."""
     uri = latest_checkpoint(job.checkpoints_uri) or job.carried_uri
     commit = None if uri is None else read_commit(uri)
     return 0 if commit is None else int(commit["step"])
 
 
 def _setup(directory: str) -> dict[str, Any]:
-    """Device, workers and threads of the last steps; under `from_step` of all: a resumed run may have had several."""
+    """Device, workers and threads of the last steps, and under `from_step` every set-up of a run that had several."""
     setups = read_setups(storage.join(directory, CHECKPOINTS))
     return {**setups[-1][1], "from_step": {str(after): setup for after, setup in setups}}
 
 
 def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
-    """All that the workers need. Raises UserError where the inputs do not fit each other."""
+    """The job for the workers. Raises UserError if the inputs do not fit each other."""
     resources, lease = context.resources, context.lease
     job = make_job(
         config.training,
@@ -183,7 +187,7 @@ def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
 
 
 def plan_notes(config: Config, inputs: Mapping[str, Sequence[Input]]) -> Iterator[str]:
-    """How often each phase goes through each source: told by `plan` once the sequences are there."""
+    """How often each phase goes through each source; `plan` prints it once the sequences are there."""
     needed = [*inputs["sequences"], *inputs.get("from", ())]
     if any(read_manifest(entry.directory) is None for entry in needed):
         return

@@ -1,7 +1,7 @@
-"""Trains a SentencePiece BPE model with Gemma's settings and Gemma's id layout; held-out documents are not seen.
+"""Trains a SentencePiece BPE model with Gemma's settings and Gemma's id layout, without the held-out documents.
 
-One task: SentencePiece's trainer wants the text in one memory. Cost here: seconds for a few MB; half a minute and 2 GB
-for 256,000 pieces from 150 MB (tests/data/test_tokenizer.py).
+The stage is one task: SentencePiece's trainer needs the text in the memory of one machine. Cost on the machine of the
+tests: seconds for a few MB; half a minute and 2 GB for 256,000 pieces from 150 MB (tests/data/test_tokenizer.py).
 """
 
 from collections.abc import Iterator
@@ -24,27 +24,27 @@ MODEL_NAME = "tokenizer.model"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Size of the vocabulary and of the sample it is learned from."""
+    """Size of the vocabulary, and size of the sample that it is learned from."""
 
     vocab_size: int = 8192
-    """pieces, the first 473 of them Gemma's own"""
+    """Number of pieces; the first 473 of them are Gemma's own."""
     max_bytes: int = 1 << 30
-    """text to learn from, in bytes, about: of more text a sample of its documents is drawn"""
+    """Size of the text to learn from, in bytes, about; from a larger corpus a sample of documents is drawn."""
     seed: int = 0
-    """of the sample"""
+    """Seed of the sample."""
 
     def __post_init__(self) -> None:
         if not 1024 <= self.vocab_size <= 256_000:
             raise UserError(f"vocab_size is {self.vocab_size}; allowed are 1024 to 256000")
         if self.max_bytes < 1:
-            raise UserError(f"max_bytes is {self.max_bytes}; at least 1")
+            raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1 (default: 2**30)")
 
 
 @dataclass(frozen=True)
 class _Train:
     config: Config
     text_bytes: int
-    """of all documents"""
+    """Size of all documents, in bytes."""
 
     def __call__(self, uris: list[str]) -> ShardOutput:
         model = train_tokenizer(self._texts(uris), self.config.vocab_size)

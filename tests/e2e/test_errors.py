@@ -103,7 +103,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(smoke: SmokeRun, run_
         "--prompt", "def", "--root", str(smoke.root),
     )  # fmt: skip
     assert done.returncode == 2
-    assert "was trained with tokenizer" in done.stderr
+    assert "give the tokenizer that it was trained with" in done.stderr
 
 
 def only(smoke: SmokeRun, stage: str) -> str:

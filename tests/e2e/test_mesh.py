@@ -69,5 +69,5 @@ def test_a_mesh_that_cannot_be_is_told(
         assert sentence in capsys.readouterr().err
     done = run_here(*train, "--root", str(tmp_path), "--mesh", "data=3", "--device", "xla")
     assert done.returncode == 2, done.stderr
-    assert "has 3 chips and the process has" in done.stderr
+    assert "has 3 chips, and the process has" in done.stderr
     assert "Traceback" not in done.stderr

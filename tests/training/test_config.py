@@ -39,11 +39,11 @@ from training.objective import loss_function
                 "logits": (("a",), ("b",)),
                 "codec": CodecSpec(vocab_size=64, estimator="sample", draws=5, temperature=2.0),
             },
-            "teacher at temperature 2, and the student would learn at 1; set --distill.temperature 2",
+            "cached at temperature 2, and the student would learn at temperature 1; set --distill.temperature 2",
         ),
         ({"workers": 3}, "global_batch 4 is not divisible by 3 workers"),
-        ({"microbatch_rows": 3}, "allowed are the divisors of 4"),
-        ({"microbatch_rows": 0}, "allowed are the divisors of 4"),
+        ({"microbatch_rows": 3}, "give a divisor of 4"),
+        ({"microbatch_rows": 0}, "give a divisor of 4"),
         ({"sequences": ()}, "name at least one SEQUENCES dataset"),
         ({"device": "gpu"}, "allowed are 'xla', 'cuda', 'cpu', 'auto'"),
         ({"remat": "everything"}, "remat is 'everything'; allowed are 'none', 'projections', 'full'"),
@@ -59,9 +59,9 @@ def test_a_job_that_cannot_run_is_refused(tmp_path: Path, change: dict[str, Any]
     ("change", "message"),
     [
         ({"objective": "destill"}, "allowed are 'next_token', 'distill'"),
-        ({"steps": 0}, "the least allowed is 1"),
-        ({"optimizer": OptimizerConfig(warmup_steps=11)}, "warm up and cool down for fewer"),
-        ({"distill": DistillConfig(alpha=0.5)}, "set --objective distill, or leave it"),
+        ({"steps": 0}, "it must be finite and at least 1"),
+        ({"optimizer": OptimizerConfig(warmup_steps=11)}, "give fewer of them, or more --steps"),
+        ({"distill": DistillConfig(alpha=0.5)}, "set --objective distill, or leave these fields out"),
     ],
 )
 def test_a_training_config_that_cannot_run_is_refused(change: dict[str, Any], message: str) -> None:

@@ -155,7 +155,7 @@ def test_a_replayed_step_is_the_recorded_one_and_one_that_was_not_taken_is_refus
     for step, first in ((3, 0), (8, 5), (12, 10)):
         result = replay(job, step)
         assert (result.first_step, result.steps, result.differences) == (first, step - first, ())
-    with pytest.raises(ValueError, match="records steps 1 to 12 and no step 13"):
+    with pytest.raises(ValueError, match=r"got step 13, but .* records steps 1 to 12;"):
         replay(job, 13)
 
 

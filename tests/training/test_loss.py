@@ -186,7 +186,7 @@ def test_a_tail_or_an_alpha_that_is_none_is_refused(model: Gemma2, batch: Batch,
     with pytest.raises(ValueError, match="tail is 'ghost'; allowed are 'bucket', 'renormalize', 'ground_truth'"):
         distill_topk_loss(model, best, in_chunks(tail="ghost"))
     for alpha in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="0 <= alpha < 1"):
+        with pytest.raises(ValueError, match="it must be at least 0 and below 1"):
             distill_topk_loss(model, best, in_chunks(alpha=alpha))
 
 
@@ -266,7 +266,7 @@ def next_token_loss_at(model: Gemma2, batch: Batch, temperature: float) -> None:
 
 
 def test_an_empty_chunk_is_refused(model: Gemma2, batch: Batch) -> None:
-    with pytest.raises(ValueError, match="chunk_positions is 0, but must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_positions is 0; it must be at least 1"):
         next_token_loss(model, batch, LossOptions(chunk_positions=0))
 
 

@@ -1,8 +1,8 @@
 """Where a step runs: the protocol of a backend, and what backends share.
 
-The loop speaks only to a backend: place tensors, sum over workers, mark the end of a step, read values back. Another
-device is another class with these methods. Values are read back seldom, so that the host never waits for the device
-inside a step.
+The loop uses a device through its backend alone: place tensors, sum over workers, mark the end of a step, read values
+back. Another device is another class with these methods. Values are read back every few steps, so that the host never
+waits for the device inside a step.
 """
 
 import dataclasses
@@ -26,18 +26,19 @@ MessageT = TypeVar("MessageT")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShare:
-    """Which rows of a step a worker reads."""
+    """The rows of a step that a worker reads."""
 
     part: int = 0
-    """its place among the parts, in the order of the step's slots"""
+    """Place of the worker's part among the parts, in the order of the step's slots."""
     parts: int = 1
-    """equal ones; fewer than workers where several hold the chips of one model axis, and read the same rows"""
+    """Number of equal parts; fewer than workers if several workers hold the chips of one model axis and read the same
+    rows."""
     first: bool = True
-    """whether it is the one that tells which rows its part had"""
+    """Whether this worker reports the rows of its part."""
 
 
 def every(name: str) -> bool:
-    """Keeps all."""
+    """Whether to keep a tensor: always."""
     return True
 
 
@@ -50,26 +51,26 @@ class Backend(Protocol):
     world_size: int
     row_share: RowShare
     remat: Remat
-    """what the backward pass computes again"""
+    """Policy of recomputation in the backward pass."""
     run_head: RunHead
-    """how the head's chunks are walked"""
+    """Loop over the head's chunks."""
     snapshot_by_all: bool
-    """whether each worker has a part of the tensors: then a snapshot, and a gradient, takes all of them"""
+    """Whether each worker has a part of the tensors: then a snapshot, and a gradient, needs all workers."""
     least_rows: int
-    """rows that the worker's devices divide, at least"""
+    """Least number of rows that the worker's devices can divide."""
 
     def place_model(
         self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
     ) -> Gemma2:
         """Moves the parameters to the device, in place.
 
-        For `training` the layers may be put together as the device's steps want them, which gives their parameters
-        other names, and parameters may be divided over workers, to be gathered in `compute_dtype`; `restore` and
-        `snapshot` translate. Such a model does not decode.
+        For `training` the layers may be combined as the device's steps need them, which gives their parameters other
+        names, and parameters may be divided over workers and gathered in `compute_dtype`; `restore` and `snapshot`
+        translate. Such a model does not decode.
         """
 
     def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this process holds of placed tensors, in their own memory: the tensors, unless workers share them."""
+        """This process's parts of placed tensors, in their own memory: the whole tensors unless workers share them."""
 
     def gradients(
         self,
@@ -80,7 +81,8 @@ class Backend(Protocol):
     ) -> tuple[list[Tensor], Tensor]:
         """Float32 gradients of the sum of losses, as `parts` of the parameters in order, and [loss_sum, targets].
 
-        Of this worker's rows, for `all_reduce_` to sum; of all workers' where the parameters are divided over them.
+        They are over this worker's rows, and `all_reduce_` sums them; if the parameters are divided over workers, they
+        are over all workers' rows.
         """
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -90,41 +92,41 @@ class Backend(Protocol):
         """Copies host tensors, by Hugging Face's names, into placed ones, by the names of the placed parameters."""
 
     def zeros_like(self, tensor: Tensor) -> Tensor:
-        """Float32 zeros beside a placed tensor, lying on the chips as it does."""
+        """Float32 zeros with the shape of a placed tensor, divided over the chips in the same way."""
 
     def to_device(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copies host arrays to the device."""
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Sums what `gradients` gave over the workers, in place; nothing to do for one worker."""
+        """Sums what `gradients` returned over the workers, in place; does nothing for one worker."""
 
     def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
         """`training.backends.checksum.checksum` of the parts of all workers, without leaving the device."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Host rows of all workers, in rank order. Every worker has to ask; nothing waits for the device."""
+        """Host rows of all workers, in rank order. Every worker must call it; it does not wait for the device."""
 
     def step_boundary(self) -> None:
-        """Ends a step: what was traced is handed to the device."""
+        """Ends a step: hands the traced program to the device."""
 
     def fetch(self, values: Sequence[Tensor]) -> list[list[float]]:
         """The elements of vectors on the device as Python floats; waits for them."""
 
     def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
-        """Copies on the host that later steps do not change, by Hugging Face's names, of those that this worker keeps.
+        """Copies on the host of the tensors that `keeps` selects, by Hugging Face's names; later steps leave them alone.
 
-        A prefix of names stays where it is.
+        A prefix of the names stays in front.
         """
 
     def compiles(self) -> int:
-        """Programs compiled so far in this process (0 where nothing is compiled)."""
+        """Programs compiled so far in this process (0 for a backend that does not compile)."""
 
     def peak_device_bytes(self) -> int | None:
-        """Most memory that this process had on its device so far; None where that is the host's, or not known."""
+        """Most memory, in bytes, that this process had on its device so far; None: host memory, or unknown."""
 
 
 class WholeParameters:
-    """What is the same for all backends whose parameters are whole to this process, whoever lays them out."""
+    """The methods that all backends share whose parameters are whole for this process."""
 
     def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
@@ -143,16 +145,16 @@ class WholeParameters:
 
 
 def host_group() -> torch.distributed.ProcessGroup | None:
-    """A group in which processes exchange host values over gloo; None where the default group is one.
+    """A group in which processes exchange host values over gloo; None if the default group uses gloo.
 
-    A collective of nccl runs on the device, behind all that the device has still to do. Every process has to ask, in
+    A collective of nccl runs on the device, after all work that the device still has. Every process must call this, in
     the same order.
     """
     return None if torch.distributed.get_backend() == "gloo" else torch.distributed.new_group(backend="gloo")
 
 
 def gather_rows(rows: np.ndarray, world_size: int, group: torch.distributed.ProcessGroup | None = None) -> np.ndarray:
-    """Host rows of all processes, in rank order, through a group of gloo (default: the default group)."""
+    """Host rows of all processes, in rank order, through a gloo group (default: the default group)."""
     if world_size == 1:
         return rows
     gathered: list[np.ndarray | None] = [None] * world_size
@@ -161,7 +163,7 @@ def gather_rows(rows: np.ndarray, world_size: int, group: torch.distributed.Proc
 
 
 def exchange(backend: Backend, message: MessageT) -> list[MessageT]:
-    """The messages of all workers, in rank order. Every worker has to take part."""
+    """The messages of all workers, in rank order. Every worker must take part."""
     if backend.world_size == 1:
         return [message]
     rows = np.empty(1, object)
@@ -171,11 +173,11 @@ def exchange(backend: Backend, message: MessageT) -> list[MessageT]:
 
 
 SlotColumns = tuple[int, tuple[np.ndarray, ...]]
-"""(part of the step, columns of the host rows in it), as one worker tells the others"""
+"""(part of the step, columns of its host rows), as one worker reports them."""
 
 
 def slot_columns(backend: Backend, *columns: np.ndarray) -> SlotColumns:
-    """This worker's columns of a step's host rows, for `join_slots`; without rows where another worker has the same."""
+    """This worker's columns of a step's host rows, for `join_slots`; empty if another worker reports the same rows."""
     own_columns = columns if backend.row_share.first else tuple(column[:0] for column in columns)
     return backend.row_share.part, own_columns
 
@@ -187,8 +189,8 @@ def join_slots(parts: Sequence[SlotColumns]) -> tuple[np.ndarray, ...]:
 
 
 def gather_slots(backend: Backend, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Columns of a step's host rows out of each part of the step, in the order of its slots. Every worker has to ask.
+    """Columns of a step's host rows from all parts of the step, in the order of its slots. Every worker must call it.
 
-    An exchange of its own: for what is seldom asked, such as the rows of a bad step.
+    This is an exchange of its own, for values that are seldom needed, such as the rows of a bad step.
     """
     return join_slots(exchange(backend, slot_columns(backend, *columns)))

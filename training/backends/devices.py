@@ -1,4 +1,4 @@
-"""Which device there is on this machine.
+"""The device of this machine.
 
 Without an accelerator `auto` is `cpu`: at each of five sizes its steps are the faster ones there, 1.3 to 10 times as
 fast as those of XLA's compiler for CPUs (docs/benchmarks.md; `python -m tests.benchmarks device`), and its first step
@@ -14,11 +14,11 @@ import torch
 from training.backends.names import Device
 
 TPU_DEVICE: Device = "xla"
-"""the device that computes on TPUs"""
+"""Device that computes on TPUs."""
 
 
 def resolve_device(device: Device) -> Device:
-    """What `auto` means on this machine; any other device is itself."""
+    """The device that `auto` means on this machine; any other device is returned as it is."""
     if device != "auto":
         return device
     if has_tpu():

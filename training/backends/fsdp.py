@@ -1,15 +1,15 @@
 """Several workers that divide a model between them: PyTorch's FSDP2, on GPUs over nccl and on CPUs over gloo.
 
-Each worker holds 1/N of every parameter, its gradient and its moments, along the first dimension: ZeRO stage 3 (arXiv
+Each worker holds 1/N of every parameter, gradient and moment, along the first dimension: ZeRO stage 3 (arXiv
 1910.02054), the `data` axis of `model/sharding.py`. With a `replica` axis each of its groups of workers holds a whole
-model, and gradients that were scattered in each group are summed between them ("hybrid" sharding). A block's weights
-are gathered where it runs and dropped behind it, forward and backward; the embedding table and the last norm, which the
-head needs too, stay whole for a micro-batch. Gradients are scattered as SUMS over workers: the division by the number
-of targets comes once, in the optimizer.
+model, and the gradients that were scattered in each group are summed between the groups ("hybrid" sharding). A block's
+weights are gathered before the block runs and dropped after it, forward and backward. The embedding table and the last
+norm, which the head needs too, stay whole for a micro-batch. Gradients are scattered as SUMS over workers: the division
+by the number of targets happens once, in the optimizer.
 
-The step (`training/step.py`) sees plain tensors, a worker's parts; what is over all parts, norms and checksums, is
+The step (`training/step.py`) gets plain tensors, the worker's parts. Norms and checksums, which are over all parts, are
 summed over the workers of a group. A checksum is a sum over elements, so it is the same number however the model is
-divided. The tests ran on CPUs and on one GPU; not on two.
+divided. The tests ran on CPUs and on one GPU, not on two GPUs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,27 +35,27 @@ from training.optim import global_norm
 
 
 class FsdpBackend(TorchBackend):
-    """A worker that trains with its part of every parameter. Models that are not for training are whole."""
+    """The backend of a worker that trains with its part of every parameter. Models that do not train are whole."""
 
     def __init__(self, name: Device, rank: int, world_size: int, replica: int = 1) -> None:
         super().__init__(name, rank, world_size)
         self.snapshot_by_all = True
         axes = {**({"replica": replica} if replica > 1 else {}), "data": world_size // replica}
         self.mesh = init_device_mesh(self.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
-        self.parts_group = self.mesh.get_group("data")  # who holds the parts of one model
+        self.parts_group = self.mesh.get_group("data")  # the workers that hold the parts of one model
 
     def place_model(
         self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
     ) -> Gemma2:
         if not training:
             return super().place_model(model)
-        # What `sum_gradients` does with whole weights. Inputs are left alone: the rotary angles have to stay float32.
+        # As `sum_gradients` does with whole weights. Inputs are not cast: the rotary angles must stay float32.
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == torch.float32 else compute_dtype,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
-        for block in model.model.layers:  # each moves to the device whole and leaves its part there
+        for block in model.model.layers:  # each block moves to the device whole and leaves its part there
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         # The head multiplies by the embedding table after `hidden` has returned.
         fully_shard(model, mesh=self.mesh, mp_policy=policy, reshard_after_forward=False)
@@ -104,14 +104,14 @@ class FsdpBackend(TorchBackend):
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, tensor in into.items():
-            if isinstance(tensor, DTensor):  # every worker has read the whole one: each takes its part of its own
+            if isinstance(tensor, DTensor):  # every worker has read the whole tensor and takes its part of its own copy
                 whole = distribute_tensor(tensors[name], self.mesh, tensor.placements, src_data_rank=None)
                 _part(tensor).copy_(_part(whole))
             else:
                 tensor.copy_(tensors[name])
 
     def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
-        """One tensor at a time is whole on the device, of every worker."""
+        """Copies on the host; one tensor at a time is whole on the device of every worker."""
         copies = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()

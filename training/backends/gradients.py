@@ -1,6 +1,6 @@
 """Gradients of the SUM of losses of a worker's micro-batches, added in float32, for models that are whole here.
 
-Where weights are divided over workers, `training/backends/fsdp.py` takes them.
+If weights are divided over workers, `training/backends/fsdp.py` computes the gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def sum_gradients(
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients in the order of the parameters, and float32 [loss_sum, targets].
 
-    Forward and backward run in `compute_dtype`, from a copy of the weights where that is not theirs.
+    Forward and backward run in `compute_dtype`, from a copy of the weights if the weights have another type.
     """
     parameters = dict(model.named_parameters())
     gradients: list[Tensor] = []
@@ -40,7 +40,7 @@ def sum_gradients(
 
 
 def _lowered(parameters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor] | None:
-    """Copies in `dtype` to compute with; None where the parameters have it already."""
+    """Copies in `dtype` to compute with; None if the parameters have this type already."""
     if all(parameter.dtype == dtype for parameter in parameters.values()) or dtype == torch.float32:
         return None
     return {name: parameter.detach().to(dtype).requires_grad_() for name, parameter in parameters.items()}
@@ -49,7 +49,7 @@ def _lowered(parameters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, 
 def _with_weights(
     model: Gemma2, weights: Mapping[str, Tensor], loss_function: LossFunction, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the model with other weights in the places of its own."""
+    """The loss of the model with the given weights in place of its own."""
     named = {f"model.{name}": tensor for name, tensor in weights.items()}
     result: tuple[Tensor, Tensor] = torch.func.functional_call(_Loss(model), named, (loss_function, batch))
     return result

@@ -1,7 +1,7 @@
 """Several workers on this machine without Ray: processes that share each step over gloo or nccl, as under Ray Train.
 
-For computing a step again (`training/replay.py`) and for tests; a run that has to survive the loss of a machine is
-`training/worker/`'s. Cost: each process imports torch, about 3 s.
+They are for computing a step again (`training/replay.py`) and for tests; `training/worker/` is for runs that must
+survive the loss of a machine. Cost: each process imports torch, about 3 s.
 """
 
 import dataclasses
@@ -21,14 +21,15 @@ from training.backends.make import abilities_of, make_backend
 from training.setup import Setup
 
 Work = Callable[..., Any]
-"""(backend, *arguments) -> what the worker of rank 0 answers; importable by name, as are its arguments picklable"""
+"""(backend, *arguments) -> the answer of the worker of rank 0; importable by name, with picklable arguments."""
 
 
 def run_workers(setup: Setup, work: Work, *arguments: Any) -> Any:
     """Calls `work` in a process for each worker of the set-up and returns what the first one returned.
 
-    Their backend is `make_backend`'s, on cuda with a GPU for each. Raises what the first worker raised where its class
-    has an `exit_code`, otherwise RuntimeError with the traceback of the first worker that failed.
+    The backend of each worker comes from `make_backend`; on cuda each has its own GPU. If a worker raised an error
+    whose class has an `exit_code`, raises the first of these errors, otherwise RuntimeError with the traceback of the
+    first worker that failed.
     """
     world_size = setup.workers
     setup = dataclasses.replace(setup, device=resolve_device(setup.device))

@@ -13,7 +13,7 @@ from training.backends.xla.abilities import XLA
 from training.setup import Setup
 
 Build = Callable[[Setup, int], Backend]
-"""(set-up whose device is resolved and that is checked, rank) -> the backend of that worker"""
+"""(checked set-up with a resolved device, rank) -> the backend of that worker."""
 
 BACKENDS: Mapping[str, tuple[Abilities, Build]] = {
     abilities.device: (abilities, build)
@@ -26,14 +26,15 @@ BACKENDS: Mapping[str, tuple[Abilities, Build]] = {
 
 
 def abilities_of(device: str) -> Abilities:
-    """What the backend of a resolved device can do."""
+    """The abilities of the backend of a resolved device."""
     return BACKENDS[device][0]
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises UserError where the backend of the set-up's device cannot divide a model like that.
+    """Raises UserError if the backend of the set-up's device cannot divide a model over the set-up's mesh.
 
-    Nothing is checked for `auto`, which another machine may resolve. Workers and remat are checked where they run.
+    Nothing is checked for `auto`, which another machine may resolve. Workers and remat are checked on the machine that
+    runs them.
     """
     if setup.device in BACKENDS and setup.mesh is not None:
         abilities_of(setup.device).check_mesh(setup.mesh, setup.workers)
@@ -42,7 +43,8 @@ def check_setup(setup: Setup) -> None:
 def make_backend(setup: Setup, rank: int = 0) -> Backend:
     """The backend of one of the set-up's workers.
 
-    Raises UserError where the device cannot be had, or not with so many workers, that remat or that mesh.
+    Raises UserError if this machine does not have the device, or if the device cannot run the set-up's workers, remat
+    or mesh.
     """
     resolved = dataclasses.replace(setup, device=resolve_device(setup.device))
     abilities, build = BACKENDS[resolved.device]

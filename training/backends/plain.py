@@ -7,8 +7,8 @@ from training.setup import Setup
 
 
 def build(setup: Setup, rank: int) -> Backend:
-    """The mesh is the workers: data=N divides the model over them (FSDP2), replica=N keeps it whole in each, and
-    replica=M,data=N divides it in each of M groups."""
+    """The backend of one worker. The places of the mesh are the workers: data=N divides the model over them (FSDP2),
+    replica=N keeps the model whole in each, and replica=M,data=N divides the model in each of M groups."""
     by_default = setup.workers if ABILITIES[setup.device].divides_by_default else 1
     mesh = setup.mesh or MeshShape(data=by_default)
     if mesh.data > 1:

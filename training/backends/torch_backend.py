@@ -1,4 +1,4 @@
-"""Plain eager PyTorch on one CPU or GPU a worker."""
+"""Plain eager PyTorch, with one CPU or one GPU for each worker."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,9 @@ ABILITIES = {abilities.device: abilities for abilities in (CPU, CUDA)}
 
 
 class TorchBackend(WholeParameters):
-    """Plain eager PyTorch on one CPU or GPU a worker; several workers sum through torch.distributed (gloo, nccl).
+    """Plain eager PyTorch, with one CPU or one GPU for each worker; workers sum through torch.distributed (gloo, nccl).
 
-    Each has the whole model and its moments; `training/backends/fsdp.py` divides them.
+    Each worker has the whole model and all moments; `training/backends/fsdp.py` divides them.
     """
 
     def __init__(self, name: Device, rank: int = 0, world_size: int = 1) -> None:
@@ -49,11 +49,11 @@ class TorchBackend(WholeParameters):
         self.run_head: RunHead = loop_head
         self.snapshot_by_all = False
         if name == "cuda" and not torch.cuda.is_available():
-            raise UserError("device 'cuda' and PyTorch sees no GPU; use device 'cpu' or 'xla'")
+            raise UserError("got device 'cuda', but PyTorch finds no GPU; use device 'cpu' or 'xla'")
         self.device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
         if world_size > 1 and not torch.distributed.is_initialized():
             raise RuntimeError(
-                f"{world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker/"
+                f"got {world_size} workers and no process group: Ray Train's TorchConfig makes it, see training/worker/"
             )
         self._host_group = host_group() if world_size > 1 else None
 
@@ -73,13 +73,13 @@ class TorchBackend(WholeParameters):
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self.device.type == "cpu":
             return tensors
-        # From memory that is not pinned a copy is not asynchronous, whatever `non_blocking` says.
+        # A copy from memory that is not pinned is never asynchronous, whatever `non_blocking` is.
         return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         if self.world_size == 1:
             return
-        # One flat buffer: one collective instead of one a parameter.
+        # One flat buffer: one collective instead of one for each parameter.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -85,7 +85,7 @@ def leave_note(directory: str, writer: Writer, files: Mapping[str, Any]) -> None
 
 
 def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
-    """What the other workers wrote, when all have. Raises StoppedError where some have not after NOTES_SECONDS."""
+    """What the other workers wrote, when all have. Raises StoppedError if some have not after NOTES_SECONDS."""
     wanted = {f"{NOTE_PREFIX}{writer.attempt}-{rank:05d}" for rank in range(1, writer.count)}
     deadline = time.monotonic() + NOTES_SECONDS
     while missing := wanted - {name for name, _ in storage.list_files(directory)}:

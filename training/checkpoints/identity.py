@@ -19,7 +19,7 @@ from training.job import TrainJob
 
 
 def check_lease(job: TrainJob) -> None:
-    """Raises StoppedError where the lease file is gone or no longer carries the job's token."""
+    """Raises StoppedError if the lease file is gone or no longer carries the job's token."""
     if job.lease_uri is None or job.lease_token is None:
         return
     try:
@@ -34,7 +34,7 @@ def check_lease(job: TrainJob) -> None:
 
 
 def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
-    """Raises UserError, naming what differs, where the checkpoint is of another config or other data."""
+    """Raises UserError, naming what differs, if the checkpoint is of another config or other data."""
     saved, ours = _whole(checkpoint.state["identity"], job), _whole(job.identity(), job)
     differing = sorted(_differences(saved, ours))
     if differing:
@@ -65,7 +65,7 @@ def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
 
 
 def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
-    """Raises UserError where the job could not take up the checkpoint's place in the order of rows.
+    """Raises UserError if the job could not take up the checkpoint's place in the order of rows.
 
     Up to the checkpoint's step both orders have to be one: the same batch, seed and phases over the same rows. Datasets
     that gave nothing until then may be added.

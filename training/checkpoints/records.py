@@ -80,14 +80,14 @@ def latest_checkpoint(root: str) -> str | None:
 def read_rows(root: str, name: str) -> pa.Table | None:
     """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any.
 
-    Raises `Damaged` where a file is not the committed one.
+    Raises `Damaged` if a file is not the committed one.
     """
     tables = [parse_table(read_verified(uri, record, f"{name}.parquet")) for uri, record in list_tables(root)]
     return pa.concat_tables(tables) if tables else None
 
 
 def read_verified(uri: str, record: Mapping[str, Any], name: str) -> bytes:
-    """A file of the checkpoint whose COMMIT or TABLES `record` is. Raises `Damaged` where its sha256 is another."""
+    """A file of the checkpoint whose COMMIT or TABLES `record` is. Raises `Damaged` if its sha256 is another."""
     data = storage.read_bytes(storage.join(uri, name))
     if hashlib.sha256(data).hexdigest() != record["files"][name]["sha256"]:
         raise Damaged(
@@ -98,7 +98,7 @@ def read_verified(uri: str, record: Mapping[str, Any], name: str) -> bytes:
 
 
 def read_state(uri: str) -> dict[str, Any]:
-    """The state.json of a checkpoint. Raises `Damaged` where the checkpoint is not committed, or the file another."""
+    """The state.json of a checkpoint. Raises `Damaged` if the checkpoint is not committed, or the file another."""
     record = read_commit(uri)
     if record is None:
         raise Damaged(

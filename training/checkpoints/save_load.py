@@ -98,7 +98,7 @@ def save_checkpoint(
 
     `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
     raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
-    tensors; the first waits for the others and commits. Raises StoppedError where a committed checkpoint of this step
+    tensors; the first waits for the others and commits. Raises StoppedError if a committed checkpoint of this step
     is already there.
     """
     uri = checkpoint_uri(root, step)
@@ -155,7 +155,7 @@ def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
     """Reads a checkpoint, with the sha256 of every file it reads checked.
 
-    Raises UserError where it is not committed, `Damaged`, a UserError, where a file is not the committed one.
+    Raises UserError if it is not committed, `Damaged`, a UserError, where a file is not the committed one.
     """
     commit = read_commit(uri)
     if commit is None:
@@ -194,7 +194,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
-    """Raises UserError, naming what differs, where the checkpoint's model computes something else than `config`'s."""
+    """Raises UserError, naming what differs, if the checkpoint's model computes something else than `config`'s."""
     saved = with_absent(type(config), read_state(uri)["identity"]["config"]["model"])
     wanted = dataclasses.asdict(config)
     differing = [

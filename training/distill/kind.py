@@ -91,7 +91,7 @@ class Kind(ABC):
 
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Self:
-        """The kind with those of the numbers that it has, by name. Raises UserError where they are out of range."""
+        """The kind with those of the numbers that it has, by name. Raises UserError if they are out of range."""
         return cls(**{number.name: numbers[number.name] for number in fields(cls)})
 
     @classmethod
@@ -101,7 +101,7 @@ class Kind(ABC):
 
     @abstractmethod
     def codec(self, vocab_size: int) -> CodecSpec:
-        """How its bytes are written. Raises UserError where the vocabulary does not allow them."""
+        """How its bytes are written. Raises UserError if the vocabulary does not allow them."""
 
     def noise(
         self, batch: Mapping[str, np.ndarray], places: Sequence[np.ndarray], seed: int, teacher_hash: str

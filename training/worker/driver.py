@@ -220,7 +220,7 @@ def _has_dashboard() -> bool:
 
 
 def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; UsedUp where one died; Ray's own where neither is so.
+    """The error that a worker raised, out of Ray's wrapping; UsedUp if one died; Ray's own where neither is so.
 
     Of several workers' errors, one that is no bug counts first: what other workers raised may follow from it.
     """

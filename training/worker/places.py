@@ -49,7 +49,7 @@ class Place:
 def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> list[dict[str, str]]:
     """The environment of each worker, by rank.
 
-    Raises UserError where the workers are not one on each host of `slices` whole slices.
+    Raises UserError if the workers are not one on each host of `slices` whole slices.
     """
     if device == "CPU":
         return [{"PJRT_DEVICE": "CPU"}] * len(places)
@@ -85,7 +85,7 @@ def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> l
 
 
 def _hosts(name: str, places: Sequence[Place]) -> list[str]:
-    """Addresses of a slice's workers by worker id. Raises UserError where an id is missing or there twice."""
+    """Addresses of a slice's workers by worker id. Raises UserError if an id is missing or there twice."""
     ids = [place.worker_id for place in places]
     if sorted(ids, key=str) != sorted(map(str, range(len(places)))):
         raise UserError(

@@ -36,7 +36,7 @@ def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], l
     """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
     Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).
-    Raises UsedUp where that is one more than there may be, StoppedError where workers of one do not end. A controller
+    Raises UsedUp if that is one more than there may be, StoppedError if workers of one do not end. A controller
     that only cannot be reached for a moment is not replaced: it may still have its workers.
     """
     deaths = 0
@@ -61,7 +61,7 @@ def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], l
 def end_orphans(controller_id: str) -> None:
     """Removes what a dead controller reserved, and waits until its actors' processes are gone.
 
-    Raises StoppedError where they are not after ORPHANS_SECONDS.
+    Raises StoppedError if they are not after ORPHANS_SECONDS.
     """
     for data in state.state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ...]:
     """The numbers of workers from `fewest` to the job's own that can take its steps; whole slices of `hosts` workers.
 
-    Raises UserError, naming those that can, where `fewest` itself cannot.
+    Raises UserError, naming those that can, if `fewest` itself cannot.
     """
     can = [workers for workers in range(hosts, job.setup.workers + 1, hosts) if _can(job, workers)]
     if fewest not in can:

@@ -39,7 +39,7 @@ def train_in_warm_process(
 ) -> bytes:
     """What `train_in_group` returns. After a failure a new process goes on from the newest committed checkpoint.
 
-    Raises UsedUp where processes died more often than `limits` allow, and the worker's own error, with its traceback
+    Raises UsedUp if processes died more often than `limits` allow, and the worker's own error, with its traceback
     as a note, where that came more often.
     """
     mesh = job.setup.mesh.text if job.setup.mesh is not None else ""

@@ -169,7 +169,9 @@ def test_a_student_learns_from_every_kind_of_cache(
 
 
 def test_a_tail_for_a_cache_that_has_none_is_refused(runs: Runs, make_context: Callable[..., Context]) -> None:
-    with pytest.raises(ValueError, match=r"distill.tail 'ground_truth' is about the mass outside of a top-k.*'sample'"):
+    with pytest.raises(
+        ValueError, match=r"got --distill.tail ground_truth, which is for the mass outside of a top-k.*'sample'"
+    ):
         job_of(runs, make_context, [runs.cache()], distill=DistillConfig(tail="ground_truth"))
 
 
@@ -207,11 +209,11 @@ def test_logits_of_other_rows_tokenizer_or_vocabulary_are_refused_by_both_names(
         ),
         "b": (
             {"tokenizer_sha256": "f" * 64},
-            "pack_sequences/.* is of tokenizer .*, cache_logits/.* of tokenizer ffff",
+            "pack_sequences/.* has tokenizer .*, and cache_logits/.* has tokenizer ffff",
         ),
         "c": (
             {"facts": {"codec": {"vocab_size": 1152, "estimator": "sample", "draws": 50}}},
-            "cache_logits/.* of 1152 ids, pack_sequences/.* 1024",
+            "cache_logits/.* of 1152 ids, and pack_sequences/.* 1024",
         ),
         "d": ({"facts": {"codec": None}}, "earlier version; run cache_logits again"),
     }
@@ -221,7 +223,7 @@ def test_logits_of_other_rows_tokenizer_or_vocabulary_are_refused_by_both_names(
             job_of(runs, make_context, [forgery])
     other = runs.task("cache_logits", {"draws": 9}, sequences=runs.other_sequences, teacher=runs.teacher)
     run_task(other, Resources(device="cpu"), InProcess(), say=lambda _: None)
-    with pytest.raises(ValueError, match="logits of different kinds cannot be mixed"):
+    with pytest.raises(ValueError, match="got logits of different kinds"):
         job_of(runs, make_context, [cache, other.directory])
 
 
@@ -257,13 +259,13 @@ def test_a_shard_of_another_run_over_the_same_rows_is_refused(
 
 def test_a_student_of_another_vocabulary_is_refused(runs: Runs, make_context: Callable[..., Context]) -> None:
     larger = replace(teacher_config(), vocab_size=1152)
-    with pytest.raises(ValueError, match="the logits are of 1024 ids and the student's vocabulary has 1152"):
+    with pytest.raises(ValueError, match="the logits are for 1024 ids, and the student's vocabulary has 1152"):
         job_of(runs, make_context, [runs.cache()], model=larger)
 
 
 def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(runs: Runs, tmp_path: Path) -> None:
     padded = train_teacher(tmp_path / "padded", runs.sequences, runs.tokenizer.sha256, vocab_size=1152)
-    with pytest.raises(ValueError, match="vocabulary has 1152 ids and that of the sequences 1024"):
+    with pytest.raises(ValueError, match="vocabulary has 1152 ids and the sequences' vocabulary has 1024"):
         cached(runs, tmp_path, InProcess(), teacher=padded)
     manifest = read_manifest(padded)
     assert manifest is not None

@@ -170,11 +170,11 @@ def drop_a_tensor(directory: Path) -> None:
     [
         (drop_a_tensor, {}, r"model\.norm\.weight is missing"),
         (lambda directory: (directory / "tokenizer.model").unlink(), {}, r"there is no tokenizer\.model in"),
-        (lambda directory: (directory / "config.json").unlink(), {}, r"safetensors without config\.json"),
+        (lambda directory: (directory / "config.json").unlink(), {}, r"safetensors and no config\.json; give"),
         (lambda directory: (directory / "model.safetensors").unlink(), {}, "holds no weights"),
-        (lambda _: None, {"model": gemma2_tiny()}, r"says its sizes itself, in config\.json; leave --model out"),
+        (lambda _: None, {"model": gemma2_tiny()}, r"has the model's sizes in config\.json; leave --model out"),
         (lambda directory: (directory / "tokenizer.model").write_bytes(b"no"), {}, "not a SentencePiece model"),
-        (lambda directory: swap_for_ckpt(directory), {}, r"does not say its sizes; give --model gemma2_2b"),
+        (lambda directory: swap_for_ckpt(directory), {}, r"does not name the model's sizes; give --model gemma2_2b"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_by_its_name(
@@ -197,16 +197,16 @@ def test_another_tokenizer_than_the_one_beside_the_weights_is_refused(stages: St
     given = write_hf(tmp_path / "hf", lively_model(layers=1))
     other = tmp_path / "other.model"
     other.write_bytes(train_tokenizer([Path(__file__).read_text() * 9], 1024))
-    with pytest.raises(ValueError, match="lies beside the weights; leave --tokenizer out"):
+    with pytest.raises(ValueError, match="the tokenizer beside the weights; leave --tokenizer out"):
         stages.bring_in(given, tokenizer=other)
     checkpoint = stages.bring_in(given)
-    with pytest.raises(ValueError, match=r"was trained with tokenizer \w+, got \w+"):
+    with pytest.raises(ValueError, match=r"got tokenizer \w+ .*was trained with \w+; give the tokenizer"):
         stages.run("export_model", export_model.Config(), checkpoint=checkpoint.parents[1], tokenizer=other)
 
 
 def test_a_model_with_fewer_rows_than_the_tokenizer_has_ids_is_refused(stages: Stages, tmp_path: Path) -> None:
     given = write_hf(tmp_path / "hf", lively_model(layers=1, vocab_size=1000))
-    with pytest.raises(ValueError, match="the tokenizer has 1024 ids and the model 1000 rows"):
+    with pytest.raises(ValueError, match="the tokenizer has 1024 ids and the model has 1000 rows"):
         stages.bring_in(given)
 
 

@@ -31,7 +31,7 @@ def test_remat_on_a_device_that_keeps_everything_is_refused_with_what_is_allowed
 
 def test_a_mesh_of_workers_is_all_of_them_and_has_no_model_axis() -> None:
     for mesh in ("data=2", "replica=2,data=4", "data=2,model=2", "model=4"):
-        with pytest.raises(ValueError, match=r"allowed are data=4, .*, replica=4, .*, and replica=M,data=N of M x"):
+        with pytest.raises(ValueError, match=r"allowed are data=4, .*, replica=4, .*, and replica=M,data=N with M x"):
             CPU.check_mesh(MeshShape.parse(mesh), 4)
     with pytest.raises(ValueError, match="'xla' only, or over several workers"):
         make_backend(Setup(device="cpu", mesh=MeshShape(data=4)))
@@ -41,7 +41,7 @@ def test_a_mesh_of_workers_is_all_of_them_and_has_no_model_axis() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="sees no GPU"):
+    with pytest.raises(ValueError, match="finds no GPU"):
         make_backend(Setup(device="cuda"))
 
 

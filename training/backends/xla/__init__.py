@@ -8,10 +8,13 @@ from training.setup import Setup
 
 
 def build(setup: Setup, rank: int) -> Backend:
-    """The mesh is over the chips of all processes. Raises UserError where torch_xla is not installed."""
+    """The backend of one process; its mesh is over the chips of all processes.
+
+    Raises UserError if torch_xla is not installed.
+    """
     if importlib.util.find_spec("torch_xla") is None:
         raise UserError(
-            "device 'xla' needs torch_xla, which is not installed; install torch_xla==2.9.0 or use device 'cpu'"
+            "got device 'xla', but torch_xla is not installed; install torch_xla==2.9.0, or use device 'cpu'"
         )
     from training.backends.xla.backend import XlaBackend
 

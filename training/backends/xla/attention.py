@@ -1,14 +1,14 @@
-"""Splash attention (jax's Pallas kernel for TPUs) as an `Attention` of the model: no scores in memory, blocks without a
-visible key left out.
+"""Splash attention (jax's Pallas kernel for TPUs) as an `Attention` of the model: it keeps no scores in memory and
+leaves out blocks without a visible key.
 
     q, k, v, segments -> HLO lowered by jax, once for each shape -> a call in torch_xla's program, forward and backward
 
-jax only lowers here; it never holds a device. On a mesh each chip runs the kernel on its own rows and heads. In
+jax only lowers the kernel; it never holds a device. On a mesh each chip runs the kernel on its own rows and heads. In
 `interpret` mode the same kernel becomes ordinary XLA operations, which run on a CPU: slowly, for tests.
 
-What the kernel sees is `model.attention.visible`, said by places in the row: within a segment positions go up by one
-from token to token, so distances are the same. Hence no cache. jax counts the keys behind the query, so a window of W
-keys, the query's own included, is W - 1 there.
+The kernel computes the mask of `model.attention.visible` from places in the row. Within a segment positions go up by
+one from token to token, so distances are the same. For this reason there is no cache. jax counts the keys behind the
+query, so a window of W keys, the query's own included, is W - 1 there.
 
 Kernel: jax.experimental.pallas.ops.tpu.splash_attention; FlashAttention-2 (arXiv 2307.08691) with block-sparse masks.
 
@@ -39,9 +39,9 @@ from model.sharding import ROWS, MeshShape
 from training.errors import UserError
 
 LANES = 128
-"""width of a TPU's vector registers: head sizes and blocks are multiples"""
+"""Width of a TPU's vector registers: head sizes and blocks are multiples of it."""
 BLOCKS = (512, 256, LANES)
-"""tokens in a block of queries or keys; the largest that divides the row is taken"""
+"""Tokens in a block of queries or keys; the largest size that divides the row is taken."""
 DTYPES = {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16}
 
 # torch_xla's programs are divided by GSPMD, which does not know Shardy's annotations.
@@ -49,15 +49,15 @@ jax.config.update("jax_use_shardy_partitioner", False)
 
 
 def fits_splash(config: Gemma2Config) -> bool:
-    """Whether the kernel has the model's head size: it does for 2B, 9B and 27B."""
+    """Whether the kernel supports the model's head size; it supports those of 2B, 9B and 27B."""
     return config.head_dim % LANES == 0
 
 
 def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) -> Attention:
-    """The kernel, for parameters and rows that lie on `mesh` as model/sharding.py says.
+    """The kernel, for parameters and rows that are divided over `mesh` as in model/sharding.py.
 
-    The function raises UserError where the kernel cannot compute what it is asked: other head sizes than multiples
-    of 128, rows whose length is no multiple of 128, a cache.
+    The function raises UserError for what the kernel cannot compute: head sizes that are no multiple of 128, and rows
+    whose length is no multiple of 128. It takes no cache.
     """
 
     def attention(
@@ -75,11 +75,11 @@ def splash_attention(mesh: MeshShape | None = None, *, interpret: bool = False) 
         assert query is key, "splash attention reads no cache: decode with model.attention.attend"
         if H % LANES or T % LANES:
             raise UserError(
-                f"splash attention got head_dim {H} and rows of {T} tokens; both have to be multiples of {LANES}: pack "
-                f"rows of such a length, or use model.attention.attend"
+                f"got head_dim {H} and rows of {T} tokens for splash attention; both must be multiples of {LANES}: "
+                f"pack rows of such a length, or use model.attention.attend"
             )
         call = _Call(B, T, N, k_BSKH.shape[2], H, q_BTNH.dtype, window, softcap, mesh or MeshShape(), interpret)
-        # Scaled in float32 and rounded once; before the kernel, which has no scale of its own.
+        # Queries are scaled in float32 and rounded once, before the kernel, which has no scale of its own.
         q_BTNH = (q_BTNH.float() * scale).to(q_BTNH.dtype)
         q_BNTH, k_BKTH, v_BKTH = (tensor.transpose(1, 2) for tensor in (q_BTNH, k_BSKH, v_BSKH))
         out_BNTH: Tensor = _Splash.apply(call, q_BNTH, k_BKTH, v_BKTH, query.segment_ids.int())
@@ -125,7 +125,7 @@ def _run(computation: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 @functools.cache
 def _forward(call: _Call) -> Any:
-    """(q, k, v, segments) -> (out, log of the sum of exponentials [B, N, T])"""
+    """(q, k, v, segments) -> (out, log of the sum of exponentials [B, N, T])."""
     kernel = _kernel(call, save_residuals=True)
 
     def of_row(q: Any, k: Any, v: Any, segments: Any) -> Any:
@@ -137,13 +137,13 @@ def _forward(call: _Call) -> Any:
 
 @functools.cache
 def _backward(call: _Call) -> Any:
-    """(q, k, v, segments, out, log sums, gradient of out) -> gradients of q, k, v"""
+    """(q, k, v, segments, out, log sums, gradient of out) -> gradients of q, k, v."""
     kernel = _kernel(call, save_residuals=False)
 
     def of_row(q: Any, k: Any, v: Any, segments: Any, out: Any, log_sums: Any, gradient: Any) -> Any:
         ids = splash.SegmentIds(segments, segments)
         kept = (q, k, v, ids, None, out, log_sums, kernel.dq_mask_info, kernel.dkv_mask_info)
-        # Not through jax.vjp of the kernel: as a program of its own that would run the forward kernel once more.
+        # jax.vjp of the kernel, as a program of its own, would run the forward kernel once more.
         gradients = splash._splash_attention_bwd(**kernel.kwargs, res=kept, do=gradient)
         return gradients[3:6]
 
@@ -151,7 +151,7 @@ def _backward(call: _Call) -> Any:
 
 
 def _kernel(call: _Call, save_residuals: bool) -> Any:
-    """Of the heads that one chip has."""
+    """The kernel for the heads of one chip."""
     shape = (call.T, call.T)
     mask: masks.Mask
     if call.window is None:
@@ -172,9 +172,10 @@ def _kernel(call: _Call, save_residuals: bool) -> Any:
 
 
 def _lowered(call: _Call, of_row: Callable[..., Any], inputs: str, outputs: str) -> Any:
-    """The function of one row, for all rows and, on a mesh, for all chips, as an XLA computation.
+    """The function of one row as an XLA computation, for all rows and, on a mesh, for all chips.
 
-    Arguments and results by letters: q and k arrays of query and key heads, l float32 [B, N, T], s segments.
+    Letters name arguments and results: q and k are arrays of query and key heads, l is float32 [B, N, T], s is
+    segments.
     """
     of_rows: Callable[..., Any] = jax.vmap(of_row)
     heads = PartitionSpec(ROWS, "model")
@@ -188,7 +189,7 @@ def _lowered(call: _Call, of_row: Callable[..., Any], inputs: str, outputs: str)
             mesh=mesh,
             in_specs=tuple(specs[letter] for letter in inputs),
             out_specs=tuple(specs[letter] for letter in outputs),
-            check_vma=False,  # the kernel does not say over which axes its results vary
+            check_vma=False,  # the kernel does not declare the axes over which its results vary
         )
         options["in_shardings"] = tuple(NamedSharding(mesh, specs[letter]) for letter in inputs)
     dtype = DTYPES[call.dtype]

@@ -1,10 +1,10 @@
 """PyTorch/XLA: the product's path, on a TPU and, compiled by the same compiler, on a CPU.
 
-Operations on the device are recorded; `step_boundary` hands the recorded step to XLA, which compiles it when it sees
-it for the first time and runs it in the background. Parameters and moments are updated in place: XLA writes into
-their own buffers. Nothing may read a value inside a step, since that would cut the program in two and wait for it.
+Operations on the device are recorded; `step_boundary` hands the recorded step to XLA, which compiles a new program once
+and runs it in the background. Parameters and moments are updated in place: XLA writes into their own buffers. Nothing
+may read a value inside a step, since that would cut the program in two and wait for it.
 
-PJRT_DEVICE decides between TPU and CPU when torch_xla is imported; it is set here where nobody has set it.
+PJRT_DEVICE decides between TPU and CPU when torch_xla is imported; this module sets the variable if it is not set.
 """
 
 import os
@@ -38,11 +38,11 @@ from training.errors import UserError
 class XlaBackend(WholeParameters):
     """One process on an XLA device, or on a mesh of devices: its own, or those of all processes of TPU slices.
 
-    With several processes each reads its rows, and the compiled step sums over all of them; what the hosts tell each
-    other goes over gloo. Several processes have not run yet: XLA has no collectives between them on a CPU.
+    With several processes each reads its own rows, and the compiled step sums over all processes; messages between
+    hosts go over gloo. Several processes have not run yet: XLA has no collectives between processes on a CPU.
 
-    Models for training scan their layers; on a TPU they attend by the splash kernel where it has their head size.
-    `remat` is `full` on a TPU and `none` elsewhere where it is not given: memory is what a TPU runs out of.
+    Models for training scan their layers; on a TPU they use the splash kernel if it supports their head size. The
+    default of `remat` is `full` on a TPU, whose memory is short, and `none` elsewhere.
     """
 
     def __init__(
@@ -131,7 +131,10 @@ class XlaBackend(WholeParameters):
             copies = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach() for tensor in tensors.values()])
             return unstack_tensors(dict(zip(tensors, copies, strict=True)))
         kept: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():  # one at a time is whole on the chips and in the memory of every host
+        for (
+            name,
+            tensor,
+        ) in tensors.items():  # one tensor at a time is whole on the chips and in the memory of every host
             (copy,) = torch_xla._XLAC._xla_get_cpu_tensors([tensor.detach()])
             kept |= {key: part.clone() for key, part in unstack_tensors({name: copy}).items() if keeps(key)}
         return kept
@@ -140,7 +143,7 @@ class XlaBackend(WholeParameters):
         return _compiles() - self._compiled_before
 
     def peak_device_bytes(self) -> int | None:
-        # XLA:CPU keeps no such count, and of the one device that a mesh is under SPMD torch_xla refuses to tell.
+        # XLA:CPU keeps no such count, and torch_xla refuses the question for the one device that a mesh is under SPMD.
         if self.hardware != "TPU" or self.mesh is not None:
             return None
         return int(torch_xla._XLAC._xla_memory_info(str(self.device))["peak_bytes_used"])
@@ -153,8 +156,10 @@ def _compiles() -> int:
 
 
 def check_processes(world_size: int, mesh: MeshShape | None) -> None:
-    """Raises UserError where several processes could not share a step."""
+    """Raises UserError if several processes cannot share a step."""
     if xr.device_type() != "TPU":
         XLA.check_workers(world_size)
     if mesh is None or mesh.chips <= 1:
-        raise UserError(f"{world_size} processes on TPU slices and no mesh over their chips; give one, as data=16")
+        raise UserError(
+            f"got {world_size} processes on TPU slices and no mesh over their chips; give --mesh, as in data=16"
+        )

@@ -1,7 +1,7 @@
 """Sums of bit patterns inside the traced step.
 
-torch_xla has no lowering for a view as another type and would fetch the tensor to the host in the middle of a step,
-so the reinterpretation is XLA's own BitcastConvertType, handed in as a computation of one operation.
+torch_xla has no lowering for a view as another type, and would fetch the tensor to the host in the middle of a step.
+So the reinterpretation is XLA's own BitcastConvertType, passed in as a computation of one operation.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The TPU chips of this process, by their own word. Has not run on a TPU."""
+"""The TPU chips of this process, as its runtime reports them. This code has not run on a TPU."""
 
 import os
 
@@ -6,17 +6,17 @@ import torch_xla.runtime as xr
 
 
 def tpu_chips() -> tuple[str, int]:
-    """The accelerator type of this host ('' where the machine does not say), and the chips that the process has."""
+    """The accelerator type of this host ('' if the machine does not name it), and the number of the process's chips."""
     return _accelerator_type(), xr.addressable_runtime_device_count()
 
 
 def _accelerator_type() -> str:
-    """GKE sets it; elsewhere torch_xla asks the machine's metadata server."""
+    """From the variable that GKE sets; elsewhere torch_xla asks the machine's metadata server."""
     if given := os.environ.get("TPU_ACCELERATOR_TYPE"):
         return given
     from torch_xla._internal import tpu
 
     try:
         return tpu.get_tpu_type() or ""
-    except Exception:  # whatever went wrong there: an account is no reason to end a run
+    except Exception:  # whatever went wrong: an account is no reason to end a run
         return ""

@@ -1,13 +1,13 @@
 """The head's chunks as a scan, for graphs that do not grow with the sequence, and for meshes.
 
-Formulas and their gradients are `training/loss_head.py`'s `Head`: logits of a chunk exist for one iteration, and the
-gradients of the chunk are taken in it. What is different is the gradient of the table on a mesh. A sum over rows that
-lie on different chips, taken in each iteration, would be a reduction of [V, D] over the network each time. So the rows
-are seen as [R, B / R] for R parts of the batch, the sum has R in front too, each chip adds up its own part, and one
-reduction follows the loop. Cost on a chip: the table gathered over `data`, [V / model, D], and the same for its
-gradient, in float32, and two chunks of logits.
+Formulas and their gradients are those of `Head` in `training/loss_head.py`: logits of a chunk exist for one iteration,
+which also takes the gradients of the chunk. The gradient of the table is different on a mesh. A sum over rows on
+different chips, taken in each iteration, would be a reduction of [V, D] over the network each time. So the rows are
+viewed as [R, B / R] for R parts of the batch, the sum has R in front too, each chip adds up its own part, and one
+reduction follows the loop. Cost on a chip: the table gathered over `data`, [V / model, D], its gradient of the same
+size, both in float32, and two chunks of logits.
 
-Shapes: R parts of the batch, P = B / R * width positions of a chunk in a part; others as in `training/loss.py`.
+Shapes: R parts of the batch, P = B / R * width positions of a chunk in a part; the rest as in `training/loss.py`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ PARTS_SPEC: Spec = (ROWS, "model", None)
 
 
 def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHead:
-    """The `RunHead` for a batch whose rows lie in `row_shards` parts on a mesh."""
+    """The `RunHead` for a batch whose rows are divided into `row_shards` parts on a mesh."""
 
     def run(
         head: Head,
@@ -37,7 +37,7 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
         with_gradients: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         cut = _Chunks(hidden_BTD, row_shards, head.chunk_positions, constrain)
-        # The table travels with the carry: a tensor that the body took from outside would be read at trace time.
+        # The carry holds the table: a tensor that the body took from outside would be read at trace time.
         gathered_VD = cut.placed(weight_VD.detach().float() * 1, ("model", None))
         sums = [torch.zeros((), device=weight_VD.device)]
         if with_gradients:
@@ -81,7 +81,7 @@ class _Chunks:
         self.width = min(self.T, max(1, chunk_positions * parts // self.B))
 
     def chunks(self, tensor_BT: Tensor) -> Tensor:
-        """The last chunk is filled up with zeros, which the mask leaves out."""
+        """The chunks; the last one is filled up with zeros, which the mask leaves out."""
         _, _, *rest = tensor_BT.shape
         count = -(-self.T // self.width)
         if missing := count * self.width - self.T:

@@ -1,13 +1,13 @@
 """The layers as a scan over (local, global) pairs, so that graph and compile time do not grow with depth.
 
-`PairedLayers` holds the blocks' parameters stacked, [pairs, ...] each; `scan_layers` gives the `RunLayers` that walks
-them with XLA's while loop, forward and, in reverse, backward. The backward pass runs a pair's forward again inside the
-loop's body and differentiates it there. What it need not compute again is the policy, by name:
+`PairedLayers` holds the blocks' parameters stacked, [pairs, ...] each. `scan_layers` returns the `RunLayers` that runs
+them in XLA's while loop, forward and, in reverse, backward. The backward pass runs a pair's forward again inside the
+loop's body and differentiates it there. The policy decides what is kept instead of computed again, by name:
 
-    none         nothing is computed again: all that autograd saves is kept
-    projections  kept: the results of the seven products with weights of each block; norms, rotations, attention and
-                 the activation are computed again
-    full         kept: the residual stream between pairs, [pairs, B, T, D]; everything else is computed again
+    none         all that autograd saves is kept, and nothing is computed again
+    projections  the results of each block's seven products with weights are kept; norms, rotations, attention and the
+                 activation are computed again
+    full         the residual stream between pairs, [pairs, B, T, D], is kept; everything else is computed again
 
 `training/backends/xla/remat.py` has the policies.
 """
@@ -29,7 +29,7 @@ from training.backends.xla.remat import keeper
 from training.config import Remat
 
 Constrain = Callable[[Tensor, Spec], None]
-"""tells the compiler, in place, how a tensor is divided"""
+"""Annotates a tensor, in place, with its division, for the compiler."""
 
 PREFIX = "model.layers."
 STACKED = ("local", "global")
@@ -38,7 +38,7 @@ BY_TABLE: Spec = ("replica", None, "data")
 
 
 class PairedLayers(nn.Module):
-    """Blocks 0, 2, ... stacked as `local`, blocks 1, 3, ... as `global`; the last of an odd number keeps its name."""
+    """Blocks 0, 2, ... stacked as `local`, blocks 1, 3, ... as `global`; an odd number's last block keeps its name."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def _stack(blocks: Sequence[Block]) -> Block:
 
 
 def stacked_specs(names: Iterable[str]) -> dict[str, Spec]:
-    """The specs of `parameter_specs`, where stacked parameters have an undivided dimension in front."""
+    """The specs of `parameter_specs`; stacked parameters have an undivided dimension in front."""
     return {
         name: (None, *spec) if name.split(".")[2] in STACKED and name.startswith(PREFIX) else spec
         for name, spec in parameter_specs(names).items()
@@ -73,7 +73,7 @@ def stacked_specs(names: Iterable[str]) -> dict[str, Spec]:
 
 
 def stack_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors by the names of single blocks as those of `PairedLayers`, whose parameters' `names` are given."""
+    """Stacks tensors of single blocks into tensors of `PairedLayers`, whose parameters have the given `names`."""
     stacked = {}
     names = set(names)
     for name in sorted(names):
@@ -95,7 +95,7 @@ def unstack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(name: str) -> tuple[str, int | None, str]:
-    """("…model.layers.", 1, "mlp.up_proj.weight") of a stacked name; the middle is None for any other."""
+    """The parts of a stacked name: ("…model.layers.", 1, "mlp.up_proj.weight"); None in the middle for other names."""
     before, prefix, tail = name.partition(PREFIX)
     kind, _, tail = tail.partition(".")
     return (before + PREFIX, STACKED.index(kind), tail) if prefix and kind in STACKED else (name, None, "")
@@ -106,14 +106,14 @@ def _members(name: str, tensors: Mapping[str, Tensor], names: set[str]) -> list[
     if offset is None:
         return None
     members: list[str] = []
-    # The last of an odd number of blocks is in no pair and has its own name.
+    # With an odd number of blocks the last block is in no pair and has its own name.
     while (member := f"{head}{offset + 2 * len(members)}.{tail}") in tensors and member not in names:
         members.append(member)
     return members
 
 
 def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
-    """The `RunLayers` that scans `PairedLayers`; on a mesh, `constrain` says how streams, weights and gradients lie.
+    """The `RunLayers` that scans `PairedLayers`; on a mesh `constrain` divides streams, weights and gradients.
 
     Raises UserError for a `remat` that is no policy.
     """
@@ -137,11 +137,11 @@ def scan_layers(remat: Remat, constrain: Constrain | None = None) -> RunLayers:
 
 
 class _Entrance(torch.autograd.Function):
-    """Where the embedded tokens become the stream, on a mesh.
+    """The entrance of the embedded tokens into the stream, on a mesh.
 
-    They come out of the table, and their gradient is added up into it, with d_model divided over `data`. Between that
-    and rows divided over replicas and data at once, the compiler finds no way but all rows on each chip; so there is a
-    step between the two, in which replicas divide the rows.
+    Embedded tokens come from the table, and their gradients are added up into the table, with d_model divided over
+    `data`. The stream has its rows divided over replicas and data at once. To get from one division to the other the
+    compiler would put all rows on each chip; so there is a step in between, in which replicas divide the rows.
     """
 
     @staticmethod
@@ -163,7 +163,7 @@ class _Entrance(torch.autograd.Function):
 
 
 class _Pair:
-    """What one iteration computes: a local and a global block, with the weights that it is given."""
+    """The computation of one iteration: a local and a global block, with the given weights."""
 
     def __init__(self, blocks: list[Block], attention: Attention, remat: Remat, constrain: Constrain | None) -> None:
         self.blocks, self.attention, self.constrain = blocks, attention, constrain
@@ -182,7 +182,7 @@ class _Pair:
         return x_BTD
 
     def record(self, x_BTD: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The output, and what the backward pass will find kept."""
+        """The output, and the tensors that are kept for the backward pass."""
         x_BTD, weights = self._leaves(x_BTD, weights)
         kept: list[Tensor] = []
         with torch.enable_grad(), self.keep(kept, None):
@@ -192,7 +192,7 @@ class _Pair:
     def gradients(
         self, g_BTD: Tensor, x_BTD: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], kept: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Of the stream that came in and of the weights, from the gradient of the stream that went out."""
+        """Gradients of the input stream and of the weights, from the gradient of the output stream."""
         x_BTD, weights = self._leaves(x_BTD, weights)
         with torch.enable_grad(), self.keep(None, kept):
             out_BTD = self.output(x_BTD, inputs, weights)
@@ -201,7 +201,7 @@ class _Pair:
         return self._placed(of_x, STREAM), of_weights
 
     def _leaves(self, x_BTD: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The leaves of one iteration's graph: divided as the table says, and the weights gathered over `data`."""
+        """The leaves of one iteration's graph: divided as in the table, with the weights gathered over `data`."""
         x_BTD = self._placed(x_BTD.detach(), STREAM)
         leaves = []
         for weight, spec in zip(weights, self.specs, strict=True):
@@ -220,7 +220,7 @@ INPUTS = len(LayerInputs._fields)
 
 
 class _ScanPairs(torch.autograd.Function):
-    """The loop over pairs, in reverse for the gradients; none goes to `inputs`, which are no parameters."""
+    """The loop over pairs, in reverse for the gradients; `inputs` are no parameters and get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, pair: _Pair, training: bool, x_BTD: Tensor, *inputs_and_weights: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class _ScanPairs(torch.autograd.Function):
         def body(carry: Sequence[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             x_BTD, *inputs = carry
             out_BTD, kept = pair.record(x_BTD, inputs, slices)
-            # The inputs travel with the stream: a tensor that the body took from outside would be read at trace time.
+            # The carry holds the inputs: a tensor that the body took from outside would be read at trace time.
             return [out_BTD, *_copies(inputs)], [x_BTD * 1, *kept] if training else []
 
         carry, stacks = scan(body, [x_BTD, *inputs], list(weights))

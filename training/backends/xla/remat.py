@@ -1,8 +1,8 @@
-"""What the backward pass of a scanned pair of layers finds kept: one context manager for each policy.
+"""What is kept for the backward pass of a scanned pair of layers: one context manager for each policy.
 
-Each is entered twice around the same code: `Keep(record=list)` while the forward pass is traced, which appends what is
-kept; `Keep(replay=list)` when the backward pass traces that code again, which puts the kept values where they were.
-The operations that would have made them are then read by nobody, and a lazy tensor that nobody reads is not lowered.
+The same code is run twice inside of it. While the forward pass is traced, `Keep(record=list)` appends the values to
+keep. When the backward pass traces that code again, `Keep(replay=list)` puts the kept values in their places. Nothing
+then reads the operations that would have made these values, and a lazy tensor that nothing reads is not lowered.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from training.config import Remat
 from training.errors import UserError
 
 Keep = Callable[[list[Tensor] | None, list[Tensor] | None], contextlib.AbstractContextManager[None]]
-"""(record, replay): one of them is given"""
+"""(record, replay), one of which is given."""
 
 
 def keeper(remat: str) -> Keep:
@@ -71,7 +71,7 @@ class _Instead(torch.autograd.Function):
 
 @contextlib.contextmanager
 def keep_all(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterator[None]:
-    """All that autograd saves is kept, each tensor once; leaves (the stream and the weights) are at hand anyway."""
+    """All that autograd saves is kept, each tensor once; leaves (the stream and the weights) are available anyway."""
     places: dict[Any, int] = {}
     kept = replay if record is None else record
     assert kept is not None
@@ -83,14 +83,14 @@ def keep_all(record: list[Tensor] | None, replay: list[Tensor] | None) -> Iterat
             if record is not None:
                 record.append(tensor.detach())
         if record is not None:
-            return None  # nobody differentiates here, and an operation that holds its own result is never freed
+            return None  # nothing is differentiated here, and an operation that holds its own result is never freed
         return tensor if origin is None else kept[places[origin]]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
 
 
-# Of the same values as their input, or nearly (a cast): kept only where the input is not a leaf.
+# Operations with the same values as their input, or nearly (a cast): kept only if the input is not a leaf.
 _VIEWS = (
     "View",
     "Transpose",
@@ -107,7 +107,7 @@ _VIEWS = (
 
 
 def _origin(tensor: Tensor) -> Any:
-    """What identifies a computed tensor each time it is saved; None for what follows from leaves alone."""
+    """What identifies a computed tensor each time it is saved; None for tensors that follow from leaves alone."""
     if not tensor.is_floating_point():
         return None  # masks and ids come from the inputs
     if not tensor.requires_grad:

@@ -3,8 +3,8 @@
     TraceRequest -> model on `meta` -> placeholders, divided as model/sharding.py says -> train_step -> HLO -> Traced
 
 Parameters, moments and the batch are placeholders without a buffer, so 27B traces in a few GB. The process stands for
-all chips: torch_xla's annotations need their ids, not their presence. What the program needs on a chip is the
-compiler's to say (`infra/aot.py`); this module says nothing of numbers: the same code on XLA:CPU is tested for those.
+all chips: torch_xla's annotations need the ids of chips, not the chips. The compiler reports what the program needs on
+a chip (`infra/aot.py`). This module computes no values: tests run the same code on XLA:CPU for that.
 
     python -m training.backends.xla.traced_step REQUEST.json OUT_DIR    writes OUT_DIR/hlo.pb and OUT_DIR/trace.json
 """
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-# Before torch_xla is imported. A few virtual devices make it keep annotations; thousands would break the backward pass.
+# Set before torch_xla is imported. A few virtual devices make it keep annotations; thousands break the backward pass.
 os.environ["PJRT_DEVICE"] = "CPU"
 os.environ.setdefault("CPU_NUM_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -51,26 +51,26 @@ from training.step import COMPUTE_TYPES, train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceRequest:
-    """A training step, and the mesh that it is to run on."""
+    """A training step, and the mesh that it runs on."""
 
     model: Gemma2Config
-    """sizes of the model"""
+    """Sizes of the model."""
     mesh: MeshShape
-    """chips along each axis"""
+    """Chips along each axis."""
     sequence_length: int
-    """tokens in a row"""
+    """Tokens in a row."""
     rows: int
-    """rows of a step, over all chips"""
+    """Rows of a step, over all chips."""
     remat: Remat = "full"
-    """what the backward pass computes again"""
+    """Policy of recomputation in the backward pass."""
     objective: Objective = "next_token"
-    """which loss"""
+    """Objective of the loss."""
     targets: int = 50
-    """for `distill`: ids at a target, the width that they are padded to"""
+    """Ids at a target, the width that targets are padded to, for `distill`."""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
-    """of parameters and activations; the moments are float32"""
+    """Type of parameters and activations; the moments are float32."""
     attention: Literal["splash", "plain"] = "splash"
-    """`splash`: the TPU kernel; `plain`: model/attention.py, whose scores are [B, N, T, T]"""
+    """Attention: `splash` is the TPU kernel, `plain` is model/attention.py, whose scores are [B, N, T, T]."""
 
     def __post_init__(self) -> None:
         keeper(self.remat)
@@ -84,7 +84,7 @@ class TraceRequest:
                 raise UserError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}")
         for name in ("sequence_length", "rows", "targets"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it has to be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_mesh(self.model, self.mesh)
         check_rows(self.rows, self.mesh)
 
@@ -102,18 +102,18 @@ class Traced:
     """The program of one step."""
 
     hlo: bytes
-    """serialized HloModuleProto"""
+    """Serialized HloModuleProto."""
     donated: tuple[int, ...]
-    """numbers of the program's arguments whose buffers are its results': parameters and moments"""
+    """Numbers of the program's arguments whose buffers become its results: parameters and moments."""
     num_partitions: int
-    """chips"""
+    """Number of chips."""
     parameter_bytes_per_chip: int
     optimizer_bytes_per_chip: int
     trace_seconds: float
 
 
 def trace_step(request: TraceRequest) -> Traced:
-    """Traces one optimizer step. At most once in a process: torch_xla's count of devices is set for the mesh."""
+    """Traces one optimizer step, at most once in a process, since it sets torch_xla's count of devices for the mesh."""
     began = time.perf_counter()
     tracer = _Tracer(request)
     model = tracer.model()
@@ -137,22 +137,22 @@ def trace_step(request: TraceRequest) -> Traced:
 
 
 class _Placeholders(TorchBackend):
-    """One worker on a device that exists in the trace alone."""
+    """The backend of one worker on a device that exists in the trace alone."""
 
     def checksum(self, tensors: Sequence[Tensor]) -> Tensor:
         if any(tensor.dtype != torch.float32 for tensor in tensors):
-            return torch.zeros(2, device=tensors[0].device)  # bfloat16 weights, which only a trace can have
+            return torch.zeros(2, device=tensors[0].device)  # for bfloat16 weights, which only a trace can have
         return checksum(tensors)
 
 
 class _Tracer:
-    """Placeholders on a mesh, and which of them are donated."""
+    """Placeholders on a mesh, and the list of the donated ones."""
 
     def __init__(self, request: TraceRequest) -> None:
         self.request = request
         xr.use_spmd()
         torch_xla.device()
-        # The annotations of a mesh of any size need its ids only; everything else here uses one device.
+        # The annotations of a mesh of any size need only the ids of its chips; everything else here uses one device.
         xr.global_runtime_device_count = lambda: request.mesh.chips
         self.constrain = ChipMesh(request.mesh).constrain
         self.donated: list[Tensor] = []
@@ -208,7 +208,7 @@ class _Tracer:
         return functools.partial(distill_loss, draws=self.request.targets, options=options)
 
     def backend(self) -> Backend:
-        return _Placeholders("cpu")  # of one worker: nothing to sum
+        return _Placeholders("cpu")  # one worker, so nothing to sum
 
     def lower(self, outputs: list[Tensor]) -> tuple[bytes, tuple[int, ...]]:
         context = torch_xla._XLAC.lowering.LoweringContext("train_step")

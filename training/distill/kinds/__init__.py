@@ -24,7 +24,7 @@ else:
 
 
 def kind_of(name: str) -> type[Kind]:
-    """The kind of this name. Raises UserError where there is none."""
+    """The kind of this name. Raises UserError if there is none."""
     if name not in KINDS:
         raise UserError(f"estimator is {name!r}; allowed are {', '.join(KINDS)}")
     return KINDS[name]

@@ -104,7 +104,9 @@ def test_no_tensor_is_gathered_whole_for_want_of_a_better_way(reports: dict[str,
 
 
 def test_a_mesh_that_is_not_the_process_devices_is_refused(reports: dict[str, Any]) -> None:
-    assert reports["mesh"]["refused"].endswith("has 8 chips and the process has 4; their product has to be that")
+    assert reports["mesh"]["refused"].endswith(
+        "has 8 chips, and the process has 4; give --mesh sizes whose product is 4"
+    )
 
 
 def test_rows_given_process_by_process_lie_where_those_of_one_process_do(reports: dict[str, Any]) -> None:
