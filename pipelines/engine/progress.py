@@ -1,8 +1,8 @@
 """Progress of the shards of a stage: one bar in the driver, which counts the work inside unfinished shards too.
 
 On a terminal it is a bar, in a log a line every 15 seconds. Work that runs in a Ray worker calls `advance`. About once
-a second the worker writes its count to the cluster's key-value store, and the driver reads it as often. Workers report
-only if the driver has a terminal or is a submitted job.
+a second the worker writes its count to the cluster's key-value store, and the driver reads it as often. Workers write
+counts only if the driver has a terminal or is a submitted job.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from infra.ray_private import kv_delete, kv_get, kv_list, kv_put
 from training.worker.watch import looking
 
 TELL_SECONDS = 1.0
-"""seconds between two reports of a worker"""
+"""seconds between two counts that a worker writes, and between two looks of the driver"""
 LINE_SECONDS = 15.0
 """seconds between two lines in a log, which cannot show a bar"""
 
@@ -42,7 +42,7 @@ def advance(units: int) -> None:
 
 @contextmanager
 def shard(prefix: str | None, index: int) -> Iterator[None]:
-    """Reports, in the worker, the work of the block as that on shard `index`. With `prefix` None it reports nothing."""
+    """Counts, in the worker, the work of the block as work on shard `index`. With `prefix` None it counts nothing."""
     global _current
     _current = None if prefix is None else _Shard(_key(prefix, index))
     try:
@@ -52,7 +52,7 @@ def shard(prefix: str | None, index: int) -> Iterator[None]:
 
 
 class Bar:
-    """The bar in the driver. Finished shards count in full, unfinished shards by the last report of their worker."""
+    """The bar in the driver. Finished shards count in full, unfinished shards by the last count of their worker."""
 
     def __init__(self, update: Callable[[int], Any], sizes: Mapping[int, int], before: Iterable[int] = ()) -> None:
         """`update(n)` advances the bar. `sizes` has the units of each shard, `before` the shards that are done."""
@@ -71,7 +71,7 @@ class Bar:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Reads the reports of the running shards until the block ends. Needs Ray."""
+        """Reads the counts of the running shards until the block ends. Needs Ray."""
         try:
             with looking("stage progress", self.hear, TELL_SECONDS):
                 yield
@@ -79,7 +79,7 @@ class Bar:
             self._forget()
 
     def hear(self) -> None:
-        """Reads the counts that the workers reported since the last call."""
+        """Reads the counts that the workers wrote since the last call."""
         counts = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
         with self._lock:
             for key, value in counts.items():

@@ -97,9 +97,10 @@ def map_shards(
 
     Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (other causes of the bytes, such as the
     device), so a rerun never uses shards that were made from other inputs. `whole_node`: a task takes all CPUs of its
-    node, because it computes with a model. `sizes`: units of each task, if `work` reports its progress by
-    `progress.advance`. An exception whose class has an `exit_code` comes out with its own message and that code, any
-    other exception as a RuntimeError with its traceback.
+    node, because it computes with a model. `sizes`: units of each task, if `work` calls `progress.advance`.
+
+    An exception whose class has an `exit_code` comes out with its own message and that code, any other exception as a
+    RuntimeError with its traceback.
     """
     made_of = {name: [source.content() for source in sources] for name, sources in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
