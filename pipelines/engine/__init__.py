@@ -1,1 +1,1 @@
-"""What runs a stage: configs, inputs, fingerprints, leases, shards and the runner."""
+"""The engine that runs a stage: configs, inputs, fingerprints, leases, shards and the runner."""

@@ -1,4 +1,4 @@
-"""A digest of the code that a stage rests on: `plan` compares it where VERSION stood still."""
+"""A digest of the code that a stage depends on: `plan` uses it to warn that code changed and VERSION did not."""
 
 import ast
 import functools
@@ -9,13 +9,13 @@ from infra.ray_session import REPOSITORY
 from pipelines.engine.stage import Stage
 
 CODE_PREFIXES = ("data", "model", "training", "pipelines.checkpoints.loaded", "pipelines.checkpoints.model_card")
-"""modules that decide what a stage makes; the rest of pipelines/ decides when and where"""
+"""modules that decide what a stage makes; other modules of pipelines/ decide when and where it runs"""
 DECLARED = {"pipelines/checkpoints/model_card.py": "pipelines/checkpoints/card_sections.py"}
-"""file -> file that it uses without an import: through what stages declare"""
+"""file -> file that it uses without an import, through the declarations of stages"""
 
 
 def code_sha256(stage: Stage) -> str:
-    """Of the stage's file and the project's modules it rests on: what `plan` compares where VERSION stood still."""
+    """The digest of the stage's file and of the project's modules that it imports, directly or indirectly."""
     sources = {Path(stage.module.__file__ or "")}
     unread = list(sources)
     while unread:
@@ -30,7 +30,7 @@ def code_sha256(stage: Stage) -> str:
 
 @functools.cache
 def _imported(source: Path, repository: Path) -> frozenset[Path]:
-    """Files of ours that a file imports, in functions too, or uses through what stages declare."""
+    """Files of the project that `source` imports (in functions too) or uses through the declarations of stages."""
     names = set()
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:

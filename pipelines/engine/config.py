@@ -1,8 +1,7 @@
-"""Configs as data: dataclass -> JSON -> dataclass, strictly, and the sentence for a field that does not exist.
+"""Configs as data: dataclass -> JSON -> dataclass, strictly, and the error for a field that does not exist.
 
-A config is a frozen dataclass (nested ones, tuples, numbers, strings, booleans). Its JSON, keys sorted and without the
-fields at their absent value (`data/absent.py`), is what gets hashed, so two configs are equal where their fingerprints
-are.
+A config is a frozen dataclass of numbers, strings, booleans, tuples and further dataclasses. Its JSON is hashed with
+sorted keys and without the fields at their absent value (`data/absent.py`), so equal configs have equal fingerprints.
 """
 
 import dataclasses
@@ -22,12 +21,12 @@ ConfigT = TypeVar("ConfigT")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The whole config as JSON types (tuples become lists, a whole number in a float field becomes that float)."""
+    """The whole config as JSON types: a tuple becomes a list, a whole number in a float field becomes a float."""
     return typing.cast(dict[str, Any], json.loads(canonical_json(dataclasses.asdict(_typed(config)))))
 
 
 def hashed(config: Any) -> dict[str, Any]:
-    """What a fingerprint holds of the config: `to_dict` without the fields that are at their absent value."""
+    """The part of the config that a fingerprint covers: `to_dict` without the fields at their absent value."""
     return present(_typed(config))
 
 
@@ -36,9 +35,9 @@ def _typed(config: Any) -> Any:
 
 
 def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Reads `values` as a `kind`. A field that declares an absent value and is not among `values` has that value.
+    """Reads `values` as a `kind`. A field that declares an absent value and is not in `values` gets that value.
 
-    Raises UserError that names the field: unknown (did you mean), missing or of a wrong type.
+    Raises UserError, naming the field, if a field is unknown, missing or of a wrong type.
     """
     check_fields(kind, values, where)
     try:
@@ -46,14 +45,18 @@ def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Con
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise UserError(f"{where}: field {field!r}: {first['msg'].removeprefix('Value error, ')}{got}") from error
+        if first["type"] == "value_error":  # a sentence of ours, which begins with what was got
+            raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        got = "" if first["type"] == "missing" else f"got {first['input']!r} for "
+        raise UserError(f"{where}: {got}field {field!r}: {first['msg']}") from error
 
 
 def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Raises UserError for the first name in `values`, at any depth, that is no field of `kind`."""
+    """Raises UserError for the first name in `values`, at any depth, that is not a field of `kind`."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: {prefix.rstrip('.') or 'the config'} must be an object of fields, got {values!r}")
+        raise UserError(
+            f"{where}: got {values!r} for {prefix.rstrip('.') or 'the config'}; it must be an object of fields"
+        )
     hints = typing.get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for name, value in values.items():
@@ -64,7 +67,7 @@ def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str =
 
 
 def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
-    """ "no field 'vocab_sise'; did you mean 'vocab_size'?", or the list of what is allowed where nothing is close."""
+    """ "no field 'vocab_sise'; did you mean 'vocab_size'?", or all allowed names if none of them is similar."""
     names = sorted(allowed)
     close = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(names) or 'none'}"
@@ -72,19 +75,19 @@ def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
 
 
 def same_names(what: str, got: Iterable[str], wanted: Iterable[str], where: str) -> None:
-    """Raises UserError for a name that should not be there, or one that is missing."""
+    """Raises UserError for a name in `got` that is not wanted, or for a wanted name that is missing."""
     got, wanted = list(got), list(wanted)
     for name in got:
         if name not in wanted:
             raise UserError(f"{where}: {no_such(what, name, wanted)}")
     if missing := [name for name in wanted if name not in got]:
-        raise UserError(f"{where}: {what} {missing[0]!r} is missing; there should be {', '.join(wanted)}")
+        raise UserError(f"{where}: {what} {missing[0]!r} is missing; give all of {', '.join(wanted)}")
 
 
 def texts(value: Any, where: str) -> tuple[str, ...]:
     """A JSON list of strings. Raises UserError for anything else."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{where} must be a list of strings, got {_short(value)}")
+        raise UserError(f"{where}: got {_short(value)}; it must be a list of strings")
     return tuple(value)
 
 
@@ -92,24 +95,24 @@ def canonical_json(value: Any) -> str:
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"a config holds a number that is not finite ({error}); give a finite one") from error
+        raise UserError(f"got a config with a number that is not finite ({error}); give a finite number") from error
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8, or "\ud800" in JSON
+    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8, or "\ud800" in JSON
         raise UserError(
-            f"a config holds text that is not UTF-8 ({error.object[max(0, error.start - 20) : error.end]!a}); "
-            "write it in UTF-8"
+            f"got a config with text that is not UTF-8 ({error.object[max(0, error.start - 20) : error.end]!a}); "
+            "write the text in UTF-8"
         ) from error
     return text
 
 
 def digest(value: Any, digits: int = 16) -> str:
-    """sha256 of the canonical JSON, the first `digits` hex digits."""
+    """The first `digits` hex digits of the sha256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:digits]
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Which fields changed, each as "name old -> new", in the order of the names."""
+    """The fields that changed, each as "name old -> new", sorted by name."""
     changes = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)

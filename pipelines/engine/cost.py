@@ -1,7 +1,7 @@
-"""What a stage takes: the base class of the costs that stages declare, and the plan of a recipe that a cost looks at.
+"""The work of a stage: the base class of the costs that stages declare, and the planned steps that a cost reads.
 
-    recipe -> Planned steps -> Cost.estimate -> Work -> pipelines/account (places, prices)       before
-    finished run            -> Cost.measure  -> Work -> the same                                 after
+    recipe -> Planned steps -> Cost.estimate -> Work -> pipelines/account (places, prices)       before the run
+    finished run            -> Cost.measure  -> Work -> pipelines/account (places, prices)       after the run
 
 `pipelines/account/costs.py` has the costs that several stages share.
 """
@@ -19,55 +19,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a step takes, before places and prices."""
+    """The work of one step, before its machines and prices are known."""
 
     tokens: float = 0.0
-    """tokens of the rows or of the text that it goes through"""
+    """tokens of the rows or of the text that the step processes"""
     flops: float = 0.0
-    """operations of a model, without recomputation"""
+    """floating-point operations of the model, without recomputation"""
     read_bytes: float = 0.0
-    """UTF-8 bytes of text that cores go through at the stage's speed"""
+    """UTF-8 bytes of text that CPU cores process at the stage's speed"""
     stored: Mapping[str, float] = field(default_factory=dict)
-    """kind of data -> bytes"""
+    """kind of data -> bytes that the step stores"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Packed rows that a step makes."""
+    """Numbers of packed rows that a step makes."""
 
     count: int = 0
-    """training rows"""
+    """number of training rows"""
     heldout: int = 0
-    """held-out rows"""
+    """number of held-out rows"""
     length: int = 0
-    """tokens in a row"""
+    """number of tokens in a row"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Planned:
-    """A step of a recipe before it runs, with the steps that feed it and the steps that it feeds."""
+    """A step of a recipe before it runs, with the steps that it reads and the steps that read it."""
 
     name: str
     stage: str
     config: Any
-    """the stage's Config"""
+    """Config of the stage"""
     cost: "Cost"
-    """what its stage declares"""
+    """cost that the stage declares"""
     inputs: Mapping[str, Sequence["Planned"]]
-    """input -> steps that feed it; files from outside are not listed"""
+    """input -> steps whose datasets it takes; files from outside are not listed"""
     readers: list["Planned"] = field(default_factory=list)
-    """steps that read one of its datasets"""
+    """steps that read a dataset of this step"""
 
     def source(self, name: str) -> "Planned | None":
-        """The first step that feeds the input; None where only files from outside do."""
+        """The first step whose dataset the input takes; None if the input takes only files from outside."""
         return next(iter(self.inputs.get(name, ())), None)
 
     def rows(self, name: str) -> list[Rows]:
-        """Packed rows of the steps that feed the input."""
+        """Numbers of packed rows of each step whose dataset the input takes."""
         return [step.cost.rows(step) for step in self.inputs.get(name, ())]
 
     def following(self) -> list["Planned"]:
-        """Every step that rests on this one, each once."""
+        """Every step that depends on this step, directly or indirectly, each once."""
         followers: dict[int, Planned] = {}
         unread = list(self.readers)
         while unread:
@@ -80,36 +80,36 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage takes, for `plan --prices` and `account`. A stage that costs something overrides what it knows."""
+    """The cost of a stage, for `plan --prices` and `account`. A stage overrides the methods that apply to it."""
 
     speed: Constant | None = None
-    """MB of text a second and core, which a file of prices replaces as `speed.<stage>`; None: it reads no text"""
+    """megabytes of text per second and core, which a price file replaces as `speed.<stage>`; None: reads no text"""
 
     @property
     def trains(self) -> bool:
-        """Whether it learns weights: the published carbon is that of training alone."""
+        """Whether the stage trains weights: the published carbon covers training alone."""
         return False
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
-        """Before the step has run, from its config and its sources."""
+        """The work before the step has run, from its config and its sources."""
         return Work()
 
     def measure(self, run: Finished) -> Work:
-        """After it has run: tokens and operations of its model. No tokens: those of its datasets count."""
+        """The work after the run: tokens and operations of its model. If tokens is 0, those of its datasets count."""
         return Work()
 
     def rows(self, step: Planned) -> Rows:
-        """Packed rows that it makes."""
+        """The packed rows that the step makes."""
         return Rows()
 
     def drawn_rows(self, config: Any) -> int:
-        """Packed rows that it trains on, over all its steps."""
+        """The number of packed rows that the stage trains on, over all training steps."""
         return 0
 
     def model(self, config: Any) -> "Gemma2Config | None":
-        """Sizes of the model whose checkpoints it writes; None where it writes none."""
+        """The sizes of the model whose checkpoints the stage writes; None if it writes no checkpoints."""
         return None
 
     def kept_pass(self, step: Planned) -> "Gemma2Config | None":
-        """The teacher whose pass it keeps for the training steps that read it; None where it keeps none."""
+        """The teacher whose forward pass the step stores for the training steps that read it; None: it stores none."""
         return None

@@ -1,7 +1,7 @@
-"""What a stage declares beside READS, WRITES, VERSION, Config and run: `DECLARES = Declaration(...)` in its file.
+"""The declaration of a stage beside READS, WRITES, VERSION, Config and run: `DECLARES = Declaration(...)` in its file.
 
-Engine, account, report, model card, cluster and fit ask the declaration, so none of them knows a stage by its name. All
-of it has a default: a stage over documents may leave DECLARES out. What several stages share is in
+Engine, account, report, model card, cluster and fit read the declaration, so none of them knows a stage by its name.
+Every field has a default: a stage over documents may leave DECLARES out. Values that several stages share are in
 `pipelines/account/costs.py`, `pipelines/report/kinds.py`, `pipelines/checkpoints/card_sections.py` and
 `pipelines/fit/programs.py`.
 """
@@ -15,26 +15,29 @@ from pipelines.engine.inputs import Input
 from pipelines.engine.reported import Report
 
 DRIVER_GIGABYTES = 16
+"""memory of an ordinary driver, in gigabytes"""
 WHOLE_MODEL_GIGABYTES = 160
-"""memory of a driver that holds a whole model: twice the 27B in bfloat16, and room"""
+"""memory of a driver that holds a whole model, in gigabytes: twice the 27B in bfloat16, and a reserve"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a stage runs a model."""
+    """The machines on which a stage runs a model."""
 
     several_hosts: bool = False
-    """whether it takes whole slices (--topology, --slices), a worker on each host; False: one process on one host"""
+    """whether the stage takes whole slices (--topology, --slices), one worker on each host; False: one process on one
+    host"""
     mesh: bool = True
-    """whether it divides the model over its chips (--mesh); False: the model runs on one chip"""
+    """whether the stage divides the model over its chips (--mesh); False: the model runs on one chip"""
 
 
 Card = Callable[[Input, int, Mapping[str, Input]], Iterable[str]]
-"""(checkpoint, its step, runs behind it by reference) -> lines of the model card on how its weights came about"""
+"""(checkpoint, its step, runs that it was made from by reference) -> lines of the model card on the origin of its
+weights"""
 
 
 def nothing_to_add(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterable[str]:
-    """What the model card says where a stage declares nothing of its weights."""
+    """The lines of the model card for a stage that declares nothing about its weights: none."""
     return ()
 
 
@@ -45,40 +48,42 @@ class OwnText:
     input: str
     """name of the input"""
     config: Callable[[Any], Any]
-    """the recipe's Config -> the Config for other text than the recipe's own"""
+    """the recipe's Config -> the Config for text that the user gives"""
     note: str = "Your files become text."
-    """what the step is for, with such text"""
+    """purpose of the step for text that the user gives, in a sentence"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A compiled program of a stage, which `fit` puts to the TPU's compiler."""
+    """A compiled program of a stage, which `fit` gives to the TPU's compiler."""
 
     name: str
-    """what `fit --program` calls it"""
+    """name of the program for `fit --program`"""
     tracer: str
-    """module that traces it: `python -m TRACER request.json folder` leaves hlo.pb and trace.json in the folder"""
+    """module that traces the program: `python -m TRACER request.json folder` writes hlo.pb and trace.json to the
+    folder"""
     sources: tuple[str, ...]
-    """files of the repository that its numbers follow from, besides the request"""
+    """files of the repository that the program's numbers depend on, besides the request"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """All that others need to know of a stage."""
+    """Everything that other modules need to know about a stage."""
 
     lease: bool = False
-    """whether one driver at a time may run it: its bytes depend on the device, or it is too dear to do twice"""
+    """whether only one driver at a time may run the stage: its bytes depend on the device, or it costs too much to
+    run twice"""
     places: Places | None = None
-    """where it runs a model; None: it runs none on chips"""
+    """machines on which the stage runs a model; None: it runs no model on chips"""
     driver_gigabytes: int = DRIVER_GIGABYTES
-    """memory of the machine that its driver needs"""
+    """memory that the machine of the driver needs, in gigabytes"""
     cost: Cost = field(default_factory=Cost)
-    """what it takes"""
+    """cost of a run"""
     report: Report = field(default_factory=Report)
-    """what the report shows of it"""
+    """part of a run that the report shows"""
     card: Card = nothing_to_add
-    """what the model card says of a checkpoint that it made"""
+    """lines of the model card on a checkpoint that the stage made"""
     own_text: OwnText | None = None
-    """its input that `--input` of a recipe fills; None: its inputs from outside have flags of their own"""
+    """input that `--input` of a recipe fills; None: the stage's inputs from outside have flags of their own"""
     programs: tuple[Program, ...] = ()
-    """compiled programs that `fit` can judge"""
+    """compiled programs that `fit` can check"""

@@ -1,4 +1,4 @@
-"""A run that has finished, as the functions that a stage declares get it."""
+"""A finished run, as it is passed to the functions that a stage declares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from pipelines.engine.inputs import Input
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Its manifest, its log and what it was made from."""
+    """The manifest, config, inputs and log of a finished run."""
 
     directory: str
-    """URI of the run"""
+    """URI of the run's directory"""
     manifest: Manifest
     config: Any
-    """the stage's Config"""
+    """Config of the stage"""
     inputs: Mapping[str, Sequence[Input]]
     run: Mapping[str, Any]
-    """`_RUN.json`; {} where it is missing"""
+    """contents of `_RUN.json`; {} if the file is missing"""
 
     @property
     def log(self) -> Mapping[str, Any]:
-        """What the stage logged of itself."""
+        """The log that the stage itself wrote."""
         log: Mapping[str, Any] = self.run.get("log", {})
         return log

@@ -1,8 +1,8 @@
-"""What a stage reads, resolved: a dataset of an earlier run, by reference or path, or files from outside, by content.
+"""Inputs of a stage, resolved: a dataset of an earlier run, by reference or path, or files from outside, by content.
 
 References: `stage/fingerprint`, `stage/fingerprint:dataset`, `train_model/fingerprint@step`, or the path of a run's
-directory (with the same suffixes). Files from outside are fingerprinted by sorted (relative name, size, sha256), on
-gs:// by generation and crc32c; where they lie is not hashed.
+directory (with the same suffixes). Files from outside are fingerprinted by their sorted (relative name, size, sha256).
+On gs://, generation and crc32c take the place of sha256. The location of the files is not hashed.
 """
 
 import functools
@@ -25,17 +25,17 @@ class Read:
     """One named input of a stage."""
 
     help: str
-    """what it is, in a few words"""
+    """short description of the input"""
     dataset: str | None = None
-    """name of the dataset it takes from the run it refers to; None for files from outside"""
+    """name of the dataset that the input takes from a run; None: the input takes files from outside"""
     file_allowed: bool = False
-    """whether a plain file from outside may stand in for the dataset (a tokenizer's .model)"""
+    """whether a plain file from outside may replace the dataset (a tokenizer's .model)"""
     many: bool = False
-    """whether it takes several"""
+    """whether the input takes several runs"""
     optional: bool = False
-    """whether the stage does without"""
+    """whether the stage can run without the input"""
     select: Callable[[Any, str], bool] | None = None
-    """(config, relative name) -> whether a file from outside belongs to the input"""
+    """(config, relative name) -> whether a file from outside belongs to the input; None: every file does"""
 
     @property
     def external(self) -> bool:
@@ -54,11 +54,11 @@ class ExternalFile:
     """A file from outside."""
 
     name: str
-    """relative to what was named on the command line"""
+    """name relative to the directory or glob of the command line"""
     uri: str
     bytes: int
     content: str
-    """sha256, or generation and crc32c on gs://"""
+    """sha256 of the file; on gs:// its generation and crc32c"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ class Input:
     """One resolved input."""
 
     reference: str
-    """what is hashed: `stage/fingerprint[@step]:dataset`, or `content:<digest>` for files from outside"""
+    """reference that is hashed: `stage/fingerprint[@step]:dataset`, or `content:<digest>` for files from outside"""
     given: str
-    """as the user wrote it, absolute: what a replay uses (of files from outside: a JSON list)"""
+    """text of the user with absolute paths, which `--config` uses again; for files from outside a JSON list"""
     directory: str = ""
-    """URI of the run it refers to"""
+    """URI of the run that the input refers to; empty for files from outside"""
     dataset: str = ""
     step: int | None = None
     files: tuple[ExternalFile, ...] = ()
@@ -81,34 +81,36 @@ class Input:
 
     @functools.cached_property
     def manifest(self) -> Manifest:
-        """Of the run it refers to. Raises UserError where that run has not finished."""
+        """The manifest of the run that the input refers to. Raises UserError if that run has not finished."""
         manifest = read_manifest(self.directory)
         if manifest is None:
-            raise UserError(f"{self.directory} has no {MANIFEST_NAME}: that run has not finished; run it (again) first")
+            raise UserError(
+                f"got {self.directory} without {MANIFEST_NAME}, so that run has not finished; run it to its end first"
+            )
         return manifest
 
     @property
     def data(self) -> Dataset:
-        """The dataset it names. Raises UserError where the run has none of that name."""
+        """The dataset that the input names. Raises UserError if the run has no dataset of that name."""
         if self.dataset not in self.manifest.datasets:
             raise UserError(f"{self.directory}: {no_such('dataset', self.dataset, self.manifest.datasets)}")
         return self.manifest.datasets[self.dataset]
 
     def uris(self) -> list[str]:
-        """Every file of it, in order."""
+        """The URIs of all files of the input, in order."""
         if self.external:
             return [file.uri for file in self.files]
         return [storage.join(self.directory, shard.name) for shard in self.data.shards]
 
     def content(self) -> str:
-        """A digest of the bytes themselves, whatever run they came from."""
+        """A digest of the bytes themselves, independent of the run that wrote them."""
         if self.external:
             return self.reference
         return "content:" + digest([(shard.name, shard.sha256) for shard in self.data.shards], 32)
 
 
 def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | None = None) -> Input:
-    """Turns what the user wrote into an Input. Raises UserError that says what is missing and what would do."""
+    """Turns the text of the user into an Input. Raises UserError if there is no such run, dataset, step or file."""
     if read.external:
         return external_input([text], select)
     assert read.dataset is not None
@@ -123,13 +125,13 @@ def resolve(text: str, read: Read, root: str, select: Callable[[str], bool] | No
     directory = storage.absolute(match["path"])
     if not storage.exists(directory):
         raise UserError(
-            f"no run and no path {text!r}; give stage/fingerprint[:dataset] of a run under {root}, or the path "
-            f"of a run's directory"
+            f"got {text!r}, which is no run and no path; give stage/fingerprint[:dataset] of a run under {root}, or "
+            f"the path of a run's directory"
         )
     if not storage.is_directory(directory):
         raise UserError(
-            f"{text!r} is a file, and this input takes {read.dataset!r} of a finished run; `run collect_text --input` "
-            "makes one of files of text"
+            f"got the file {text!r}; this input takes the dataset {read.dataset!r} of a finished run, and `run "
+            "collect_text --input` makes a run from text files"
         )
     return _run_input(directory, match, read.dataset, text)
 
@@ -142,18 +144,23 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
     manifest = read_manifest(directory)
     if manifest is None:
         raise UserError(
-            f"{given!r}: {directory} holds no {MANIFEST_NAME}, so no finished run; `python -m pipelines list "
-            f"--runs` shows those that have"
+            f"got {given!r}, but {directory} has no {MANIFEST_NAME} and is no finished run; `python -m pipelines list "
+            f"--runs` lists the finished runs"
         )
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
         raise UserError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")
     if name != dataset:  # held-out rows have the schema of training rows, and must never become them
-        raise UserError(f"{given!r}: this input takes {dataset!r}, got {name!r}")
+        raise UserError(
+            f"got {given!r}, the dataset {name!r}; this input takes the dataset {dataset!r}, so give :{dataset}"
+        )
     step = None if match["step"] is None else int(match["step"])
     if step is not None and step not in manifest.datasets[name].facts.get("steps", []):
         steps = manifest.datasets[name].facts.get("steps", [])
-        raise UserError(f"{given!r}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+        raise UserError(
+            f"got {given!r}, but there is no checkpoint of step {step}; the checkpoints are of steps: "
+            f"{', '.join(map(str, steps)) or 'none'}"
+        )
     return Input(
         reference=run_reference(manifest.stage, manifest.fingerprint, name, step),
         given=given if REFERENCE.match(given) else _suffixed(directory, match),
@@ -171,8 +178,8 @@ def _suffixed(directory: str, match: re.Match[str]) -> str:
 def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -> Input:
     """Files, directories and globs from outside, as one input.
 
-    A file's name is relative to the directory that was given; of several directories, each puts its own name before.
-    Raises UserError where one is missing or nothing is left.
+    A file's name is relative to the given directory. With several paths, each directory's own name stands before it.
+    Raises UserError if a path is missing or no file is left.
     """
     files: dict[str, ExternalFile] = {}
     passed_over: list[str] = []
@@ -185,19 +192,21 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 passed_over.append(name)
                 continue
             if not _is_text(name):
-                raise UserError(f"the name of the file {uri!r} is not UTF-8; rename it, or leave it out with --exclude")
+                raise UserError(
+                    f"got the file {uri!r}, whose name is not UTF-8; rename it, or leave it out with --exclude"
+                )
             if name in files and files[name].uri != uri:
                 raise UserError(
-                    f"{files[name].uri} and {uri} have one name, {name!r}; give the folder above both instead"
+                    f"got {files[name].uri} and {uri} with the same name {name!r}; give the folder above both instead"
                 )
             files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=storage.content(uri))
     if not files:
         problem = f"no file to read in {', '.join(paths)}"
         if not passed_over:
-            raise UserError(f"{problem}: there is none")
+            raise UserError(f"{problem}: no file is there; give files, directories or globs that match files")
         raise UserError(
-            f"{problem}: --include and --exclude leave none of {len(passed_over):,} (one is {min(passed_over)!r}); "
-            "name a pattern that it matches, as in --include '*.txt'"
+            f"{problem}: --include and --exclude leave out all {len(passed_over):,} files, such as "
+            f"{min(passed_over)!r}; give a pattern that files match, such as --include '*.txt'"
         )
     ordered = tuple(files[name] for name in sorted(files))
     return Input(
@@ -208,7 +217,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
 
 
 def _is_text(name: str) -> bool:
-    """Whether the name can be stored: Python gives the bytes of a name that is not UTF-8 as lone surrogates."""
+    """Whether the name can be stored. Python represents the bytes of a name that is not UTF-8 as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 

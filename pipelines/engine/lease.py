@@ -1,9 +1,9 @@
-"""The lease of a training run: one driver at a time, and a way on when that driver died.
+"""The lease of a training run: one driver at a time may write the run, and the next one takes over if it died.
 
-Leases are numbered files, each created exclusively. The newest number rules; its holder renews the heartbeat in it. A
-lease is stale when its heartbeat is 60 s old, or at once when its process on this machine is gone. Taking over means
-to create the next number, which only one of several can do, and then to overwrite the old file, so that a holder that
-was only asleep finds its token gone and stops.
+Leases are numbered files, each created exclusively. The newest number is valid, and its holder renews the heartbeat in
+the file. A lease is stale if its heartbeat is 60 s old, or at once if its process on this machine has ended. A driver
+takes over in two steps. It creates the next number, which only one of several drivers can do. Then it overwrites the
+old file, so that an old holder that was only suspended finds its token gone and stops.
 """
 
 import json
@@ -24,7 +24,7 @@ from pipelines.engine.errors import UserError
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
 FIELDS = {"token", "host", "boot", "pid", "process_start", "heartbeat"}
-"""of the file of a lease, which has `superseded` too"""
+"""fields that the file of a lease must have; it also has `superseded`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class Lease:
     """A lease held by this process."""
 
     uri: str
-    """the file that carries the token while the lease is ours"""
+    """URI of the file that carries the token while this process holds the lease"""
     token: str
 
 
 @contextmanager
 def hold_lease(directory: str) -> Iterator[Lease]:
-    """Takes the lease of `directory`, renews it while the block runs, gives it back at the end.
+    """Takes the lease of `directory`, renews it while the block runs and releases it at the end.
 
-    Raises UserError, naming the holder, where another driver holds it.
+    Raises UserError, naming the holder, if another driver holds the lease.
     """
     lease = _acquire(directory)
     stop = threading.Event()
@@ -68,7 +68,7 @@ def _next(lease: Lease) -> str:
 
 def _acquire(directory: str) -> Lease:
     while True:
-        # one level: below it are all shards and receipts of the run
+        # one level only: the levels below hold all shards and receipts of the run
         entries = [name for name, _ in storage.list_level(directory)]
         names = [name for name in entries if name.startswith("_LEASE.") and name.endswith(".json")]
         newest = max((int(name.split(".")[1]) for name in names), default=0)
@@ -78,22 +78,21 @@ def _acquire(directory: str) -> Lease:
             age = time.time() - current["heartbeat"]
             raise UserError(
                 f"{directory} is being written by process {current['pid']} on {current['host']} (heartbeat "
-                f"{age:.0f} s ago); "
-                f"wait for it, or end it and run again: the lease is free at once if it was here, after "
-                f"{STALE_SECONDS} s if elsewhere"
+                f"{age:.0f} s ago); wait for that process, or end it and run again: its lease ends at once on this "
+                f"machine, after {STALE_SECONDS} s on another machine"
             )
         lease = Lease(uri=_uri(directory, newest + 1), token=secrets.token_hex(16))
         try:
             storage.create_exclusive(lease.uri, _record(lease.token))
         except FileExistsError:
-            continue  # somebody else took over in this moment: look again
+            continue  # another driver took over at this moment: look again
         if current is not None:
             storage.write_bytes(current_uri, _record("", superseded=True))
         return lease
 
 
 def is_stale(record: dict[str, Any]) -> bool:
-    """Whether the holder is known to be dead, or has been silent for too long."""
+    """Whether the holder is known to have ended, or has not renewed its heartbeat for too long."""
     local = record["host"] == socket.gethostname() and record["boot"] == _boot_id() != ""
     if local and _process_start(record["pid"]) != record["process_start"]:
         return True
@@ -106,11 +105,11 @@ def _renew(lease: Lease, stop: threading.Event) -> None:
             if holds(lease):
                 storage.write_bytes(lease.uri, _record(lease.token))
             if not holds(lease):
-                # taken over, perhaps while we slept before the write: the checkpoint writer has to see it and stop
+                # taken over, perhaps between our check and our write: the checkpoint writer has to see it and stop
                 storage.write_bytes(lease.uri, _record("", superseded=True))
                 return
         except OSError:
-            continue  # storage that fails for a moment is tried again at the next beat
+            continue  # if storage fails for a moment, the next heartbeat tries again
 
 
 def _uri(directory: str, number: int) -> str:
@@ -118,12 +117,12 @@ def _uri(directory: str, number: int) -> str:
 
 
 def read_lease(uri: str) -> dict[str, Any] | None:
-    """What the file of a lease says; None where it is missing or damaged."""
+    """The contents of the file of a lease; None if the file is missing or damaged."""
     try:
         record = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, ValueError):
         return None
-    # a damaged lease holds nobody
+    # a damaged file counts as no lease
     return record if isinstance(record, dict) and record.keys() >= FIELDS else None
 
 
@@ -141,13 +140,13 @@ def _record(token: str, superseded: bool = False) -> bytes:
 
 
 def _boot_id() -> str:
-    """Tells two machines with one host name apart, and a machine from itself before a reboot."""
+    """An id that differs between two machines of the same host name, and after each reboot of one machine."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
 def _process_start(pid: int) -> str | None:
-    """When the process began, in clock ticks since boot: a reused pid differs. None where there is no such process."""
+    """The start of the process in clock ticks since boot, which differs for a reused pid. None: no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the resources place a run, resolved once: hosts, chips, workers, mesh.
+"""The placement of a run by its resources, resolved once: hosts, chips, workers, mesh.
 
 --topology v5e:4x4 --slices 2 [--mesh ...] -> Placement -> Setup and TpuSlices of training
 """
@@ -20,21 +20,25 @@ from training.worker.places import POD_TYPE, SLICE_NAME, TOPOLOGY, TpuSlices
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a run trains."""
+    """The devices and machines on which a run trains."""
 
     setup: Setup
-    """device, workers, mesh and how a step is cut"""
+    """device, workers, mesh and microbatches"""
     topology: Topology | None = None
-    """TPU slices that the run rents; None: the hosts that there are"""
+    """TPU slices that the run rents; None: the hosts of the cluster"""
     tpu: TpuSlices | None = None
-    """what training asks of the cluster; None without a topology"""
+    """slices that training requests from the cluster; None without a topology"""
     fewest_workers: int
-    """workers that the run goes on with at least: all of them, or fewer in whole slices if the resources allow it"""
+    """smallest number of workers that the run continues with: all workers, or fewer (in whole slices) if the resources
+    allow it"""
 
 
 def place(resources: Resources) -> Placement:
-    """Raises UserError for slices that do not exist, that Ray does not reserve as a whole, or that do not fit the
-    device, the workers or the mesh."""
+    """The placement of a run with these resources.
+
+    Raises UserError if slices do not exist, if Ray does not reserve them as a whole, or if they do not fit the device,
+    the workers or the mesh.
+    """
     topology, mesh = _topology(resources), resources.mesh_shape
     if topology is None:
         workers, fewest = resources.workers, resources.min_workers or resources.workers
@@ -60,22 +64,28 @@ def place(resources: Resources) -> Placement:
 def _topology(resources: Resources) -> Topology | None:
     if not resources.topology:
         if resources.slices > 1 or resources.min_slices:
-            raise UserError(f"--slices {resources.slices} of what? give --topology, as in v5e:4x4")
+            slices = resources.slices
+            raise UserError(f"got --slices {slices} without --topology; give the topology too, such as v5e:4x4")
         return None
     place = parse_topology(resources.topology, resources.slices)
     if resources.device not in ("auto", TPU_DEVICE):
-        raise UserError(f"--topology {place.name} on device {resources.device!r}; TPU slices take {TPU_DEVICE!r}")
+        raise UserError(
+            f"got --topology {place.name} on device {resources.device!r}; give --device {TPU_DEVICE} for TPU slices"
+        )
     if resources.workers not in (1, place.hosts):
         raise UserError(
-            f"--workers {resources.workers}, but {place.slices} x {place.name} has {place.hosts} hosts and a worker "
-            "runs on each; leave --workers out"
+            f"got --workers {resources.workers} for {place.slices} x {place.name}, which has {place.hosts} hosts with "
+            "one worker each; leave --workers out"
         )
     if resources.min_workers is not None:
-        raise UserError(f"--min-workers on --topology {place.name}: whole slices come and go; give --min-slices")
+        raise UserError(
+            f"got --min-workers with --topology {place.name}; slices are lost and return as a whole, so give "
+            "--min-slices"
+        )
     if place.hosts > place.slices and place.chips_per_slice == 8 and place.chip.dimensions == 2:
         raise UserError(
-            f"Ray takes {place.name} for one host of 8 chips and does not hold two hosts of 4 together; use "
-            f"{place.chip.name}:2x2 or {place.chip.name}:4x4"
+            f"got {place.name} as two hosts of 4 chips, which Ray takes for one host of 8 chips and does not reserve "
+            f"together; use {place.chip.name}:2x2 or {place.chip.name}:4x4"
         )
     return place
 
@@ -96,10 +106,10 @@ def _tpu_slices(place: Topology) -> TpuSlices:
 
 
 def tpu_of_cluster(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
-    """The slices that the run rents; without a topology, the smallest TPU host of the cluster, for devices that may be
-    a TPU. None where there is neither. `nodes` as of ray.nodes().
+    """The slices that the run rents. Without a topology: the smallest TPU host of the cluster, if the device may be a
+    TPU. None if there is neither. `nodes` is the list of ray.nodes().
 
-    Raises UserError where that host belongs to a slice of several: libtpu would wait there for the others.
+    Raises UserError if that host belongs to a slice of several hosts, because libtpu would wait for the other hosts.
     """
     if placement.tpu is not None or placement.setup.device not in ("auto", TPU_DEVICE):
         return placement.tpu
@@ -115,10 +125,10 @@ def _one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
         chips = pod_chips(pod_type) if pod_type else 0
         if chips > node["Resources"]["TPU"] or (name is not None and together[name] > 1):
             chip = chip_called(pod_type or "")
-            known = f"{chip.name}:{topology}" if chip is not None and topology else "as in v5e:4x4"
+            known = f"{chip.name}:{topology}" if chip is not None and topology else "such as v5e:4x4"
             raise UserError(
-                f"the TPU host {node.get('NodeManagerAddress', '')} belongs to the slice {name or pod_type} of several "
-                f"hosts, and one alone would wait for the others; give --topology {known}"
+                f"got the TPU host {node.get('NodeManagerAddress', '')} of the slice {name or pod_type}, which has "
+                f"several hosts; one host alone would wait for the other hosts, so give --topology {known}"
             )
     return TpuSlices(chips_per_host=int(min(node["Resources"]["TPU"] for node in hosts))) if hosts else None
 
@@ -126,17 +136,17 @@ def _one_host(nodes: Sequence[Mapping[str, Any]]) -> TpuSlices | None:
 def _check_mesh(mesh: MeshShape, place: Topology) -> None:
     if mesh.chips != place.chips:
         raise UserError(
-            f"mesh {mesh.text} has {mesh.chips} chips, and {place.slices} x {place.name} has {place.chips}; their "
-            "product has to be that"
+            f"got mesh {mesh.text} of {mesh.chips} chips for {place.slices} x {place.name} of {place.chips} chips; the "
+            f"product of the mesh has to be {place.chips}"
         )
     row_groups(place.hosts, mesh)
 
 
 def chip_flops_of(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> float | None:
-    """Peak of one TPU chip, dense bfloat16 operations a second, for MFU; `nodes` as of ray.nodes().
+    """The peak of one TPU chip in dense bfloat16 operations a second, for MFU. `nodes` is the list of ray.nodes().
 
-    Of the chip that the topology names, otherwise of the cluster's TPU hosts; None where there are none, or several
-    kinds of them, or one that is not in our table.
+    The chip is the topology's, without a topology that of the cluster's TPU hosts. None if the cluster has no TPU host,
+    has several kinds of chips, or has a chip that is not in our table.
     """
     if placement.topology is not None:
         return placement.topology.chip.peak_flops

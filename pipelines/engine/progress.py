@@ -1,8 +1,8 @@
-"""How far the shards of a stage are: one bar in the driver, which also hears from inside the shards.
+"""Progress of the shards of a stage: one bar in the driver, which counts the work inside unfinished shards too.
 
-On a terminal it is a bar, in a log a line now and then. Work that runs in a Ray worker calls `advance`; about once a
-second the worker puts its count into the cluster's key-value store, where the driver looks as often. Outside of a
-terminal and of a submitted job nothing is told.
+On a terminal it is a bar, in a log a line every 15 seconds. Work that runs in a Ray worker calls `advance`. About once
+a second the worker writes its count to the cluster's key-value store, and the driver reads it as often. Workers write
+counts only if the driver has a terminal or is a submitted job.
 """
 
 import secrets
@@ -16,8 +16,9 @@ from infra.ray_private import kv_delete, kv_get, kv_list, kv_put
 from training.worker.watch import looking
 
 TELL_SECONDS = 1.0
+"""seconds between two counts that a worker writes, and between two looks of the driver"""
 LINE_SECONDS = 15.0
-"""between two lines in a log, where no bar can be drawn"""
+"""seconds between two lines in a log, which cannot show a bar"""
 
 _current: "_Shard | None" = None
 
@@ -30,7 +31,7 @@ class _Shard:
 
 
 def advance(units: int) -> None:
-    """Called by a stage's work: so many more units of the shard in hand are done (rows, tokens, ...)."""
+    """Counts `units` more of the current shard as done (rows, tokens, ...). The work of a stage calls it."""
     if _current is None:
         return
     _current.done += units
@@ -41,7 +42,7 @@ def advance(units: int) -> None:
 
 @contextmanager
 def shard(prefix: str | None, index: int) -> Iterator[None]:
-    """In the worker, around the work on shard `index`; `prefix` None: nobody listens."""
+    """Counts, in the worker, the work of the block as work on shard `index`. With `prefix` None it counts nothing."""
     global _current
     _current = None if prefix is None else _Shard(_key(prefix, index))
     try:
@@ -51,10 +52,10 @@ def shard(prefix: str | None, index: int) -> Iterator[None]:
 
 
 class Bar:
-    """In the driver: finished shards count in full, those in work as far as they told."""
+    """The bar in the driver. Finished shards count in full, unfinished shards by the last count of their worker."""
 
     def __init__(self, update: Callable[[int], Any], sizes: Mapping[int, int], before: Iterable[int] = ()) -> None:
-        """`update(n)` moves the bar on; `sizes` are the units of each shard, `before` those of an earlier attempt."""
+        """`update(n)` advances the bar. `sizes` has the units of each shard, `before` the shards that are done."""
         self.prefix = f"stage-progress/{secrets.token_hex(8)}/"
         self._update, self._sizes = update, sizes
         self._finished = self._shown = sum(sizes[index] for index in before)
@@ -62,7 +63,7 @@ class Bar:
         self._lock = threading.Lock()
 
     def finish(self, index: int) -> None:
-        """Shard `index` is done."""
+        """Counts shard `index` as done."""
         with self._lock:
             self._running[index] = 0
             self._finished += self._sizes[index]
@@ -70,7 +71,7 @@ class Bar:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Asks the running shards until the block ends. Needs Ray."""
+        """Reads the counts of the running shards until the block ends. Needs Ray."""
         try:
             with looking("stage progress", self.hear, TELL_SECONDS):
                 yield
@@ -78,7 +79,7 @@ class Bar:
             self._forget()
 
     def hear(self) -> None:
-        """Takes over what the workers told since the last time."""
+        """Reads the counts that the workers wrote since the last call."""
         counts = {key: kv_get(key) for key in kv_list(self.prefix.encode())}
         with self._lock:
             for key, value in counts.items():
@@ -89,7 +90,7 @@ class Bar:
 
     def _show(self) -> None:
         done = self._finished + sum(self._running.values())
-        self._update(max(0, done - self._shown))  # 0 too: the elapsed time moves on
+        self._update(max(0, done - self._shown))  # with 0 too, which refreshes the elapsed time
         self._shown = max(done, self._shown)
 
     def _forget(self) -> None:
@@ -98,18 +99,18 @@ class Bar:
 
 
 class Lines:
-    """Progress for a log: a line now and then, none where the work is done sooner."""
+    """Progress for a log: a line every LINE_SECONDS, and no line if the work is done sooner."""
 
     def __init__(self, total: int, unit: str, title: str, say: Callable[[str], None], before: int = 0) -> None:
-        """`before`: units that an earlier attempt did, which took no time of this one."""
+        """`before`: units that an earlier attempt did, which do not count for the rate."""
         self.total, self.unit, self.title, self.say = total, unit, title, say
         self.done = self.before = before
         self.began = self.said = time.monotonic()
         if before:
-            say(f"{title}: goes on at {before:,} of {total:,} {unit}s")
+            say(f"{title}: resumed at {before:,} of {total:,} {unit}s")
 
     def advance(self, units: int, note: str = "") -> None:
-        """So many more units are done; `note` stands at the end of a line."""
+        """Counts `units` more as done; `note` ends the line."""
         self.done += units
         now = time.monotonic()
         if now - self.said < LINE_SECONDS or self.done <= self.before:

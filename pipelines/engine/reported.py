@@ -1,6 +1,6 @@
-"""What the report shows of a run: the base class of the reports that stages declare, and the figures that they return.
+"""The part of a run that the report shows: the base class of the reports that stages declare, and their figures.
 
-`pipelines/report/kinds.py` has the reports of stages that run a model.
+`pipelines/report/kinds.py` has the reports of the stages that run a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,26 +18,29 @@ class TrainedModel:
     shape: str
     """width and layers in words"""
     parameters: int | None
+    """number of parameters; None: not known"""
     steps: Sequence[int]
     """steps that have a checkpoint"""
     tokens_seen: int | None
+    """number of target tokens that the model was trained on; None: not known"""
     setting: str
-    """all that makes models comparable but the objective: the same text, the same setting"""
+    """text and settings of the training without the objective: models with equal ones are comparable"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A checkpoint on held-out rows."""
+    """The losses of a checkpoint on held-out rows."""
 
     heldout: str
-    """reference of the rows"""
+    """reference of the held-out rows"""
     targets: int
+    """number of target tokens"""
     loss: float
-    """nats a target token"""
+    """loss in nats per target token"""
     perplexity: float
     bits_per_byte: float
     unigram: Mapping[str, float]
-    """the same three of the unigram baseline; empty where none was computed"""
+    """loss, perplexity and bits per byte of the unigram baseline; empty if it was not computed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class CacheFigures:
 
     name: str
     draws: int
-    """0 where nothing was drawn: the most likely ids were kept"""
+    """number of draws per target; 0: nothing was drawn, the most likely ids were kept"""
     targets: int
     stored_ids: int
     max_unique: int
@@ -74,24 +77,24 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the report shows of a run. The defaults are those of a stage that makes documents or rows."""
+    """The part of a run that the report shows. The defaults suit a stage that makes documents or rows."""
 
     units: Mapping[str, str] = field(default_factory=dict)
-    """dataset -> what one of its rows is called, where it is not as in `pipelines/report/words.py`"""
+    """dataset -> name of one of its rows, if it differs from that in `pipelines/report/words.py`"""
     tokens_fact: str = ""
-    """fact of a dataset that counts the tokens; empty: the tokens of all its datasets"""
+    """fact of a dataset that has the number of tokens; empty: the sum over all datasets of the run"""
 
     @property
     def evaluates(self) -> bool:
-        """Whether its runs are evaluations of a checkpoint."""
+        """Whether a run of the stage evaluates a checkpoint."""
         return False
 
     def made(self, run: Finished) -> str:
-        """What it made, in words; empty: the rows of each dataset."""
+        """The results of the run in words; empty: the report prints the rows of each dataset."""
         return ""
 
     def tokens(self, run: Finished) -> int | None:
-        """Tokens that it made; of a stage that runs a model, targets that were predicted. None: not known."""
+        """The tokens that the run made; for a stage that runs a model, the predicted targets. None: not known."""
         datasets = run.manifest.datasets.values()
         if self.tokens_fact:
             return next(
@@ -100,17 +103,17 @@ class Report:
         return sum(dataset.tokens for dataset in datasets) or None
 
     def model(self, run: Finished) -> TrainedModel | None:
-        """The model that it trained."""
+        """The model that the run trained; None: the run trained no model."""
         return None
 
     def evaluation(self, run: Finished) -> Evaluated | None:
-        """The checkpoint that it evaluated."""
+        """The checkpoint that the run evaluated; None: the run evaluated no checkpoint."""
         return None
 
     def cache(self, name: str, run: Finished) -> CacheFigures | None:
-        """The cache of logits that it made, under the name of its step."""
+        """The cache of logits that the run made, under `name`, its step; None: the run made no cache."""
         return None
 
     def written(self, run: Finished) -> Written | None:
-        """The texts that a model wrote in it."""
+        """The texts that a model wrote in the run; None: the run wrote no texts."""
         return None

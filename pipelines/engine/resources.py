@@ -1,4 +1,4 @@
-"""Where, and with how much, a stage runs: recorded with the run, never hashed."""
+"""The device, workers and slices that a stage runs on: recorded with the run, never hashed."""
 
 import functools
 from dataclasses import dataclass
@@ -13,61 +13,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Where and with how much to run: recorded, never hashed."""
+    """The device, workers and slices that a stage runs on: recorded, never hashed."""
 
     device: Device = "auto"
-    """what computes; auto takes xla on a TPU, cuda on a GPU, and cpu where there is neither: it is faster there than
-    xla on a CPU"""
+    """device that computes; auto is xla on a TPU, cuda on a GPU, and cpu on other machines, where it is faster than
+    xla"""
     workers: int = 1
-    """Ray Train workers"""
+    """number of Ray Train workers"""
     min_workers: int | None = None
-    """fewest workers that a training run goes on with if nodes are missing; it grows again as they come; None: all"""
+    """smallest number of workers that a training run continues with if nodes are missing; it grows again when they
+    return; default: all workers"""
     topology: str = ""
-    """slice that a training run takes, as in v5e:4x4, a worker on each of its hosts; empty: one host"""
+    """TPU slice that a training run takes, such as v5e:4x4, with one worker on each of its hosts; default: one host"""
     slices: int = 1
-    """number of such slices, as data replicas"""
+    """number of slices of that topology, used as data replicas"""
     min_slices: int | None = None
-    """fewest slices that a training run goes on with, as with min_workers; None: all"""
+    """smallest number of slices that a training run continues with if nodes are missing; default: all slices"""
     mesh: str = ""
-    """how a model is divided over the chips on xla, as in data=2,model=2; empty: one chip, with a topology all of its
-    chips along data. For training on cpu and cuda the workers are the chips: data=N divides the model over them, the
-    default on cuda, and replica=N repeats it, the default on cpu"""
+    """division of the model over the chips on xla, such as data=2,model=2; default: one chip, with a topology all its
+    chips along data. When training on cpu and cuda, the workers are the chips: data=N divides the model over N workers
+    (default on cuda), and replica=N keeps a copy on each of N workers (default on cpu)"""
     microbatch_rows: int | None = None
-    """rows of the global batch that one worker computes at a time; None: all of its rows"""
+    """number of rows of the global batch that one worker computes at a time; default: all rows of the worker"""
     remat: Literal["none", "projections", "full"] | None = None
-    """what the backward pass computes again on xla; None: full on a TPU, none elsewhere"""
+    """part of a layer that the backward pass computes again on xla; default: full on a TPU, none on other devices"""
     feed: Literal["direct", "ray"] = "direct"
-    """who reads the training rows: the worker itself, or a Ray Data pipeline"""
+    """reader of the training rows: the worker itself (direct) or a Ray Data pipeline (ray)"""
     on_bad_step: Literal["stop", "skip"] = "stop"
-    """where a training step's loss or gradient is not finite, or its loss a spike: stop, or go on without its update"""
+    """reaction to a training step whose loss or gradient is not finite, or whose loss is a spike: stop the run, or
+    skip the step's update"""
     max_failures: int = 3
-    """how often the training workers are started again after one died"""
+    """number of times that the training workers are started again after one of them died; -1: no limit"""
     max_preemptions: int = -1
-    """the same after a machine was taken away, which is counted apart; -1: always"""
+    """number of times that the training workers are started again after a machine was taken away, counted apart from
+    max_failures; -1: no limit"""
     tensorboard: bool = False
     """whether a training run writes event files for TensorBoard beside its logs (local roots only)"""
     cpus: int | None = None
-    """CPUs that the embedded Ray may use; None: all"""
+    """number of CPUs that the embedded Ray may use; default: all CPUs"""
 
     def __post_init__(self) -> None:
         for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"got {name}={value}; it must be at least 1")
         for fewest, all_of in (("min_workers", "workers"), ("min_slices", "slices")):
-            if (value := getattr(self, fewest)) is not None and value > getattr(self, all_of):
+            if (value := getattr(self, fewest)) is not None and value > (most := getattr(self, all_of)):
                 raise UserError(
-                    f"{fewest} is {value}, more than {all_of}, {getattr(self, all_of)}; give it at most that"
+                    f"got {fewest}={value}, more than {all_of}={most}; give {fewest} from 1 to {most}, or more {all_of}"
                 )
         if self.mesh:
             _ = self.mesh_shape  # refused here, before anything runs
         for name in ("max_failures", "max_preemptions"):
             if getattr(self, name) < -1:
-                raise UserError(f"{name} must be 0 or more, or -1 for always, got {getattr(self, name)}")
+                raise UserError(f"got {name}={getattr(self, name)}; it must be 0 or more, or -1 for no limit")
 
     @functools.cached_property
     def mesh_shape(self) -> "MeshShape | None":
-        """The mesh, parsed; None where none is given."""
+        """The parsed mesh; None if no mesh is given."""
         if not self.mesh:
             return None
         from model.sharding import MeshShape  # imports torch

@@ -1,10 +1,10 @@
-"""Runs one stage: fingerprint, is it done, run, publish.
+"""Runs one stage: computes its fingerprint, checks whether it is done, runs it and publishes the manifest.
 
     inputs + Config -> fingerprint -> ROOT/<stage>/<fingerprint>/ -> run -> _MANIFEST.json (last, exclusive) + _RUN.json
 
-A run whose manifest is there has nothing to do and starts nothing. An interrupted one goes on: finished shards and
-committed checkpoints are kept. Two drivers of one data stage both work, and at the manifest one of them learns that
-the other was first.
+A run that has a manifest has nothing to do and starts nothing. An interrupted run is resumed: finished shards and
+committed checkpoints are kept. If two drivers run the same data stage, both work, and the first to publish the
+manifest wins: the second driver uses that manifest.
 """
 
 import datetime
@@ -37,18 +37,18 @@ from pipelines.engine.task import Task
 
 CONFIG_NAME = "_CONFIG.json"
 FAILED_NAME = "_FAILED.json"
-"""why the last attempt ended, for `status`; removed when the next one begins"""
+"""file with the error of the last attempt, for `status`; the next attempt removes it"""
 PACKAGES = ("ray", "torch", "torch_xla", "pyarrow", "sentencepiece", "numpy")
 
 
 def run_task(task: Task, resources: Resources, session: RaySession, say: Any = print) -> Manifest:
-    """Runs the task unless its manifest is there; returns the manifest. What `run` raises comes out unchanged.
+    """Runs the task unless it has a manifest; returns the manifest. Exceptions of the stage come out unchanged.
 
-    Raises VerdictError where the run is finished, now or before, and its answer is no.
+    Raises VerdictError if the run is finished, now or before, and its answer is no.
     """
     where = f"{task.stage.name}/{task.fingerprint}"
     if (done := task.manifest()) is not None:
-        clean_up(task.directory)  # of a driver that was killed after its manifest
+        clean_up(task.directory)  # files of a driver that was killed after it published the manifest
         say(f"{where}: done before, nothing to do")
         return _accepted(done)
     for sources in task.inputs.values():
@@ -109,7 +109,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: a machine for GPUs has no torch_xla."""
+    """The installed version; None if the package is not installed: a machine for GPUs has no torch_xla."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +117,7 @@ def _version(package: str) -> str | None:
 
 
 def _accepted(manifest: Manifest) -> Manifest:
-    """Raises VerdictError where a finished run says no."""
+    """Raises VerdictError if the answer of a finished run is no."""
     for dataset in manifest.datasets.values():
         if dataset.facts.get(FAILURE):
             raise VerdictError(f"{manifest.stage}/{manifest.fingerprint}: {dataset.facts[FAILURE]}")
@@ -145,7 +145,7 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
 
 
 def save_config(task: Task) -> None:
-    """Writes what `--config` replays: the resolved config and the inputs as given."""
+    """Writes the file that `--config` replays: the resolved config and the inputs as given."""
     document = {
         "stage": task.stage.name,
         "fingerprint": task.fingerprint,
@@ -162,7 +162,7 @@ def save_config(task: Task) -> None:
 
 
 def _save_failure(task: Task, error: Exception) -> None:
-    """One line of it: `status` shows it. Where the storage is what failed there is nothing to do."""
+    """Saves one line of the error, which `status` prints. If the storage itself failed, it saves nothing."""
     lines = str(error).strip().splitlines()
     message = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
     record = {
@@ -175,16 +175,16 @@ def _save_failure(task: Task, error: Exception) -> None:
 
 
 def read_run(directory: str) -> dict[str, Any]:
-    """The run's log (times, host, versions), or {} where there is none."""
+    """The run's log (times, host, versions); {} if the run has no log."""
     try:
         uri = storage.join(directory, RUN_NAME)
-        return parse_object(storage.read_bytes(uri), uri, "remove it: only times, speeds and versions are lost")
+        return parse_object(storage.read_bytes(uri), uri, "remove it: it holds only times, speeds and versions")
     except FileNotFoundError:
         return {}
 
 
 def finished(task: Task) -> Finished | None:
-    """The task's run as the functions of its stage's declaration get it; None where it has not finished."""
+    """The task's run in the form that the functions of a declaration take; None if the run has not finished."""
     manifest = task.manifest()
     if manifest is None:
         return None

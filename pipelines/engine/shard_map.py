@@ -1,11 +1,11 @@
 """Shards in, shards out: a Ray Data run over shard references, with our own sink, restartable shard by shard.
 
-`map_shards` gives each task to a Ray worker, which computes the tables of its shard, writes them below
-`_staging/<attempt>`, moves them to their final names and leaves a receipt. Output shard k is a function of task k
-alone, so neither the number of workers nor the order in which they finish changes a byte. Work that gives more than
-fits a shard yields outputs one after another: each becomes a file of its own, and only one is in memory. A rerun skips
-every shard whose receipt and files are there. What a phase leaves for the next one (a shuffle's partitions) goes to
-datasets whose names begin with "_"; no manifest lists them.
+`map_shards` gives each task to a Ray worker. The worker computes the tables of its shard, writes them below
+`_staging/<attempt>`, moves them to their final names and writes a receipt. Output shard k is a function of task k
+alone, so neither the number of workers nor the order in which they finish changes a byte. Work whose output does not
+fit one shard yields several outputs: each becomes a file of its own, and only one of them is in memory. A rerun skips
+every shard whose receipt and files exist. Files of a phase for the next phase (a shuffle's partitions) go to datasets
+whose names begin with "_"; no manifest lists them.
 """
 
 import json
@@ -35,10 +35,10 @@ from training.log.chips import chips_held
 
 RECEIPTS = "_receipts"
 PHASES = "_phases"
-"""how many tasks each phase has: for `status`"""
+"""folder with the number of tasks of each phase, for `status`"""
 STAGING = "_staging"
 READ_THREADS = 16
-"""requests at a time for the receipts of an interrupted run"""
+"""number of parallel requests for the receipts of an interrupted run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +48,33 @@ class Part:
     table: pa.Table | None = None
     data: bytes | None = None
     name: str | None = None
-    """file name; None: the shard's number"""
+    """file name; None: number of the shard"""
     tokens: int = 0
     row_group_rows: int = shards.DEFAULT_ROW_GROUP_ROWS
     opaque_columns: tuple[str, ...] = ()
-    """columns without dictionary and statistics"""
+    """columns that are written without dictionary and statistics"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOutput:
-    """What one task made."""
+    """One output of a task."""
 
     parts: Mapping[str, Part]
-    """dataset -> its file"""
+    """dataset -> file of the dataset"""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """rows dropped, by reason"""
+    """reason -> number of rows dropped"""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """small JSON values for the stage to combine; of several outputs, numbers are summed and others the last one's"""
+    """small JSON values that the stage combines; over several outputs of a task, numbers are summed, and of other
+    values the last one is kept"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What is known of one finished task."""
+    """The record of one finished task."""
 
     index: int
     shards: Mapping[str, tuple[Shard, ...]]
-    """dataset -> its files, in order"""
+    """dataset -> files of the dataset, in order"""
     dropped: Mapping[str, int]
     facts: Mapping[str, Any]
 
@@ -94,11 +95,12 @@ def map_shards(
 ) -> list[Receipt]:
     """Runs `work` over `tasks` (both picklable) on the session's Ray; returns the receipts in the order of the tasks.
 
-    Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (what else decides the bytes: the device),
-    so a rerun never takes up what was made of something else. `whole_node`: a task takes all CPUs of its node (it
-    computes with a model). `sizes`: units of each task, where `work` tells how far it is by `progress.advance`. An
-    exception whose class has an `exit_code` comes out with its own words and that code, any other as a RuntimeError
-    with its traceback.
+    Receipts are kept apart by `phase`, the bytes of the inputs and `setup` (other causes of the bytes, such as the
+    device), so a rerun never uses shards that were made from other inputs. `whole_node`: a task takes all CPUs of its
+    node, because it computes with a model. `sizes`: units of each task, if `work` calls `progress.advance`.
+
+    An exception whose class has an `exit_code` comes out with its own message and that code, any other exception as a
+    RuntimeError with its traceback.
     """
     made_of = {name: [source.content() for source in sources] for name, sources in context.inputs.items()}
     phase = f"{phase}-{digest([made_of, setup], 8)}"
@@ -134,8 +136,9 @@ def map_shards(
 class Sink:
     """Runs in a Ray worker: computes one shard, publishes its files, then its receipt.
 
-    What the work raises comes back as words: Ray Data would hand on an exception of its own without ours. Errors of
-    I/O are raised, since Ray Data tries those again (infra/ray_session.py), except those that would come again.
+    An exception of the work is returned as text, because Ray Data would replace it by an exception of its own. Errors
+    of I/O are raised, because Ray Data tries them again (infra/ray_session.py). Errors of I/O that would only come
+    again are returned as text, too.
     """
 
     def __init__(self, directory: str, attempt: str, phase: str, work: Work, heard: str | None) -> None:
@@ -152,9 +155,9 @@ class Sink:
             if (code := exit_code(error)) is not None:
                 return _row(exit_code=code, error=str(error), traceback=traceback.format_exc())
             if isinstance(error, FileNotFoundError | PermissionError):
-                message = f"cannot read an input: {error}; check that it exists and that you may read it"
+                message = f"cannot read an input: {error}; check that it exists and that you have access to it"
                 return _row(exit_code=2, error=message, traceback=traceback.format_exc())
-            if isinstance(error, OSError) or storage.what_failed(error):  # of a disk or an object store: tried again
+            if isinstance(error, OSError) or storage.what_failed(error):  # a disk or an object store: tried again
                 raise
             return _row(traceback=traceback.format_exc())
 
@@ -182,7 +185,7 @@ class Sink:
 
     def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
         name = f"{dataset}/{part.name or f'{number}.parquet'}"
-        # of this execution alone: Ray may run a task again while a first copy of it still lives
+        # a folder for this execution alone: Ray may run a task again while its first execution still runs
         staged = f"{STAGING}/{self.attempt}/{secrets.token_hex(4)}/{name}"
         if part.table is not None:
             shard = shards.write_table(
@@ -203,7 +206,7 @@ class Sink:
 def _row(
     *, receipt: str = "", exit_code: int = 0, error: str = "", traceback: str = "", chip_seconds: str = "{}"
 ) -> dict[str, Any]:
-    """What Ray Data carries to the driver: every row has the same columns. A row of a failed task has a traceback."""
+    """A row that Ray Data carries to the driver. All rows have the same columns; a failed task's has a traceback."""
     return {
         "receipt": receipt,
         "exit_code": exit_code,
@@ -214,19 +217,19 @@ def _row(
 
 
 def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
-    """The dataset `name` made of the receipts' shards, in order; tasks that made none of it are left out."""
+    """The dataset `name` of the receipts' shards, in order; tasks without a shard of that dataset are left out."""
     return Dataset(shards=tuple(shard for receipt in receipts for shard in receipt.shards.get(name, ())), facts=facts)
 
 
 def uris_of(context: Context, receipts: Sequence[Receipt], name: str) -> list[str]:
-    """Where the files of the dataset `name` lie, in order."""
+    """The URIs of the files of the dataset `name`, in order."""
     return [
         storage.join(context.directory, shard.name) for receipt in receipts for shard in receipt.shards.get(name, ())
     ]
 
 
 def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
-    """Counts by reason, summed."""
+    """The number of dropped rows by reason, summed over the receipts."""
     total: Counter[str] = Counter()
     for receipt in receipts:
         total.update(receipt.dropped)
@@ -234,14 +237,14 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
 
 
 def clean_up(directory: str) -> None:
-    """After the manifest: removes the staging folders of all attempts, the receipts and what phases left for others."""
+    """Removes, after the manifest is published, staging folders of all attempts, receipts and files between phases."""
     try:
         for folder in storage.list_folders(directory):
             if folder.startswith("_"):
-                # Another driver may still write here; it fails, finds the manifest and uses it.
+                # Another driver may still write here; it then fails, finds the manifest and uses it.
                 with suppress(OSError):
                     storage.remove_tree(storage.join(directory, folder))
-    except Exception as error:  # what stays is listed nowhere
+    except Exception as error:  # files that stay are listed nowhere
         if not (isinstance(error, OSError) or storage.what_failed(error)):
             raise
 
@@ -256,12 +259,14 @@ def _receipt_uri(directory: str, phase: str, index: int) -> str:
 
 
 def _read_receipt(uri: str) -> Receipt:
-    advice = "remove it and run the same line again: its shard is made again"
+    advice = "remove it and run the same line again, which makes its shard again"
     document = parse_object(storage.read_bytes(uri), uri, advice)
     try:
         return _receipt(document)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{uri} is no receipt of a shard ({type(error).__name__}: {error}); {advice}") from error
+        raise UserError(
+            f"got {uri}, which is no receipt of a shard ({type(error).__name__}: {error}); {advice}"
+        ) from error
 
 
 def _receipt(document: dict[str, Any]) -> Receipt:
@@ -270,13 +275,13 @@ def _receipt(document: dict[str, Any]) -> Receipt:
 
 
 def _finished(directory: str, phase: str, tasks: int) -> dict[int, Receipt]:
-    """The receipts of an interrupted run, by task: those with every file they name at the size they name.
+    """The valid receipts of an interrupted run, by task: every file that a receipt names exists at its size.
 
-    Asks for what is there, one listing of the receipts and one of each dataset they name, not for each task: a new run
+    It lists the receipts once and each dataset of the receipts once, and makes no request per task, so that a new run
     of a million shards starts at once.
     """
     folder = storage.join(directory, RECEIPTS, phase)
-    # what a killed write left has another ending
+    # files of a killed write have another ending
     uris = [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".json")]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         receipts = list(pool.map(_read_receipt, uris))

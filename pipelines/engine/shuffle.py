@@ -1,11 +1,11 @@
-"""A shuffle between two phases: rows of N files go to P parts, in one hop or, where those are many, in two.
+"""A shuffle between two phases: rows of N files go to P parts, in one hop or, if N x P is large, in two hops.
 
-    one:  file -> P parts;                                         part = the same part of all N files: N x P reads
-    two:  file -> sqrt(P) bands; block of files, band -> its parts; part = that of N / sqrt(P) files
+    one hop:   file -> P parts;                                            a part is read from all N files: N x P reads
+    two hops:  file -> sqrt(P) bands; block of files, band -> its parts;   a part is read from N / sqrt(P) files
 
-Two hops take (N + P) x N / sqrt(P) reads or fewer at N = P, and write all rows once more; a task in between holds about
-as much as one file, where rows go to all parts alike. The rows of a part come in the same order either way, so the
-bytes that are made of them do not depend on it.
+At N = P, two hops take at most (N + P) x N / sqrt(P) reads, and they write all rows once more. If rows are spread
+evenly over the parts, a task of the second hop holds about as much as one file. The rows of a part have the same order
+with one hop and with two, so the number of hops changes no byte of the result.
 """
 
 import math
@@ -20,20 +20,20 @@ from pipelines.engine.shard_map import Part, Receipt, ShardOutput, map_shards, u
 from pipelines.engine.stage import Context
 
 MOST_READS = 1 << 16
-"""reads of one hop, at most: as many small Parquet files are written too"""
+"""largest number of reads of one hop; a hop writes as many small Parquet files"""
 FEW_PARTS = 16
-"""below that a second hop reads as often as it saves"""
+"""number of parts below which a second hop costs as many reads as it saves"""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which part each row goes to. Picklable: tasks part their rows by it."""
+    """The part that each row goes to. Picklable, because tasks split their rows by it."""
 
     part_of: Callable[[pa.Table], np.ndarray]
-    """int64 [rows], from 0 to `parts` - 1"""
+    """table -> part of each row: int64 [rows], from 0 to `parts` - 1"""
     parts: int
     width: int
-    """parts in a band; 1 where there is one hop"""
+    """number of parts in a band; 1 for a shuffle in one hop"""
 
     def part(self, table: pa.Table) -> Part:
         """The file of one task's rows, for the first hop."""
@@ -43,28 +43,28 @@ class Split:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Where the rows of each part are."""
+    """The files that hold the rows of each part."""
 
     files: tuple[tuple[str, ...], ...]
-    """of each band"""
+    """URIs of the files of each band"""
     width: int
-    """parts in each file"""
+    """number of parts in each file"""
 
     def gather(self, part: int, schema: pa.Schema) -> pa.Table:
-        """The rows of one part, in the order of the first hop's files. Raises UserError where a file is damaged."""
+        """The rows of one part, in the order of the first hop's files. Raises UserError if a file is damaged."""
         band, place = divmod(part, self.width)
         return exchange.gather(self.files[band], place, schema)
 
 
 def plan_split(files: int, parts: int, part_of: Callable[[pa.Table], np.ndarray]) -> Split:
-    """How `files` tasks part their rows to `parts`."""
+    """The split of the rows of `files` tasks into `parts` parts, in one hop or two."""
     return Split(part_of, parts, 1 if files * parts <= MOST_READS or parts < FEW_PARTS else math.isqrt(parts))
 
 
 def finish_shuffle(
     context: Context, phase: str, split: Split, first: Sequence[Receipt], dataset: str, schema: pa.Schema
 ) -> Shuffled:
-    """The second hop, if there is one, over what the tasks of the phase `phase` left in `dataset`."""
+    """Runs the second hop, if there is one, over the files of `dataset` that the tasks of `phase` wrote."""
     uris = uris_of(context, first, dataset)
     if split.width == 1:
         return Shuffled((tuple(uris),), split.parts)
@@ -78,12 +78,12 @@ def finish_shuffle(
 
 @dataclass(frozen=True)
 class _Second:
-    """One band of a block of files -> the parts of the band."""
+    """A task of the second hop: one band of a block of files -> the parts of the band."""
 
     split: Split
     uris: tuple[str, ...]
     block: int
-    """files in a block"""
+    """number of files in a block"""
     dataset: str
     schema: pa.Schema
 

@@ -1,9 +1,10 @@
-"""What a stage is, and what it is given to work with.
+"""A stage, and the context that it runs in.
 
 A stage is one file `pipelines/stages/<verb>_<noun>.py`: `READS`, `WRITES`, `VERSION`, one frozen keyword-only
-`Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage. What others
-need to know of a stage is in its `DECLARES` (`pipelines/engine/declaration.py`). Two functions are optional:
-`plan_notes(config, inputs)` gives lines to `plan`, `job_of(context, config, setup)` the job that `replay` repeats.
+`Config` and one `run(context, config) -> Outcome`. The folder is the registry: a new file is a new stage. Its
+`DECLARES` (`pipelines/engine/declaration.py`) holds what other modules need to know about the stage. Two functions are
+optional: `plan_notes(config, inputs)` returns lines for `plan`, and `job_of(context, config, setup)` returns the job
+that `replay` repeats.
 """
 
 import importlib
@@ -39,30 +40,30 @@ FAILURE = "failure"
 
 
 class VerdictError(Exception):
-    """A stage did its work, and its answer is no: the run is done and kept."""
+    """The negative answer of a stage that did its work: the run is done and kept."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What `run` hands back; the runner makes the manifest of it."""
+    """The result of `run`, from which the runner makes the manifest."""
 
     datasets: Mapping[str, Dataset]
-    """one entry for each name in WRITES; a fact named FAILURE, where it is not empty, says why the answer is no"""
+    """name in WRITES -> dataset, for every name; a fact FAILURE that is not empty is the reason of a negative answer"""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """rows dropped, by reason"""
+    """reason -> number of rows dropped"""
     tokenizer_sha256: str | None = None
-    """of the tokenizer whose ids the datasets hold"""
+    """sha256 of the tokenizer whose ids the datasets hold"""
     setup: Mapping[str, Any] | None = None
-    """device and workers, where the bytes depend on them"""
+    """device and workers, if the bytes depend on them"""
     log: Mapping[str, Any] = field(default_factory=dict)
-    """what goes to _RUN.json: speeds, seconds of parts"""
+    """values for _RUN.json: speeds, seconds of the parts of the work"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage file, loaded."""
+    """A loaded stage file."""
 
     name: str
     module: ModuleType
@@ -72,11 +73,11 @@ class Stage:
     config: type
     run: Callable[["Context", Any], Outcome]
     declares: Declaration = field(default_factory=Declaration)
-    """what others need to know of it"""
+    """declaration of the stage for other modules"""
     plan_notes: Callable[[Any, Mapping[str, "Sequence[Input]"]], Iterable[str]] | None = None
-    """(config, inputs) -> lines that `plan` prints; None: none"""
+    """(config, inputs) -> lines that `plan` prints; None: no lines"""
     job_of: 'Callable[["Context", Any, Setup], TrainJob] | None' = None
-    """the job of a run that can be traced and replayed step by step; None: its runs have no steps"""
+    """(context, config, setup) -> job that `trace` and `replay` use; None: runs of the stage have no steps"""
 
     @property
     def summary(self) -> str:
@@ -86,7 +87,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a running stage may touch."""
+    """The directory, inputs, resources and session that a running stage may use."""
 
     stage: str
     directory: str
@@ -95,17 +96,17 @@ class Context:
     inputs: Mapping[str, "list[Input]"]
     resources: Resources
     attempt: str
-    """names this attempt's staging folder"""
+    """name of this attempt's staging folder"""
     session: "RaySession"
-    """started by the first stage that needs it"""
+    """Ray session, which the first stage that needs it starts"""
     quiet: bool
-    """whether bars would only clutter a log"""
+    """whether progress is printed as lines for a log instead of a bar"""
     lease: "Lease | None" = None
-    """held by the stages that need one"""
+    """lease that the driver holds; None for a stage that takes no lease"""
     shards_by_node: Counter[str] = field(default_factory=Counter)
-    """how many shards each Ray node made, for `_RUN.json`"""
+    """Ray node -> number of shards that it made, for `_RUN.json`"""
     chip_seconds: dict[str, float] = field(default_factory=dict)
-    """kind of chip -> seconds that workers held one (training/log/chips.py), for `_RUN.json`"""
+    """kind of chip -> seconds that workers held a chip of that kind (training/log/chips.py), for `_RUN.json`"""
 
     def input(self, name: str) -> "Input":
         """The one input of that name."""
@@ -116,9 +117,9 @@ class Context:
     def progress(
         self, total: int, unit: str, title: str | None = None, before: int = 0
     ) -> "Iterator[Callable[..., Any]]":
-        """A bar with rate and ETA on a terminal; where there is none, or with CI=true, a line now and then.
+        """A bar with rate and ETA on a terminal; without a terminal, or with CI=true, a line every 15 seconds.
 
-        `before`: units that an earlier attempt did. Yields `advance(n, note="")`; the note stands behind the rate.
+        `before`: units that an earlier attempt did. Yields `advance(n, note="")`; the note follows the rate.
         """
         title = title or self.stage
         if self.quiet:
@@ -138,7 +139,7 @@ class Context:
 
 @cache
 def load_stage(name: str) -> Stage:
-    """Raises UserError for a name that is no stage."""
+    """The stage of that name. Raises UserError if there is no such stage."""
     if name not in stage_names():
         raise UserError(no_such("stage", name, stage_names()))
     module = importlib.import_module(f"pipelines.stages.{name}")
@@ -157,10 +158,10 @@ def load_stage(name: str) -> Stage:
 
 
 def load_stages() -> list[Stage]:
-    """Every stage, in the order of the names."""
+    """All stages, sorted by name."""
     return [load_stage(name) for name in stage_names()]
 
 
 def declared(name: str) -> Declaration:
-    """What the stage of a manifest declares; the defaults where no stage has that name any more."""
+    """The declaration of the stage that a manifest names; the defaults if that stage no longer exists."""
     return load_stage(name).declares if name in stage_names() else Declaration()

@@ -1,4 +1,4 @@
-"""A stage with its config and inputs: what is hashed to a fingerprint, and how inputs that a user named are found."""
+"""A stage with its config and inputs: the document that is hashed to a fingerprint, and the resolution of inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipelines.engine.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A stage with its config and resolved inputs: all that decides the result."""
+    """A stage with its config and resolved inputs, which together decide the result."""
 
     stage: Stage
     config: Any
@@ -23,13 +23,13 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what `hashed` gives, 16 hex digits."""
+        """The first 16 hex digits of the sha256 over `hashed()`."""
         return configs.digest(self.hashed())
 
     def hashed(self) -> dict[str, Any]:
-        """Stage, VERSION, the Config without absent options, the inputs' fingerprints, and the writer where it counts.
+        """Stage, VERSION, Config without absent options, fingerprints of the inputs, and the writer if there is one.
 
-        Options that are absent are left out so that adding one to a Config changes no fingerprint (`data/absent.py`).
+        Options at their absent value are left out, so that a new option changes no fingerprint (`data/absent.py`).
         """
         document = {
             "stage": self.stage.name,
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def writer(self) -> int | None:
-        """The Parquet writer that the bytes of a data stage depend on, as its file declares by WRITER."""
+        """The version of the Parquet writer that the bytes depend on, which a data stage declares as WRITER."""
         return getattr(self.stage.module, "WRITER", None)
 
     @property
@@ -49,45 +49,46 @@ class Task:
         return storage.join(self.root, self.stage.name, self.fingerprint)
 
     def manifest(self) -> Manifest | None:
-        """Of the finished run, or None. Raises UserError where it was made from inputs that have changed since."""
+        """The manifest of the finished run, or None. Raises UserError if its inputs have changed since the run."""
         manifest = read_manifest(self.directory)
         if manifest is not None:
             self._check_inputs_unchanged(manifest)
         return manifest
 
     def _check_inputs_unchanged(self, manifest: Manifest) -> None:
-        """A run elsewhere on another set-up can have one fingerprint and other bytes (weights): never mix the two."""
+        """Refuses inputs with other bytes: weights of another set-up have the same fingerprint and other bytes."""
         for name, recorded in manifest.inputs.items():
             for source, before in zip(self.inputs.get(name, ()), recorded, strict=False):
                 present = None if source.external else read_manifest(source.directory)
                 if present is not None and source.content() != before["content"]:
                     raise UserError(
-                        f"{self.directory} was made from another {source.reference} than the one in "
-                        f"{source.directory} (same config, other "
-                        f"bytes: it was made again on another set-up); remove {self.directory} and run again"
+                        f"got other bytes of {source.reference} in {source.directory} than {self.directory} was made "
+                        f"from (the same config was run on another set-up); remove {self.directory} and run again"
                     )
 
 
 def resolve_inputs(
     stage: Stage, config: Any, given: Mapping[str, Sequence[str]], root: str
 ) -> dict[str, tuple[Input, ...]]:
-    """What the user named, resolved. Raises UserError for what is missing, unknown or too many."""
+    """The resolved inputs that the user named. Raises UserError if an input is missing, unknown or given too often."""
     refuse_given(stage, given)
     named = {name: [text for text in given.get(name, ()) if text] for name in stage.reads}
     return {name: resolve_texts(stage.reads[name], config, texts, root) for name, texts in named.items() if texts}
 
 
 def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
-    """Raises UserError for inputs that are missing, unknown or too many; looks at none of them."""
+    """Raises UserError if an input is missing, unknown or given too often; opens none of the inputs."""
     for name in given:
         if name not in stage.reads:
             raise UserError(f"{stage.name}: {configs.no_such('input', name, stage.reads)}")
     for name, read in stage.reads.items():
         texts = [text for text in given.get(name, ()) if text]
         if not texts and not read.optional:
-            raise UserError(f"{stage.name} needs --{name} ({read.help})")
+            raise UserError(f"got no --{name}: {stage.name} needs --{name} ({read.help})")
         if len(texts) > 1 and not read.many:
-            raise UserError(f"{stage.name} takes one --{name}, got {len(texts)}: {', '.join(texts)}")
+            raise UserError(
+                f"got {len(texts)} inputs for --{name} ({', '.join(texts)}): {stage.name} takes one; give one"
+            )
 
 
 def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:
@@ -98,7 +99,7 @@ def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> t
 
 
 def future_input(task: Task, dataset: str, step: int | None = None) -> Input:
-    """The input that another task's output will be, known before that task has run."""
+    """The input that the output of `task` will be, before that task has run."""
     return Input(
         reference=run_reference(task.stage.name, task.fingerprint, dataset, step),
         given=run_reference(task.stage.name, task.fingerprint, dataset, step),

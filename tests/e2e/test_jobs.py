@@ -145,7 +145,7 @@ def test_a_stopped_job_is_continued_by_the_same_line(
     after = [path.stat().st_mtime_ns for path in before]
     again.stop()
     undisturbed.stop()
-    match = re.search(r"^train_model: goes on at ([\d,]+) of 100,000,000 steps$", again.said(), re.MULTILINE)
+    match = re.search(r"^train_model: resumed at ([\d,]+) of 100,000,000 steps$", again.said(), re.MULTILINE)
     assert match, again.said()
     assert int(match[1].replace(",", "")) == stopped_at
     assert after == times, "it began anew"
@@ -173,7 +173,7 @@ def test_a_stopped_job_of_a_data_stage_is_finished_by_the_same_line_and_then_has
     code, said = submit(cluster, *line, "--root", str(there))
     assert code == 0, said
     assert {path: path.stat().st_mtime_ns for path in before} == before, "it began anew"
-    match = re.search(rf"^collect_text collect: goes on at (\d+) of {FILES} shards$", said, re.MULTILINE)
+    match = re.search(rf"^collect_text collect: resumed at (\d+) of {FILES} shards$", said, re.MULTILINE)
     assert match, said
     assert len(before) <= int(match[1]) < FILES  # a worker may finish one more while its driver stops
     assert pipelines("run", *line, "--root", str(here)).returncode == 0

@@ -37,12 +37,12 @@ FINGERPRINT = "0" * 16
         (["plan", "collect_text", "--input", "a\0b"], "with a null byte"),
         (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b', which is not valid"),
         (["plan", "collect_text", "--input", "x" * 5000], "no file or directory"),
-        ([*COLLECT, "--source", "\udcff"], "a config holds text that is not UTF-8"),
+        ([*COLLECT, "--source", "\udcff"], "got a config with text that is not UTF-8"),
         ([*COLLECT, "--root", "gs://My Bucket/a"], "names a bucket 'My Bucket'"),
-        ([*COLLECT, "--root", "x" * 300], "give a path whose names are shorter"),
+        ([*COLLECT, "--root", "x" * 300], "give a path with shorter names"),
         ([*COLLECT, "--mesh", f"data={MANY_DIGITS}"], "as in data=16,model=4"),
         ([*COLLECT, "--mesh", "data=²"], "as in data=16,model=4"),
-        (["plan", "filter_text", "--text", f"collect_text/{FINGERPRINT}@{MANY_DIGITS}"], "no run and no path"),
+        (["plan", "filter_text", "--text", f"collect_text/{FINGERPRINT}@{MANY_DIGITS}"], "which is no run and no path"),
         ([*FIT, f"v5p:{MANY_DIGITS}x4x4"], "a v5p slice has 3 dimensions"),
         ([*FIT, "v5p:²x4x4"], "a v5p slice has 3 dimensions"),
         (["manifests", "filter", "--recipe", "demo", "--root", "gs://b/c", "--image", "i", "--cpu-workers", "²:3"],
@@ -137,7 +137,7 @@ def test_a_damaged_receipt_is_named(content: bytes, tmp_path: Path) -> None:
     receipt = tmp_path / "_receipts" / "collect-0" / "00000.json"
     receipt.parent.mkdir(parents=True)
     receipt.write_bytes(content)
-    with pytest.raises(ValueError, match="its shard is made again") as caught:
+    with pytest.raises(ValueError, match="which makes its shard again") as caught:
         _finished(str(tmp_path), "collect-0", 1)
     assert exit_code(caught.value) == 2
 
@@ -150,7 +150,7 @@ def test_a_damaged_lease_holds_nobody(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(ValueError, match="give a finite one") as caught:
+    with pytest.raises(ValueError, match="give a finite number") as caught:
         canonical_json({"a": float("nan")})
     assert exit_code(caught.value) == 2
 

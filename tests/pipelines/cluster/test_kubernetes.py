@@ -149,4 +149,4 @@ def test_a_job_runs_one_step_and_needs_those_before_it(tmp_path: Path, capsys: p
     assert main([*run, "--only", "teachr"]) == 2
     assert "no step 'teachr'; did you mean 'teacher'?" in capsys.readouterr().err
     assert main([*run, "--only", "filter"]) == 2
-    assert "that run has not finished; run it (again) first" in capsys.readouterr().err
+    assert "so that run has not finished; run it to its end first" in capsys.readouterr().err

@@ -37,7 +37,7 @@ from tests.programs.places import REPOSITORY
         ("collect_text --root gs://bucket/x --shard-bytes -1", "shard_bytes is -1"),
         ("collect_text --root gs://bucket/x", "collect_text needs --input ("),
         ("filter_text --root gs://bucket/x", "filter_text needs --text ("),
-        ("filter_text --root gs://bucket/x --text a b", "filter_text takes one --text, got 2: a, b"),
+        ("filter_text --root gs://bucket/x --text a b", "got 2 inputs for --text (a, b): filter_text takes one"),
         ("smoke --root gs://bucket/x --address", "--address needs a value"),
         ("smoke --root gs://bucket/x", "--address http://HOST:8265 of the cluster's head node"),
         ("smoke --root gs://bucket/x --address http://127.0.0.1:1", "no cluster answers at http://127.0.0.1:1"),

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path: Path) -> None:
     for text in (f"train_model/{FINGERPRINT}@10", f"{directory}@10", f"train_model/{FINGERPRINT}@10:checkpoints"):
         checkpoint = resolve(text, read, str(tmp_path))
         assert (checkpoint.step, checkpoint.reference) == (10, f"train_model/{FINGERPRINT}@10:checkpoints")
-    with pytest.raises(ValueError, match="no checkpoint of step 15; there are 10, 20"):
+    with pytest.raises(ValueError, match="no checkpoint of step 15; the checkpoints are of steps: 10, 20"):
         resolve(f"train_model/{FINGERPRINT}@15", read, str(tmp_path))
 
 
@@ -75,12 +75,12 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (f"filter_texts/{FINGERPRINT}", "no stage 'filter_texts'; did you mean 'filter_text'?"),
-        (f"filter_text/{FINGERPRINT[::-1]}", "holds no _MANIFEST.json, so no finished run"),
+        (f"filter_text/{FINGERPRINT[::-1]}", "has no _MANIFEST.json and is no finished run"),
         (f"filter_text/{FINGERPRINT}:txet", "no dataset 'txet'; did you mean 'text'?"),
-        (f"filter_text/{FINGERPRINT}:rejects", "this input takes 'text', got 'rejects'"),
+        (f"filter_text/{FINGERPRINT}:rejects", "the dataset 'rejects'; this input takes the dataset 'text'"),
         (f"tokenize_text/{FINGERPRINT}", "no dataset 'text'; allowed: tokens"),
-        (f"tokenize_text/{FINGERPRINT}:tokens", "this input takes 'text', got 'tokens'"),
-        ("somewhere/else", "no run and no path 'somewhere/else'; give stage/fingerprint[:dataset]"),
+        (f"tokenize_text/{FINGERPRINT}:tokens", "the dataset 'tokens'; this input takes the dataset 'text'"),
+        ("somewhere/else", "got 'somewhere/else', which is no run and no path; give stage/fingerprint[:dataset]"),
     ],
 )
 def test_a_reference_that_leads_nowhere_says_what_would(tmp_path: Path, text: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_a_reference_that_leads_nowhere_says_what_would(tmp_path: Path, text: st
 
 def test_held_out_rows_are_no_rows_to_train_on(tmp_path: Path) -> None:
     finished_run(tmp_path, "pack_sequences", "sequences", "heldout")
-    with pytest.raises(ValueError, match="takes 'sequences', got 'heldout'"):
+    with pytest.raises(ValueError, match="the dataset 'heldout'; this input takes the dataset 'sequences'"):
         resolve(f"pack_sequences/{FINGERPRINT}:heldout", Read(help="rows", dataset="sequences"), str(tmp_path))
 
 
@@ -101,7 +101,9 @@ def test_a_file_stands_in_where_it_may(tmp_path: Path) -> None:
     tokenizer = resolve(str(tmp_path / "my.model"), TOKENIZER, str(tmp_path))
     assert tokenizer.external
     assert tokenizer.uris() == [str(tmp_path / "my.model")]
-    with pytest.raises(ValueError, match="is a file, and this input takes 'text' of a finished run"):
+    with pytest.raises(
+        ValueError, match=r"got the file '.*my\.model'; this input takes the dataset 'text' of a finished run"
+    ):
         resolve(str(tmp_path / "my.model"), TEXT, str(tmp_path))
 
 
@@ -154,10 +156,10 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
     folder = corpus(tmp_path)
-    with pytest.raises(ValueError, match=r"leave none of 3 \(one is 'a.txt'\); name a pattern"):
+    with pytest.raises(ValueError, match=r"leave out all 3 files, such as 'a\.txt'; give a pattern"):
         external_input([str(folder)], lambda _: False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="no file is there"):
         external_input([str(tmp_path / "empty")], None)
     with pytest.raises(ValueError, match="no file or directory '/nowhere'"):
         external_input(["/nowhere"], None)
@@ -168,7 +170,7 @@ def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     corpus(tmp_path / "one" / "x")
     corpus(tmp_path / "two" / "x")
-    with pytest.raises(ValueError, match=r"have one name, 'x/a\.txt'; give the folder above both"):
+    with pytest.raises(ValueError, match=r"with the same name 'x/a\.txt'; give the folder above both"):
         external_input([str(tmp_path / "one" / "x"), str(tmp_path / "two" / "x")], None)
     external_input([str(tmp_path / "one" / "x"), str(tmp_path / "one" / "x")], None)
 
@@ -213,7 +215,7 @@ def test_inputs_that_are_missing_unknown_or_too_many_are_told(tmp_path: Path) ->
         resolve_inputs(stage, config, {}, str(tmp_path))
     with pytest.raises(ValueError, match="no input 'txet'; did you mean 'text'"):
         resolve_inputs(stage, config, {"txet": ["a"]}, str(tmp_path))
-    with pytest.raises(ValueError, match="takes one --text, got 2: a, b"):
+    with pytest.raises(ValueError, match=r"got 2 inputs for --text \(a, b\): filter_text takes one"):
         resolve_inputs(stage, config, {"text": ["a", "b"]}, str(tmp_path))
 
 

@@ -63,7 +63,7 @@ def test_a_lease_is_given_back(tmp_path: Path) -> None:
 
 def test_a_lease_that_is_held_is_refused_with_its_holder(tmp_path: Path) -> None:
     with hold_lease(str(tmp_path)):
-        message = f"process {os.getpid()} on {socket.gethostname()}.*wait for it, or end it"
+        message = f"process {os.getpid()} on {socket.gethostname()}.*wait for that process, or end it"
         with pytest.raises(ValueError, match=message), hold_lease(str(tmp_path)):
             pass
     with hold_lease(str(tmp_path)):

@@ -58,22 +58,25 @@ def test_an_elastic_run_goes_down_by_whole_slices() -> None:
     assert placed(topology="v5e:4x4", slices=2).fewest_workers == 8
     assert placed(workers=4, min_workers=2).fewest_workers == 2
     assert placed(workers=4).fewest_workers == 4
-    with pytest.raises(ValueError, match="min_slices is 3, more than slices, 2; give it at most that"):
+    with pytest.raises(ValueError, match="got min_slices=3, more than slices=2; give min_slices from 1 to 2"):
         Resources(topology="v5e:4x4", slices=2, min_slices=3)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"slices": 2}, "--slices 2 of what"),
-        ({"min_slices": 1}, "--slices 1 of what"),
-        ({"topology": "v5e:4x4", "workers": 4, "min_workers": 2}, "whole slices come and go; give --min-slices"),
-        ({"topology": "v5e:4x4", "device": "cpu"}, "on device 'cpu'; TPU slices take 'xla'"),
-        ({"topology": "v5e:4x4", "workers": 3}, "--workers 3, but 1 x v5e:4x4 has 4 hosts"),
-        ({"topology": "v5e:2x4"}, "does not hold two hosts of 4 together; use v5e:2x2 or v5e:4x4"),
+        ({"slices": 2}, "got --slices 2 without --topology"),
+        ({"min_slices": 1}, "got --slices 1 without --topology"),
+        (
+            {"topology": "v5e:4x4", "workers": 4, "min_workers": 2},
+            "slices are lost and return as a whole, so give --min-slices",
+        ),
+        ({"topology": "v5e:4x4", "device": "cpu"}, "on device 'cpu'; give --device xla for TPU slices"),
+        ({"topology": "v5e:4x4", "workers": 3}, "got --workers 3 for 1 x v5e:4x4, which has 4 hosts"),
+        ({"topology": "v5e:2x4"}, "got v5e:2x4 as two hosts of 4 chips.*not reserve together; use v5e:2x2 or v5e:4x4"),
         ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
         ({"topology": "v5p:4x4x12", "mesh": "data=64,model=3"}, "model=3 has to divide the chips of a host"),
-        ({"topology": "v5e:4x4", "mesh": "data=8"}, "mesh data=8 has 8 chips, and 1 x v5e:4x4 has 16"),
+        ({"topology": "v5e:4x4", "mesh": "data=8"}, "got mesh data=8 of 8 chips for 1 x v5e:4x4 of 16 chips"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
@@ -99,8 +102,8 @@ def test_the_smallest_tpu_host_is_taken_where_the_cluster_has_one() -> None:
     [
         ("v5litepod-16", 4, "4x4", 1, "v5e:4x4"),  # its other hosts are not there yet
         ("v4-16", 4, "2x2x2", 2, "v4:2x2x2"),
-        ("v9-16", 4, "4x4", 1, "as in v5e:4x4"),
-        ("", 4, "", 2, "as in v5e:4x4"),
+        ("v9-16", 4, "4x4", 1, "such as v5e:4x4"),
+        ("", 4, "", 2, "such as v5e:4x4"),
     ],
 )
 def test_one_host_of_a_slice_of_several_is_refused(
@@ -108,7 +111,7 @@ def test_one_host_of_a_slice_of_several_is_refused(
 ) -> None:
     labels = {"ray.io/tpu-slice-name": "s", "ray.io/tpu-pod-type": kind, "ray.io/tpu-topology": topology}
     node = {"Alive": True, "Resources": {"TPU": float(chips)}, "Labels": labels, "NodeManagerAddress": "10.0.0.2"}
-    with pytest.raises(ValueError, match=f"10.0.0.2 belongs to the slice s of several hosts.*--topology {given}$"):
+    with pytest.raises(ValueError, match=f"10.0.0.2 of the slice s, which has several hosts.*--topology {given}$"):
         tpu_of_cluster(placed(), [node] * hosts)
 
 

@@ -62,6 +62,6 @@ def test_what_an_earlier_attempt_did_is_told_and_makes_this_one_no_faster(monkey
     clock[0] += 20
     lines.advance(20)
     assert said == [
-        "train_model: goes on at 40 of 100 steps",
+        "train_model: resumed at 40 of 100 steps",
         "train_model: 60 of 100 steps, 1 a second, 40 s left",
     ]

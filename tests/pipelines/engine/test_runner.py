@@ -167,7 +167,7 @@ def test_a_result_made_from_other_bytes_of_its_input_is_refused(corpus: Path, tm
     run_task(with_run(task, lambda context, _: outcome(context, b"y")), Resources(), no_ray(), lambda _: None)
     storage.remove_tree(collect.directory)
     run_task(with_run(collect, lambda context, _: outcome(context, b"z")), Resources(), no_ray(), lambda _: None)
-    with pytest.raises(ValueError, match="was made from another collect_text"):
+    with pytest.raises(ValueError, match="got other bytes of collect_text"):
         replace(task, inputs={"text": (future_input(collect, "text"),)}).manifest()
 
 
