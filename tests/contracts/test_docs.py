@@ -71,8 +71,8 @@ def test_every_path_is_there(page: str) -> None:
     """A name without a folder is that of a file anywhere; <stage> and * stand for anything."""
     for line, path in paths_in(PAGES[page]):
         pattern = re.sub(r"<[^>]*>", "*", path).rstrip("/")
-        found = any(REPOSITORY.glob(pattern)) if "/" in path else any(name_is_there(pattern))
-        assert found, f"{page}:{line}: {path}"
+        exists = any(REPOSITORY.glob(pattern)) if "/" in path else any(name_is_there(pattern))
+        assert exists, f"{page}:{line}: {path}"
 
 
 def name_is_there(pattern: str) -> Iterator[bool]:
@@ -84,15 +84,15 @@ def name_is_there(pattern: str) -> Iterator[bool]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_in_a_file_is_there(page: str) -> None:
     """`file.py::name` is a test, a class, a function or a constant of that file."""
-    for file, name, _ in (found for _, line in texts(PAGES[page]) for found in TEST.findall(line)):
+    for file, name, _ in (named for _, line in texts(PAGES[page]) for named in TEST.findall(line)):
         path = REPOSITORY / file if "/" in file else next((REPOSITORY / "tests").rglob(file))
         body = ast.parse(path.read_text()).body
-        names = {one.name for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+        names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         names |= {
             target.id
-            for one in body
-            if isinstance(one, ast.Assign)
-            for target in one.targets
+            for node in body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
             if isinstance(target, ast.Name)
         }
         assert name in names, f"{page}: {file}::{name}"

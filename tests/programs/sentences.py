@@ -36,16 +36,16 @@ def counted() -> dict[str, list[tuple[int, int, str]]]:
 
 def averages() -> dict[str, tuple[float, int, int]]:
     """Page, and "all" -> words a sentence, sentences, words."""
-    lengths = {name: [words for words, *_ in found] for name, found in counted().items()}
-    lengths["all"] = [words for found in lengths.values() for words in found]
-    return {name: (sum(found) / max(1, len(found)), len(found), sum(found)) for name, found in lengths.items()}
+    lengths = {name: [words for words, *_ in every] for name, every in counted().items()}
+    lengths["all"] = [words for of_page in lengths.values() for words in of_page]
+    return {name: (sum(words) / max(1, len(words)), len(words), sum(words)) for name, words in lengths.items()}
 
 
 def lines(longest: int) -> Iterator[str]:
     yield f"{'words a sentence':>16}  {'sentences':>9}  {'words':>6}"
     for name, (average, count, words) in averages().items():
         yield f"{average:16.1f}  {count:9,}  {words:6,}  {name}{' (too many)' if average > MOST_WORDS else ''}"
-    every = [(*sentence, name) for name, found in counted().items() for sentence in found]
+    every = [(*sentence, name) for name, of_page in counted().items() for sentence in of_page]
     for words, line, sentence, name in sorted(every, reverse=True)[:longest]:
         yield f"{words} words, {name}:{line}: {sentence}"
 

@@ -60,9 +60,9 @@ def words_of(line: str) -> Iterator[str]:
         word = group.strip("()[]{}'\".,;:!?*-#<>")
         if NAME.match(word) or CAPITALS.match(word):
             continue
-        for found in WORD.findall(word):
-            if len(found) > 1:
-                yield found.removesuffix("'s").lower()
+        for part in WORD.findall(word):
+            if len(part) > 1:
+                yield part.removesuffix("'s").lower()
 
 
 def own_words() -> list[str]:
@@ -91,11 +91,11 @@ def strange(words: Iterable[str]) -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.programs.spelling", description=__doc__.partition("\n")[0])
     parser.add_argument("--add", action="store_true", help="put the unknown words on our list")
-    found = unknown()
-    for word, places in found.items():
+    unknown_words = unknown()
+    for word, places in unknown_words.items():
         print(f"{word}: {', '.join(places[:3])}{', ...' if len(places) > 3 else ''}")
     if parser.parse_args().add:
-        Path(WORDS).write_text("\n".join(sorted({*own_words(), *found})) + "\n")
+        Path(WORDS).write_text("\n".join(sorted({*own_words(), *unknown_words})) + "\n")
 
 
 if __name__ == "__main__":
