@@ -69,7 +69,7 @@ def attend(
 ) -> Tensor:
     """softmax(mask(softcap(scale * q k))) v, as [B, T, N, H] in q's dtype.
 
-    Query head n uses key head n // (N / K). Scores are scaled, capped, masked and normalised in float32: capping after
+    Query head n uses key head n // (N / K). Scores are scaled, capped, masked and normalized in float32: capping after
     the mask would leak (a masked score would come out as -softcap), and bfloat16 cannot hold the probabilities' sum.
     """
     B, T, N, H = q_BTNH.shape

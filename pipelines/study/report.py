@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data import storage
 from pipelines.engine.errors import UserError
+from pipelines.report.paragraphs import paragraph
 from pipelines.study import plots
 from pipelines.study.ablation_report import ablation_part
 from pipelines.study.arms import arms, with_tails
@@ -147,7 +148,13 @@ def _page(sizes: Sizes, root: str, by_arm: dict[str, ArmFigures], command: str) 
         "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 paper "
         "(student size, key heads, depth, window at inference) and temperatures.\n",
     ]
-    return "\n".join(parts)
+    return "\n".join(map(_wrapped, parts))
+
+
+def _wrapped(part: str) -> str:
+    """A part of the page, whose paragraphs and list items are a line each."""
+    is_prose = not part.startswith(("#", "|", "!"))
+    return "".join(map(paragraph, part.splitlines())) if is_prose else part
 
 
 def _loss_table(by_arm: dict[str, ArmFigures]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.engine.shuffle import MOST_READS
 from tests.benchmarks.step_speed import Row
+from tests.programs.markdown import rewrapped
 from tests.programs.places import REPOSITORY
 
 FIGURES = REPOSITORY / "docs" / "data-costs.json"
@@ -128,6 +129,11 @@ def _reads(shards: int) -> int:
     return shards * bands + shards * -(-shards // bands)
 
 
+def page() -> str:
+    """docs/data-costs.md."""
+    return rewrapped("\n".join(lines()))
+
+
 def lines() -> Iterator[str]:
     figures = load()
     run = largest(figures)["tokenize_text"]
@@ -158,4 +164,4 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print(page(), end="")

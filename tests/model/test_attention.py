@@ -83,7 +83,7 @@ def test_a_query_that_sees_nothing_gives_numbers_not_nan():
         assert torch.isfinite(tensor).all()
 
 
-def test_bfloat16_heads_are_normalised_in_float32():
+def test_bfloat16_heads_are_normalized_in_float32():
     where = placement(range(512))
     _, k, _ = random_heads(queries=1, keys=512)
     q = torch.zeros(1, 512, 4, 8, dtype=torch.bfloat16)

@@ -10,7 +10,7 @@ one line a step.
 
 Cost: a run starts two processes, the controller and a worker. The controller unpickles what it is given, so
 everything that would make it import torch travels as bytes, and imports of ours are inside functions. Ray has to be
-initialised.
+initialized.
 """
 
 from __future__ import annotations
