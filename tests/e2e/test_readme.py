@@ -36,7 +36,9 @@ def test_the_readme_has_the_commands_that_are_checked_here() -> None:
 
 def installs() -> list[str]:
     """The lines that install without make."""
-    (block,) = [one for one in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "-m venv" in one]
+    (block,) = [
+        block for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "-m venv" in block
+    ]
     return block.splitlines()
 
 
