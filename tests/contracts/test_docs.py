@@ -28,3 +28,21 @@ def test_every_fault_of_a_training_run_names_tests_that_are_there() -> None:
                 assert bool(star) == any("mark.chaos" in ast.unparse(decorator) for decorator in test.decorator_list), (
                     item
                 )
+
+
+def test_the_pages_lead_to_files_that_are_there() -> None:
+    """Files that the glossary and CONTRIBUTING name, and links of the index."""
+    docs = REPOSITORY / "docs"
+    named = {
+        name
+        for page in (docs / "glossary.md", REPOSITORY / "CONTRIBUTING.md")
+        for name in re.findall(
+            r"`((?:data|infra|model|pipelines|tests|training)/[\w/.]*)(?:::\w+(?:\.\w+)?)?`", page.read_text()
+        )
+    }
+    assert len(named) >= 40
+    assert sorted(name for name in named if not (REPOSITORY / name).exists()) == []
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (docs / "README.md").read_text())
+    assert [link for link in links if not (docs / link).exists()] == []
+    pages = {path.name for path in docs.glob("*.md")} - {"README.md"}
+    assert sorted(pages - set(links)) == []

@@ -16,18 +16,72 @@ from tests.programs.here import RunHere
 from tests.programs.places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-    if re.match(r"(make|python|ray|\.) ", line)
+LINES = [
+    line for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) for line in block.splitlines()
 ]
+MARKED = [line for line in LINES if line.endswith("# not run here")]
+COMMANDS = [line.partition("  #")[0].strip() for line in LINES if line not in MARKED]
 CI = (REPOSITORY / ".ci" / "run").read_text()
+MAKE_LEAVES_OUT = (" --quiet", " --disable-pip-version-check")
+"""options of the lines of `make .venv` that only make it print less"""
 
 
 def test_the_readme_has_the_commands_that_are_checked_here() -> None:
     assert len(COMMANDS) >= 10
     assert [command for command in COMMANDS if command.startswith("make")] == ["make demo", "make test"]
+    kinds = r"make |ray |python -m pipelines (list|show|plan|status|run|submit|fit|trace|replay)\b"
+    others = [command for command in COMMANDS if not re.match(kinds, command)]
+    assert others == [". .venv/bin/activate", *installs()]
+
+
+def installs() -> list[str]:
+    """The lines that install without make."""
+    (block,) = [
+        block for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "-m venv" in block
+    ]
+    return block.splitlines()
+
+
+def test_what_is_not_run_needs_an_engine_or_a_tpu() -> None:
+    assert len(MARKED) == 2
+    assert [re.findall(r"infra/[\w./-]+", line) for line in MARKED] == [
+        ["infra/requirements-tpu.txt"],
+        ["infra/Dockerfile"],
+    ]
+    for line in MARKED:
+        for name in re.findall(r"infra/[\w./-]+", line):
+            assert (REPOSITORY / name).is_file(), name
+
+
+def test_the_lines_without_make_are_those_of_make() -> None:
+    """CI begins with `make .venv`."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    (version,) = re.findall(r"^UV_VERSION := (.*)$", makefile, re.MULTILINE)
+    for text, value in (("$(BIN)", ".venv/bin"), ("$(PYTHON)", "python3"), ("$(UV_VERSION)", version)):
+        makefile = makefile.replace(text, value)
+    for option in MAKE_LEAVES_OUT:
+        makefile = makefile.replace(option, "")
+    rule = makefile.partition(".venv/.complete: requirements.txt\n")[2].partition("\n\n")[0]
+    assert len(installs()) == 3
+    for line in installs():
+        assert line in rule, line
+
+
+def test_the_figures_name_parts_of_the_benchmarks_and_targets_that_are_there() -> None:
+    table = README.partition("## Figures")[2].partition("\n## ")[0]
+    parts = [part for words in re.findall(r"`python -m tests\.benchmarks ([^`]*)`", table) for part in words.split()]
+    there = (REPOSITORY / "tests" / "benchmarks" / "__main__.py").read_text()
+    assert len(parts) >= 5
+    assert [part for part in parts if f'"{part}":' not in there] == []
+    targets = re.findall(r"`make ([\w-]+)`", README)
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+def test_links_to_files_lead_to_files() -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README)
+    assert len(links) >= 10
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])

@@ -113,7 +113,7 @@ class Backend(Protocol):
         """The elements of vectors on the device as Python floats; waits for them."""
 
     def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
-        """Copies on the host of the tensors that `keeps` selects, by Hugging Face's names; later steps leave them alone.
+        """Copies on the host of the tensors that `keeps` selects, by Hugging Face's names. No later step changes them.
 
         A prefix of the names stays in front.
         """
