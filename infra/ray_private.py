@@ -81,7 +81,7 @@ def patient_start(seconds: float) -> Iterator[None]:
     A node comes up when its agents have: about 10 s of CPU, which take minutes on a machine that others use too.
     `ray.init` has no option for it.
     """
-    services = importlib.import_module(MODULES["get_node"])
+    services: Any = importlib.import_module(MODULES["get_node"])
     get_node = services.get_node
 
     def asked_again(*words: Any) -> Any:
