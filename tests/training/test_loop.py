@@ -210,7 +210,7 @@ def test_a_finished_run_is_carried_on_with_its_moments_and_its_place(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"config": {"steps": 12}}, "has done 12 steps and this run is to end after 12"),
+        ({"config": {"steps": 12}}, "has done 12 steps, and this run ends after 12"),
         ({"config": {"steps": 20, "global_batch": 8}}, "global_batch was 4 and is 8"),
         ({"config": {"steps": 20}, "order_seed": 1}, "order_seed was 0 and is 1"),
         (

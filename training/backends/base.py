@@ -113,9 +113,9 @@ class Backend(Protocol):
         """The elements of vectors on the device as Python floats; waits for them."""
 
     def snapshot(self, tensors: Mapping[str, Tensor], keeps: Callable[[str], bool] = every) -> dict[str, Tensor]:
-        """Copies on the host of the tensors that `keeps` selects, by Hugging Face's names. No later step changes them.
+        """Copies on the host, which later steps do not change, of the tensors that `keeps` selects.
 
-        A prefix of the names stays in front.
+        The copies have Hugging Face's names; a prefix of the names stays in front.
         """
 
     def compiles(self) -> int:

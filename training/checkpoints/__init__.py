@@ -1,1 +1,1 @@
-"""Checkpoints: what is saved, how it is committed, and what may be continued."""
+"""Checkpoints: what is saved, how it is committed, and which run may be resumed from a checkpoint."""

@@ -1,8 +1,8 @@
-"""Checkpoints written beside training: the step waits for a snapshot on the host, a thread does the rest.
+"""Checkpoints written beside training: the step waits for a snapshot on the host, and a thread does the rest.
 
-One save at a time: the next one waits for the one before, so at most one snapshot more is in memory. An error of the
-thread is raised in the loop, at the next step or save; nothing is lost silently. Hashing and writing release the
-interpreter's lock, copying a shard into a file's bytes does not: that share is what the steps beside it may feel.
+One save runs at a time: the next save waits for it, so at most one more snapshot is in memory. An error of the thread
+is raised in the loop, at the next step or save; nothing is lost silently. Hashing and writing release the interpreter's
+lock, but copying a shard into a file's bytes does not: only this part can slow down the steps beside it.
 """
 
 import logging
@@ -20,10 +20,10 @@ class BackgroundSaver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.seconds = 0.0
-        """time that saves took in the thread"""
+        """Time that saves took in the thread, in seconds."""
 
     def submit(self, save: Callable[[], object]) -> None:
-        """Waits for the save before, then starts this one. Raises what the one before raised."""
+        """Waits for the previous save, then starts this one. Raises what the previous save raised."""
         self.wait()
 
         def work() -> None:
@@ -34,26 +34,26 @@ class BackgroundSaver:
                 self._error = error
             self.seconds += time.perf_counter() - began
 
-        # Not a daemon: a process that ends with an error of its own still finishes the checkpoint in hand.
+        # Not a daemon: a process that ends with an error of its own still finishes the checkpoint that it is writing.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=False)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what a save has raised meanwhile."""
+        """Raises what a save has raised in the meantime."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Until no save is running. Raises what it raised."""
+        """Waits until no save is running. Raises what the save raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def close(self) -> None:
-        """`wait` on the way out of an error: a second one is only told."""
+        """`wait` at the end of a run that may have failed: an error of the save is logged, not raised."""
         try:
             self.wait()
         except BaseException as error:
-            logger.warning("the checkpoint in hand was not committed: %s", error)
+            logger.warning("the last checkpoint was not committed: %s", error)

@@ -1,9 +1,10 @@
-"""Which files hold the tensors of a checkpoint, and who of several workers writes which.
+"""The files that hold the tensors of a checkpoint, and the files that each of several workers writes.
 
-Files are cut by names and sizes alone, so they are the same whoever writes them. Where workers hold parts of the
-tensors each takes every n-th file: it keeps only those tensors of a snapshot, writes them, and leaves a note of their
-sizes and hashes beside them. The first worker, who commits, waits for the notes of all; they go with the commit.
-Nothing but the storage is between them, so threads that save need no group of their own.
+Files are cut by names and sizes alone, so they are the same whichever worker writes them. If workers hold parts of the
+tensors, worker k of n takes every n-th file: it keeps only the tensors of its files in a snapshot, writes them, and
+leaves a note of their sizes and hashes beside them. The first worker, which commits, waits for the notes of all
+workers and puts them into the commit. Workers exchange notes through the storage alone, so threads that save need no
+process group.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ FIRST_PREFIX, SECOND_PREFIX, LOSS_NAME = "first.", "second.", "loss_statistics"
 STATISTICS_BYTES = 12
 NOTE_PREFIX = "WRITTEN-"
 NOTES_SECONDS = 1800.0
-"""that the first worker waits for the others, who began to write when it did"""
+"""Seconds that the first worker waits for the notes of the other workers, which began to write at the same time."""
 LOOK_SECONDS = 0.5
 
 Sizes = Mapping[str, int]
-"""bytes of each tensor by `kind/name`, the kinds being model, average and optimizer"""
+"""Bytes of each tensor by `kind/name`; the kinds are model, average and optimizer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,12 @@ class Writer:
 
     rank: int = 0
     count: int = 1
-    """workers that write"""
+    """Number of workers that write."""
     attempt: str = ""
-    """the same for all of them, and another one after a restart: a note of workers that died counts for nothing"""
+    """Name of the attempt, the same for all workers and another one after a restart: notes of dead workers do not
+    count."""
     sizes: Sizes | None = None
-    """of the whole state; None where one writes all that it is given"""
+    """Sizes of the whole state; None: one worker writes all tensors that it is given."""
 
     def keeps(self, name: str) -> bool:
         """Whether the tensor `kind/name` is in a file of this worker."""
@@ -49,19 +51,19 @@ class Writer:
         return frozenset(name for _, names in self.files(self.sizes or {}) for name in names)
 
     def files(self, sizes: Sizes) -> list[tuple[str, list[str]]]:
-        """(file, its tensors as `kind/name`) of this worker."""
+        """(file, its tensors as `kind/name`) for each file of this worker."""
         return plan_files(sizes)[self.rank :: self.count]
 
 
 def state_sizes(parameters: Sizes, *, average: bool, statistics: bool) -> dict[str, int]:
-    """Of a training state (`training/optim.py`) in float32 with parameters of these sizes."""
+    """Sizes of a training state (`training/optim.py`) in float32 with parameters of these sizes."""
     prefixes = ["model/", f"optimizer/{FIRST_PREFIX}", f"optimizer/{SECOND_PREFIX}", *(["average/"] if average else [])]
     sizes = {prefix + name: size for prefix in prefixes for name, size in parameters.items()}
     return sizes | ({f"optimizer/{LOSS_NAME}": STATISTICS_BYTES} if statistics else {})
 
 
 def plan_files(sizes: Sizes) -> list[tuple[str, list[str]]]:
-    """(file, its tensors as `kind/name`): by kind and name, at most SHARD_BYTES in a file, or one tensor."""
+    """(file, its tensors as `kind/name`), by kind and name: at most SHARD_BYTES in a file, or a single tensor."""
     files = []
     for kind in sorted({name.partition("/")[0] for name in sizes}):
         shards: list[list[str]] = [[]]
@@ -79,21 +81,21 @@ def plan_files(sizes: Sizes) -> list[tuple[str, list[str]]]:
 
 
 def leave_note(directory: str, writer: Writer, files: Mapping[str, Any]) -> None:
-    """For the first worker: what this one wrote."""
+    """Leaves a note for the first worker of the files that this worker wrote."""
     note = json.dumps(files, sort_keys=True).encode()
     storage.write_bytes(storage.join(directory, f"{NOTE_PREFIX}{writer.attempt}-{writer.rank:05d}"), note)
 
 
 def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
-    """What the other workers wrote, when all have. Raises StoppedError if some have not after NOTES_SECONDS."""
+    """The files of the other workers, once all are written. Raises StoppedError if some are not after NOTES_SECONDS."""
     wanted = {f"{NOTE_PREFIX}{writer.attempt}-{rank:05d}" for rank in range(1, writer.count)}
     deadline = time.monotonic() + NOTES_SECONDS
     while missing := wanted - {name for name, _ in storage.list_files(directory)}:
         if time.monotonic() > deadline:
             raise StoppedError(
                 f"{len(missing)} of {writer.count} workers have not written their files of {directory} after "
-                f"{NOTES_SECONDS:g} s; its checkpoint is not committed: look at the workers' logs, and run the "
-                "same line again"
+                f"{NOTES_SECONDS:g} seconds, so the checkpoint is not committed; look at the workers' logs, and run "
+                "the same line again"
             )
         time.sleep(LOOK_SECONDS)
     files: dict[str, Any] = {}
@@ -103,7 +105,7 @@ def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
 
 
 def remove_notes(directory: str) -> None:
-    """Also those that workers left who died."""
+    """Removes all notes, those of dead workers too."""
     names: Sequence[str] = [name for name, _ in storage.list_files(directory) if name.startswith(NOTE_PREFIX)]
     for name in names:
         storage.remove(storage.join(directory, name))

@@ -1,9 +1,10 @@
-"""Whether a checkpoint may be continued by a job: what has to be equal, and for carrying on, what may differ.
+"""Whether a job may continue from a checkpoint: what must be equal, and what may differ when a run is carried on.
 
 An option that a checkpoint does not name had its absent value when the checkpoint was made (`data/absent.py`).
 
-A run continues its own checkpoints only if everything that decides the result is equal. Carrying on starts a new run
-behind another one's checkpoint: with its weights, moments and place in the order, and other steps, schedule or phases.
+A run is resumed from its own checkpoints only if everything that decides the result is equal. Carrying on starts a new
+run after a checkpoint of another run, with the checkpoint's weights, moments and place in the order; the new run may
+have other steps, another schedule or other phases.
 """
 
 from collections.abc import Iterable
@@ -28,8 +29,9 @@ def check_lease(job: TrainJob) -> None:
         held = False
     if not held:
         raise StoppedError(
-            f"the lease {job.lease_uri} is not ours any more: another driver has taken over this run, and this one "
-            "stops without committing its checkpoint; let that driver finish, or end it and run the same line again"
+            f"the lease {job.lease_uri} is no longer ours: another driver has taken over this run, so this driver "
+            "stops without committing its checkpoint; wait until the other driver ends, or end it and run the same "
+            "line again"
         )
 
 
@@ -40,12 +42,12 @@ def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:
     if differing:
         raise UserError(
             f"{checkpoint.uri} belongs to another run: {'; '.join(differing)}; "
-            "give this run another checkpoints directory, or the config and inputs of that one"
+            "give this run another directory of checkpoints, or the config and inputs of that run"
         )
 
 
 def _whole(identity: dict[str, Any], job: TrainJob) -> dict[str, Any]:
-    """The identity with every option, those at their absent value too: what an older and a newer one have in common."""
+    """The identity with every option, also those at their absent value: older and newer ones can then be compared."""
     logits = identity["logits"]
     return {
         **identity,
@@ -65,18 +67,20 @@ def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
 
 
 def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
-    """Raises UserError if the job could not take up the checkpoint's place in the order of rows.
+    """Raises UserError if the job cannot continue at the checkpoint's place in the order of rows.
 
-    Up to the checkpoint's step both orders have to be one: the same batch, seed and phases over the same rows. Datasets
-    that gave nothing until then may be added.
+    Up to the checkpoint's step both orders must be the same: equal batch, seed and phases over the same rows. Datasets
+    that gave no rows until then may be added.
     """
     step = checkpoint.step
     if checkpoint.optimizer is None or not checkpoint.optimizer.first:
-        raise UserError(f"{checkpoint.uri} has no moments to carry on with; start from its weights with --initial")
+        raise UserError(
+            f"{checkpoint.uri} has no moments to carry on with; give it as --initial to start from its weights"
+        )
     if step >= job.config.steps:
         raise UserError(
-            f"{checkpoint.uri} has done {step} steps and this run is to end after {job.config.steps}; steps count from "
-            f"the start of the first run: give --steps more than {step}"
+            f"{checkpoint.uri} has done {step} steps, and this run ends after {job.config.steps}, counted from "
+            f"the start of the first run; give --steps more than {step}"
         )
     saved, ours = _whole(checkpoint.state["identity"], job), _whole(job.identity(), job)
     wrong = [
@@ -89,7 +93,7 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
     by_name = {dataset["name"]: dataset for dataset in ours["datasets"]}
     for dataset in saved["datasets"]:
         if by_name.get(dataset["name"]) != dataset:
-            wrong.append(f"the rows of {dataset['name']!r} are not those of that run; name the same sequences")
+            wrong.append(f"the rows of {dataset['name']!r} differ from the rows of that run; name the same sequences")
     before = [[phase for phase in identity["phases"] if phase["start_step"] < step] for identity in (saved, ours)]
     if before[0] != before[1]:
         wrong.append(f"the mixture before step {step} was {before[0]} and is {before[1]}; later phases may differ")

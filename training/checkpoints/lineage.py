@@ -1,6 +1,6 @@
-"""Which rows each step took: recorded by the loop, kept with every checkpoint (`data.schema.LINEAGE`).
+"""The rows that each step took: recorded by the loop, kept with every checkpoint (`data.schema.LINEAGE`).
 
-Every worker records the rows that it was handed, not those that it should have been: the table is evidence.
+Every worker records the rows that it received, not the rows that it should have received: the table is evidence.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class LineageRecorder:
         self._steps.append((step, refs, sequence_hashes))
 
     def restore(self, before: pa.Table | None) -> None:
-        """Rows of steps before, out of an interim checkpoint, which the next regular one holds too."""
+        """Takes rows of earlier steps from an interim checkpoint; the next regular checkpoint holds them too."""
         self._before = before
 
     def clear(self) -> None:
@@ -38,7 +38,7 @@ class LineageRecorder:
     def rows_of(self, step: int) -> list[str]:
         """All workers' rows of a recorded step, as "dataset/shard/row" in slot order.
 
-        Every worker has to ask: an exchange of its own, for bad steps.
+        Every worker must call it: it is an exchange of its own, for bad steps.
         """
         (refs,) = (refs for number, refs, _ in self._steps if number == step)
         return [
@@ -47,7 +47,7 @@ class LineageRecorder:
         ]
 
     def columns(self) -> SlotColumns:
-        """This worker's rows, for `table` of all workers."""
+        """This worker's rows, which `table` takes from all workers."""
         backend, rows = self._backend, self._rows
         steps = np.repeat(np.array([step for step, _, _ in self._steps], np.int64), rows)
         first = backend.row_share.part * rows
@@ -57,7 +57,7 @@ class LineageRecorder:
         return slot_columns(backend, steps, slots, refs, hashes)
 
     def table(self, everyone: Sequence[SlotColumns]) -> pa.Table:
-        """The rows of all workers, whose `columns` these are, in the order of steps and slots."""
+        """The rows of all workers, from their `columns`, in the order of steps and slots."""
         if not self._steps:
             return self._before if self._before is not None else LINEAGE.empty_table()
         steps, slots, refs, hashes = join_slots(everyone)

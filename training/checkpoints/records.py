@@ -1,6 +1,6 @@
-"""What lies in a directory of checkpoints, by its records alone: which are whole, and the rows of their tables.
+"""The contents of a directory of checkpoints, by its records alone: whole checkpoints, and the rows of their tables.
 
-No tensor is read here and torch is not imported: asking what a run has seen should not wait for it.
+Nothing here reads a tensor or imports torch, so that a question about the rows of a run does not wait for torch.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ DIRECTORY_PATTERN = re.compile(r"step-(\d{8})$")
 
 
 class Damaged(UserError):
-    """A checkpoint that is not what its COMMIT says."""
+    """A checkpoint whose files differ from its COMMIT."""
 
 
 def checkpoint_uri(root: str, step: int) -> str:
@@ -33,7 +33,7 @@ def checkpoint_uri(root: str, step: int) -> str:
 
 
 def read_commit(uri: str) -> dict[str, Any] | None:
-    """The COMMIT of a checkpoint's directory; None where there is none or it does not match the files' sizes."""
+    """The COMMIT of a checkpoint's directory; None if there is none, or if it does not match the files' sizes."""
     return _valid_commit(uri, dict(storage.list_files(uri)))
 
 
@@ -43,15 +43,18 @@ def list_checkpoints(root: str) -> list[str]:
 
 
 def list_commits(root: str) -> list[tuple[str, dict[str, Any]]]:
-    """(directory, COMMIT) of all committed checkpoints below `root`, oldest first; one listing, one read for each."""
+    """(directory, COMMIT) of all committed checkpoints below `root`, oldest first.
+
+    Cost: one listing, and one read for each checkpoint.
+    """
     commits = ((uri, _valid_commit(uri, sizes)) for uri, sizes in list_directories(root))
     return [(uri, commit) for uri, commit in commits if commit is not None]
 
 
 def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
-    """(directory, COMMIT or TABLES) of all checkpoints whose rows count, retired ones too, oldest first.
+    """(directory, COMMIT or TABLES) of all checkpoints whose rows count, also of retired checkpoints, oldest first.
 
-    The rows of an interim checkpoint count until a later one is there, which holds them again.
+    The rows of an interim checkpoint count until there is a later checkpoint, which holds them again.
     """
     records = []
     for uri, sizes in list_directories(root):
@@ -62,7 +65,7 @@ def list_tables(root: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def list_directories(root: str) -> list[tuple[str, dict[str, int]]]:
-    """(directory, its files' sizes by name), oldest first."""
+    """(directory, sizes of its files by name) of each directory of a checkpoint, oldest first."""
     directories: dict[str, dict[str, int]] = {}
     for name, size in storage.list_files(root):
         directory, _, file = name.partition("/")
@@ -78,27 +81,27 @@ def latest_checkpoint(root: str) -> str | None:
 
 
 def read_rows(root: str, name: str) -> pa.Table | None:
-    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without any.
+    """The table `name` ("metrics", "lineage") over all checkpoints, in step order; None without checkpoints.
 
-    Raises `Damaged` if a file is not the committed one.
+    Raises `Damaged` if a file differs from the committed file.
     """
     tables = [parse_table(read_verified(uri, record, f"{name}.parquet")) for uri, record in list_tables(root)]
     return pa.concat_tables(tables) if tables else None
 
 
 def read_verified(uri: str, record: Mapping[str, Any], name: str) -> bytes:
-    """A file of the checkpoint whose COMMIT or TABLES `record` is. Raises `Damaged` if its sha256 is another."""
+    """A file of a checkpoint, whose COMMIT or TABLES is `record`. Raises `Damaged` if the file has another sha256."""
     data = storage.read_bytes(storage.join(uri, name))
     if hashlib.sha256(data).hexdigest() != record["files"][name]["sha256"]:
         raise Damaged(
-            f"{storage.join(uri, name)} is damaged: its sha256 is not the one in {COMMIT_NAME}; "
+            f"{storage.join(uri, name)} is damaged: its sha256 differs from the sha256 in {COMMIT_NAME}; "
             "use another checkpoint of that run"
         )
     return data
 
 
 def read_state(uri: str) -> dict[str, Any]:
-    """The state.json of a checkpoint. Raises `Damaged` if the checkpoint is not committed, or the file another."""
+    """The state.json of a checkpoint. Raises `Damaged` if the checkpoint is not committed, or the file was changed."""
     record = read_commit(uri)
     if record is None:
         raise Damaged(
@@ -109,12 +112,12 @@ def read_state(uri: str) -> dict[str, Any]:
 
 
 def parse_table(data: bytes) -> pa.Table:
-    """A table out of the bytes of its file."""
+    """The table in the bytes of its file."""
     return pq.read_table(pa.BufferReader(data))
 
 
 def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -> dict[str, Any] | None:
-    """The record `name` of a checkpoint where it is there and fits the files' sizes."""
+    """The record `name` of a checkpoint, if it exists and fits the files' sizes; otherwise None."""
     if name not in sizes:
         return None
     try:
@@ -128,5 +131,5 @@ def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -
 
 
 def encode_record(document: Mapping[str, Any]) -> bytes:
-    """The bytes of state.json, COMMIT and TABLES: the same for the same document."""
+    """The bytes of state.json, COMMIT or TABLES: the same bytes for the same document."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

@@ -1,8 +1,8 @@
-"""Which checkpoints stay: the last k and every n-th. What goes loses its tensors, never the record of its rows.
+"""The checkpoints that are kept: the last k and every n-th. A retired one loses its tensors, never its record of rows.
 
-Retiring one is three steps, each of which a kill may follow: `TABLES` lists what stays, `COMMIT` goes, then the tensors
-go. A directory with both is still a whole checkpoint; one with `TABLES` alone still counts for metrics and lineage.
-Cost: one listing, and a read for each checkpoint that is kept.
+A checkpoint is retired in three steps, and a kill may follow each of them: `TABLES` lists what stays, `COMMIT` is
+removed, the tensors are removed. A directory with both records is still a whole checkpoint; a directory with `TABLES`
+alone still counts for metrics and lineage. Cost: one listing, and one read for each checkpoint that is kept.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from training.checkpoints.records import (
 def apply_retention(root: str, keep_last: int | None, keep_every_steps: int) -> None:
     """Retires all but the last `keep_last` checkpoints and those of a multiple of `keep_every_steps` steps.
 
-    `keep_last` None keeps all. Interim checkpoints go as soon as a later regular one is there, with all they hold.
+    `keep_last` None keeps all. An interim checkpoint is removed completely as soon as there is a later regular one.
     """
     commits = list_commits(root)
     regular = [(uri, commit) for uri, commit in commits if not commit.get("interim")]
@@ -37,7 +37,7 @@ def apply_retention(root: str, keep_last: int | None, keep_every_steps: int) -> 
 
 
 def retire(uri: str, commit: dict[str, Any]) -> None:
-    """Makes a committed checkpoint one whose tables and state alone count."""
+    """Retires a committed checkpoint: only its tables and its state still count."""
     kept = {
         name: file for name, file in commit["files"].items() if name == STATE_NAME or not name.endswith(".safetensors")
     }
@@ -46,7 +46,7 @@ def retire(uri: str, commit: dict[str, Any]) -> None:
 
 
 def _remove_tensors_of_retired(root: str) -> None:
-    """Those of a retirement that was cut short too."""
+    """Removes the tensors of all retired checkpoints, also after a retirement that was cut short."""
     for uri, sizes in list_directories(root):
         if TABLES_NAME in sizes and COMMIT_NAME not in sizes:
             for name in sizes:

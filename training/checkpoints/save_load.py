@@ -1,17 +1,17 @@
-"""Checkpoints: a directory `step-00000100/` that is valid exactly when its `COMMIT` says so.
+"""Checkpoints: a directory `step-00000100/` is a valid checkpoint exactly if its `COMMIT` fits its files.
 
     model.safetensors  optimizer.safetensors  [average.safetensors]
     state.json  metrics.parquet  lineage.parquet  COMMIT
 
-Every file is published whole under its name (`data.storage`), and `COMMIT`, created exclusively as the last one,
-holds the size and sha256 of each. A kill at any moment therefore leaves a complete checkpoint or one that readers
-ignore and the next attempt overwrites. The two tables hold the rows since the checkpoint before. Large models are
-split over several safetensors files, which several workers may write (`checkpoint_files.py`). Nothing is ever
-unpickled. Cost: one copy of weights and moments in host memory while saving, shared by the workers who write.
+Every file is published whole under its name (`data.storage`). `COMMIT` is created last and exclusively, and holds the
+size and sha256 of each file. So a kill at any moment leaves either a complete checkpoint or a directory that readers
+ignore and the next attempt overwrites. The two tables hold the rows since the previous checkpoint. Large models are
+split over several safetensors files, which several workers may write (`training/checkpoints/files.py`). Nothing is ever
+unpickled. Cost: one copy of weights and moments in host memory while saving, shared by the workers that write.
 
 A checkpoint that is no longer kept (`training/checkpoints/retention.py`) loses its tensors and keeps its tables, which
-`TABLES` then lists in COMMIT's place. An interim one, saved because the machine was about to go, says so in COMMIT; the
-next regular one holds its rows too and replaces it.
+`TABLES` then lists instead of COMMIT. An interim checkpoint, saved because the run was asked to stop, is marked in
+COMMIT; the next regular checkpoint holds its rows too and replaces it.
 """
 
 import dataclasses
@@ -64,22 +64,22 @@ ALONE = Writer()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint as read back, on the host."""
+    """A checkpoint that was read back to the host."""
 
     uri: str
-    """its directory"""
+    """Directory of the checkpoint."""
     step: int
-    """steps that are done"""
+    """Number of steps that are done."""
     weights: dict[str, Tensor]
-    """parameters by name"""
+    """Parameters by name."""
     optimizer: OptimizerState | None
-    """the moments, or None where only the weights were asked for"""
+    """Moments; None if only the weights were requested."""
     state: dict[str, Any]
-    """the JSON state saved with it: identity of the run, tokens_seen, set-up"""
+    """JSON state that was saved with the checkpoint: identity of the run, tokens_seen, set-up."""
     tables: dict[str, pa.Table]
-    """the rows since the regular checkpoint before, by kind ("metrics", "lineage")"""
+    """Rows since the previous regular checkpoint, by kind ("metrics", "lineage")."""
     interim: bool = False
-    """whether the next regular checkpoint replaces it"""
+    """Whether the next regular checkpoint replaces this one."""
 
 
 def save_checkpoint(
@@ -96,16 +96,16 @@ def save_checkpoint(
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
-    `tables` maps a name to a table kept as `name.parquet`. `before_commit` is called last and stops the commit by
-    raising. `interim`: the next regular checkpoint replaces it. `writer`: one of several, each with its part of the
-    tensors; the first waits for the others and commits. Raises StoppedError if a committed checkpoint of this step
-    is already there.
+    `tables` maps a name to a table that is kept as `name.parquet`. `before_commit` is called last; if it raises, there
+    is no commit. `interim`: the next regular checkpoint replaces this one. `writer` is one of several writers, each
+    with its part of the tensors; the first writer waits for the other writers and commits. Raises StoppedError if a
+    committed checkpoint of this step exists already.
     """
     uri = checkpoint_uri(root, step)
     commit_uri = storage.join(uri, COMMIT_NAME)
     if writer.rank == 0 and read_commit(uri) is not None:
-        raise StoppedError(f"{uri} is committed already; two runs write to {root}: stop one of them")
-    # Of a checkpoint that was damaged since, or retired: the run is back before it, so it writes it anew.
+        raise StoppedError(f"{uri} is committed already: two runs write to {root}; stop one of the two")
+    # Records of a checkpoint that was damaged or retired since: the run is back before it, and writes it anew.
     for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
         storage.remove(name)
 
@@ -137,10 +137,10 @@ def save_checkpoint(
 
 
 def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that is whole, down to the last bit; None where there is none.
+    """The newest checkpoint that is whole, down to the last bit; None if there is none.
 
-    A damaged one is said in a line and passed over; with `rename` its COMMIT becomes DAMAGED, so that the run can
-    write that step again.
+    A damaged checkpoint is logged in one line and skipped; with `rename` its COMMIT becomes DAMAGED, so that the run
+    can write that step again.
     """
     for uri in reversed(list_checkpoints(root)):
         try:
@@ -153,9 +153,9 @@ def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
 
 
 def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
-    """Reads a checkpoint, with the sha256 of every file it reads checked.
+    """Reads a checkpoint, and checks the sha256 of every file that it reads.
 
-    Raises UserError if it is not committed, `Damaged`, a UserError, where a file is not the committed one.
+    Raises `Damaged`, a UserError, if the checkpoint is not committed, or if a file differs from the committed file.
     """
     commit = read_commit(uri)
     if commit is None:
@@ -194,16 +194,16 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
-    """Raises UserError, naming what differs, if the checkpoint's model computes something else than `config`'s."""
+    """Raises UserError, naming the differences, if the checkpoint's model computes something else than `config`'s."""
     saved = with_absent(type(config), read_state(uri)["identity"]["config"]["model"])
     wanted = dataclasses.asdict(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
         for name in wanted
-        if name != "init_std" and saved.get(name) != wanted[name]  # weights that are there are not drawn
+        if name != "init_std" and saved.get(name) != wanted[name]  # the weights exist, so none are drawn
     ]
     if differing:
-        raise UserError(f"{uri} is of another model: {'; '.join(differing)}; give this run the sizes of that one")
+        raise UserError(f"{uri} has another model: {'; '.join(differing)}; give this run the sizes of that model")
 
 
 def _by_file_names(weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Weights and optimizer state between a device and the host, by the names of one model, whatever the mesh."""
+"""Weights and optimizer state between a device and the host, by the names of the model, whatever the mesh."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from training.optim import OptimizerState
 def snapshot_state(
     backend: Backend, weights: Mapping[str, Tensor], optimizer: OptimizerState, writer: Writer = ALONE
 ) -> tuple[dict[str, Tensor], OptimizerState]:
-    """Copies on the host that later steps do not change: of all tensors, or of those in the writer's files."""
+    """Copies on the host, which later steps do not change, of all tensors or of the tensors in the writer's files."""
     first, second = f"optimizer/{FIRST_PREFIX}", f"optimizer/{SECOND_PREFIX}"
     parts = {"model/": weights, first: optimizer.first, second: optimizer.second}
     if optimizer.average is not None:
@@ -31,7 +31,7 @@ def snapshot_state(
 
 
 def restore_state(backend: Backend, saved: OptimizerState, into: OptimizerState) -> None:
-    """Copies host tensors into placed ones. What was not saved (an average that begins now) stays as it is."""
+    """Copies host tensors into placed tensors. What was not saved (an average that begins now) stays as it is."""
     backend.restore(saved.first, into.first)
     backend.restore(saved.second, into.second)
     if saved.average and into.average is not None:

@@ -1,1 +1,1 @@
-"""The teacher's side of distillation: its distributions, and the audit of a cache of them."""
+"""The teacher's side of distillation: the teacher's distributions, and the audit of a cache of distributions."""

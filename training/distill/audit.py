@@ -1,4 +1,4 @@
-"""Is a cache of logits what its teacher says? Statistics of kept targets against the teacher's logits, on any device.
+"""Whether a cache of logits fits its teacher: statistics of kept targets against the teacher's logits, on any device.
 
 Each kind of distribution has its own statistics and checks (training/distill/kinds/).
 """
@@ -19,7 +19,7 @@ from training.feed import HostBatch
 def tally(
     model: TableModel, backend: Backend, batch: HostBatch, kept: Targets, kind: Kind, coin_seed: int = 0
 ) -> Tally:
-    """The statistics of a batch whose kept targets, all rows together, are `kept`, padded to one K."""
+    """The statistics of a batch; `kept` has the kept targets of all its rows together, padded to one K."""
     positions = len(kept["target_ids"])
     vocabulary = model.config.vocab_size
     coins = np.random.default_rng(coin_seed).integers(0, 2, vocabulary).astype(np.float32) * 2 - 1

@@ -1,6 +1,6 @@
-"""Softmax weights of a large vocabulary in blocks of about V^(1/3) ids, which find draws and the most likely ids.
+"""Softmax weights of a large vocabulary in blocks of about V^(1/3) ids, for draws and for the most likely ids.
 
-On a CPU a function of logits is faster in parts that fit the caches: `in_cache`.
+On a CPU a function of logits is faster on parts that fit the caches: `in_cache`.
 
 Shapes: P positions, V vocabulary, B blocks, W ids in a block, N chosen blocks.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CACHED_ELEMENTS = 2**21
-"""logits worked on at once on a CPU, so that the passes over them stay in its caches"""
+"""Logits that are processed at once on a CPU, so that all passes over them stay in the CPU's caches."""
 
 
 def block_weights(logits_PV: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def take(parts_PBW: Tensor, block_PN: Tensor) -> Tensor:
 
 
 def in_cache(work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-    """`work` over parts of the rows that fit a CPU's caches; at once elsewhere."""
+    """`work` over parts of the rows that fit a CPU's caches; on other devices over all rows at once."""
     count, vocabulary = rows[0].shape
     size = max(1, CACHED_ELEMENTS // vocabulary)
     if rows[0].device.type != "cpu" or count <= size:

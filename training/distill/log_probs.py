@@ -1,7 +1,7 @@
-"""Kinds that keep log-probabilities: of the most likely ids, or of all, and the mass of the ids not kept.
+"""Kinds that keep log-probabilities of the most likely ids, or of all ids, and the mass of the ids that are not kept.
 
-What they keep is exact, so the audit compares directly: log p of each kept id, the mass of the kept ids with that of
-the K most likely ids, and the tail.
+The kept values are exact, so the audit compares directly: log p of each kept id, the mass of the kept ids with the mass
+of the K most likely ids, and the tails.
 
 Shapes: P positions, V vocabulary, K ids kept at a position.
 """
@@ -30,7 +30,7 @@ class LogProbs(Kind):
 
     @abstractmethod
     def kept(self, vocab_size: int) -> int:
-        """K."""
+        """The number K of kept ids."""
 
     def codec(self, vocab_size: int) -> CodecSpec:
         return CodecSpec(vocab_size=vocab_size, estimator=self.name, temperature=self.temperature)
@@ -43,7 +43,7 @@ class LogProbs(Kind):
         return {"target_ids": ids_PK, "target_log_probs": log_probs_PK, "target_tail": tail_P}
 
     def statistics(self, logits_PV: Tensor, kept: Mapping[str, Tensor], coins_V: Tensor) -> Tensor:
-        """The entropy, the largest difference of log p, the mass lost, the difference of the tail."""
+        """The entropy, the largest difference of log p, the lost mass, and the difference of the tails."""
         log_p_PV = torch.log_softmax(logits_PV / self.temperature, -1)
         kept_PK = kept["target_log_probs"] > -torch.inf
         fresh_PK = log_p_PV.gather(1, kept["target_ids"].long())
@@ -68,16 +68,17 @@ class LogProbs(Kind):
 def top_k_teacher(logits_PV: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The K most likely ids [P, K] int32, their log p [P, K], most likely first, and the mass [P] of all others.
 
-    The tail is summed by itself: 1 - sum p_i would lose its digits. Raises UserError for a K beyond the vocabulary.
+    The mass of the others is summed by itself: 1 - sum p_i would lose its digits. Raises UserError for a K beyond the
+    vocabulary.
     """
     if not 1 <= k <= logits_PV.shape[-1]:
-        raise UserError(f"got k={k} of a vocabulary of {logits_PV.shape[-1]}; allowed are 1 to the vocabulary")
+        raise UserError(f"got k={k} for a vocabulary of {logits_PV.shape[-1]}; allowed are 1 to {logits_PV.shape[-1]}")
 
     def top(logits_PV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights_PBW, highest_P1 = block_weights(logits_PV, 1.0 / temperature)
         positions, blocks, width = weights_PBW.shape
         if k <= blocks:
-            # The K largest ids lie in the K blocks with the largest maxima.
+            # The K most likely ids are in the K blocks with the largest maxima.
             block_PK = weights_PBW.amax(-1).topk(k, dim=-1).indices
             top_PK, place_PK = take(weights_PBW, block_PK).flatten(1).topk(k, dim=-1)
             ids_PK = block_PK.gather(1, place_PK // width) * width + place_PK % width

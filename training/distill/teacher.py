@@ -1,7 +1,7 @@
 """The teacher's side of distillation: what a kind of distribution keeps of softmax(logits / T) at each target.
 
-All of this runs on the device, in chunks of one shape; only ids and a few numbers a target come to the host, while the
-device works on the next batch. What is kept, with formulas and cost, is in training/distill/kinds/.
+All of this runs on the device, in chunks of one shape. Only ids and a few numbers for each target come to the host,
+while the device computes the next batch. training/distill/kinds/ has what each kind keeps, with formulas and cost.
 
 Shapes: P positions, R positions of a batch, D model, V vocabulary.
 """
@@ -25,7 +25,7 @@ from training.feed import HostBatch
 Result = TypeVar("Result")
 
 CHUNK_POSITIONS = 128
-"""positions whose logits exist at once: rows enough for an efficient product, 131 MB at 256,000 ids"""
+"""Positions whose logits exist at once: enough rows for an efficient product, 131 MB at 256,000 ids."""
 
 
 def capture(
@@ -37,10 +37,10 @@ def capture(
     seed: int,
     teacher_hash: str,
 ) -> Iterator[list[Targets]]:
-    """For each batch, for each of its rows, what the kind keeps at the row's targets, in order.
+    """The values that the kind keeps at the targets, for each batch and for each row of the batch, in order.
 
-    The forward pass takes a batch as it is, the head only its targets, in chunks. Raises UserError for logits that are
-    not finite.
+    The forward pass takes the whole batch, and the head takes only the targets, in chunks. Raises UserError for logits
+    that are not finite.
     """
     before: _Launched | None = None
     for batch in batches:
@@ -53,7 +53,7 @@ def capture(
 
 
 def capped_logits(model: TableModel, hidden_PD: Tensor) -> Tensor:
-    """`Gemma2.logits`, bit for bit, in the memory of the product."""
+    """The same bits as `Gemma2.logits`, computed in the memory of the product."""
     products_PV = F.linear(hidden_PD.float(), model.table.float())
     return products_PV.div_(model.config.final_softcap).tanh_().mul_(model.config.final_softcap)
 
@@ -67,9 +67,9 @@ def map_logits(
 ) -> list[Result]:
     """`work` of the logits [CHUNK_POSITIONS, V] at the targets of a batch, row by row, chunk by chunk.
 
-    It is also given the rows of `arrays`, which have one a target, that go with the logits. What it makes of positions
-    beyond the last target is of no use. All chunks have one shape, so XLA compiles one program, and `work` is part of
-    it: logits are never written out.
+    `work` also receives the rows of `arrays`, one for each target, that belong to the logits. Its results for positions
+    beyond the last target have no meaning. All chunks have one shape, so XLA compiles one program, and `work` is part
+    of this program: logits are never written out.
     """
     length = batch["tokens"].shape[1]
     index = np.concatenate([row * length + np.flatnonzero(mask) for row, mask in enumerate(batch["loss_mask"])])
@@ -90,7 +90,7 @@ def map_logits(
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values of all weights: what `teacher_hash` should be."""
+    """sha256 over names, types, shapes and values of all weights; `capture` takes it as `teacher_hash`."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -101,14 +101,14 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A batch that the device works on."""
+    """A batch that the device computes."""
 
     kind: Kind
     chunks: list[tuple[Tensor, ...]]
     row_targets: list[int]
 
     def collect(self) -> list[Targets]:
-        """Waits for the device. Each row's targets, cut out of the chunks."""
+        """Waits for the device; returns the targets of each row, cut out of the chunks."""
         total, ends = sum(self.row_targets), np.cumsum(self.row_targets)[:-1]
         on_host = zip(*([part.cpu().numpy() for part in chunk] for chunk in self.chunks), strict=True)
         kept = [np.concatenate(parts)[:total] for parts in on_host]
@@ -120,7 +120,7 @@ class _Launched:
 def _launch(
     model: TableModel, backend: Backend, batch: HostBatch, kind: Kind, seed: int, teacher_hash: str
 ) -> _Launched:
-    """Hands forward pass and chunks to the device."""
+    """Hands the forward pass and the chunks to the device."""
     places = [np.flatnonzero(mask) for mask in batch["loss_mask"]]
     noise = kind.noise(batch, places, seed, teacher_hash)
     launched = map_logits(model, backend, batch, noise, kind.keep)

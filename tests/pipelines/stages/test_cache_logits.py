@@ -271,5 +271,5 @@ def test_a_teacher_of_another_vocabulary_or_tokenizer_is_refused(runs: Runs, tmp
     assert manifest is not None
     Path(padded, MANIFEST_NAME).unlink()
     publish_manifest(padded, replace(manifest, tokenizer_sha256="f" * 64))
-    with pytest.raises(ValueError, match=r"pack_sequences/.* is of tokenizer .*, train_model/.* of tokenizer ffff"):
+    with pytest.raises(ValueError, match=r"pack_sequences/.* has tokenizer .*, and train_model/.* has tokenizer ffff"):
         cached(runs, tmp_path, InProcess(), teacher=padded)

@@ -104,7 +104,9 @@ def test_without_the_files_of_another_worker_nothing_is_committed(
 ) -> None:
     monkeypatch.setattr(checkpoint_files, "NOTES_SECONDS", 0.1)
     monkeypatch.setattr(checkpoint_files, "LOOK_SECONDS", 0.01)
-    with pytest.raises(RuntimeError, match=r"1 of 2 workers have not written their files of .*; its checkpoint is not"):
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 workers have not written their files of .*, so the checkpoint is not"
+    ):
         save(tmp_path, 3, writer=checkpoint_files.Writer(count=2, attempt="now"))
     assert latest_checkpoint(str(tmp_path)) is None
 

@@ -19,5 +19,5 @@ def test_the_most_likely_ids_and_the_rest_are_those_of_float64(vocab: int, k: in
         torch.testing.assert_close(log_probs.double(), best.values, atol=2e-6, rtol=1e-6)
         rest = log_p.exp().scatter(1, best.indices, 0.0).sum(-1)
         torch.testing.assert_close(tail.double(), rest, atol=1e-12, rtol=1e-5)  # its digits, however small it is
-    with pytest.raises(ValueError, match="allowed are 1 to the vocabulary"):
+    with pytest.raises(ValueError, match=r"allowed are 1 to \d"):
         top_k_teacher(logits, vocab + 1)

@@ -1,4 +1,4 @@
-"""`full`: the probability of every id, V numbers a target. No bias and no variance; for tests of all other kinds.
+"""`full`: the probability of every id, V numbers for each target. No bias, no variance; for tests of the other kinds.
 
 Shapes: B batch, T time, P positions, V vocabulary.
 """
@@ -17,7 +17,7 @@ from training.errors import UserError
 from training.loss import USUAL, Batch, LossOptions, masked_sum
 
 MOST_IDS = 16_384
-"""ids of the largest vocabulary: 50 KB a target"""
+"""Largest vocabulary, in ids: 50 KB for each target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Full(LogProbs):
     def codec(self, vocab_size: int) -> CodecSpec:
         if vocab_size > MOST_IDS:
             raise UserError(
-                f"estimator 'full' keeps {vocab_size} numbers a target; it is for tests, up to {MOST_IDS} ids: use "
-                "'sample'"
+                f"got a vocabulary of {vocab_size} ids for estimator 'full', which is for tests, up to {MOST_IDS} "
+                "ids; use estimator 'sample'"
             )
         return super().codec(vocab_size)
 
@@ -48,7 +48,7 @@ class Full(LogProbs):
 
 
 def distill_full_loss(model: TableModel, batch: Batch, options: LossOptions = USUAL) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats to the teacher's whole distribution, summed over targets, and their number.
+    """Cross-entropy in nats to the teacher's whole distribution, summed over targets, and the number of targets.
 
     `target_probs`: float [B, T, V].
     """

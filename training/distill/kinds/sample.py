@@ -1,4 +1,4 @@
-"""`sample`: ids drawn from the teacher, and how often each was drawn. Unbiased; the default.
+"""`sample`: ids drawn from the teacher, and how often each was drawn. Unbiased, and the default kind.
 
 N draws with replacement from q, c_i of them id i; the target is c_i / N. With q = p = softmax(z / T) it is unbiased:
 E[c_i / N] = p_i (arXiv 2503.16870). With q proportional to p^s (`proposal` s) each id has the importance weight
@@ -6,20 +6,20 @@ p_i / q_i and the target is c_i / N * p_i / q_i: unbiased too, and the targets o
 Variance of a target: p_i (p_i / q_i - p_i) / N.
 
 Draws are a pure function of (seed, teacher hash, sequence hash, position) and of the logits: a counter-based generator
-(Philox) is keyed by the first three and read at the fourth, so neither the order of rows nor what else is in a batch
+(Philox) is keyed by the first three and read at the fourth. So neither the order of rows nor the rest of a batch
 changes a byte. A draw inverts the cumulative distribution in three levels of about V^(1/3) each: sums of blocks of
-blocks, of blocks, of ids. Blocks are summed in float32, whose relative error of 1e-6 is that of the softmax itself;
-everything above is float64. Cost: three passes over the logits and N V^(1/3) additions a position.
+blocks, sums of blocks, ids. Blocks are summed in float32, whose relative error of 1e-6 is that of the softmax itself;
+the levels above are float64. Cost: three passes over the logits and N V^(1/3) additions for each position.
 
 The audit: for functions f of an id, the mean over draws of f is compared with its expectation under p. One draw of a
-position is worth w f(i), where w = p_i / q_i is 1 unless the proposal is not p; the teacher says that it has mean
-sum p f and variance sum p w f^2 - (sum p f)^2. Over all positions the sum of differences, divided by the root of the
-sum of variances / N, is about standard normal: z. The functions are
+position counts as w f(i), with w = p_i / q_i, which is 1 unless the proposal differs from p. By the teacher its mean is
+sum p f and its variance is sum p w f^2 - (sum p f)^2. Over all positions the sum of differences, divided by the root of
+the sum of variances / N, is about standard normal: z. The functions are
 
-    log p           another temperature, another position, a support that was renormalized (its mean is the entropy gap)
-    most likely id  the share of the head
-    p               how even the distribution is
-    coin            +1 or -1 for each id, by a seed: whether mass was moved from some ids to others
+    log p           shows another temperature, another position, a support that was renormalized (its mean is the
+    entropy gap) most likely id  shows a changed share of the most likely id p               shows a distribution that
+    is more or less even coin            +1 or -1 for each id, by a seed: shows mass that was moved from some ids to
+    others
 
 Shapes: B batch, T time, P positions, V vocabulary, N draws, K different ids at a position, W ids in a block.
 """
@@ -45,11 +45,11 @@ from training.loss_head import to_weighted_ids
 
 FUNCTIONS = ("log p", "most likely id", "p", "coin")
 LOG_FLOOR = -20.0
-"""nats: log p below it counts as it, or one rare id would be most of the variance"""
+"""Floor of log p, in nats: without a floor one rare id would be most of the variance."""
 WORDS_IN_BLOCK = 4
-"""64-bit words that Philox gives for one value of its counter"""
+"""64-bit words that Philox gives for one value of its counter."""
 BELOW_ONE = 1 - 2.0**-52
-"""keeps a draw below the total it is a fraction of, whatever is rounded"""
+"""Largest fraction: it keeps a draw below the total, however the values are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Sample(Kind):
     )
 
     draws: int = 50
-    """N, the draws at each position"""
+    """Number N of draws at each position."""
     proposal: float = 1.0
-    """s: draws come from p^s, normalized; 1 draws from p itself and needs no weights"""
+    """Exponent s of the proposal: draws come from p^s, normalized; 1 draws from p itself and needs no weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +113,7 @@ class Sample(Kind):
         return distill_loss(model, batch, codec.draws, options)
 
     def statistics(self, logits_PV: Tensor, kept: Mapping[str, Tensor], coins_V: Tensor) -> Tensor:
-        """For each function mean - expectation, then the variances of these differences, and the entropy."""
+        """For each function mean - expectation, then the variances of these differences, and finally the entropy."""
         log_p_PV = torch.log_softmax(logits_PV / self.temperature, -1)
         p_PV = log_p_PV.exp()
         weights_PV = torch.ones_like(p_PV)
@@ -156,7 +156,7 @@ class Sample(Kind):
 
 
 def z_of(total: Tally, function: str) -> float:
-    """Standard normal, about, if the cache is honest."""
+    """The z of a function, which is about standard normal if the cache is honest."""
     difference = total.sums.get(f"difference of {function}", 0.0)
     variance = total.sums.get(f"variance of {function}", 0.0)
     if variance <= 0:
@@ -165,15 +165,15 @@ def z_of(total: Tally, function: str) -> float:
 
 
 def z_limit(alpha: float) -> float:
-    """|z| that an honest cache exceeds in any of the functions with probability `alpha` at most (Bonferroni)."""
+    """The |z| that an honest cache exceeds in any of the functions with probability at most `alpha` (Bonferroni)."""
     return NormalDist().inv_cdf(1 - alpha / (2 * len(FUNCTIONS)))
 
 
 def distill_loss(model: TableModel, batch: Batch, draws: int, options: LossOptions = USUAL) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats to counts / N of the teacher's N `draws`, summed over targets, and their number.
+    """Cross-entropy in nats to counts / N of the teacher's N `draws`, summed over targets, and the number of targets.
 
-    Its gradient has full distillation's as its expectation (arXiv 2503.16870). The ids of one target are distinct,
-    apart from padding, which has count 0 and any id.
+    The expectation of its gradient is the gradient of full distillation (arXiv 2503.16870). The ids of one target are
+    distinct, apart from padding, which has count 0 and any id.
     """
     head = options.teacher_head(model, to_weighted_ids)
     weights_BTK = batch["target_counts"].float() * (head.target_mass / draws)
@@ -185,13 +185,13 @@ def sample_teacher(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws from softmax(logits) at some positions of one row.
 
-    logits: float32 [P, V], `positions`: int [P], the place in the row of each. Returns ids and counts, int32 [P, K],
-    ids ascending within a position, padded with id 0 and count 0; counts of a position sum to `draws`. Raises
-    UserError for logits that are not finite.
+    `logits`: float32 [P, V]. `positions`: int [P], the places of the logits in the row. Returns ids and counts, int32
+    [P, K], ids ascending within a position, padded with id 0 and count 0; the counts of a position sum to `draws`.
+    Raises UserError for logits that are not finite.
     """
     if logits.ndim != 2 or len(logits) != len(positions):
         raise UserError(
-            f"got logits {logits.shape} for {len(positions)} positions; they have to be [positions, vocabulary]"
+            f"got logits {logits.shape} for {len(positions)} positions; the shape must be [positions, vocabulary]"
         )
     uniforms = torch.from_numpy(uniforms_of(draws, seed, teacher_hash, sequence_hash, positions))
     ids_PN, _, highest_P = draw_ids(torch.from_numpy(np.asarray(logits, np.float32)), uniforms)
@@ -203,9 +203,10 @@ def sample_teacher(
 def draw_ids(
     logits_PV: Tensor, uniforms_PN: Tensor, temperature: float = 1.0, proposal: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """N draws a position: ids int32 [P, N] in the order of the uniforms, log(p / q) of each, the highest logit [P].
+    """N draws for each position.
 
-    uniforms_PN: float64 in [0, 1).
+    uniforms_PN: float64 in [0, 1). Returns ids int32 [P, N] in the order of the uniforms, log(p / q) of each id, and
+    the highest logit [P].
     """
 
     def draw(logits_PV: Tensor, uniforms_PN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,7 +232,7 @@ def draw_ids(
 
 
 def count_draws(drawn_PN: np.ndarray, log_weights_PN: np.ndarray | None = None) -> Targets:
-    """Distinct ids, ascending, and how often each was drawn (with the weight of each, where there are weights)."""
+    """Distinct ids, ascending, and how often each was drawn (with the weight of each id, if there are weights)."""
     positions, draws = drawn_PN.shape
     if log_weights_PN is None:
         drawn_PN = np.sort(drawn_PN, axis=1)
@@ -259,7 +260,7 @@ def count_draws(drawn_PN: np.ndarray, log_weights_PN: np.ndarray | None = None) 
 
 
 def uniforms_of(draws: int, seed: int, teacher_hash: str, sequence_hash: int, positions: np.ndarray) -> np.ndarray:
-    """float64 [P, N] in [0, 1): those of position p start at counter p * ceil(N / 4) of the row's own stream."""
+    """float64 [P, N] in [0, 1): the numbers of position p start at counter p * ceil(N / 4) of the row's own stream."""
     digest = hashlib.sha256(f"{seed}/{teacher_hash}/{sequence_hash}".encode()).digest()
     blocks = -(-draws // WORDS_IN_BLOCK)
     generator = np.random.Philox(key=np.frombuffer(digest[:16], "<u8"))
@@ -270,9 +271,9 @@ def uniforms_of(draws: int, seed: int, teacher_hash: str, sequence_hash: int, po
 
 
 def _invert(masses_PNW: Tensor, fractions_PN: Tensor) -> tuple[Tensor, Tensor]:
-    """Where among the masses (float64) a fraction of their sum falls, int64 [P, N], and how far into that mass.
+    """The index, int64 [P, N], of the mass in which a fraction of their sum falls, and the fraction of that mass.
 
-    Never a mass of zero: the fraction stays below the whole, and a boundary belongs to what follows it.
+    It never finds a mass of zero: the fraction stays below the whole, and a boundary belongs to the mass that follows.
     """
     ends_PNW = masses_PNW.cumsum(-1)
     wanted_PN1 = (fractions_PN * ends_PNW[..., -1]).minimum(ends_PNW[..., -1] * BELOW_ONE)[..., None]

@@ -1,7 +1,7 @@
 """`topk`: the K largest probabilities, and the mass of all other ids.
 
-What it keeps is exact. As a target without the tail (renormalized) it is biased: every kept id by 1 / (1 - tail), every
-other id by -p_i.
+The kept values are exact. As a target without the tail (renormalized) they are biased: every kept id by the factor
+1 / (1 - tail), every other id by -p_i.
 
 Shapes: B batch, T time, P positions, V vocabulary, K ids kept at a position.
 """
@@ -30,7 +30,7 @@ class TopK(LogProbs):
     has_tail: ClassVar[bool] = True
 
     top: int = 50
-    """K, the ids kept at each position"""
+    """Number K of ids kept at each position."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +41,9 @@ class TopK(LogProbs):
 
     def codec(self, vocab_size: int) -> CodecSpec:
         if self.top > vocab_size:
-            raise UserError(f"top is {self.top} and the vocabulary has {vocab_size} ids; keep fewer")
+            raise UserError(
+                f"top is {self.top}, and the vocabulary has {vocab_size} ids; give --top {vocab_size} or less"
+            )
         return super().codec(vocab_size)
 
     @classmethod
@@ -54,10 +56,10 @@ class TopK(LogProbs):
 
 
 def distill_topk_loss(model: TableModel, batch: Batch, options: LossOptions = USUAL) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats to what the teacher's K best ids say, summed over targets, and their number.
+    """Cross-entropy in nats to the teacher's K best ids and their tail, summed over targets, and the number of targets.
 
     `target_tail` is p_tail, the teacher's mass outside of the K ids, which the cache keeps because 1 - sum p_i would
-    lose its digits. At least one id of each target is real. What becomes of the tail is `options.distill.tail`:
+    lose its digits. At least one id of each target is real. `options.distill.tail` decides the treatment of the tail:
 
     `bucket`        -sum_K p_i log q_i - p_tail log q_tail, where q_tail is the student's mass outside of the K ids: the
                     student is free in how it spreads the tail, and is not pushed to have none
@@ -66,7 +68,7 @@ def distill_topk_loss(model: TableModel, batch: Batch, options: LossOptions = US
     """
     log_probs_BTK = batch["target_log_probs"].float()
     ids_BTK = batch["target_ids"].long()
-    # Padding repeats the first id, so that it takes nothing out of the tail.
+    # Padding repeats the first id, so that padding takes nothing out of the tail.
     ids_BTK = torch.where(log_probs_BTK == -torch.inf, ids_BTK[..., :1], ids_BTK)
     tail = options.distill.tail
     head = options.teacher_head(model, _to_top_and_tail if tail == "bucket" else to_weighted_ids)
@@ -90,8 +92,8 @@ def _to_top_and_tail(
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """-sum_K p_i log q_i - p_tail log q_tail; gradient q_i - p_i at the K ids, q_j (1 - p_tail / q_tail) elsewhere.
 
-    q_tail is summed over the other ids relative to the greatest of them: 1 - sum_K q_i would cancel, and underflow
-    could make its logarithm infinite. Without any other id all of this is a finite number times p_tail = 0.
+    q_tail is summed over the other ids, relative to the greatest of these: 1 - sum_K q_i would cancel, and underflow
+    could make its logarithm infinite. If there is no other id, the term is a finite number times p_tail = 0.
     """
     log_top_PK = log_q_PV.gather(-1, ids_PK)
     others_PV = log_q_PV.scatter_(-1, ids_PK, torch.finfo(torch.float32).min)

@@ -143,7 +143,7 @@ def test_numbers_that_cannot_be_are_refused(name: str, change: dict[str, Any]) -
 
 
 def test_a_vocabulary_that_a_kind_does_not_allow_is_refused() -> None:
-    with pytest.raises(ValueError, match="top is 5 and the vocabulary has 4 ids; keep fewer"):
+    with pytest.raises(ValueError, match="top is 5, and the vocabulary has 4 ids; give --top 4 or less"):
         KINDS["topk"].of(NUMBERS).codec(4)
-    with pytest.raises(ValueError, match="'full' keeps 256000 numbers a target"):
+    with pytest.raises(ValueError, match="got a vocabulary of 256000 ids for estimator 'full'"):
         KINDS["full"].of(NUMBERS).codec(256_000)
