@@ -1,4 +1,4 @@
-"""What is computed: Gemma 2 in plain PyTorch, its weights' formats, its cache and sampling, its costs."""
+"""What is computed: Gemma 2 in plain PyTorch, with formats of weights, cache, sampling, sharding and costs."""
 
 from model.attention import Attention, Placement, attend, visible
 from model.cache import Cache

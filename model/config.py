@@ -9,44 +9,44 @@ from typing import Any
 from model.errors import UserError
 
 VOCAB_SIZE = 256_000
-"""Pieces of Gemma's tokenizer: the rows of the embedding in the published PyTorch and Hugging Face weights."""
+"""Pieces of Gemma's tokenizer, and rows of the embedding in the published PyTorch and Hugging Face weights."""
 
 PAPER_VOCAB_SIZE = 256_128
-"""Embedding rows counted in the paper (Table 2) and shipped in the JAX weights: 128 more are padding."""
+"""Rows of the embedding in the paper (Table 2) and in the JAX weights, of which 128 are padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma2Config:
-    """Everything that fixes what the model computes; nothing about devices, batches or training."""
+    """The architecture of the model, without anything about devices, batches or training."""
 
     vocab_size: int
     """Rows of the embedding, which is also the output head."""
     d_model: int
     """Width of the residual stream."""
     layers: int
-    """Number of blocks; blocks 0, 2, 4, ... look through the window, blocks 1, 3, 5, ... at the whole document."""
+    """Number of blocks. Blocks 0, 2, 4, ... see their window, blocks 1, 3, 5, ... the whole document."""
     heads: int
-    """Query heads; heads * head_dim need not be d_model."""
+    """Number of query heads; heads * head_dim need not be d_model."""
     kv_heads: int
-    """Key and value heads; each serves heads / kv_heads consecutive query heads."""
+    """Number of key and value heads; each serves heads / kv_heads consecutive query heads."""
     head_dim: int
-    """Width of one head; even, because rotary embeddings pair its halves."""
+    """Width of one head, an even number because rotary embeddings pair its halves."""
     ffw_dim: int
-    """Width of each branch of the gated MLP; the paper prints gate and up together, twice this."""
+    """Width of each branch of the gated MLP; the paper gives gate and up together, twice this number."""
     window: int
-    """Keys a query of a local block sees, itself included."""
+    """Number of keys that a query of a local block sees, its own included."""
     query_scale: int
-    """Scores are multiplied by query_scale**-0.5: head_dim for 2B and 9B, d_model / heads = 144 for 27B."""
+    """Number whose root divides the scores: head_dim for 2B and 9B, d_model / heads = 144 for 27B."""
     attention_softcap: float = 50.0
-    """Scores are squeezed into +- this by cap * tanh(score / cap), before the mask."""
+    """Cap of the scores before the mask, by cap * tanh(score / cap)."""
     final_softcap: float = 30.0
-    """Logits are squeezed into +- this in the same way."""
+    """Cap of the logits, by cap * tanh(logit / cap)."""
     rope_theta: float = 10_000.0
-    """Base of the rotary embedding's wavelengths, the same in every block."""
+    """Base of the wavelengths of the rotary embedding, the same in every block."""
     norm_eps: float = 1e-6
-    """Added to the mean square inside every norm's root."""
+    """Number added to the mean square under the root of every norm."""
     init_std: float = 0.02
-    """Standard deviation of freshly drawn matrices; the paper gives none, this is Hugging Face's."""
+    """Standard deviation of newly drawn matrices; the paper gives none, the default is Hugging Face's."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -72,7 +72,7 @@ class Gemma2Config:
             )
 
     def layer_window(self, layer: int) -> int | None:
-        """The window of block `layer`, or None where it sees the whole document (every odd one)."""
+        """The window of block `layer`; None for a block that sees the whole document (every odd one)."""
         return self.window if layer % 2 == 0 else None
 
 
@@ -101,9 +101,9 @@ def gemma2_27b(vocab_size: int = VOCAB_SIZE) -> Gemma2Config:
 
 
 def gemma2_tiny(**overrides: Any) -> Gemma2Config:
-    """A model that runs anywhere in milliseconds; any field can be given by keyword.
+    """A model that runs anywhere in milliseconds. Any field can be given by keyword.
 
-    Its heads * head_dim differs from d_model and its window is short, so mistakes in either show.
+    heads * head_dim differs from d_model and the window is short, so tests find mistakes in both.
     """
     tiny = Gemma2Config(
         vocab_size=1024, d_model=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffw_dim=128, window=16, query_scale=32

@@ -1,7 +1,7 @@
-"""How many parameters a configuration has and how many operations a token costs: arithmetic only, nothing is built.
+"""Numbers of parameters and of operations a token, computed from a configuration without building a model.
 
-A multiply-add counts as two operations. Norms, rotary embedding, softmax, caps and the embedding look-up are left out,
-as is usual (under 1 % at the published sizes).
+A multiply-add counts as two operations. Norms, rotary embedding, softmax, caps and the embedding look-up are not
+counted, as is usual (under 1 % at the published sizes).
 """
 
 from model.config import Gemma2Config
@@ -9,7 +9,7 @@ from model.errors import UserError
 
 
 def parameter_count(config: Gemma2Config, vocab_size: int | None = None) -> tuple[int, int]:
-    """(embedding, non-embedding) parameters; with `vocab_size` instead of the configuration's where it is given.
+    """(embedding, non-embedding) parameters. `vocab_size`: default is that of the configuration.
 
     embedding = V D, once, although it is the head too. non-embedding = L (D N H + 2 D K H + N H D + 3 D F + 4 D) + D.
     With V = 256128 these are the numbers of arXiv 2408.00118, Table 2, exactly.
@@ -22,10 +22,10 @@ def parameter_count(config: Gemma2Config, vocab_size: int | None = None) -> tupl
 def forward_flops_per_token(config: Gemma2Config, sequence_length: int) -> float:
     """Mean operations of the forward pass for a token in one document of `sequence_length` T tokens.
 
-    2 (block matrices + V D) + sum over blocks of 4 N H keys, where the mean number of keys that a query sees is
-    (T + 1) / 2 in a global block and, with W = min(window, T), (W (W + 1) / 2 + (T - W) W) / T in a local one. The 4 is
-    two products (scores, weighted sum) of two operations. Only visible keys count: a kernel that computes masked scores
-    does more than this.
+    They are 2 (block matrices + V D) + sum over blocks of 4 N H keys. The mean number of keys that a query sees is (T +
+    1) / 2 in a global block and, with W = min(window, T), (W (W + 1) / 2 + (T - W) W) / T in a local block. The 4 is
+    two products (scores, weighted sum) of two operations. Only visible keys count: a kernel that also computes masked
+    scores does more operations.
     """
     if sequence_length < 1:
         raise UserError(f"sequence_length is {sequence_length}, but must be at least 1 token; give the length of a row")
@@ -35,9 +35,9 @@ def forward_flops_per_token(config: Gemma2Config, sequence_length: int) -> float
 
 
 def train_flops_per_token(config: Gemma2Config, sequence_length: int) -> float:
-    """Operations of a training step a token: forward F, and 2 F backward (gradients of inputs and of weights), so 3 F.
+    """Operations of a training step for each token: F forward, and 2 F backward (gradients of inputs and of weights).
 
-    F is `forward_flops_per_token`, windows counted. Recomputation (remat) is not included: it is no useful work.
+    F is `forward_flops_per_token`. Recomputation (remat) is not counted, because it is not useful work.
     """
     return 3.0 * forward_flops_per_token(config, sequence_length)
 

@@ -1,15 +1,15 @@
 """Gemma 2 (arXiv 2408.00118), from top to bottom: norm, rope, attention, mlp, block, model.
 
-One model for training, prefill and decode on every device. Nothing in here knows a device, a rank or a sampler; what a
-backend may want to do differently, attention and the walk through the layers, it hands in. Modules and parameters carry
-Hugging Face's names, so a state dict is a checkpoint of `transformers.Gemma2ForCausalLM` without its tied `lm_head`.
+This is one model for training, prefill and decode on every device. Nothing here depends on a device, a rank or a
+sampler. A backend can pass in its own attention and its own loop over the layers. Modules and parameters have Hugging
+Face's names, so a state dict is a checkpoint of `transformers.Gemma2ForCausalLM` without its tied `lm_head`.
 
 Data flow: tokens [B, T] -> embedding * sqrt(D) -> blocks -> final norm (`hidden`) -> the same embedding table, capped
 (`logits`, float32). Cost: about 2 FLOPs a parameter and token forward (`model.flops`), and 4 * B * T * V bytes of
-logits, by far the largest tensor: take `hidden` and call `logits` on the part that is needed.
+logits, by far the largest tensor. To save memory, compute `hidden` and call `logits` on the part that is needed.
 
-Shapes: B batch, T time, S keys, N heads, K kv heads, H head size, D model, F ffw, V vocabulary; a tensor's suffix gives
-its own.
+Shapes: B batch, T time, S keys, N heads, K kv heads, H head size, D model, F ffw, V vocabulary. The suffix of a
+tensor's name is its shape.
 """
 
 import hashlib
@@ -27,37 +27,37 @@ from model.head import table_product
 
 
 class LayerInputs(NamedTuple):
-    """What every block gets besides the residual stream: only tensors, so a scan over layers can carry them."""
+    """Inputs of every block besides the residual stream. All are tensors, so a scan over layers can carry them."""
 
     cos_BTR: Tensor
     """Cosines of the rotary angles, float32, R = H / 2."""
     sin_BTR: Tensor
-    """Their sines."""
+    """Sines of the rotary angles, float32."""
     positions_BT: Tensor
-    """Place of each token within its document."""
+    """Place of each token within its document, from 0."""
     segment_ids_BT: Tensor
-    """Document of each token within its row; 0 is padding."""
+    """Number of each token's document within the row; 0 for padding."""
 
 
 class Linear(nn.Linear):
-    """Without bias, and without PyTorch's initial draw, which would be overwritten at a cost of seconds."""
+    """A linear layer without bias, and without PyTorch's initial draw, which takes seconds and would be overwritten."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        """Nothing: `Gemma2.init_weights` draws."""
+        """Does nothing: `Gemma2.init_weights` draws the weights."""
 
 
 class Embedding(nn.Embedding):
-    """Without PyTorch's initial draw, like `Linear`."""
+    """An embedding without PyTorch's initial draw, like `Linear`."""
 
     def reset_parameters(self) -> None:
-        """Nothing: `Gemma2.init_weights` draws."""
+        """Does nothing: `Gemma2.init_weights` draws the weights."""
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight), in float32 and rounded once, at the end (gemma_pytorch's order since f499fd4)."""
+    """x / rms(x) * (1 + weight) in float32, rounded only at the end (gemma_pytorch's order since f499fd4)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class RMSNorm(nn.Module):
 def rotary_angles(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, T, H / 2] of position * theta**(-2i / H), float32 whatever the model's dtype.
 
-    The wavelengths are computed on the host, so that every device turns by the same angles.
+    The wavelengths are computed on the host, so that all devices rotate by the same angles.
     """
     exponents_R = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     frequencies_R = (1.0 / theta**exponents_R).to(positions_BT.device)
@@ -82,7 +82,7 @@ def rotary_angles(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Te
 
 
 def rotate(x_BTNH: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
-    """Turns each head's (first half, second half) pairs; in float32, then back to x's dtype."""
+    """Rotates the (first half, second half) pairs of each head, in float32, and returns x's dtype."""
     first_BTNR, second_BTNR = x_BTNH.float().chunk(2, dim=-1)
     cos_BT1R, sin_BT1R = cos_BTR[:, :, None], sin_BTR[:, :, None]
     turned = (first_BTNR * cos_BT1R - second_BTNR * sin_BT1R, second_BTNR * cos_BT1R + first_BTNR * sin_BT1R)
@@ -90,7 +90,7 @@ def rotate(x_BTNH: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; local through `window`, global where it is None."""
+    """Grouped-query attention with rotary positions: local with a `window`, global if it is None."""
 
     def __init__(self, config: Gemma2Config, window: int | None) -> None:
         super().__init__()
@@ -136,14 +136,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Norms before and after each branch; the branch is added to the stream after its second norm."""
+    """Attention and MLP, each with a norm before and after it. The second norm's output is added to the stream."""
 
     def __init__(self, config: Gemma2Config, window: int | None) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config, window)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        # Not Llama's meaning of the name: this one really follows the attention.
+        # In Llama a norm of this name comes before the MLP; here it follows the attention.
         self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.pre_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
@@ -157,20 +157,20 @@ class Block(nn.Module):
 
 
 RunLayers = Callable[[Iterable[Block], Tensor, LayerInputs, Attention, Cache | None], Tensor]
-"""(layers, x_BTD, inputs, attention, cache) -> x_BTD: how the blocks are walked (a loop, a scan, remat)."""
+"""(layers, x_BTD, inputs, attention, cache) -> x_BTD: runs the blocks (by a loop, a scan, remat)."""
 
 
 def loop_layers(
     layers: Iterable[Block], x_BTD: Tensor, inputs: LayerInputs, attention: Attention, cache: Cache | None
 ) -> Tensor:
-    """One block after the other, everything kept for the backward pass."""
+    """Runs one block after the other, and keeps everything for the backward pass."""
     for index, layer in enumerate(layers):
         x_BTD = layer(x_BTD, inputs, attention, None if cache is None else cache.layers[index])
     return x_BTD
 
 
 class Decoder(nn.Module):
-    """The part Hugging Face calls `model`: a holder that gives the parameters their names."""
+    """The part that Hugging Face calls `model`. It only gives the parameters their names."""
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
 class Gemma2(nn.Module):
     """The language model, with weights drawn from `seed` (on the `meta` device: shapes only).
 
-    `attention` and `run_layers` may be handed in here or set later as attributes of the same names.
+    `attention` and `run_layers` can be passed here, or set later as attributes of the same names.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Gemma2(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """[V, D]: the embedding, which the head multiplies too."""
+        """The embedding [V, D], which is also the matrix of the head."""
         return self.model.embed_tokens.weight
 
     def forward(
@@ -226,12 +226,12 @@ class Gemma2(nn.Module):
         """Hidden states [B, T, D] after the final norm.
 
         tokens_BT, positions, segment_ids: integers [B, T]. Positions count from 0 in each document (default: from 0 in
-        each row); segments keep the documents of a row apart (default: one document), 0 marks padding. With a `cache`,
-        keys and values of earlier calls are seen too, and positions must be given.
+        each row). Segments separate the documents of a row (default: one document), and 0 marks padding. With a
+        `cache`, tokens also see the keys and values of earlier calls, and positions must be given.
         """
         B, T = tokens_BT.shape
         if positions is None:
-            assert cache is None, "got a cache but no positions; pass positions [B, T] that go on where the cache ends"
+            assert cache is None, "got a cache but no positions; pass positions [B, T] that continue those in the cache"
             positions = torch.arange(T, device=tokens_BT.device, dtype=torch.int32).expand(B, T)
         if segment_ids is None:
             segment_ids = torch.ones_like(tokens_BT, dtype=torch.int32)
@@ -245,18 +245,18 @@ class Gemma2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Capped logits [..., V] in float32, from hidden states [..., D] after the final norm.
 
-        The product too is taken in float32: bfloat16 logits near the cap of 30 lie 0.125 apart. Factors that are
-        bfloat16 lose nothing where the hardware multiplies in TF32 (`torch.set_float32_matmul_precision("high")`).
+        The product is also computed in float32: bfloat16 logits near the cap of 30 are 0.125 apart. bfloat16 factors
+        lose nothing if the hardware multiplies in TF32 (`torch.set_float32_matmul_precision("high")`).
         """
         cap = self.config.final_softcap
         return (table_product(hidden.float(), self.table.float()) / cap).tanh() * cap
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Norms 0 (they multiply by 1 + weight), everything else normal(0, init_std).
+        """Sets norms to 0 (they multiply by 1 + weight), and draws all other weights from normal(0, init_std).
 
-        Each tensor is drawn on the host by a generator of its own, seeded by `seed` and the tensor's name: the values
-        do not depend on device, dtype (up to rounding), sharding, or on which other tensors there are.
+        Each tensor is drawn on the host by its own generator, seeded by `seed` and the tensor's name. So the values do
+        not depend on device, dtype (except for rounding), sharding or the other tensors.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
@@ -269,5 +269,5 @@ class Gemma2(nn.Module):
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
-    """`value` as a number of `dtype`: all published code rounds sqrt(D) to it (bfloat16: 59.75 for 9B, not 59.8665)."""
+    """`value` rounded to `dtype`, as all published code rounds sqrt(D) (bfloat16: 59.75 for 9B, not 59.8665)."""
     return torch.tensor(value, dtype=dtype, device="cpu").item()

@@ -1,9 +1,9 @@
 """Google's PyTorch checkpoints (google/gemma_pytorch): one `.ckpt`, or a directory with `pytorch_model.bin.index.json`.
 
-They differ from Hugging Face's in three places: the embedding is called `embedder.weight`, the query, key and value
-projections are stacked as one `qkv_proj` (rows in this order), and a table of rotary angles, `freqs_cis`, lies beside
-the weights. The configuration is not stored with them, so it is given. Files are mapped, not read, and never unpickled
-beyond tensors (`weights_only=True`).
+They differ from Hugging Face's checkpoints in three ways. The embedding is called `embedder.weight`. The query, key and
+value projections are stacked as one `qkv_proj` (rows in this order). There is also a table of rotary angles,
+`freqs_cis`. The configuration is not stored with the weights, so the caller gives it. Files are memory-mapped, and only
+tensors are unpickled (`weights_only=True`).
 """
 
 import pickle
@@ -30,12 +30,13 @@ def load_gemma_pytorch(
 ) -> Gemma2:
     """The model in a `.ckpt` file or a directory of shards, on the CPU; `dtype` and `vocab_size` as in `load_hf`.
 
-    Raises UserError naming what is missing, unknown or of a wrong shape, and on quantized checkpoints.
+    Raises UserError, naming the tensor, for one that is missing, unknown or of a wrong shape, and for a quantized
+    checkpoint.
     """
     path = Path(path)
     stored = _read(path)
     if any(name.endswith("weight_scaler") for name in stored):
-        raise UserError(f"{path} is quantized (it holds a weight_scaler); fetch the bfloat16 checkpoint instead")
+        raise UserError(f"{path} is quantized (it has a weight_scaler); fetch the bfloat16 checkpoint instead")
     state: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name == "freqs_cis" or name.endswith(("local_freqs_cis", "global_freqs_cis")):
@@ -56,7 +57,7 @@ def load_gemma_pytorch(
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = fit_vocabulary(config, shapes, vocab_size, path)
     check_tensors(config, shapes, path)
-    # Cloned: the tensors are views of the mapped file, and of one another.
+    # Copied: the tensors are views of the mapped file and of each other.
     return assemble(config, {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in state.items()})
 
 
@@ -64,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         index = path / GOOGLE_INDEX_FILE
         if not index.exists():
-            raise UserError(f"{path} has no {GOOGLE_INDEX_FILE}; give a .ckpt file or the directory of a sharded one")
+            raise UserError(f"{path} has no {GOOGLE_INDEX_FILE}; give a .ckpt file, or the folder of its shards")
         names = sorted(set(read_weight_map(index).values()))
         state: dict[str, Tensor] = {}
         for name in names:
@@ -75,12 +76,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     if not path.exists():
-        raise UserError(f"there is no {path}; give a .ckpt file or the directory of a sharded one")
+        raise UserError(f"there is no {path}; give a .ckpt file, or the folder of its shards")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} is not a checkpoint of plain tensors ({error}); fetch it again") from error
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no model_state_dict of tensors; it is not a gemma_pytorch checkpoint")
+        raise UserError(f"{path} has no model_state_dict of tensors; give a checkpoint of gemma_pytorch")
     return state

@@ -1,10 +1,10 @@
-"""The product of hidden states with a table, and what a model needs for one: `TableModel`.
+"""The product of hidden states with a table, and the interface of a model that has one: `TableModel`.
 
-The product is fast for a few positions on a CPU too.
-A matrix product of a few rows with a large table is bound by reading the table. The CPU libraries behind PyTorch give
-such a product to one core, and read column by column for two rows or more; a batch of products with parts of the table
-goes to all cores: at 32,000 x 256 on two cores 7 times faster for 1 row, 9 for 2, 2.5 for 8 (`make bench` shows what
-that does to decoding). The sums are the same up to their order.
+The product is fast for a few positions, also on a CPU. A product of a few rows with a large table is limited by reading
+the table. The CPU libraries behind PyTorch use one core for such a product, and read column by column for two rows or
+more. A batch of products with parts of the table uses all cores. At 32,000 x 256 on two cores it is 7 times faster for
+1 row, 9 times for 2, and 2.5 times for 8 (`make bench` shows the effect on decoding). The sums differ only in their
+order.
 
 Shapes: D model, V vocabulary.
 """
@@ -20,24 +20,25 @@ from model.cache import Cache
 from model.config import Gemma2Config
 
 FEW_ROWS = 16
-"""beyond, the ordinary product is as fast"""
+"""largest number of rows for which a batch of products is faster"""
 MOST_PARTS = 64
+"""largest number of parts of the table"""
 
 
 class TableModel(Protocol):
     """A model whose outputs are products of its hidden states with a table.
 
-    Of `Gemma2` the table is the embedding, and the products are logits before the soft cap. Losses, captures and
-    evaluations take any such model, so a head with another table, of one row for a reward, fits them.
+    The table of `Gemma2` is the embedding, and the products are logits before the soft cap. Losses, captures and
+    evaluations take any such model, so they also work for a head with another table, such as one row for a reward.
     """
 
     @property
     def config(self) -> Gemma2Config:
-        """Sizes, and the soft cap."""
+        """Sizes of the model, and the soft cap."""
 
     @property
     def table(self) -> Tensor:
-        """[V, D], one row an output."""
+        """The table [V, D], with one row for each output."""
 
     def hidden(
         self,
@@ -61,5 +62,5 @@ def table_product(hidden: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _parts(vocabulary: int) -> int:
-    """The largest number of equal parts, up to `MOST_PARTS`."""
+    """The largest number of equal parts of the vocabulary, up to `MOST_PARTS`."""
     return max(parts for parts in range(1, MOST_PARTS + 1) if vocabulary % parts == 0)

@@ -1,10 +1,10 @@
 """Hugging Face directories: `config.json` and safetensors, in one file or in shards with an index.
 
-Strict both ways: a directory that lacks a tensor, has one too many or of another shape, or whose configuration asks for
-something Gemma 2 does not do, is refused with the name of what is wrong, before any weight is read. What `save_hf`
-writes, `transformers` loads, and `load_hf` gives back bit for bit.
+Both directions are strict. A directory is refused, before any weight is read, if a tensor is missing, unknown or of
+another shape, or if the configuration is not Gemma 2's. The error names the tensor or the key. `transformers` loads
+what `save_hf` writes, and `load_hf` returns it bit for bit.
 
-Local directories only. Peak memory: the model, plus one tensor in its stored dtype.
+Directories are local. Peak memory: the model, and one tensor in its stored dtype.
 """
 
 import json
@@ -44,7 +44,7 @@ _CONFIG_KEYS = {
     "norm_eps": "rms_norm_eps",
     "init_std": "initializer_range",
 }
-"""Our field -> Hugging Face's key; rope_theta is apart, as it moved between versions 4 and 5 of transformers."""
+"""Our field -> Hugging Face's key. rope_theta is not here: its key differs between transformers 4 and 5."""
 
 
 def load_hf(
@@ -52,9 +52,9 @@ def load_hf(
 ) -> Gemma2:
     """The model in `directory`, on the CPU, its weights as `dtype` (None: as stored).
 
-    `vocab_size` is needed only to change between 256000 rows, one per token, and the 256128 of the paper: dropping
-    cuts the last 128 rows, adding appends rows of zeros, whose logits are 0 (mask them where probabilities matter).
-    Raises UserError naming what is missing, unknown or of a wrong shape.
+    `vocab_size` is needed only to change between 256000 rows, one per token, and the 256128 rows of the paper. The last
+    128 rows are cut, or rows of zeros are appended, whose logits are 0 (mask them if probabilities matter).
+    Raises UserError, naming the tensor, for one that is missing, unknown or of a wrong shape.
     """
     directory = Path(directory)
     config = config_from_hf(_read_json(directory / CONFIG_FILE))
@@ -82,22 +82,22 @@ def load_hf(
 def save_hf(model: Gemma2, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes `config.json` and the weights, in their own dtype, as files of at most `shard_bytes` (or one tensor).
 
-    `directory` is created; one that already holds weights is refused with a UserError, as stale shards would mix in.
+    Creates `directory`. Raises UserError if it already holds weights, whose shards would be mixed with the new ones.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     present = sorted(path.name for path in directory.iterdir() if ".safetensors" in path.name)
     if present:
-        raise UserError(f"{directory} already holds {present[0]}; choose an empty directory or remove it first")
+        raise UserError(f"{directory} already holds {present[0]}; choose an empty directory, or remove that file first")
     for name, data in hf_files(model, shard_bytes=shard_bytes):
         (directory / name).write_bytes(data)
 
 
 def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of each file that `save_hf` writes: the weights, their index where they are several, the config.
+    """(name, bytes) of each file that `save_hf` writes: the weights, the index of several files, the config.
 
-    For writers whose directory is not a local one. Peak memory beside the model: one file, twice.
-    Raises UserError for a `shard_bytes` below 1.
+    For writers to a directory that is not local. Peak memory beside the model: one file, twice.
+    Raises UserError for `shard_bytes` below 1.
     """
     if shard_bytes < 1:
         raise UserError(f"shard_bytes is {shard_bytes}, but must be at least 1 byte; leave it out for 5 GB")
@@ -115,7 +115,7 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
     for number, names in enumerate(shards, start=1):
         file_name = SINGLE_FILE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: state[name].detach().cpu().contiguous() for name in names}
-        # transformers refuses files that do not say which framework's tensors they hold.
+        # transformers refuses files that do not name the framework of their tensors.
         yield file_name, serialize(tensors, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file_name)
     if not single:
@@ -125,7 +125,7 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
 
 
 def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
-    """Our configuration from the content of `config.json`; UserError on a missing key or another kind of model."""
+    """Our configuration from the content of `config.json`. Raises UserError for a missing key or another model."""
     required = {
         "model_type": (stored.get("model_type"), ("gemma2",)),
         "hidden_activation": (
@@ -140,8 +140,8 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
     for key, (value, allowed) in required.items():
         if value not in allowed:
             raise UserError(
-                f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 is {key} = {allowed[0]!r}; "
-                "this directory holds another model or variant"
+                f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 has {key} = {allowed[0]!r}; "
+                "this directory holds another model: give one of Gemma 2"
             )
     values: dict[str, Any] = {"rope_theta": _rope_theta(stored)}
     defaults = {field.name for field in fields(Gemma2Config) if field.name.endswith(("softcap", "eps", "std"))}
@@ -149,7 +149,7 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
         if key in stored:
             values[name] = stored[key]
         elif name not in defaults:
-            raise UserError(f"{CONFIG_FILE} has no {key!r}; add it (published models name every size)")
+            raise UserError(f"{CONFIG_FILE} has no {key!r}; add the key (the files of published models have it)")
     if isinstance(values["query_scale"], float) and values["query_scale"].is_integer():
         values["query_scale"] = int(values["query_scale"])
     config = Gemma2Config(**values)
@@ -157,13 +157,13 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
     if stored.get("layer_types") not in (None, pattern):
         raise UserError(
             f"{CONFIG_FILE} has layer_types = {stored['layer_types']}, but Gemma 2 alternates {pattern[:2]}, "
-            "beginning with the sliding one; this directory holds another model"
+            "beginning with the sliding one; this directory holds another model: give one of Gemma 2"
         )
     return config
 
 
 def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
-    """The content of a `config.json` that transformers 4 and 5 read alike."""
+    """The content of a `config.json` that transformers 4 and 5 both read."""
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -187,7 +187,7 @@ def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
 def fit_vocabulary(
     config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], vocab_size: int | None, source: Path
 ) -> Gemma2Config:
-    """`config` with the rows that the model is to have: `vocab_size` where given, only between 256000 and 256128."""
+    """`config` with the number of rows that the model gets. `vocab_size` can change 256000 to 256128, and back."""
     rows = (shapes.get(EMBEDDING) or (config.vocab_size,))[0]
     wanted = config.vocab_size if vocab_size is None else vocab_size
     if rows == wanted:
@@ -195,19 +195,19 @@ def fit_vocabulary(
     if {rows, wanted} != {VOCAB_SIZE, PAPER_VOCAB_SIZE}:
         raise UserError(
             f"{source}: {EMBEDDING} has {rows} rows, not {wanted}; rows are changed only between {VOCAB_SIZE} and "
-            f"{PAPER_VOCAB_SIZE}, so take vocab_size={rows} here and in {CONFIG_FILE}"
+            f"{PAPER_VOCAB_SIZE}: give vocab_size={rows} here and in {CONFIG_FILE}"
         )
     if vocab_size is None:
         raise UserError(
-            f"{source}: {EMBEDDING} has {rows} rows, but the configuration says {wanted}; the 128 rows between "
-            f"{VOCAB_SIZE} and {PAPER_VOCAB_SIZE} are padding: pass vocab_size={VOCAB_SIZE} to leave them out or "
-            f"vocab_size={PAPER_VOCAB_SIZE} to have them"
+            f"{source}: {EMBEDDING} has {rows} rows, but the configuration has {wanted}; the 128 rows between "
+            f"{VOCAB_SIZE} and {PAPER_VOCAB_SIZE} are padding: give vocab_size={VOCAB_SIZE} to leave them out, or "
+            f"vocab_size={PAPER_VOCAB_SIZE} to keep them"
         )
     return replace(config, vocab_size=wanted)
 
 
 def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Raises UserError unless `shapes` are the model's; embedding and tied head may have the other vocabulary."""
+    """Raises UserError unless `shapes` are the model's. Embedding and tied head may have 256000 or 256128 rows."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Gemma2(config).state_dict().items()}
     rows = (shapes.get(EMBEDDING) or expected[EMBEDDING])[0]
@@ -218,19 +218,19 @@ def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], s
     for name, shape in shapes.items():
         right = (expected | optional).get(name)
         if right is None:
-            problems.append(f"{name} is no tensor of this model")
+            problems.append(f"{name} is not a tensor of this model")
         elif tuple(shape) != right:
             problems.append(f"{name} has shape {list(shape)}, not {list(right)}")
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise UserError(
-            f"{source}: {'; '.join(problems[:5])}{more}; the weights do not belong to the configuration, "
+            f"{source}: {'; '.join(problems[:5])}{more}; the weights do not belong to the configuration: "
             "fetch both again from one place"
         )
 
 
 def assemble(config: Gemma2Config, state: dict[str, Tensor]) -> Gemma2:
-    """A model that takes over the checked tensors of `state`, with the embedding cut or padded to the configuration."""
+    """A model with the checked tensors of `state`. The embedding is cut or padded to the configuration's rows."""
     table_VD = state[EMBEDDING]
     if config.vocab_size < table_VD.shape[0]:
         state[EMBEDDING] = table_VD[: config.vocab_size].clone()
@@ -249,28 +249,27 @@ def _layer_types(config: Gemma2Config) -> list[str]:
 
 
 def _rope_theta(stored: Mapping[str, Any]) -> float:
-    """From `rope_parameters` (transformers 5) or the top level (4); scaled variants are refused."""
+    """rope_theta from `rope_parameters` (transformers 5) or the top level (4). Raises UserError for scaled variants."""
     nested = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
     if not isinstance(nested, dict):
-        raise UserError(f"{CONFIG_FILE} has rope parameters {nested!r}, but they are an object; fetch it again")
+        raise UserError(f"{CONFIG_FILE} has rope parameters {nested!r}, but they must be an object; fetch it again")
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind != "default":
         raise UserError(
-            f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 is 'default'; this directory holds a variant"
+            f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 has 'default'; this directory holds a variant: give "
+            "one of Gemma 2"
         )
     given = [source["rope_theta"] for source in (stored, nested) if source.get("rope_theta") is not None]
     if wrong := [value for value in given if not isinstance(value, int | float) or not abs(value) < 1e30]:
-        raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it is a number; fetch it again")
+        raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it must be a number; fetch it again")
     values = set(map(float, given))
     if len(values) > 1:
-        raise UserError(
-            f"{CONFIG_FILE} has two values of rope_theta, {sorted(values)}; keep the one the model was trained with"
-        )
+        raise UserError(f"{CONFIG_FILE} has two values of rope_theta, {sorted(values)}; keep the value of its training")
     return values.pop() if values else 10_000.0
 
 
 def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Name -> (file, shape) of every stored tensor; reads headers only."""
+    """Name -> (file, shape) of every stored tensor. Reads only headers."""
     index_path, single_path = directory / INDEX_FILE, directory / SINGLE_FILE
     weight_map: dict[str, str] | None = None
     if index_path.exists():
@@ -281,13 +280,16 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     listing: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{directory} has no {path.name}; a model is {SINGLE_FILE}, or {INDEX_FILE} and its shards")
+            raise UserError(
+                f"{directory} has no {path.name}; a model needs {SINGLE_FILE}, or {INDEX_FILE} and its shards: fetch "
+                "the directory again"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     if weight_map is not None and weight_map.get(name) != path.name:
                         raise UserError(
-                            f"{path} holds {name}, which {INDEX_FILE} places in {weight_map.get(name)}; "
+                            f"{path} holds {name}, but {INDEX_FILE} names {weight_map.get(name)} for it; "
                             "fetch the directory again"
                         )
                     listing[name] = (path, tuple(file.get_slice(name).get_shape()))
@@ -319,7 +321,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds JSON, but no object of names and values; fetch it again")
+        raise UserError(f"{path} is JSON, but not an object of names and values; fetch it again")
     return content
 
 

@@ -1,11 +1,12 @@
 """Text generation: prompts in, new tokens out, with a cache of keys and values.
 
-Prompts of different lengths run as one batch, padded on the right; each row keeps its own positions. The model runs on
-its own device; of each step only [B, V] logits come to the host, where every row draws with a generator of its own,
-seeded by (seed, prompt, how often the prompt came before). What a row draws therefore does not depend on its
-neighbours, except through the last bits of the logits, which may differ with the batch's shape.
+Prompts of different lengths run as one batch, padded on the right. Each row has its own positions. The model runs on
+its own device, and each step sends [B, V] logits to the host. There, every row draws with its own generator, seeded by
+(seed, prompt, number of earlier prompts that are the same). So the tokens of a row depend on its neighbours only
+through the last bits of the logits, which may differ with the shape of the batch.
 
-Cost: one forward over the prompts, then one a token; the cache holds the longest prompt plus `max_new_tokens`.
+Cost: one forward pass over the prompts, then one for each token. The cache holds the longest prompt and
+`max_new_tokens`.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from model.gemma2 import Gemma2
 EOS = 1
 END_OF_TURN = 107
 PROMPT_WIDTH_STEP = 32
-"""Prompts are padded to a multiple of this, so that a compiling device sees few widths."""
+"""Width of prompts is padded to a multiple of this, so that a device that compiles sees few widths."""
 
 
 @torch.no_grad()
@@ -39,13 +40,13 @@ def generate(
     vocab_size: int | None = None,
     step_boundary: Callable[[], None] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt: up to `max_new_tokens`, the last one a stop id if generation ended by one.
+    """The new tokens of each prompt, up to `max_new_tokens`. A stop id ends a row, and is its last token.
 
-    temperature 0 is greedy; otherwise logits are divided by it, then cut to the `top_k` largest, then to the smallest
-    set whose probabilities reach `top_p`. Ids from `vocab_size` on are never chosen: they are padding rows of an
-    embedding that has more rows than its tokenizer has ids. `step_boundary` is called after each forward (on XLA:
-    `torch_xla.sync`).
-    Raises UserError on numbers out of range, an empty prompt, or ids outside of the vocabulary.
+    Temperature 0 is greedy. Otherwise logits are divided by the temperature, then cut to the `top_k` largest, then to
+    the smallest set whose probabilities reach `top_p`. Ids from `vocab_size` on are never chosen: they are padding rows
+    of an embedding with more rows than its tokenizer has ids. `step_boundary` is called after each forward pass (on
+    XLA: `torch_xla.sync`).
+    Raises UserError for numbers out of range, an empty prompt, or ids outside the vocabulary.
     """
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     if not prompts:
@@ -62,7 +63,7 @@ def generate(
     generated: list[list[int]] = [[] for _ in prompts]
     running = [True] * rows
 
-    # Padding gets token 0 and segment 0; its positions go on counting, so that no two tokens of a row share one.
+    # Padding has token 0 and segment 0. Its positions continue the count, so all tokens of a row differ in position.
     tokens_BT = torch.tensor([[*prompt, *([0] * (width - len(prompt)))] for prompt in prompts], dtype=torch.int32)
     positions_BT = torch.arange(width, dtype=torch.int32).expand(rows, width)
     lengths_B = torch.tensor(lengths, dtype=torch.int32)
@@ -106,10 +107,10 @@ def choose(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> int:
-    """One token from logits [V] on the host. Equal logits are ordered by id; temperature 0 takes the first of the best.
+    """One token from logits [V] on the host. Temperature 0 takes the largest logit; equal logits are ordered by id.
 
-    A single uniform number is drawn and looked up in the cumulative distribution, in float64, so that a difference in
-    the logits' last bits changes the choice only with a probability of the same size.
+    One uniform number is drawn and looked up in the cumulative distribution, in float64. So a difference in the last
+    bits of the logits changes the choice only with a probability of the same size.
     """
     if temperature == 0.0:
         return int(logits_V.argmax())
@@ -150,20 +151,20 @@ def _check(
         raise UserError(f"max_new_tokens is {max_new_tokens}, but must be at least 1; ask for one token or more")
     if not temperature >= 0.0:
         raise UserError(
-            f"temperature is {temperature}, but must be 0 (greedy) or above; 1 samples from the model as is"
+            f"temperature is {temperature}, but must be 0 (greedy) or above; give 1 to sample from the model itself"
         )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k is {top_k}, but must be at least 1; leave it out to keep the whole vocabulary")
     if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1; leave it out to keep all")
+        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1; leave it out to keep all tokens")
     if vocab_size is not None and not 1 <= vocab_size <= model.config.vocab_size:
         raise UserError(
-            f"vocab_size is {vocab_size}, but the model has {model.config.vocab_size} ids; give at most so many, or "
-            "leave it out to choose among all"
+            f"vocab_size is {vocab_size}, but the model has {model.config.vocab_size} ids; give at most that number, "
+            "or leave it out to choose among all ids"
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise UserError(f"prompt {number} is empty, but generation starts from a token; begin it with <bos> (2)")
+            raise UserError(f"prompt {number} is empty, but generation needs a first token; begin it with <bos> (2)")
         if not (min(prompt) >= 0 and max(prompt) < model.config.vocab_size):
             raise UserError(
                 f"prompt {number} has ids from {min(prompt)} to {max(prompt)}, but the model's vocabulary is 0 to "

@@ -1,12 +1,14 @@
-"""How the parameters lie on a mesh of chips: one table, name pattern -> mesh axes, and what follows from it.
+"""How the parameters are divided over a mesh of chips: a table from name patterns to mesh axes.
 
-The mesh has three axes. Along `data` rows of the batch are divided, and each parameter (with its moments and its
-gradient) is divided too and gathered where it is used: ZeRO stage 3 (arXiv 1910.02054). Along `model` the heads, the
-MLP's width and the vocabulary are divided: Megatron's tensor parallelism (arXiv 1909.08053). Along `replica` rows are
-divided and parameters repeated, which is for slices without a fast network between them, and for more chips than
-`data` can divide.
+The mesh has three axes:
 
-Pure data: no torch, no device; a backend hands the specs to its compiler.
+- `data` divides the rows of the batch. It also divides each parameter, with its moments and its gradient, which is
+  gathered for use: ZeRO stage 3 (arXiv 1910.02054).
+- `model` divides the heads, the MLP's width and the vocabulary: Megatron's tensor parallelism (arXiv 1909.08053).
+- `replica` divides the rows and repeats the parameters. It is for slices without a fast network between them, and for
+  more chips than `data` can divide.
+
+The table is pure data, without torch and without a device. A backend passes the specs to its compiler.
 """
 
 import math
@@ -20,7 +22,7 @@ from model.errors import UserError
 
 Axes = str | tuple[str, ...] | None
 Spec = tuple[Axes, ...]
-"""for each dimension of a tensor the mesh axes that divide it, None for none"""
+"""for each dimension of a tensor, the mesh axes that divide it, or None"""
 
 TABLE: dict[str, Spec] = {
     "model.embed_tokens.weight": ("model", "data"),
@@ -31,7 +33,7 @@ TABLE: dict[str, Spec] = {
     "model.layers.*.mlp.gate_proj.weight": ("model", "data"),
     "model.layers.*.mlp.up_proj.weight": ("model", "data"),
     "model.layers.*.mlp.down_proj.weight": ("data", "model"),
-    # Kilobytes; every chip needs them whole.
+    # A few kilobytes, which every chip needs whole.
     "model.layers.*.input_layernorm.weight": (None,),
     "model.layers.*.post_attention_layernorm.weight": (None,),
     "model.layers.*.pre_feedforward_layernorm.weight": (None,),
@@ -40,49 +42,51 @@ TABLE: dict[str, Spec] = {
 }
 
 AXES = ("replica", "data", "model")
-"""of the mesh, outermost first"""
+"""axes of the mesh, outermost first"""
 ROWS: Axes = ("replica", "data")
-"""what divides the rows of a batch"""
+"""axes that divide the rows of a batch"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Chips along each axis."""
+    """The number of chips along each axis."""
 
     replica: int = 1
-    """copies of the parameters; rows are divided"""
+    """number of copies of the parameters; it also divides the rows of a batch"""
     data: int = 1
-    """parts of each parameter along d_model; rows are divided"""
+    """number of parts of each parameter along d_model; it also divides the rows of a batch"""
     model: int = 1
-    """parts of the heads, the MLP's width and the vocabulary"""
+    """number of parts of the heads, the MLP's width and the vocabulary"""
 
     def __post_init__(self) -> None:
         for axis, size in self.sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise UserError(f"mesh axis {axis} is {size!r}; it has to be a whole number of at least 1")
+                raise UserError(
+                    f"mesh axis {axis} is {size!r}, but must be a whole number of at least 1; set {axis}=1 or more"
+                )
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
-        """`data=16,model=4`; an axis that is not named has one place. Raises UserError for anything else."""
+        """The mesh of a text such as `data=16,model=4`; other axes are 1. Raises UserError for any other text."""
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, _, size = (word.strip() for word in part.partition("="))
             if axis not in AXES or axis in sizes or not re.fullmatch("[0-9]{1,9}", size) or int(size) < 1:
                 raise UserError(
-                    f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(AXES)}, once each, with a size of at "
-                    "least 1, as in data=16,model=4"
+                    f"got mesh {text!r} with {part.strip()!r}; allowed are {', '.join(AXES)}, once each, with a size "
+                    "of at least 1: write it as in data=16,model=4"
                 )
             sizes[axis] = int(size)
         return cls(**sizes)
 
     @property
     def text(self) -> str:
-        """As `parse` takes it, axes of one place left out."""
+        """The mesh as a text for `parse`, without axes of size 1."""
         return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "data=1"
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Chips by axis, outermost first."""
+        """Number of chips by axis, outermost first."""
         return {"replica": self.replica, "data": self.data, "model": self.model}
 
     @property
@@ -91,11 +95,11 @@ class MeshShape:
 
     @property
     def row_shards(self) -> int:
-        """parts that the rows of a batch are divided into"""
+        """Number of parts that the rows of a batch are divided into."""
         return self.replica * self.data
 
     def divisor(self, axes: Axes) -> int:
-        """Parts that a dimension with these axes is divided into."""
+        """Number of parts that a dimension with these axes is divided into."""
         names = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(self.sizes[name] for name in names)
 
@@ -103,8 +107,8 @@ class MeshShape:
 def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
     """The spec of each parameter, by Hugging Face's names.
 
-    Asserts that each name matches one pattern, and each pattern a name: a table that has drifted from the model is
-    found before anything is placed by it.
+    Asserts that each name matches one pattern, and each pattern a name. So a table that does not fit the model is found
+    before it places anything.
     """
     specs: dict[str, Spec] = {}
     unused = set(TABLE)
@@ -122,38 +126,38 @@ def parameter_specs(names: Iterable[str]) -> dict[str, Spec]:
 
 
 def check_mesh(config: Gemma2Config, mesh: MeshShape) -> None:
-    """Raises UserError, with the sizes that are allowed, where the mesh cannot divide the model evenly."""
+    """Raises UserError, with the allowed sizes, if the mesh cannot divide the model evenly."""
     widths = {name: getattr(config, name) for name in ("heads", "kv_heads", "ffw_dim", "vocab_size")}
     _check_axis("model", mesh.model, widths)
     _check_axis("data", mesh.data, {"d_model": config.d_model})
 
 
 def check_rows(rows: int, mesh: MeshShape) -> None:
-    """Raises UserError where the rows of a step cannot be divided over replica and data."""
+    """Raises UserError if the rows of a step cannot be divided over replica and data."""
     if rows % mesh.row_shards:
         raise UserError(
-            f"{rows} rows in a step, and replica={mesh.replica} x data={mesh.data} divide them into {mesh.row_shards} "
-            f"parts; use a multiple of {mesh.row_shards} rows"
+            f"got {rows} rows in a step for replica={mesh.replica} x data={mesh.data}, which divide them into "
+            f"{mesh.row_shards} parts; use a multiple of {mesh.row_shards} rows"
         )
 
 
 def row_groups(processes: int, mesh: MeshShape) -> int:
-    """How many parts of a step's rows so many processes read, who have equal numbers of the mesh's chips in order.
+    """Number of parts into which the rows of a step are divided for reading by processes.
 
-    Where a model axis spans several processes, they read the same rows. Raises UserError where a process would hold
-    a part of one group's chips and a part of another's.
+    Each process has the same number of the mesh's chips, in order. If a model axis spans several processes, they read
+    the same rows. Raises UserError if a process would have some chips of one part and some of another part.
     """
     parts = mesh.row_shards
     if parts % processes and processes % parts:
         raise UserError(
-            f"mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips: model={mesh.model} has to "
-            "divide the chips of a host, or be a multiple of them, so that hosts read whole rows"
+            f"got mesh {mesh.text} on {processes} hosts of {mesh.chips / processes:g} chips; model={mesh.model} must "
+            "divide the chips of a host, or be a multiple of them, so that hosts read whole rows: choose another model"
         )
     return min(parts, processes)
 
 
 def shard_shape(shape: Iterable[int], spec: Spec, mesh: MeshShape) -> tuple[int, ...]:
-    """Shape of the part on one chip."""
+    """Shape of the part of a tensor on one chip."""
     return tuple(size // mesh.divisor(axes) for size, axes in zip(shape, spec, strict=True))
 
 

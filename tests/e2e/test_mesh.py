@@ -62,7 +62,7 @@ def test_a_mesh_that_cannot_be_is_told(
     sequences = str(smoke.root / "pack_sequences" / only(smoke, "pack_sequences"))
     train = ("run", "train_model", "--sequences", sequences, "--steps", "2", "--global-batch", "8", *MODEL)
     for mesh, device, sentence in (
-        ("data=2,models=2", "xla", "'models=2' is not one of replica, data, model"),
+        ("data=2,models=2", "xla", "got mesh 'data=2,models=2' with 'models=2'; allowed are replica, data, model"),
         ("data=2", "cpu", "a model is divided on device 'xla' only"),
     ):
         assert main([*train, "--root", str(tmp_path), "--mesh", mesh, "--device", device]) == 2

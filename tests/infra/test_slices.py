@@ -40,7 +40,7 @@ def test_a_mesh_is_read_with_its_axes_in_any_order() -> None:
 
 @pytest.mark.parametrize("text", ["data=0", "data", "rows=4", "data=2,data=2", "data=-1", "data=1.5", ""])
 def test_a_mesh_of_other_axes_or_sizes_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not one of replica, data, model"):
+    with pytest.raises(ValueError, match="allowed are replica, data, model, once each"):
         MeshShape.parse(text)
 
 

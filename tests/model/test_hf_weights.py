@@ -144,7 +144,7 @@ def test_a_missing_tensor_is_refused_by_name(saved):
 
 def test_an_extra_tensor_is_refused_by_name(saved):
     edit_tensors(saved[1], lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(32)}))
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_norm\.weight is no tensor of this model"):
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_norm\.weight is not a tensor of this model"):
         load_hf(saved[1])
 
 
@@ -190,7 +190,7 @@ def test_a_missing_or_misplaced_shard_is_refused_by_name(tmp_path):
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     content = shards[0].read_bytes()
     shards[0].write_bytes(shards[1].read_bytes())
-    with pytest.raises(ValueError, match=r"which model\.safetensors\.index\.json places in"):
+    with pytest.raises(ValueError, match=r"but model\.safetensors\.index\.json names model-00002"):
         load_hf(tmp_path)
     shards[0].write_bytes(content)
     shards[1].unlink()
@@ -222,7 +222,7 @@ def test_the_padding_rows_of_the_vocabulary_change_only_when_asked(tmp_path):
     assert not grown[VOCAB_SIZE:].any()
 
     edit_config(tmp_path / "padded", vocab_size=VOCAB_SIZE)
-    with pytest.raises(ValueError, match="pass vocab_size=256000 to leave them out"):
+    with pytest.raises(ValueError, match="give vocab_size=256000 to leave them out"):
         load_hf(tmp_path / "padded")
     assert load_hf(tmp_path / "padded", vocab_size=VOCAB_SIZE).config.vocab_size == VOCAB_SIZE
     with pytest.raises(ValueError, match="rows are changed only between 256000 and 256128"):

@@ -76,7 +76,7 @@ def test_an_axis_below_one_and_rows_that_do_not_divide_are_refused() -> None:
 def test_hosts_that_share_a_model_axis_read_the_same_rows() -> None:
     mesh = MeshShape(replica=2, data=4, model=4)  # 32 chips
     assert [row_groups(hosts, mesh) for hosts in (1, 2, 8, 16, 32)] == [1, 2, 8, 8, 8]
-    with pytest.raises(ValueError, match=r"data=4,model=3 on 3 hosts of 4 chips: model=3 has to divide"):
+    with pytest.raises(ValueError, match=r"data=4,model=3 on 3 hosts of 4 chips; model=3 must divide"):
         row_groups(3, MeshShape(data=4, model=3))
 
 

@@ -179,4 +179,4 @@ def test_a_bucket_that_does_not_exist_is_told(
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
     assert main([*line.split(), "--root", "gs://typo/runs"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or make it: ")
+    assert error.startswith("error: there is no bucket 'typo'; check its name in gs://typo/runs, or create it: ")

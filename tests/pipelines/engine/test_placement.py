@@ -75,7 +75,7 @@ def test_an_elastic_run_goes_down_by_whole_slices() -> None:
         ({"topology": "v5e:4x4", "workers": 3}, "got --workers 3 for 1 x v5e:4x4, which has 4 hosts"),
         ({"topology": "v5e:2x4"}, "got v5e:2x4 as two hosts of 4 chips.*not reserve together; use v5e:2x2 or v5e:4x4"),
         ({"topology": "v9:2x4"}, "unknown chip 'v9'"),
-        ({"topology": "v5p:4x4x12", "mesh": "data=64,model=3"}, "model=3 has to divide the chips of a host"),
+        ({"topology": "v5p:4x4x12", "mesh": "data=64,model=3"}, "model=3 must divide the chips of a host"),
         ({"topology": "v5e:4x4", "mesh": "data=8"}, "got mesh data=8 of 8 chips for 1 x v5e:4x4 of 16 chips"),
     ],
 )
