@@ -106,9 +106,7 @@ def test_a_plan_tells_totals_constants_and_the_published_figure(
     assert "476,838 steps of 512 rows" in output
     assert "1,247.61 tCO2eq published" in output
     assert f"v5e.usd_per_chip_hour = 0.5 USD  ({path}; as given)" in output
-    assert (
-        "`run` needs, besides: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
-    )
+    assert "`run` also needs: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
     assert not list(tmp_path.glob("*/*"))
 
 
@@ -144,7 +142,7 @@ def test_what_is_given_for_a_recipe_reaches_its_step(tmp_path: Path, capsys: pyt
     (tmp_path / "set.jsonl").write_text('{"q": "a b c"}\n')
     words = ["plan", "gemma2_27b_pretrain", "--root", str(tmp_path / "runs")]
     assert main([*words, "--decontaminate-evaluation", str(tmp_path / "set.jsonl")]) == 0
-    assert "`run` needs, besides: --input, --tokenize-tokenizer\n" in capsys.readouterr().out
+    assert "`run` also needs: --input, --tokenize-tokenizer\n" in capsys.readouterr().out
     assert main([*words, "--decontaminate-evaluation", str(tmp_path / "none.jsonl")]) == 2
 
 
