@@ -113,7 +113,7 @@ def test_an_evaluation_of_something_else_is_refused(runs: FakeRuns, other: str) 
 
 
 def test_an_evaluation_of_another_step_is_refused(runs: FakeRuns) -> None:
-    with pytest.raises(ValueError, match=r"evaluated step 40 of .* and this exports step 20"):
+    with pytest.raises(ValueError, match=r"evaluated step 40 of .*; give an evaluation of step 20"):
         card(runs, step=20, evaluations=("evaluate_distilled",))
 
 
