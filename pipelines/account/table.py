@@ -146,7 +146,7 @@ def published_lines(prices: Prices) -> Iterator[str]:
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
     yield (
-        f"The paper's three models: {total:,.0f} tCO2e estimated here ({each}; {training:,.0f} t for training, the "
+        f"The paper's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t for training, the "
         f"rest for teachers' passes and data), {PUBLISHED_TONNES_CO2E:,.2f} tCO2eq published: ratio "
         f"{total / PUBLISHED_TONNES_CO2E:.2f}."
     )

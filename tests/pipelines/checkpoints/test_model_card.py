@@ -102,7 +102,7 @@ def test_runs_are_found_beside_their_reader_too(runs: FakeRuns, tmp_path: Path) 
 def test_a_run_of_other_bytes_is_refused(runs: FakeRuns) -> None:
     manifest = Path(runs.tasks["pack"].directory) / "_MANIFEST.json"
     manifest.write_text(manifest.read_text().replace("0" * 64, "1" * 64))
-    with pytest.raises(ValueError, match=r"got other bytes of .* the same config was run on another set-up"):
+    with pytest.raises(ValueError, match=r"got other bytes of .*the same config was run on another set-up"):
         card(runs)
 
 
