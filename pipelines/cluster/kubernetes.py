@@ -47,9 +47,9 @@ class Command:
     image: str
     """container image that was built from infra/Dockerfile, by its digest or by a tag that is never moved"""
     topology: str = ""
-    """chips of one slice, such as v5e:16x16; default: the recipe's topology, none for a stage without a model"""
+    """chips of one slice, such as v5e:16x16; empty: the recipe's topology, none for a stage without a model"""
     slices: int = 0
-    """number of slices of that topology; default: the recipe's number, otherwise 1"""
+    """number of slices of that topology; 0: the recipe's number, otherwise 1"""
     kind: Literal["RayJob", "RayCluster"] = "RayJob"
     """kind of the object: a job with its cluster, or a cluster to submit jobs to"""
     cpu_workers: str = "0:16"
@@ -57,7 +57,7 @@ class Command:
     spot: bool = False
     """whether workers run on spot machines"""
     name: str = ""
-    """name of the objects; default: made from recipe and step"""
+    """name of the objects; empty: made from recipe and step"""
     namespace: str = "ray"
     """Kubernetes namespace"""
     google_service_account: str = ""

@@ -43,7 +43,7 @@ class Command:
     slices: int = 1
     """number of slices of that topology, joined by the data-centre network"""
     mesh: str = ""
-    """sizes of the mesh axes replica, data and model, such as data=16,model=4; default: data=chips of a slice,
+    """sizes of the mesh axes replica, data and model, such as data=16,model=4; empty: data=chips of a slice,
     replica=slices"""
     seq: int = 8192
     """number of tokens in a row"""

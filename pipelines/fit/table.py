@@ -63,7 +63,7 @@ class Command:
     minutes: float = 6.0
     """longest time for one cell, in minutes"""
     only: str = ""
-    """text that the name of a cell must contain; default: all cells"""
+    """text that the name of a cell must contain; empty: all cells"""
     again: bool = False
     """whether to compile cells again that were made with other code"""
 

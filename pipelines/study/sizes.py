@@ -31,7 +31,7 @@ class Sizes(TeacherAndStudents):
     student_rows: int = 8
     """number of rows in a step of a student"""
     max_files: int | None = None
-    """number of files of the standard library that are read; default: all"""
+    """number of files of the standard library that are read; None: all"""
     teacher_optimizer: OptimizerConfig
     """schedule of the teacher, on rows that no student sees"""
     student_optimizer: OptimizerConfig
