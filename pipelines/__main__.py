@@ -1,15 +1,17 @@
 """python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
-python -m pipelines plan RECIPE --prices FILE|default          and afterwards: account RECIPE [--root URI]
-python -m pipelines submit NAME --address http://HOST:8265 [--detach] [as for run]      as a job on a Ray cluster
+python -m pipelines plan RECIPE --prices FILE|default                        cost before a run
+python -m pipelines account RECIPE [--root URI] [--prices FILE|default]      cost after a run
+python -m pipelines submit NAME --address http://HOST:8265 [--detach] [flags of run]      as a job on a Ray cluster
 python -m pipelines trace --checkpoint REF --document ID | --step N | --row SOURCE/SHARD/ROW
 python -m pipelines replay --run REF --step N
 python -m pipelines fit --model NAME --topology v5p:4x4x4 [--mesh data=16,model=4] --batch ROWS [--search] [--json]
 python -m pipelines manifests STAGE --recipe RECIPE --topology v5e:16x16 --root gs://... --image ...   for Kubernetes
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, config or input, 130 stopped by Ctrl-C (training by SIGTERM too): the same
-line goes on where it was.
-An error of yours, or of the world around a run, is one line on stderr; PIPELINES_TRACEBACK=1 in the environment prints
-its traceback first. Any other error is a bug of ours: it has its traceback always, and exit code 1.
+Exit codes: 0 done, 1 failed, 2 wrong usage, config or input, 130 stopped by Ctrl-C (training by SIGTERM too). After 1
+and 130, the same line resumes the run.
+A mistake in the line or a failure around the run, such as a full disk, is one line on stderr. With
+PIPELINES_TRACEBACK=1 in the environment, its traceback is printed first. Any other error is a bug of ours: it always
+prints its traceback and ends with exit code 1.
 """
 
 import io
@@ -33,7 +35,7 @@ def main(words: Sequence[str]) -> int:
 def _dispatch(command: str, words: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(no_such("command", command, COMMANDS))
-    # Imported late: a typo in the command should not wait for torch.
+    # Imported late, because a typo in the command should not wait for the import of torch.
     if command == "fit":
         from pipelines.fit.command import fit
 
@@ -68,5 +70,5 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe too, line by line as it is made
+        sys.stdout.reconfigure(line_buffering=True)  # each line at once, to a file or pipe too
     sys.exit(main(sys.argv[1:]))

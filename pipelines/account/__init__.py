@@ -1,1 +1,1 @@
-"""What a recipe takes (tokens, operations, hours, bytes, money, carbon): estimated before, measured after."""
+"""The cost of a recipe (tokens, operations, hours, bytes, money, carbon): estimated before a run, measured after it."""

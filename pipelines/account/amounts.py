@@ -1,13 +1,13 @@
-"""What a recipe takes: tokens, operations, chip-hours, core-hours, bytes. Reckoned before it runs, measured after.
+"""The amounts of a recipe: tokens, operations, chip-hours, core-hours, bytes; estimated before, measured after a run.
 
     estimate(recipe, prices) -> Amounts -> pipelines/account/table.py         before: from configs and constants
-    measured(tasks)          -> Amounts -> the same table                    after: from manifests and `_RUN.json`
+    measured(tasks)          -> Amounts -> pipelines/account/table.py         after: from manifests and `_RUN.json`
 
-What a step takes is what its stage declares (`pipelines/account/costs.py`). Chip-hours are operations over the chips'
-peak and `mfu`. Steps without a place are reckoned on plain cores. Never starts Ray.
+The amounts of a step follow from the cost that its stage declares (`pipelines/account/costs.py`). Estimated chip-hours
+are operations / (peak of the chips x `mfu`). A step without slices is estimated on plain CPU cores. Never starts Ray.
 
-What was measured: chip-hours are those that the workers held (`training/log/chips.py` says of whom and from when), and
-the cores of a host with chips come with them; a step without chips took all cores of its machine while it ran.
+Measured chip-hours are the hours that workers held chips (`training/log/chips.py` defines which workers and from when).
+They include the cores of the chips' host. A step without chips counts all cores of its machine while it ran.
 """
 
 import re
@@ -30,23 +30,23 @@ from training.backends.make import abilities_of
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """What one step takes."""
+    """The amounts of one step."""
 
     step: str
     stage: str
     tokens: float = 0.0
     flops: float = 0.0
     place: Topology | None = None
-    """the slices; None: plain machines"""
+    """TPU slices of the step; None: plain machines"""
     chips: Mapping[str, float] = field(default_factory=dict)
-    """kind of chip -> hours of one"""
+    """kind of chip -> chip-hours"""
     core_hours: float = 0.0
     stored: Mapping[str, float] = field(default_factory=dict)
     """kind of data -> bytes"""
     seconds: float | None = None
-    """wall time, where it was measured"""
+    """wall time in seconds; None: not measured"""
     trains: bool = False
-    """whether its stage learns weights"""
+    """whether the stage trains weights"""
 
     @property
     def stored_bytes(self) -> float:
@@ -57,41 +57,41 @@ class Amount:
         return sum(self.chips.values())
 
     def work(self, prices: Prices) -> Cost:
-        """Of its chips and cores."""
+        """The cost of the chips and cores."""
         costs = [prices.work(chip=priced_as(kind), chip_hours=hours) for kind, hours in self.chips.items()]
         return sum(costs, prices.work(core_hours=self.core_hours))
 
     def cost(self, prices: Prices) -> Cost:
-        """Of its work and of keeping what it stores."""
+        """The cost of the work and of the storage."""
         return self.work(prices) + prices.storage(self.stored_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """A teacher's pass and what is kept of it, for the break-even with a teacher that runs beside each student."""
+    """A teacher's pass and its stored logits, for the break-even with a teacher that runs beside each student."""
 
     step: str
     teacher_bytes: float
-    """of its parameters in float32: what an online teacher takes of the student's chips"""
+    """bytes of the teacher's float32 parameters, which an online teacher takes on the student's chips"""
     work: Cost
-    """of one pass"""
+    """cost of one pass"""
     stored_bytes: float
     students: int
-    """of this recipe that read it"""
+    """number of students in this recipe that read the logits"""
 
 
 def speeds() -> dict[str, Constant]:
-    """`speed.<stage>` of every stage that declares one, for the constants of a plan."""
+    """`speed.<stage>` of every stage that declares a speed, for the constants of a plan."""
     return {f"speed.{stage.name}": speed for stage in load_stages() if (speed := stage.declares.cost.speed) is not None}
 
 
 def estimate(recipe: Recipe, prices: Prices) -> list[Amount]:
-    """One Amount a step, in order."""
+    """One Amount for each step, in order."""
     return [_amount(step, _place(step, recipe), prices) for step in planned(recipe)]
 
 
 def planned(recipe: Recipe) -> list[Planned]:
-    """The steps in order, each with what feeds it and what it feeds."""
+    """The steps in order, each with the steps that it reads and the steps that read it."""
     steps: dict[str, Planned] = {}
     for step in recipe.steps:
         sources = {
@@ -107,7 +107,7 @@ def planned(recipe: Recipe) -> list[Planned]:
 
 
 def _place(step: Planned, recipe: Recipe) -> Topology | None:
-    """Slices that the recipe means for a step that runs a model."""
+    """The slices that the recipe plans for a step that runs a model."""
     place = next(known.place for known in recipe.steps if known.name == step.name)
     if place is None or declared(step.stage).places is None:
         return None
@@ -135,7 +135,7 @@ def _amount(step: Planned, place: Topology | None, prices: Prices) -> Amount:
 
 
 def caches(recipe: Recipe, amounts: list[Amount], prices: Prices) -> list[Cache]:
-    """Teachers' passes that the recipe keeps."""
+    """The teachers' passes whose logits the recipe stores."""
     return [
         Cache(
             step=step.name,
@@ -150,7 +150,7 @@ def caches(recipe: Recipe, amounts: list[Amount], prices: Prices) -> list[Cache]
 
 
 def measured(tasks: Mapping[str, Task]) -> list[Amount]:
-    """Of the steps that have finished: the chips they held; without any, all cores for the attempt that finished."""
+    """One Amount for each finished step: the chips that it held, or without chips all cores of its last attempt."""
     amounts = []
     for name, task in tasks.items():
         run = finished(task)
@@ -178,8 +178,8 @@ def measured(tasks: Mapping[str, Task]) -> list[Amount]:
 
 
 def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float]:
-    """As `_RUN.json` has them, by the names that are shown; of an earlier version's, which did not say, reckoned from
-    place and set-up."""
+    """The chip-seconds of `_RUN.json`, by the names that are shown. If an earlier version wrote the file without them,
+    they are estimated from slices and set-up."""
     if (held := run.get("chip_seconds")) is not None:
         seconds_by_name: dict[str, float] = {}
         for device_name, seconds_held in held.items():

@@ -1,10 +1,10 @@
-"""Costs that stages declare: of text on cores, of a model's passes, of training.
+"""Costs that stages declare: text on CPU cores, passes of a model, training.
 
-Rows of training follow from steps and batch, text from rows by `text.bytes_per_token`. Operations are those of
-`model/flops.py`, without recomputation. Evaluation counts its held-out rows.
+The rows of a training follow from steps and batch, the bytes of text from rows by `text.bytes_per_token`. Operations
+are those of `model/flops.py`, without recomputation. Evaluation counts its held-out rows.
 
-What is of a model imports torch, so it is imported where it is needed: workers of the data plane load this module with
-their stage.
+Workers of data stages load this module with their stage, so torch and the model are imported inside the functions that
+need them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def core_speed(megabytes: float, source: str = MEASURED, date: str = "2026-11") -> Constant:
-    """MB of text that one core goes through in a second, and who measured that."""
+    """The megabytes of text that one core processes in a second, with the source and date of the figure."""
     return Constant(value=megabytes, unit="MB/s a core", source=source, date=date)
 
 
 def packed_tokens(step: Planned) -> float:
-    """Tokens of all packed rows that are made, in the end, of what the step makes."""
+    """The tokens of all packed rows that later steps make from the output of `step`."""
     rows = [following.cost.rows(following) for following in step.following()]
     return sum(packed.count * packed.length for packed in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCost(Cost):
-    """Text in, text out."""
+    """The cost of a stage that reads text and writes text."""
 
     reads: Literal["raw", "kept"] = "kept"
-    """whether it goes through all of the text, or through what filters keep"""
+    """text that the stage reads: all text (raw), or the text that filters keep (kept)"""
     leaves: Literal["raw", "kept"] = "kept"
-    """the same of the text that it stores"""
+    """text that the stage stores: all text (raw), or the text that filters keep (kept)"""
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
         kept = packed_tokens(step) * prices["text.bytes_per_token"]
@@ -53,7 +53,7 @@ class TextCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeCost(Cost):
-    """Text in, tokens out."""
+    """The cost of a stage that reads text and writes tokens."""
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
         tokens = packed_tokens(step)
@@ -66,10 +66,13 @@ class TokenizeCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class PackCost(Cost):
-    """Tokens in, packed rows out. The Config has `sequence_length`, `max_rows` and `max_heldout_rows`."""
+    """The cost of a stage that reads tokens and writes packed rows.
+
+    Its Config has `sequence_length`, `max_rows` and `max_heldout_rows`.
+    """
 
     def rows(self, step: Planned) -> Rows:
-        """The most that any training step draws, up to `max_rows`."""
+        """The largest number of rows that a training step draws, up to `max_rows`."""
         drawn = max((reader.cost.drawn_rows(reader.config) for reader in step.readers), default=0)
         most: int | None = step.config.max_rows
         count = min([drawn or most or 0, *([most] if most else [])])
@@ -87,7 +90,7 @@ class PackCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost(Cost):
-    """Steps of training on packed rows (`sequences`). The Config is a TrainingConfig."""
+    """The cost of training on packed rows (`sequences`). The Config is a TrainingConfig."""
 
     @property
     def trains(self) -> bool:
@@ -125,7 +128,7 @@ class TrainingCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPassCost(Cost):
-    """One forward pass of `teacher` over every packed row (`sequences`), of which logits are kept."""
+    """The cost of one forward pass of `teacher` over every packed row (`sequences`), whose logits are stored."""
 
     def kept_pass(self, step: Planned) -> Gemma2Config | None:
         teacher = step.source("teacher")
@@ -157,7 +160,7 @@ class TeacherPassCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutPassCost(Cost):
-    """One forward pass of `checkpoint` over the held-out rows (`heldout`)."""
+    """The cost of one forward pass of `checkpoint` over the held-out rows (`heldout`)."""
 
     def estimate(self, step: Planned, prices: Prices) -> Work:
         from model.flops import forward_flops_per_token
@@ -170,7 +173,8 @@ class HeldoutPassCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportCost(Cost):
-    """Weights from outside, kept as published: bfloat16. Without sizes in the Config they are the paper's teacher."""
+    """The cost of importing weights, stored as published in bfloat16. Default of the Config's model: 27B, the paper's
+    teacher."""
 
     def model(self, config: Any) -> Gemma2Config | None:
         from model import gemma2_27b

@@ -1,6 +1,6 @@
-"""What a plan or an account says: a line a step, totals, the break-even of cached logits, the paper's carbon.
+"""The table of a plan or an account: a line for each step, totals, break-even of cached logits, the paper's carbon.
 
-Figures of a plan are as good as its constants, which are printed below it with their sources.
+The figures of a plan are as good as its constants, which are printed below the table with their sources.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ COLUMNS = ("step", "tokens", "FLOPs", "chip-hours", "core-hours", "stored", "USD
 
 
 def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
-    """The plan of a recipe."""
+    """The lines of a recipe's plan."""
     amounts = estimate(recipe, prices)
-    yield f"What {recipe.name} would take (a reckoning from configs and the constants below; nothing is measured):"
+    yield f"Estimated cost of {recipe.name} (from configs and the constants below; nothing is measured):"
     yield from amount_lines(amounts, prices)
     for cache in caches(recipe, amounts, prices):
         yield from break_even_lines(cache, prices)
     yield from _egress_lines(amounts, prices)
     if recipe.name in PUBLISHED:
         yield from published_lines(prices)
-    yield "constants (a JSON file after --prices replaces any):"
+    yield "constants (a JSON file after --prices replaces any of them):"
     chips = {f"{kind}." for amount in amounts for kind in amount.chips}
     prefixes = tuple(f"{chip}." for chip in PRICED)
     for name, constant in prices.constants.items():
@@ -37,7 +37,7 @@ def estimate_lines(recipe: "Recipe", prices: Prices) -> Iterator[str]:
 
 
 def amount_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
-    """The table, with totals by kind of stored data below it."""
+    """The lines of the table, with totals by kind of stored data below it."""
     costs = [amount.cost(prices) for amount in amounts]
     rows = [_cells(amount, cost) for amount, cost in zip(amounts, costs, strict=True)]
     total = sum(costs, Cost())
@@ -62,7 +62,7 @@ def amount_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
 
 
 def measured_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
-    """The account of what has run, and what its figures are of."""
+    """The lines of the account of finished steps, with the scope of its figures."""
     yield from amount_lines(amounts, prices)
     yield from _egress_lines(amounts, prices)
     held: dict[str, float] = {}
@@ -70,16 +70,16 @@ def measured_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
         for kind, hours in amount.chips.items():
             held[kind] = held.get(kind, 0.0) + hours
     yield (
-        "Times are of the attempts that finished, waiting included; core-hours are of all cores of their machine"
-        + ("; no chip was used." if not held else ", but of no step that had chips: a chip's host comes with it.")
+        "Times are those of the finished attempts, with waiting; core-hours count all cores of a machine"
+        + ("; no chip was used." if not held else ", but not for steps with chips, whose price includes the host.")
     )
     if held:
         kinds = ", ".join(f"{_number(hours)} hours of {kind}" for kind, hours in held.items())
-        yield f"Chips: {kinds}; of training in all attempts, from a worker's begin on, of other stages by shards."
+        yield f"Chips: {kinds}; training counts all attempts from a worker's start, other stages count their shards."
     for kind in held:
         if priced_as(kind) == OTHER and not prices["other.usd_per_chip_hour"]:
             yield (
-                f"{kind} has no price here and counts nothing: give other.usd_per_chip_hour, other.watts_per_chip and "
+                f"{kind} has no price and counts as free: give other.usd_per_chip_hour, other.watts_per_chip and "
                 "other.vcpus_per_chip in a file after --prices"
             )
 
@@ -98,7 +98,7 @@ def _cells(amount: Amount, cost: Cost) -> tuple[str, ...]:
 
 
 def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
-    """The teacher beside every student, against its logits kept once."""
+    """The lines that compare a teacher beside every student with logits that are stored once."""
     monthly = prices.storage_usd_per_month(cache.stored_bytes)
     months = prices["storage.months"]
     kept = monthly * months
@@ -110,17 +110,17 @@ def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
         return
     first = next((n for n in range(2, 10_000) if cache.work.usd + kept < n * cache.work.usd), None)
     yield (
-        f"  online: each student pays the pass ({size(cache.teacher_bytes)} of teacher's parameters on its chips "
-        f"beside its own); cached: one pass and the storage. The cache is cheaper from "
-        + (f"{first} students (or epochs) on" if first else "no number of students on")
+        f"  online: each student pays for a pass (with {size(cache.teacher_bytes)} of teacher's parameters on its "
+        f"chips); cached: one pass and the storage. The cache is "
+        + (f"cheaper from {first} students (or epochs) on" if first else "not cheaper for any number of students")
         + (
-            f", while it is kept less than {cache.work.usd / monthly:,.1f} months for each pass saved."
+            f", if it is stored less than {cache.work.usd / monthly:,.1f} months for each pass saved."
             if monthly
             else "."
         )
     )
     online, cached = _usd(cache.students * cache.work.usd), _usd(cache.work.usd + kept)
-    yield f"  With {cache.students} here, online would cost {online} and cached costs {cached}."
+    yield f"  With the {cache.students} students here, online would cost {online} and cached costs {cached}."
 
 
 def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
@@ -128,13 +128,13 @@ def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:
     trained = [amount for amount in amounts if amount.trains and amount.stored_bytes]
     if read and trained:
         yield (
-            f"egress: none while bucket and slice are in one region; reading sequences and logits from another cloud "
-            f"once would cost {_usd(prices.egress(read).usd)} ({size(read)})"
+            f"egress: none if bucket and slice are in one region; one pass over sequences and logits in another cloud "
+            f"would cost {_usd(prices.egress(read).usd)} ({size(read)})"
         )
 
 
 def published_lines(prices: Prices) -> Iterator[str]:
-    """The three recipes together, beside what the paper says."""
+    """The lines that compare the carbon of the three recipes with the paper's figure."""
     from pipelines.recipes import registry as recipes
 
     tonnes, chips = {}, set()
@@ -146,16 +146,16 @@ def published_lines(prices: Prices) -> Iterator[str]:
     total, training = (sum(pair[k] for pair in tonnes.values()) for k in (0, 1))
     each = ", ".join(f"{name} {all_of:,.0f} t" for name, (all_of, _) in tonnes.items())
     yield (
-        f"The paper's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t of it training, the rest "
-        f"teachers' passes and data), {PUBLISHED_TONNES_CO2E:,.2f} tCO2eq published: "
-        f"{total / PUBLISHED_TONNES_CO2E:.2f} of it."
+        f"The paper's three models: {total:,.0f} tCO2e here ({each}; {training:,.0f} t for training, the "
+        f"rest for teachers' passes and data), {PUBLISHED_TONNES_CO2E:,.2f} tCO2eq published: ratio "
+        f"{total / PUBLISHED_TONNES_CO2E:.2f}."
     )
     yield from (
-        "  Published is metered: hourly energy of TPU data centres, with overhead. This is arithmetic; they differ by",
-        f"  (1) utilization, {prices['mfu']:.0%} assumed: carbon goes as its inverse;",
+        "  The published figure is metered (hourly energy of TPU data centres, with overhead), this one is computed:",
+        f"  (1) utilization: {prices['mfu']:.0%} is assumed, and carbon is proportional to its inverse;",
         _watts_line(chips),
-        "  (3) grids: the paper names no region, and 0.1 or 0.6 kg/kWh instead would make a third or twice of it;",
-        "  (4) what is counted: failed and repeated runs, teachers' passes are not said to be in the published figure.",
+        "  (3) grids: the paper names no region; 0.1 or 0.6 kg/kWh everywhere would make it a third or twice as much;",
+        "  (4) scope: whether the published figure has teachers' passes and failed or repeated runs is not known.",
     )
 
 
@@ -163,13 +163,13 @@ def _watts_line(chips: set[str]) -> str:
     published = sorted(name for name in chips if not TPUS[name].watts_per_chip.source.startswith(OURS))
     reckoned = sorted(chips - set(published))
     return (
-        f"  (2) watts: {' and '.join(published)}'s are published (ASIC and HBM), those of {' and '.join(reckoned)} "
-        "are not;"
+        f"  (2) watts: those of {' and '.join(published)} are published (ASIC and HBM), those of "
+        f"{' and '.join(reckoned)} are not;"
     )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns under each other: names to the left, numbers to the right."""
+    """Lines of the rows in columns: names aligned to the left, numbers to the right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
@@ -177,7 +177,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _hours(amount: Amount) -> float | None:
-    """Wall time: measured, or of all chips of its place at once; unknown for plain machines, whose number is yours."""
+    """The wall time: measured, or estimated with all chips of the slices at once. None for plain machines, whose number
+    is not known."""
     if amount.seconds is not None:
         return amount.seconds / 3600
     return amount.chip_hours / amount.place.chips if amount.place else None
@@ -200,7 +201,7 @@ def _usd(amount: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count; large ones as a person would write them."""
+    """The value with three significant digits, large values with a unit (T, B, M)."""
     if not value:
         return ""
     if value >= 1e15:

@@ -1,1 +1,1 @@
-"""Trained models as other stages use them: loading, model cards, tracing and replaying a training run."""
+"""Trained models for other stages and commands: loading, model cards, tracing and replaying of training runs."""

@@ -1,4 +1,4 @@
-"""What the model card says of a checkpoint's weights: the sections that stages declare."""
+"""Sections of the model card on the origin of a checkpoint's weights, which stages declare."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from data.shards import read_table
 from pipelines.engine.inputs import Input
 
 LOSS_STEPS = 100
-"""the training loss of a card is the mean over this many last steps"""
+"""number of last steps over which a card's training loss is the mean"""
 
 
 def imported_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
-    """Weights that were trained elsewhere."""
+    """The section on weights that were not trained by this project."""
     (weights,) = checkpoint.manifest.inputs["weights"]
     yield f"- Imported, not trained here: files `{weights['reference']}`"
 
 
 def trained_weights(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
-    """Weights of a run that trained on packed rows, by its config and its metrics."""
+    """The section on weights of a training run on packed rows, from its config and metrics."""
     manifest = checkpoint.manifest
     config = manifest.config
     yield f"- Objective: {_objective(manifest, runs)}"
@@ -39,7 +39,7 @@ def _objective(manifest: Manifest, runs: Mapping[str, Input]) -> str:
     from training.distill.kinds import kind_of  # imports torch
 
     facts = [runs[cached["reference"]].data.facts for cached in manifest.inputs["logits"]]
-    # the first caches held draws and no codec
+    # the oldest caches held draws and named no codec
     kept = sorted(
         {kind_of(entry.get("codec", {"estimator": "sample"})["estimator"]).described(entry) for entry in facts}
     )
@@ -55,7 +55,7 @@ def _optimizer(config: Mapping[str, Any]) -> str:
 
 
 def _last_loss(run: Input, step: int) -> tuple[float, int, int]:
-    """Mean loss over the last steps up to `step`, how many those are, and the targets seen."""
+    """The mean loss over the last steps up to `step`, the number of these steps, and the targets seen."""
     last: list[tuple[int, float, int, int]] = []
     for shard in run.manifest.datasets["metrics"].shards:
         table = read_table(storage.join(run.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])

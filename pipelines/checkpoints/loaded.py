@@ -1,4 +1,4 @@
-"""A checkpoint, made a model on a device: what the stages share that run a trained model without training it."""
+"""Loads a checkpoint as a model on a device, for the stages that run a trained model without training it."""
 
 import functools
 import hashlib
@@ -32,27 +32,27 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run."""
+    """A model on its device, ready to run."""
 
     model: Gemma2
     backend: Backend
     weights_sha256: str
-    """over names, types, shapes and values of the weights"""
+    """sha256 over names, types, shapes and values of the weights"""
     step: int
 
 
 def checkpoint_of(checkpoints: Input) -> str:
-    """Directory of the checkpoint that the input names: of its @step, or of the last step."""
+    """The directory of the checkpoint that the input names by @step; default: the checkpoint of the last step."""
     steps = checkpoints.data.facts["steps"]
     step = checkpoints.step if checkpoints.step is not None else steps[-1]
     return checkpoint_uri(storage.join(checkpoints.directory, CHECKPOINTS), step)
 
 
 def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
-    """Of a run's directory: every committed file as a shard of its dataset, and the steps that have a checkpoint.
+    """Every committed file below a run's directory as a shard of its dataset, and the steps that have a checkpoint.
 
-    Tables are datasets of their own names ("metrics", "lineage"), all else is "checkpoints". Of a checkpoint that is no
-    longer kept its rows stay listed; those of an interim one are in the next regular one.
+    Tables are datasets of their own names ("metrics", "lineage"), all other files belong to "checkpoints". The tables
+    of a checkpoint that was removed stay listed. The rows of an interim checkpoint are in the next regular checkpoint.
     """
     datasets: dict[str, list[Shard]] = {CHECKPOINTS: []}
     steps = []
@@ -75,12 +75,12 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 
 @functools.lru_cache(maxsize=1)
 def open_model(uri: str, setup: Setup) -> LoadedModel:
-    """Loads a checkpoint onto a device, or divides it over a mesh of chips; kept by the process for its next shard.
+    """Loads a checkpoint onto a device, or divides it over a mesh of chips. The process keeps it for its next shard.
 
-    Raises UserError where it is damaged.
+    Raises UserError if the checkpoint is damaged.
     """
     if read_commit(uri) is None:
-        raise UserError(f"{uri} is not a committed checkpoint; train it again, or name another step")
+        raise UserError(f"got {uri}, which is no committed checkpoint; train it again, or give another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     model = Gemma2(model_config_of(checkpoint))
     model.load_state_dict(checkpoint.weights)
@@ -96,21 +96,21 @@ FORGET.append(open_model.cache_clear)
 
 
 def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
-    """The sizes of the checkpoint's model. Raises UserError where they are not such sizes."""
+    """The sizes of the checkpoint's model. Raises UserError if the checkpoint does not have them all."""
     return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
 
 
 def device_of(context: Context) -> Device:
-    """The device that a stage computes on: `auto` is decided by the cluster's nodes, then by this machine."""
+    """The device that a stage computes on. For `auto`, a TPU of the cluster comes first, then this machine decides."""
     if context.resources.device == "auto" and context.session.has_tpu():
         return TPU_DEVICE
     return resolve_device(context.resources.device)
 
 
 def setup_of(context: Context) -> Setup:
-    """Where a model runs without training: one process, on one device or over a mesh of its chips.
+    """The set-up of a model that is not trained: one process, on one device or over a mesh of its chips.
 
-    Raises UserError where the device cannot divide a model like that.
+    Raises UserError if the device cannot divide a model over that mesh.
     """
     setup = Setup(device=device_of(context), mesh=context.resources.mesh_shape)
     check_setup(setup)
@@ -118,7 +118,7 @@ def setup_of(context: Context) -> Setup:
 
 
 def training_inputs(inputs: Mapping[str, Sequence[Input]]) -> TrainingInputs:
-    """The inputs of a stage that trains, by name, as training knows them."""
+    """The inputs of a stage that trains, in the form that the training package takes."""
     initial, carried = ([checkpoint_given(entry) for entry in inputs.get(name, ())] for name in ("initial", "from"))
     return TrainingInputs(
         sequences=tuple(dataset_given(entry) for entry in inputs["sequences"]),
@@ -129,7 +129,7 @@ def training_inputs(inputs: Mapping[str, Sequence[Input]]) -> TrainingInputs:
 
 
 def dataset_given(entry: Input) -> InputDataset:
-    """A dataset as training knows it."""
+    """A dataset in the form that the training package takes."""
     return InputDataset(
         reference=entry.reference,
         content=entry.content(),
@@ -141,7 +141,7 @@ def dataset_given(entry: Input) -> InputDataset:
 
 
 def checkpoint_given(entry: Input) -> InputCheckpoint:
-    """A checkpoint as training knows it."""
+    """A checkpoint in the form that the training package takes."""
     return InputCheckpoint(
         reference=entry.reference,
         content=entry.content(),
@@ -151,14 +151,14 @@ def checkpoint_given(entry: Input) -> InputCheckpoint:
 
 
 def check_same_tokenizer(first: Input, second: Input) -> None:
-    """Raises UserError, naming both, where two inputs hold ids of different tokenizers."""
+    """Raises UserError, naming both inputs, if they hold ids of different tokenizers."""
     check_one_tokenizer(dataset_given(first), dataset_given(second))
 
 
 def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]":
-    """(rows that count, batch) over one SEQUENCES shard in order; the last batch is padded with empty rows to `rows`.
+    """(number of real rows, batch) over one SEQUENCES shard in order; the last batch is padded to `rows` by empty rows.
 
-    All batches have one shape, so XLA compiles one program, and a row's numbers do not depend on how many follow it.
+    All batches have one shape. So XLA compiles one program, and a row's results do not depend on the rows after it.
     """
     table = shards.read_table(uri, schema.SEQUENCES.names)
     columns: dict[str, Any] = {name: _matrix(table, name, kind) for name, kind in _COLUMNS.items()}
@@ -183,5 +183,5 @@ def _padded(part: np.ndarray, rows: int) -> np.ndarray:
 
 def _matrix(table: pa.Table, name: str, kind: Any) -> np.ndarray:
     flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    # a copy: torch takes no array that it may not write to
+    # a copy, because torch takes no read-only array
     return np.array(flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)), dtype=kind)

@@ -1,9 +1,9 @@
 """The model card of an exported checkpoint, written from manifests: data, tokens, teacher, losses, and every run.
 
-    checkpoint's manifest -> manifests of its inputs -> of theirs -> ... -> README.md
+    checkpoint's manifest -> manifests of its inputs -> manifests of their inputs -> ... -> README.md
 
-Every manifest on the way has to be there and to list the bytes that its reader recorded, so that one checkpoint has one
-card. Cost: a small file a run, and the metrics tables of each training run.
+Every manifest on the way must exist and must list the bytes that its reader recorded, so that a checkpoint always gets
+the same card. Cost: a small file per run, and the metrics tables of each training run.
 """
 
 import json
@@ -23,7 +23,7 @@ COUNTED = ("text", "tokens", "sequences", "logits")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What the card says of the files beside it."""
+    """The properties of the exported files that the card states."""
 
     name: str
     license: str
@@ -35,10 +35,10 @@ class Exported:
 
 
 def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Sequence[Input], root: str) -> str:
-    """README.md as Hugging Face shows it.
+    """The text of README.md for Hugging Face.
 
-    Raises UserError where a manifest that the checkpoint rests on is missing or of other bytes, or an evaluation is
-    of another checkpoint.
+    Raises UserError if a manifest that the checkpoint depends on is missing or lists other bytes, or if an evaluation
+    belongs to another checkpoint.
     """
     runs = ancestry(checkpoint, root)
     config = exported.config
@@ -80,10 +80,10 @@ def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Se
 
 
 def ancestry(checkpoint: Input, root: str) -> dict[str, Input]:
-    """Reference -> input, of all that `checkpoint` was made from, sources first, and of itself.
+    """Reference -> input, for every input that `checkpoint` was made from (sources first) and for `checkpoint`.
 
-    Runs are looked for beside the run that read them, then below `root`. Raises UserError where one is missing, or
-    holds other bytes than were read.
+    A run is looked for beside the run that read it, then below `root`. Raises UserError if a run is missing, or holds
+    other bytes than its reader recorded.
     """
     ancestors: dict[str, Input] = {}
 
@@ -97,8 +97,8 @@ def ancestry(checkpoint: Input, root: str) -> dict[str, Input]:
                 before = _find(recorded["reference"], match["stage"], match["fingerprint"], roots, reader)
                 if before.content() != recorded["content"]:
                     raise UserError(
-                        f"{before.directory} holds another {before.reference} than the one that {reader.reference} was "
-                        "made from (it was made again on another set-up); run the latter again"
+                        f"got other bytes of {before.reference} in {before.directory} than {reader.reference} was made "
+                        f"from (the same config was run on another set-up); run {reader.reference} again"
                     )
                 visit(before)
         ancestors[reader.reference] = reader
@@ -121,13 +121,13 @@ def _find(reference: str, stage: str, fingerprint: str, roots: list[str], reader
                 step=None if match["step"] is None else int(match["step"]),
             )
     raise UserError(
-        f"no {MANIFEST_NAME} of {stage}/{fingerprint}, which {reader.reference} was made from; the model card tells of "
+        f"no {MANIFEST_NAME} of {stage}/{fingerprint}, from which {reader.reference} was made; the model card needs "
         f"it, so copy that run (or its {MANIFEST_NAME} and metrics) to {storage.join(roots[-1], stage, fingerprint)}"
     )
 
 
 def _header(exported: Exported) -> Iterator[str]:
-    """The YAML that Hugging Face reads; JSON strings are YAML strings."""
+    """The YAML header for Hugging Face; JSON strings are valid YAML strings."""
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
     if exported.license:
         yield f"license: {json.dumps(exported.license)}"
@@ -135,7 +135,7 @@ def _header(exported: Exported) -> Iterator[str]:
 
 
 def _training(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterator[str]:
-    """Bullets: how the weights of a checkpoint came about."""
+    """A list of the origin of a checkpoint's weights."""
     manifest = checkpoint.manifest
     yield f"- Checkpoint: `{checkpoint.reference}`, after step {step:,}"
     yield from declared(manifest.stage).card(checkpoint, step, runs)
@@ -143,7 +143,7 @@ def _training(checkpoint: Input, step: int, runs: Mapping[str, Input]) -> Iterat
 
 
 def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str]:
-    """A section for each model that this one learned from or began as, and so on backwards."""
+    """A section for each model that this model learned from or began as, and for the models before those models."""
     inputs = checkpoint.manifest.inputs
     before = [("Initial weights", initial["reference"]) for initial in inputs.get("initial", ())]
     for cached in inputs.get("logits", ()):
@@ -156,12 +156,12 @@ def _models_before(checkpoint: Input, runs: Mapping[str, Input]) -> Iterator[str
 
 
 def _manifests(runs: Mapping[str, Input]) -> list[Manifest]:
-    """Of each run once: several of its datasets may have been read."""
+    """The manifest of each run once, even if several datasets of the run were read."""
     return list({run.directory: run.manifest for run in runs.values()}.values())
 
 
 def _run(manifest: Manifest) -> Iterator[str]:
-    """The cells of one run: what it made of what, in numbers."""
+    """The cells of one run: name, rows, tokens, bytes of text, dropped rows."""
     name = next((name for name in COUNTED if name in manifest.datasets), None)
     dataset = manifest.datasets[name] if name else None
     source = manifest.config.get("source")
@@ -192,12 +192,12 @@ def _check_evaluation(evaluation: Input, checkpoint: Input, step: int) -> None:
     manifest = evaluation.manifest
     if not declared(manifest.stage).report.evaluates:
         stages = ", ".join(stage.name for stage in load_stages() if stage.declares.report.evaluates)
-        raise UserError(f"{evaluation.reference} is no evaluation; give runs of {stages}")
+        raise UserError(f"got {evaluation.reference}, which is no evaluation; give runs of {stages}")
     (evaluated,) = manifest.inputs["checkpoint"]
     if evaluated["content"] != checkpoint.content() or evaluation.data.facts["step"] != step:
         raise UserError(
-            f"{evaluation.reference} evaluated step {evaluation.data.facts['step']} of {evaluated['reference']}, and "
-            f"this exports step {step} of {checkpoint.reference}; evaluate the latter"
+            f"got {evaluation.reference}, which evaluated step {evaluation.data.facts['step']} of "
+            f"{evaluated['reference']}; give an evaluation of step {step} of {checkpoint.reference}, which is exported"
         )
 
 

@@ -1,7 +1,8 @@
 """`python -m pipelines replay --run REF --step N`: computes a step again and compares it with the record, bit for bit.
 
-It takes the set-up that ran the step (device, workers, threads, rows at a time) from the checkpoint behind it, so it
-needs a machine of that kind. Ray is not started. Exit code 0: the same; 1: it differs.
+The set-up of the step (device, workers, threads, microbatch rows) comes from the next checkpoint after it, so the
+command needs a machine of that kind. It does not start Ray. Exit codes: 0 if the results are the same, 1 if they
+differ.
 """
 
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ from training.replay import replay
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Was this step computed as it should have been?"""
+    """Was this step computed correctly?"""
 
     run: str
-    """train_model/fingerprint, or the path of a run"""
+    """run as train_model/fingerprint, or as the path of its directory"""
     step: int
-    """a step that the run has done, from 1"""
+    """step that the run has done, counted from 1"""
     root: str = DEFAULT_ROOT
-    """where runs lie"""
+    """root of all runs"""
 
 
 def replay_(words: list[str]) -> int:
-    """Prints the verdict; returns the exit code. Raises UserError where the run has no record of the step."""
+    """Prints the verdict; returns the exit code. Raises UserError if the run has no record of the step."""
     question = tyro.cli(Question, args=words, prog="python -m pipelines replay", description=__doc__.strip())
     run = open_run(question.run, question.root)
     result = replay(run.job(question.step), question.step)

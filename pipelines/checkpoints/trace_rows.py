@@ -1,11 +1,11 @@
-"""`python -m pipelines trace`: what a checkpoint has seen of a document, and what documents a step or row was made of.
+"""`python -m pipelines trace`: the steps that trained on a document, and the documents of a step or row.
 
-    trace --checkpoint REF --document ID     seen? in which steps? how often
-    trace --checkpoint REF --step N          the rows of a step and their documents
-    trace --checkpoint REF --row SOURCE/SHARD/ROW
+    trace --checkpoint REF --document ID             whether, how often and in which steps it was seen
+    trace --checkpoint REF --step N                  the rows of a step and their documents
+    trace --checkpoint REF --row SOURCE/SHARD/ROW    the documents of a row and the steps that took it
 
-Answers come from the run's own lineage and the packed rows that it read; Ray is not started. A run that was carried on
-or began from another one's weights answers for that one too.
+Answers come from the run's own lineage and from the packed rows that it read; Ray is not started. If the run carried on
+another run or began from its weights, the answers cover that run too.
 """
 
 import re
@@ -33,39 +33,42 @@ class Question:
     """What has this checkpoint seen?"""
 
     checkpoint: str
-    """train_model/fingerprint@step, or the path of a run or a checkpoint"""
+    """checkpoint as train_model/fingerprint@step, or as the path of a run or checkpoint"""
     document: str | None = None
-    """id of a document: 32 hex digits"""
+    """id of a document, 32 hex digits"""
     step: int | None = None
-    """a step, from 1: its rows and their documents"""
+    """step whose rows and documents are printed, counted from 1"""
     row: str | None = None
-    """a packed row, as source/shard/row"""
+    """packed row as source/shard/row"""
     root: str = DEFAULT_ROOT
-    """where runs lie"""
+    """root of all runs"""
 
     def __post_init__(self) -> None:
-        if sum(choice is not None for choice in (self.document, self.step, self.row)) != 1:
-            raise UserError("trace takes one of --document ID, --step N and --row SOURCE/SHARD/ROW")
+        if (given := sum(choice is not None for choice in (self.document, self.step, self.row))) != 1:
+            raise UserError(
+                f"got {given} of --document, --step and --row; give one of --document ID, --step N and --row "
+                "SOURCE/SHARD/ROW"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A document in the rows of one source, as far as a run has come."""
+    """The rows of one source that hold a document, and the steps of a run that took them."""
 
     run: str
     source: str
     places: list[Place]
     steps: list[list[int]]
-    """for each place the steps that took its row"""
+    """steps that took the row of each place"""
 
     @property
     def times(self) -> int:
-        """How often one of its rows was trained on."""
+        """The number of times that a row with the document was trained on."""
         return sum(map(len, self.steps))
 
 
 def trace(words: list[str]) -> int:
-    """Answers one question; returns the exit code. Raises UserError for a run, step or row that is not there."""
+    """Answers one question; returns the exit code. Raises UserError if there is no such run, step or row."""
     question = tyro.cli(Question, args=words, prog="python -m pipelines trace", description=__doc__.strip())
     run = open_run(question.checkpoint, question.root)
     if question.document is not None:
@@ -81,7 +84,7 @@ def trace(words: list[str]) -> int:
 
 
 def seen(run: TrainedRun, document: str) -> Iterator[Seen]:
-    """Where and when the run, and those that it carried on or began from, saw a document."""
+    """The rows and steps in which the run, and the runs that it carried on or began from, saw a document."""
     lineage = _lineage(run)
     for sequences in run.inputs["sequences"]:
         source = sequences.data.facts["source"]
@@ -117,7 +120,7 @@ def step_lines(run: TrainedRun, step: int) -> Iterator[str]:
                 yield from step_lines(before, step)
                 return
         last = lineage["step"][-1].as_py() if lineage.num_rows else 0
-        raise UserError(f"{_name(run)} records no step {step}; its last is {last}")
+        raise UserError(f"got step {step}, which {_name(run)} does not record; its last step is {last}")
     yield f"step {step} of {_name(run)}: {len(rows)} rows"
     by_source = {sequences.data.facts["source"]: sequences for sequences in run.inputs["sequences"]}
     documents = {
@@ -136,7 +139,7 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
     inputs = {sequences.data.facts["source"]: sequences for sequences in run.inputs["sequences"]}
     source, *place = text.rsplit("/", 2)
     if source not in inputs or len(place) != 2 or not all(re.fullmatch("[0-9]{1,18}", part) for part in place):
-        raise UserError(f"--row {text!r} is not SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
+        raise UserError(f"got --row {text!r}; give SOURCE/SHARD/ROW with a source of this run: {', '.join(inputs)}")
     shard, row = map(int, place)
     documents = documents_of_rows(inputs[source].uris(), [(shard, row)])[shard, row]
     steps = _steps_of(_lineage(run), source, [Place(shard, row, 0, 0)])[0]
@@ -146,15 +149,18 @@ def row_lines(run: TrainedRun, text: str) -> Iterator[str]:
 
 
 def _lineage(run: TrainedRun) -> pa.Table:
-    """The run's own rows up to the step that is asked for."""
+    """The lineage of the run itself, up to the step that its reference names."""
     table = read_rows(run.checkpoints_uri, "lineage")
     if table is None:
-        raise UserError(f"{run.directory} has no checkpoint yet, so no record of its rows; wait for the first one")
+        raise UserError(
+            f"got {run.directory}, which has no checkpoint yet and so no record of its rows; wait for the first "
+            "checkpoint"
+        )
     return table if run.step is None else table.filter(pc.field("step") <= run.step)
 
 
 def _steps_of(lineage: pa.Table, source: str, places: list[Place]) -> list[list[int]]:
-    """For each place the steps of the lineage that took its row, ascending."""
+    """The steps of the lineage that took the row of each place, ascending."""
     if not places:
         return []
     rows = lineage.filter(pc.field("dataset") == source)
@@ -172,7 +178,7 @@ def _keys(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _runs_before(run: TrainedRun) -> Iterator[TrainedRun]:
-    """The runs that this one carried on or began from; imported weights have no rows."""
+    """The runs that `run` carried on or began from, without imported weights, which have no rows."""
     for name in ("from", "initial"):
         for earlier in run.inputs.get(name, ()):
             if has_steps(earlier.manifest.stage):

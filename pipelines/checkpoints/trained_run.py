@@ -1,6 +1,6 @@
-"""A training run opened again, finished or not, without Ray: its config, inputs and job, and the run of a reference.
+"""Opens a training run by its reference, finished or not, without Ray: its config, inputs and job.
 
-A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or that of a checkpoint in it.
+A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or the path of a checkpoint in it.
 """
 
 import re
@@ -35,7 +35,7 @@ class TrainedRun:
     config: Mapping[str, Any]
     inputs: Mapping[str, tuple[Input, ...]]
     step: int | None
-    """the step that the reference names; None: the last"""
+    """step that the reference names; None: the last step"""
 
     @property
     def name(self) -> str:
@@ -50,12 +50,14 @@ class TrainedRun:
         return storage.join(self.directory, CHECKPOINTS)
 
     def job(self, step: int) -> "TrainJob":
-        """The job, for a step that a checkpoint is behind. Raises UserError where none is.
+        """The job of the run, for a step before or at a checkpoint. Raises UserError if no checkpoint follows the step.
 
-        Its set-up is the default one: the steps' own are in the checkpoints (`training/checkpoints/setups.py`).
+        Its set-up is the default. The set-ups of the steps are in the checkpoints (`training/checkpoints/setups.py`).
         """
         if not any(record["step"] >= step for _, record in list_tables(self.checkpoints_uri)):
-            raise UserError(f"{self.directory} has no checkpoint of step {step} or later; name an earlier step")
+            raise UserError(
+                f"got step {step}, but {self.directory} has no checkpoint of step {step} or later; give an earlier step"
+            )
         from training.setup import Setup  # imports torch
 
         context = Context(
@@ -74,12 +76,12 @@ class TrainedRun:
 
 
 def has_steps(stage: str) -> bool:
-    """Whether runs of the stage can be opened: it makes a job."""
+    """Whether runs of the stage can be opened, because the stage makes a job."""
     return stage in stage_names() and load_stage(stage).job_of is not None
 
 
 def open_run(reference: str, root: str) -> TrainedRun:
-    """Raises UserError where the reference names no run of a stage that trains."""
+    """The run of a reference. Raises UserError if the reference names no run of a stage that trains."""
     if match := REFERENCE.match(reference):
         directory = storage.join(root, match["stage"], match["fingerprint"])
     else:
@@ -90,27 +92,29 @@ def open_run(reference: str, root: str) -> TrainedRun:
     if inside := re.fullmatch(rf"(.*)/{CHECKPOINTS}/step-(\d{{8}})", directory.rstrip("/")):
         directory, step = inside[1], int(inside[2])
     config_uri = storage.join(directory, CONFIG_NAME)
-    advice = f"it is the {CONFIG_NAME} that a run writes: run the same line again, or copy it from elsewhere"
+    advice = f"a run writes its {CONFIG_NAME} at its start: run the same line again, or copy the file from a backup"
     try:
         document = parse_object(storage.read_bytes(config_uri), config_uri, advice)
     except FileNotFoundError:
         raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
-            "shows the runs there are"
+            "lists all runs"
         ) from None
     if not all(isinstance(document.get(name), dict) for name in ("config", "inputs")):
-        raise UserError(f"{config_uri} has no 'config' and 'inputs'; {advice}")
+        raise UserError(f"got {config_uri} without 'config' or 'inputs'; {advice}")
     if not isinstance(name := document.get("stage"), str):
-        raise UserError(f"{config_uri} names no stage; {advice}")
+        raise UserError(f"got {config_uri} without a stage; {advice}")
     stage = load_stage(name)
     if stage.job_of is None:
         trains = ", ".join(known.name for known in load_stages() if known.job_of is not None)
-        raise UserError(f"{reference!r} is a run of {stage.name}; give one of {trains}, or a checkpoint of it")
+        raise UserError(
+            f"got {reference!r}, a run of {stage.name}; give a run of {trains}, or a checkpoint of such a run"
+        )
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
     if unknown := [name for name in document["inputs"] if name not in stage.reads]:
         raise UserError(f"{config_uri}: {configs.no_such('input', unknown[0], stage.reads)}; {advice}")
     if not document["inputs"].get("sequences"):
-        raise UserError(f"{config_uri} names no 'sequences' among its inputs; {advice}")
+        raise UserError(f"got {config_uri} without 'sequences' among its inputs; {advice}")
     inputs = {
         name: tuple(
             resolve(text, stage.reads[name], own_root) for text in configs.texts(paths, f"{config_uri}: input {name!r}")

@@ -1,1 +1,1 @@
-"""The command line: parsing of words and what each command does."""
+"""The command line: its arguments and its commands."""

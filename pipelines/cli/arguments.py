@@ -1,8 +1,7 @@
-"""The words after `run NAME` and `plan NAME`, read into configs: tyro over dataclasses made of the stage's or
-recipe's own.
+"""Reads the words after `run NAME` and `plan NAME` into configs: tyro over dataclasses of the stage or recipe.
 
-Stage: every Config field is a flag (`--max-characters 1000`; nested ones with a dot), so is every input and every
-field of Resources. Recipe: the same, with the step's name before the field (`--teacher.steps 300`). `--config FILE`
+For a stage, every input, every field of Config (`--max-characters 1000`, nested fields with a dot) and every field of
+Resources is a flag. For a recipe, the step's name stands before a Config field (`--teacher.steps 300`). `--config FILE`
 sets the defaults.
 """
 
@@ -37,7 +36,7 @@ MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StageCommand:
-    """What to run of one stage."""
+    """A stage with the config, inputs, resources and root of its command line."""
 
     stage: Stage
     config: Any
@@ -48,7 +47,7 @@ class StageCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeCommand:
-    """What to run of a recipe."""
+    """A recipe with the resources and root of its command line."""
 
     recipe: Recipe
     resources: Resources
@@ -56,7 +55,10 @@ class RecipeCommand:
 
 
 def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
-    """Raises UserError for an unknown field, a wrong type, a missing value or a config file that does not fit."""
+    """The command of a stage's words.
+
+    Raises UserError for an unknown field, a wrong type, a missing value or a config file that does not fit.
+    """
     words, config_file = take(list(words), "--config")
     words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
@@ -65,12 +67,11 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     if config_file is not None:
         document = _read_json(config_file)
         if document.get("stage") != stage.name:
-            raise UserError(
-                f"{config_file} is of {document.get('stage') or document.get('recipe')!r}, not of {stage.name!r}"
-            )
+            owner = document.get("stage") or document.get("recipe")
+            raise UserError(f"got {config_file}, the config of {owner!r}; give the config of a run of {stage.name!r}")
         if not isinstance(document.get("config"), dict) or not isinstance(document.get("inputs", {}), dict):
             raise UserError(
-                f"{config_file}: 'config' and 'inputs' must be objects; a run's own _CONFIG.json is an example"
+                f"got {config_file}, whose 'config' or 'inputs' is no object; give the _CONFIG.json of a run"
             )
         saved = configs.from_dict(stage.config, document["config"], config_file)
         for name, given in document.get("inputs", {}).items():
@@ -99,12 +100,12 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
 
 
 def _attribute(name: str) -> str:
-    """The input's name as that of an attribute: `--from` is a word of Python."""
+    """The input's name as the name of an attribute, because `from` is a keyword of Python."""
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
-    """Raises UserError as `parse_stage` does."""
+    """The command of a recipe's words. Raises UserError as `parse_stage` does."""
     words, config_file = take(list(words), "--config")
     root = DEFAULT_ROOT
     if config_file is not None:
@@ -130,7 +131,7 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
     ]
     parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, root)
     if paths and not parsed.input:
-        raise UserError("--input names nothing; give files, directories or globs after it, or leave it out")
+        raise UserError("got --input without a value; give files, directories or globs after it, or leave it out")
     own_text = parsed.input != paths
     steps = tuple(_with_config(step, parsed, own_text) for step in recipe.steps)
     given = {flag: getattr(parsed, flag) for flag in outside if getattr(parsed, flag)}
@@ -139,8 +140,10 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
 
 
 def parse_run(recipe: Recipe, words: Sequence[str]) -> tuple[RecipeCommand, list[str]]:
-    """What `run RECIPE` is asked for, and the names of the steps to run: all, or those after `--only`, by which several
-    jobs share a recipe. Raises UserError as `parse_recipe` does, and for a name that is no step's."""
+    """The command of `run RECIPE`, and the names of the steps to run: all steps, or those after `--only`.
+
+    With `--only`, several jobs can share a recipe. Raises UserError as `parse_recipe` does, and for a name of no step.
+    """
     words, only = take(list(words), "--only")
     command = parse_recipe(recipe, words)
     names = [step.name for step in recipe.steps]
@@ -152,11 +155,12 @@ def parse_run(recipe: Recipe, words: Sequence[str]) -> tuple[RecipeCommand, list
 
 
 def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
-    """Raises UserError where the chosen steps, or those they rest on, lack an input from outside."""
+    """Raises UserError if the chosen steps, or steps that they depend on, lack an input from outside."""
     if missing := recipe.not_given(chosen):
         everything = len(chosen) == len(recipe.steps)
         whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
-        raise UserError(f"{whose} needs {', '.join(missing)}; `plan {recipe.name}` shows what each step reads")
+        flags = ", ".join(missing)
+        raise UserError(f"got no {flags}: {whose} needs {flags}; `plan {recipe.name}` shows what each step reads")
 
 
 def _what(recipe: Recipe, step: str, name: str) -> str:
@@ -165,7 +169,7 @@ def _what(recipe: Recipe, step: str, name: str) -> str:
 
 
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
-    """The step as the command line has it; what a recipe says of its own text is not said of the user's."""
+    """The step with the config of the command line. A step that reads the user's text gets another config and note."""
     config = getattr(parsed, step.name, step.config)
     declared = load_stage(step.stage).declares.own_text
     if own_text and declared is not None and config == step.config:
@@ -179,7 +183,7 @@ def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[st
     if saved is not dataclasses.MISSING:
         return ("config", annotated, field(default=replace(saved, **overrides)))
     if overrides:
-        # tyro takes defaults from an instance; fields that have none stay required through MISSING
+        # tyro takes defaults from an instance; fields without a default stay required through MISSING
         values = {entry.name: overrides.get(entry.name, _default(entry)) for entry in dataclasses.fields(kind)}
         instance: Any = object.__new__(kind)
         for name, value in values.items():
@@ -201,7 +205,7 @@ def _parse(program: str, fields: list[Any], words: list[str], summary: str, root
         ("resources", Annotated[Resources, tyro.conf.arg(name="")], field(default_factory=Resources)),
         (
             "root",
-            Annotated[str, tyro.conf.arg(help="where runs are kept: a directory or gs://bucket/path")],
+            Annotated[str, tyro.conf.arg(help="root of all runs: a directory or gs://bucket/path")],
             field(default=root),
         ),
     ]
@@ -217,7 +221,7 @@ def _parse(program: str, fields: list[Any], words: list[str], summary: str, root
 
 
 def _flags(fields: list[Any]) -> Iterator[str]:
-    """Every flag there is, with underscores."""
+    """All flags, with underscores."""
     for name, kind, _ in fields:
         inner, *extra = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
         named = next((marker.name for marker in extra if getattr(marker, "name", None) is not None), name)
@@ -243,14 +247,12 @@ def _nested(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
-    """Raises UserError, with the nearest flag there is, for a word that names none. `flags` have underscores."""
+    """Raises UserError, naming the most similar flag, for a word that is no flag. `flags` have underscores."""
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")
             if name not in flags and name != "help":
-                raise UserError(
-                    f"{configs.no_such('field', name, flags)} (flags are the fields' names with -- before them)"
-                )
+                raise UserError(f"{configs.no_such('field', name, flags)} (a flag is -- and the name of the field)")
 
 
 def _field_names(kind: type) -> set[str]:
@@ -258,13 +260,13 @@ def _field_names(kind: type) -> set[str]:
 
 
 def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
-    """`words` without `flag VALUE` (or `flag=VALUE`), and the value."""
+    """`words` without `flag VALUE` (or `flag=VALUE`), and the value; None if the flag is not given."""
     for place, word in enumerate(words):
         if word.startswith(flag + "="):
             return words[:place] + words[place + 1 :], word.partition("=")[2]
         if word == flag:
             if place + 1 == len(words) or words[place + 1].startswith("--"):
-                raise UserError(f"{flag} needs a value after it")
+                raise UserError(f"got {flag} without a value; give a value after it")
             return words[:place] + words[place + 2 :], words[place + 1]
     return words, None
 
@@ -280,47 +282,51 @@ def _read_json(path: str) -> dict[str, Any]:
         document = json.loads(storage.read_bytes(path))
     except FileNotFoundError:
         raise UserError(
-            f"no config file {path!r}; every run keeps its own as _CONFIG.json, every recipe as recipe.json"
+            f"no config file {path!r}; give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(
-            f"{path} is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
+            f"got {path}, which is not JSON ({error}); give the _CONFIG.json of a run, or the recipe.json of a recipe"
         ) from error
     if not isinstance(document, dict) or not ({"stage", "recipe"} & set(document)):
-        raise UserError(f"{path} is no saved config: it names neither a stage nor a recipe")
+        raise UserError(
+            f"got {path}, which names neither a stage nor a recipe; give the _CONFIG.json of a run, or the recipe.json "
+            "of a recipe"
+        )
     return document
 
 
 def _saved_root(document: dict[str, Any], where: str) -> str:
     root = document.get("root", DEFAULT_ROOT)
     if not isinstance(root, str):
-        raise UserError(f"{where}: 'root' must be a string, got {root!r}")
+        raise UserError(f"{where}: got {root!r} for 'root'; it must be a string")
     return root
 
 
 def _root(text: str) -> str:
-    """Where runs go, absolute: workers have other working directories.
+    """The root of runs as an absolute path, because workers have other working directories.
 
-    Raises UserError for a relative one inside a submitted job: its directory vanishes with the job.
+    Raises UserError for a relative root inside a submitted job, whose directory is removed with the job.
     """
     if not text:
-        raise UserError("--root is empty; give a directory or gs://bucket/path")
+        raise UserError("got an empty --root; give a directory or gs://bucket/path")
     if in_submitted_job() and storage.is_relative(text):
         raise UserError(
-            f"--root {text!r} is relative, and a submitted job's directory goes away with it; "
-            "give an absolute path or gs://"
+            f"got the relative --root {text!r} in a submitted job, whose directory is removed with the job; "
+            "give an absolute path or gs://bucket/path"
         )
     refuse_memory(text)
     root = storage.absolute(text).rstrip("/") or "/"
     on_disk = storage.local_path(root)
     if on_disk is not None and on_disk.exists() and not on_disk.is_dir():
-        raise UserError(f"--root {text!r} is a file; give a directory, existing or not")
+        raise UserError(f"got --root {text!r}, which is a file; give a directory, existing or not")
     return root
 
 
 def refuse_memory(root: str) -> None:
-    """Raises UserError for a root that no worker would see and that is gone with this process."""
+    """Raises UserError for a root in this process's memory, which no worker sees and which ends with the process."""
     if not storage.is_shared(root):
         raise UserError(
-            f"--root {root!r} is seen by one process and vanishes with it; give a directory or gs://bucket/path"
+            f"got --root {root!r}, which only this process sees and which ends with it; give a directory or "
+            "gs://bucket/path"
         )

@@ -1,4 +1,4 @@
-"""What each word of the command line does: list, status, show, plan, account, run."""
+"""The commands list, status, show, plan, account and run."""
 
 import ast
 import dataclasses
@@ -42,12 +42,12 @@ from pipelines.report import write as report
 
 
 def list_(words: list[str]) -> int:
-    """Stages and recipes with a line each; `--runs [--root ROOT]`: the runs below ROOT."""
+    """Lists stages and recipes, a line each; with `--runs [--root ROOT]`, lists the runs below ROOT."""
     words, root = _take_root(words)
     if words == ["--runs"]:
         return _list_runs(root)
     if words:
-        raise UserError(f"list takes nothing, or --runs [--root ROOT]; got {' '.join(words)}")
+        raise UserError(f"got {' '.join(words)!r} after list; give nothing, or --runs [--root ROOT]")
     width = max(map(len, [*stage_names(), *recipes.names()]))
     print("recipes")
     for name in recipes.names():
@@ -64,7 +64,7 @@ def _take_root(words: list[str]) -> tuple[list[str], str]:
     if root is None:
         return rest, DEFAULT_ROOT
     if not root:
-        raise UserError("--root is empty; give a directory or gs://bucket/path")
+        raise UserError("got an empty --root; give a directory or gs://bucket/path")
     refuse_memory(root)
     storage.check_bucket(root)
     return rest, root
@@ -87,25 +87,30 @@ def _list_runs(root: str) -> int:
 
 
 def status(words: list[str]) -> int:
-    """All runs below ROOT: done, running, failed, how far; asks no cluster."""
+    """Prints the state and progress of all runs below ROOT; asks no cluster."""
     words, root = _take_root(words)
     if words:
-        raise UserError(f"status takes nothing but --root ROOT; got {' '.join(words)}")
+        raise UserError(f"got {' '.join(words)!r} after status; give nothing, or --root ROOT")
     for line in status_lines(storage.absolute(root)):
         print(line)
     return 0
 
 
 def show(words: list[str]) -> int:
-    """A stage's inputs, outputs and fields; a recipe's steps; a run's manifest (`show STAGE/FINGERPRINT`)."""
+    """Prints a stage's inputs, outputs and fields, a recipe's steps, or a run's manifest (`show STAGE/FINGERPRINT`)."""
     words, root = _take_root(words)
     if len(words) != 1:
-        raise UserError("show takes one name: of a stage, a recipe or a run; `list` and `list --runs` show them")
+        raise UserError(
+            f"got {len(words)} names after show; give one name of a stage, recipe or run, as `list` and `list --runs` "
+            "print them"
+        )
     (name,) = words
     if match := REFERENCE.match(name):
         manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
         if manifest is None:
-            raise UserError(f"no finished run {name!r} under {root}; `list --runs --root {root}` shows those that are")
+            raise UserError(
+                f"no finished run {name!r} under {root}; `list --runs --root {root}` lists the finished runs"
+            )
         print(manifest.to_json().decode(), end="")
         return 0
     target = _stage_or_recipe(name)
@@ -125,13 +130,16 @@ def show(words: list[str]) -> int:
 
 
 def plan(words: list[str]) -> int:
-    """What would run and why; starts nothing."""
+    """Prints which steps would run, and why; starts nothing."""
     target, rest = _named(words, "plan")
     rest, prices_file = take(rest, "--prices")
     prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     if isinstance(target, Stage):
         if prices_file is not None:
-            raise UserError("--prices goes with a recipe: a stage alone does not say what is done with its output")
+            raise UserError(
+                f"got --prices with the stage {target.name!r}, whose cost depends on the steps that use its output; "
+                f"give a recipe ({', '.join(recipes.names())})"
+            )
         command = parse_stage(target, rest)
         storage.check_bucket(command.root)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
@@ -149,7 +157,7 @@ def plan(words: list[str]) -> int:
         print(line)
     if isinstance(target, Recipe):
         if missing := wanted.recipe.not_given():
-            print(f"`run` needs, besides: {', '.join(missing)}")
+            print(f"`run` also needs: {', '.join(missing)}")
         if prices_file is not None or target.name in PUBLISHED:
             print()
             for line in estimate_lines(wanted.recipe, prices):
@@ -158,17 +166,17 @@ def plan(words: list[str]) -> int:
 
 
 def account(words: list[str]) -> int:
-    """What a recipe's finished steps took, in the table that `plan` reckons before."""
+    """Prints the cost of a recipe's finished steps, in the table that `plan` estimates before the run."""
     target, rest = _named(words, "account")
     if isinstance(target, Stage):
-        raise UserError(f"account takes a recipe ({', '.join(recipes.names())}), got the stage {target.name!r}")
+        raise UserError(f"got the stage {target.name!r} for account; give a recipe ({', '.join(recipes.names())})")
     rest, prices_file = take(rest, "--prices")
     prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
     amounts = measured(tasks_of(command.recipe, command.root))
     if not amounts:
-        raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or name its --root")
+        raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or give its --root")
     steps = len(command.recipe.steps)
     print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
     for line in measured_lines(amounts, prices):
@@ -177,7 +185,7 @@ def account(words: list[str]) -> int:
 
 
 def run(words: list[str]) -> int:
-    """Runs a stage or a recipe; what is done already is not done again."""
+    """Runs a stage or a recipe; finished steps are not run again."""
     target, rest = _named(words, "run")
     return _run_stage(target, rest) if isinstance(target, Stage) else _run_recipe(target, rest)
 
@@ -228,7 +236,8 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
 def _named(words: list[str], command: str) -> tuple[Stage | Recipe, list[str]]:
     if not words or words[0].startswith("-"):
         raise UserError(
-            f"{command} needs the name of a stage or recipe first: {', '.join([*recipes.names(), *stage_names()])}"
+            f"got no name after {command}; give the name of a stage or recipe first: "
+            f"{', '.join([*recipes.names(), *stage_names()])}"
         )
     return _stage_or_recipe(words[0]), words[1:]
 
@@ -242,7 +251,7 @@ def _stage_or_recipe(name: str) -> Stage | Recipe:
 
 
 def _fields(kind: Any, prefix: str) -> list[str]:
-    """A line for each field at any depth: flag, type, default, what it means."""
+    """A line for each field at any depth: flag, default, docstring."""
     hints = typing.get_type_hints(kind)
     documentation = _field_docs(kind)
     lines = []
@@ -260,7 +269,7 @@ def _fields(kind: Any, prefix: str) -> list[str]:
 
 
 def _field_docs(kind: Any) -> dict[str, str]:
-    """Field name -> the docstring below it."""
+    """Field name -> docstring below the field."""
     docs = {}
     owners = [base for base in kind.__mro__ if "__dataclass_fields__" in vars(base)]
     for owner in reversed(owners):
@@ -273,7 +282,7 @@ def _field_docs(kind: Any) -> dict[str, str]:
 
 
 def _tell(text: str) -> None:
-    """To stdout; a recipe goes on where nobody reads it any more, as behind `| head`."""
+    """Prints a line. A recipe runs on if its output is no longer read, as after `| head`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

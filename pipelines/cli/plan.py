@@ -1,4 +1,4 @@
-"""What would run, and why: told before anything starts. Reads manifests and hashes outside inputs; never starts Ray."""
+"""The plan of a run: which steps would run, and why. Reads manifests and hashes outside inputs; never starts Ray."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,10 +16,11 @@ from pipelines.report.words import holds
 def plan_lines(
     tasks: Mapping[str, Task], before: Mapping[str, Any], notes: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Two lines a step: done or to run and what for; where, and what it holds or why it runs. Warnings at the end.
+    """Yields two lines for each step, then warnings.
 
-    `before` is what last ran, by step (`recipe.last_run`, `last_of_stage`); `notes` what a step is for (otherwise its
-    stage's summary).
+    The first line has the step's state (done, to run) and purpose. The second line has its fingerprint and its
+    contents, or the reason why it runs. `before` holds the last run of each step (`recipe.last_run`, `last_of_stage`).
+    `notes` holds the purpose of each step (default: the summary of its stage).
     """
     done = {name: task.manifest() for name, task in tasks.items()}
     width = max(len(name) for name in tasks)
@@ -40,18 +41,18 @@ def plan_lines(
             changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)
     if again := [name for name in waiting if name in before and made_differently(before[name], tasks[name])]:
         yield (
-            "note: fingerprints are made differently since those runs (absent options are left out, the Parquet writer "
-            f"is in), so {len(again)} of {len(tasks)} steps run again; the old runs stay and can be named as inputs"
+            "note: since the earlier runs, fingerprints are made differently (without absent options, with the Parquet "
+            f"writer), so {len(again)} of {len(tasks)} steps run again; the old runs stay and can be named as inputs"
         )
     for stage, names in changed.items():
         yield (
-            f"warning: the code of {stage} changed since {', '.join(names)} ran and its VERSION did not; "
-            "if its output would differ, raise VERSION in its file and it runs again"
+            f"warning: the code of {stage} changed since {', '.join(names)} ran, and VERSION did not; "
+            "if the output would differ, raise VERSION in the stage's file, and the stage runs again"
         )
 
 
 def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting: list[str]) -> str:
-    """Why the step has to run: what changed since it last did, or which earlier steps it waits for."""
+    """The reason why the step has to run: changes since its last run, or earlier steps that it waits for."""
     task = tasks[name]
     if name not in before:
         return "it did not finish" if storage.exists(task.directory) else "never ran here"
@@ -75,10 +76,10 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
     outside = [key for key, sources in task.inputs.items() if any(source.external for source in sources)]
     if any(old["inputs"].get(key) != new["inputs"][key] for key in outside):
         reasons.append(f"the files of {', '.join(outside)} changed")
-    if not upstream:  # a stage on its own: its inputs are runs that were named, or files
+    if not upstream:  # a stage run alone: its inputs are named runs or files
         inside = {*old["inputs"], *new["inputs"]} - set(outside)
         named = sorted(key for key in inside if old["inputs"].get(key) != new["inputs"].get(key))
-        reasons += [f"--{key} is {_listed(new, key)}, it was {_listed(old, key)}" for key in named]
+        reasons += [f"--{key} was {_listed(old, key)} and is {_listed(new, key)}" for key in named]
     if not reasons and made_differently(old, task):
         reasons.append("its fingerprint is made differently (see the note)")
     if not reasons:
@@ -89,7 +90,7 @@ def why(name: str, tasks: Mapping[str, Task], before: Mapping[str, Any], waiting
 
 
 def made_differently(old: Mapping[str, Any], task: Task) -> bool:
-    """Whether `old`, a run of the task's stage, would get another fingerprint today than the one that it has."""
+    """Whether `old`, a run of the task's stage, would get another fingerprint today."""
     if task.writer is not None and "writer" not in old:
         return True
     names = ("version", "inputs", "writer")
@@ -98,7 +99,7 @@ def made_differently(old: Mapping[str, Any], task: Task) -> bool:
 
 
 def last_of_stage(task: Task) -> dict[str, Any]:
-    """Stage name -> what its newest finished run in the task's root was made of; {} without one."""
+    """Stage name -> version, config and inputs of its newest finished run in the task's root; {} without such a run."""
     folder = storage.join(task.root, task.stage.name)
     newest: tuple[str, dict[str, Any]] = ("", {})
     for fingerprint in storage.list_folders(folder):

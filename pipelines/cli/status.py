@@ -1,9 +1,9 @@
-"""python -m pipelines status [--root URI]: every run below ROOT: done, running, failed or stopped, and how far it is.
+"""python -m pipelines status [--root URI]: every run below ROOT: done, running, failed or stopped, and its progress.
 
-Read from what runs leave anyway: manifests and `_RUN.json` (done), `_FAILED.json` (failed), leases with their heartbeat
-and committed checkpoints (training), receipts of finished shards and `_phases/` (data stages). Nothing is asked of a
-cluster and Ray is not started. Cost: a few small requests a run; folders are listed one level deep, and the longest
-has one entry a shard of a phase in progress. How far a training run is, is known to its newest checkpoint.
+It reads files that runs write anyway: manifests and `_RUN.json` (done), `_FAILED.json` (failed), leases with their
+heartbeat and committed checkpoints (training), receipts of finished shards and `_phases/` (data stages). It asks no
+cluster and does not start Ray. Cost: a few small requests per run; folders are listed one level deep, and the longest
+has one entry for each shard of a phase in progress. The progress of a training run is that of its newest checkpoint.
 """
 
 import json
@@ -24,25 +24,25 @@ from pipelines.report.words import duration, holds
 from training.checkpoints.records import COMMIT_NAME, DIRECTORY_PATTERN
 
 SILENT_SECONDS = 600
-"""a data stage that finished no shard for so long is not called running"""
+"""seconds without a finished shard after which a data stage counts as stopped"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """A run, as its directory tells."""
+    """The state of a run, read from its directory."""
 
     reference: str
-    """`stage/fingerprint`"""
+    """reference `stage/fingerprint`"""
     state: str
-    """done, running, failed, stopped, or waiting: a step of a recipe that never began"""
+    """state: done, running, failed, stopped, or waiting (a step of a recipe that never began)"""
     detail: str
-    """what it holds, how far it is, or why it failed"""
+    """contents of the run, its progress, or its error"""
     remaining_seconds: float | None = None
-    """while it runs and has a speed"""
+    """estimated seconds to the end; None: the run is not running, or its speed is not known"""
 
 
 def status_lines(root: str, now: float | None = None) -> Iterator[str]:
-    """Recipes that were run here with their steps, then all other runs."""
+    """Yields recipes that were run below `root` with their steps, then all other runs."""
     now = time.time() if now is None else now
     folders = {name: storage.list_folders(storage.join(root, name)) for name in stage_names()}
     states = {
@@ -70,7 +70,7 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
 
 
 def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
-    """Of one run."""
+    """The state of one run."""
     directory, reference = storage.join(root, stage, fingerprint), f"{stage}/{fingerprint}"
     manifest = read_manifest(directory)
     if manifest is not None:
@@ -99,18 +99,18 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
 class _Far:
     detail: str
     seen: float
-    """when the run last left something, seconds since 1970"""
+    """time of the run's last written file, in seconds since 1970"""
     remaining_seconds: float | None = None
 
 
 def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
-    """By committed checkpoints; speed from those of this attempt, which began when `_CONFIG.json` was written."""
+    """Progress by committed checkpoints; the speed is this attempt's, which began when it wrote `_CONFIG.json`."""
     began = entries.get(CONFIG_NAME, now)
     config = (_json(storage.join(directory, CONFIG_NAME)) or {}).get("config", {})
     names = [name for name, _ in storage.list_level(storage.join(directory, "checkpoints"))]
     steps = sorted(int(match[1]) for name in names if (match := DIRECTORY_PATTERN.fullmatch(name)))
     committed: list[tuple[int, float]] = []
-    for step in reversed(steps):  # of hundreds only the newest are looked at
+    for step in reversed(steps):  # of hundreds of checkpoints only the newest are read
         inside = dict(storage.list_level(storage.join(directory, "checkpoints", f"step-{step:08d}")))
         if COMMIT_NAME in inside:
             committed.append((step, inside[COMMIT_NAME]))
@@ -121,7 +121,7 @@ def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
         return _Far(detail=f"no checkpoint yet, of {wanted:,} steps", seen=max(entries.values(), default=began))
     step, when = committed[0]
     then_step, then = committed[-1] if len(committed) > 1 else (0, began)
-    if then < began < when:  # from before this attempt: its steps took no time of this one
+    if then < began < when:  # a checkpoint of an earlier attempt, whose steps took no time of this attempt
         then = began
     rate = (step - then_step) / (when - then) if when > then else 0.0
     remaining = max(0.0, (wanted - step) / rate - (now - when)) if rate > 0 else None
@@ -130,7 +130,7 @@ def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
 
 
 def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
-    """By receipts of the newest phase."""
+    """Progress by receipts of the newest phase."""
     seen = max(entries.values(), default=now)
     phases = storage.list_level(storage.join(directory, PHASES)) if PHASES in entries else []
     if not phases:
@@ -148,7 +148,7 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
 
 
 def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Recipes that were last run here, with the reference of each step; empty where it lacks an input from outside."""
+    """Recipes that were run below `root`, with each step's reference; empty if the step lacks an input from outside."""
     for name in recipes.names():
         document = _json(storage.join(root, name, LAST_NAME))
         if document is not None and isinstance(document.get("steps"), dict):
@@ -163,7 +163,7 @@ def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _json(uri: str) -> dict[str, Any] | None:
-    """The JSON object at `uri`; None where it is missing, damaged or was just being replaced."""
+    """The JSON object at `uri`; None if the file is missing, damaged or being replaced at this moment."""
     try:
         document = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, ValueError):
@@ -177,7 +177,7 @@ def _row(name: str, state: RunState) -> tuple[str, ...]:
 
 
 def aligned_left(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Columns under each other, all to the left."""
+    """Lines of the rows in columns that are aligned to the left."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

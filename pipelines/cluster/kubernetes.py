@@ -1,10 +1,10 @@
 """python -m pipelines manifests train_model --recipe gemma2_2b_distill --root gs://bucket/runs --image IMAGE
 
-Prints Kubernetes objects (YAML) for one stage of a recipe: a job with a cluster of its own, which ends with it. The
-cluster runs `python -m pipelines run RECIPE --only STEP`, so what earlier jobs made is found by its fingerprint, and
-what is done is not done again. What follows `--` goes to `run`: inputs and fields that decide the fingerprint, or
-`--config` with a run's recipe.json; it is read here as the job will read it, so that no cluster starts for a line that
-ends with exit code 2. Starts nothing, and asks no bucket.
+Prints Kubernetes objects (YAML) for one stage of a recipe: a job with a cluster of its own, which ends with the job.
+The cluster runs `python -m pipelines run RECIPE --only STEP`. It finds the outputs of earlier jobs by their
+fingerprints and does not run finished steps again. The words after `--` go to `run`: inputs and fields that decide the
+fingerprint, or `--config` with a run's recipe.json. They are checked here as in the job, so that no cluster starts for
+a line that ends with exit code 2. The command starts nothing and asks no bucket.
 """
 
 import dataclasses
@@ -43,69 +43,69 @@ class Command:
     recipe: str
     """recipe that the stage belongs to"""
     root: str
-    """where runs are kept: gs://bucket/path"""
+    """root of all runs: gs://bucket/path"""
     image: str
-    """container image, made from infra/Dockerfile, by its digest or a tag that does not move"""
+    """container image that was built from infra/Dockerfile, by its digest or by a tag that is never moved"""
     topology: str = ""
-    """chips of one slice, as in v5e:16x16; empty: the recipe's, and none for a stage without a model"""
+    """chips of one slice, such as v5e:16x16; empty: the recipe's topology, none for a stage without a model"""
     slices: int = 0
-    """slices of that shape; 0: the recipe's, or 1"""
+    """number of slices of that topology; 0: the recipe's number, otherwise 1"""
     kind: Literal["RayJob", "RayCluster"] = "RayJob"
-    """a job with its cluster, or a cluster to submit jobs to"""
+    """kind of the object: a job with its cluster, or a cluster to submit jobs to"""
     cpu_workers: str = "0:16"
-    """fewest and most CPU pods"""
+    """smallest and largest number of CPU pods"""
     spot: bool = False
-    """workers on spot machines"""
+    """whether workers run on spot machines"""
     name: str = ""
-    """of the objects; empty: from recipe and step"""
+    """name of the objects; empty: made from recipe and step"""
     namespace: str = "ray"
     """Kubernetes namespace"""
     google_service_account: str = ""
-    """whom the pods act as: NAME@PROJECT.iam.gserviceaccount.com, bound to the Kubernetes account of the same name"""
+    """account of the pods: NAME@PROJECT.iam.gserviceaccount.com, bound to the Kubernetes account of the same name"""
     token_secret: str = "ray-token"
-    """Secret that holds Ray's token as auth_token"""
+    """Kubernetes secret that holds Ray's token as auth_token"""
     deadline_hours: int = 24 * 14
-    """most hours that the job may take"""
+    """largest number of hours that the job may take"""
 
 
 def print_objects(words: list[str]) -> int:
-    """Prints the objects. Raises UserError for what is not there or does not fit."""
+    """Prints the objects. Raises UserError if a stage, slice or input does not exist or does not fit."""
     words, further = _parted(words)
     flags = {field.name for field in dataclasses.fields(Command)} - {"stage"}
     refuse_unknown(words, sorted(flags | {"no_spot"}))
     command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
     request, place = request_of(command, further)
-    # Through JSON: YAML would write what two places share as an anchor, which few readers expect.
+    # Through JSON: YAML would write a value that two places share as an anchor, which few readers expect.
     objects = yaml.safe_dump_all(json.loads(json.dumps(kubernetes_objects(request))), sort_keys=False, width=120)
-    print(_heading(command, request, place))  # only now: a refusal leaves `> train.yaml` empty
+    print(_heading(command, request, place))  # printed last, so that a refused line leaves `> train.yaml` empty
     print(objects, end="")
     return 0
 
 
 def _parted(words: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before `--`, and after it."""
+    """The words before `--`, and the words after it."""
     place = words.index("--") if "--" in words else len(words)
     return words[:place], words[place + 1 :]
 
 
 def request_of(command: Command, further: Sequence[str] = ()) -> tuple[Request, Topology | None]:
-    """What to make objects for; `further` words go to `run`. Raises UserError, saying what is allowed."""
+    """The request for objects, and the slices; `further` words go to `run`. Raises UserError like `print_objects`."""
     recipe = recipes.load(command.recipe)
     step = _step(recipe, command.stage)
     declares = load_stage(step.stage).declares
     place = _place(command, step)
     if not BUCKET.fullmatch(command.root):
-        raise UserError(f"--root {command.root!r} is not seen by all pods; give gs://bucket/path")
+        raise UserError(f"got --root {command.root!r}, which not all pods see; give gs://bucket/path")
     if command.kind == "RayCluster" and further:
         raise UserError(
-            f"a RayCluster runs no line of its own, so {shlex.join(further)!r} after -- would be lost; "
-            "give it to the job that you submit to the cluster, or make a RayJob"
+            f"got {shlex.join(further)!r} after -- for a RayCluster, which runs no line of its own; give these words "
+            "to the job that you submit to the cluster, or make a RayJob"
         )
     if not command.image:
-        raise UserError("--image is empty; build infra/Dockerfile, push it, and name it by its digest")
+        raise UserError("got an empty --image; build infra/Dockerfile, push the image and give it by its digest")
     fewest, _, most = command.cpu_workers.partition(":")
     if not all(re.fullmatch("[0-9]{1,9}", number) for number in (fewest, most)):
-        raise UserError(f"--cpu-workers {command.cpu_workers!r} is not FEWEST:MOST, as in 0:16")
+        raise UserError(f"got --cpu-workers {command.cpu_workers!r}; give FEWEST:MOST, such as 0:16")
     words = ["python", "-m", "pipelines", "run", recipe.name, "--only", step.name, "--root", command.root]
     if place is not None and declares.places is not None:
         words += ["--device", TPU_DEVICE]
@@ -149,31 +149,35 @@ def _step(recipe: Recipe, name: str) -> Step:
         raise UserError(f"{recipe.name}: {no_such('stage or step', name, set(known))}")
     if len(named) > 1:
         names = ", ".join(step.name for step in named)
-        raise UserError(f"{recipe.name} has several steps of {name}; name one of them instead: {names}")
+        raise UserError(f"got {name!r}, the stage of several steps of {recipe.name}; give one of the steps: {names}")
     return named[0]
 
 
 def _check_line(recipe: Recipe, words: Sequence[str], root: str) -> None:
-    """Raises UserError where the job would end with exit code 2: for a word that `run` does not take, an input that is
-    missing, a path that pods do not see. A --config in a bucket is not read, so what it holds is not missed."""
+    """Raises UserError if the job would end with exit code 2: a word that `run` does not take, a missing input, or a
+    path that pods do not see. With a --config, which may be in a bucket and is not read, missing inputs are allowed."""
     if asked := [word for word in words if word in ("-h", "--help")]:
-        raise UserError(f"a job that is asked for {asked[0]} would run nothing; `show {recipe.name}` tells its steps")
+        raise UserError(
+            f"got {asked[0]} after --, with which a job runs nothing; leave it out, and see `show {recipe.name}`"
+        )
     words, saved = take(list(words), "--config")
     if saved is not None and not BUCKET.fullmatch(saved):
-        raise UserError(f"--config {saved!r} is not seen by all pods; give the recipe.json in a bucket, gs://...")
+        raise UserError(f"got --config {saved!r}, which not all pods see; give the recipe.json in a bucket, gs://...")
     command, chosen = parse_run(recipe, words)
     place(command.resources)
     if command.root != root.rstrip("/"):
-        raise UserError(f"--root {command.root!r} after -- is not that of the job, {root!r}; give it once, before --")
+        raise UserError(f"got --root {command.root!r} after -- and {root!r} before --; give --root once, before --")
     given = set(_outside(command.recipe)) - set(_outside(recipe))
     if unseen := sorted(path for path in given if not (storage.is_remote(path) or REFERENCE.match(path))):
-        raise UserError(f"input {unseen[0]!r} is not seen by all pods; copy it to a bucket and give gs://bucket/path")
+        raise UserError(
+            f"got input {unseen[0]!r}, which not all pods see; copy it to a bucket and give gs://bucket/path"
+        )
     if saved is None:
         refuse_missing(command.recipe, chosen)
 
 
 def _outside(recipe: Recipe) -> list[str]:
-    """Every path from outside that the recipe reads."""
+    """All paths from outside that the recipe reads."""
     inputs = [sources for step in recipe.steps for sources in step.inputs.values()]
     return [source for sources in inputs for source in sources if isinstance(source, str)]
 
@@ -183,19 +187,22 @@ def _place(command: Command, step: Step) -> Topology | None:
     if places is None:
         for flag, value in (("--topology", command.topology), ("--slices", command.slices)):
             if value:
-                raise UserError(f"{step.stage} runs no model, so {flag} {value} would stand idle; leave it out")
+                raise UserError(f"got {flag} {value} for {step.stage}, which runs no model; leave {flag} out")
         return None
     text, slices = command.topology, command.slices
     if not text and step.place is not None:
         text, slices = step.place.topology, slices or step.place.slices
     if not text:
-        raise UserError(f"{step.name} has no slice of its own in {command.recipe}; give --topology, as in v5e:2x2")
+        raise UserError(
+            f"got no --topology for {step.name}, which has no slice of its own in {command.recipe}; give --topology, "
+            "such as v5e:2x2"
+        )
     place = rented_slice(text, slices or 1)
     if place.hosts > 1 and not places.several_hosts:
         one_host = f"{place.chip.name}:{'2x2' if place.chip.dimensions == 2 else '2x2x1'}"
         raise UserError(
-            f"{step.stage} is one process on one host, and {place.slices} x {place.name} has {place.hosts} hosts; give "
-            f"one slice of one host, as in --topology {one_host} (several of them as replicas are not built)"
+            f"got {place.slices} x {place.name} of {place.hosts} hosts for {step.stage}, which is one process on one "
+            f"host; give one slice of one host, such as --topology {one_host} (several replicas are not built)"
         )
     return place
 
@@ -203,7 +210,7 @@ def _place(command: Command, step: Step) -> Topology | None:
 def _heading(command: Command, request: Request, place: Topology | None) -> str:
     lines = [
         f"# {request.kind} for {command.stage} of {command.recipe}, for KubeRay 1.6 or later. Not run here.",
-        "# Once, the token (no file keeps it):",
+        "# Create the token once (no file keeps it):",
         f"#   kubectl -n {request.namespace} create secret generic {request.token_secret} "
         "--from-literal=auth_token=$(openssl rand -hex 32)",
     ]

@@ -1,7 +1,8 @@
 """python -m pipelines submit NAME --address http://HOST:8265 [--detach] [flags of `run NAME`]
 
-One job on a running cluster: the line is checked here, what Ray would ship of this repository is measured, then the job
-runs `python -m pipelines run NAME ...` there. Submitting the same line again finds it done, or goes on with it.
+Submits one job to a running cluster. The line is checked here, and the size of the files that Ray would ship is
+measured. Then the job runs `python -m pipelines run NAME ...` on the cluster. The same line, submitted again, resumes
+the run or finds it done.
 """
 
 import asyncio
@@ -29,17 +30,18 @@ from pipelines.report.words import size
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 MOST_BYTES = 64 << 20
-"""of the files of the repository; they go to every node. The code is a few MB, so more is data in the wrong place"""
+"""largest size of the shipped files, in bytes. They go to every node. The code is a few MB, so more bytes are data in
+the wrong place"""
 LARGEST_NAMED = 5
 PROBE_SECONDS = 30.0
-"""for the answer to who brings no token; a proxy before a head node may take its time"""
+"""longest wait for the answer to a request without a token, in seconds; a proxy before a head node may be slow"""
 
 
 def submit(words: Sequence[str]) -> int:
-    """Submits and follows the job, or with `--detach` only tells its id. Returns its own exit code (0: handed over).
+    """Submits and follows the job, or with `--detach` only prints its id. Returns the job's exit code (detached: 0).
 
     Raises UserError for a line that `run` would refuse, a root that means something else on the cluster, a cluster
-    that does not answer, does not let us in or lets everybody in, and a repository too large to ship.
+    that does not answer, refuses our token or asks for no token, and a repository that is too large to ship.
     """
     rest, address = take(list(words), "--address")
     detach = "--detach" in rest
@@ -47,12 +49,14 @@ def submit(words: Sequence[str]) -> int:
     check_line(rest)
     address = address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
-        raise UserError(f"submit needs --address http://HOST:8265 of the cluster's head node, or {ADDRESS_VARIABLE}")
+        raise UserError(
+            f"got no --address; give --address http://HOST:8265 of the cluster's head node, or set {ADDRESS_VARIABLE}"
+        )
     check_address(address, os.environ)
     shipped = check_size(REPOSITORY)
     protect_token_file(os.environ)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger(WORKING_DIR_LOGGER).setLevel(logging.ERROR)  # tells what it always leaves out
+    logging.getLogger(WORKING_DIR_LOGGER).setLevel(logging.ERROR)  # it warns of files that it always leaves out
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", *rest])
     client, job = _submitted(address, entrypoint)
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
@@ -64,10 +68,10 @@ def submit(words: Sequence[str]) -> int:
 
 
 def follow(client: Any, job: str, address: str) -> int:
-    """The job's log as it comes, to stderr. Returns the exit code of the job's own line (0 done, 1 failed, 2 wrong
-    config or input, 130 stopped); 1 where it has none (killed, never begun) or the connection was lost; 130: Ctrl-C.
+    """Writes the job's log to stderr as it comes. Returns the exit code of the job's line: 0 done, 1 failed, 2 wrong
+    config or input, 130 stopped. If the job has none (killed, never begun) or the connection is lost, returns 1.
 
-    Whoever stops following does not stop the job.
+    Ctrl-C ends the following with 130 and does not stop the job.
     """
     import aiohttp
 
@@ -76,48 +80,48 @@ def follow(client: Any, job: str, address: str) -> int:
         while not (ended := client.get_job_info(job)).status.is_terminal():  # its log may end before it does
             time.sleep(1.0)
     except KeyboardInterrupt:
-        _say(f"no longer following: job {job} goes on")
+        _say(f"stopped following: job {job} runs on")
         _say_how(job, address)
         return 130
-    except (OSError, RuntimeError, aiohttp.ClientError) as error:  # those of requests are OSErrors
-        _say(f"the connection to {address} was lost ({_first_line(error)}): job {job} goes on if its cluster does")
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:  # errors of requests are OSErrors
+        _say(f"the connection to {address} was lost ({_first_line(error)}): job {job} runs on if its cluster does")
         _say_how(job, address)
         return 1
-    never_begun = ended.status.value == "FAILED" and ended.driver_exit_code is None  # no word of it in the log
+    never_begun = ended.status.value == "FAILED" and ended.driver_exit_code is None  # then the log is empty
     _say(f"job {job}: {ended.status.value}" + (f" ({_first_line(ended.message)})" if never_begun else ""))
     return exit_code(ended.status.value, ended.driver_exit_code)
 
 
 def exit_code(status: str, driver: int | None) -> int:
-    """Of a job that ended: its line's own, where that is one (a signal's is negative); a failure is never 0."""
+    """The exit code of a job that ended: that of its line, unless a signal ended it; a failure is never 0."""
     if status == "SUCCEEDED":
         return 0
     return driver if driver is not None and driver > 0 else 1
 
 
 def check_line(words: Sequence[str]) -> None:
-    """Raises UserError where the cluster could not run this line, so that it is known before anything is shipped."""
+    """Raises UserError if the cluster could not run this line, before anything is shipped."""
     if not words or words[0].startswith("-"):
-        raise UserError(f"submit needs the name of a stage or recipe first: {', '.join(_names())}")
+        raise UserError(f"got no name after submit; give the name of a stage or recipe first: {', '.join(_names())}")
     name, *rest = words
     if name not in _names():
         raise UserError(configs.no_such("stage or recipe", name, _names()))
     _, root = take(rest, "--root")
     if root is None or storage.is_relative(root):
         raise UserError(
-            f"--root is {root or 'not given'}; a job runs elsewhere: give gs://bucket/path, or an absolute path that "
-            "every node sees"
+            f"got {f'--root {root}' if root else 'no --root'}; a job runs on other machines, so give gs://bucket/path, "
+            "or an absolute path that every node sees"
         )
     if name in recipes.names():
         command, chosen = parse_run(recipes.load(name), rest)
         refuse_missing(command.recipe, chosen)
     else:
         wanted = parse_stage(load_stage(name), rest)
-        refuse_given(wanted.stage, wanted.inputs)  # named, that is: they lie where only the cluster may see them
+        refuse_given(wanted.stage, wanted.inputs)  # their names only: the files may be visible to the cluster alone
 
 
 def check_address(address: str, environment: Mapping[str, str]) -> None:
-    """Raises UserError where it is no dashboard's, or where code and data would go to whoever asks for them."""
+    """Raises UserError if the address is no dashboard's, or is reached over the network without a token."""
     try:
         parts = urlsplit(address)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -125,17 +129,17 @@ def check_address(address: str, environment: Mapping[str, str]) -> None:
         known = False
     if not known:
         raise UserError(
-            f"--address is {address!r}; give the dashboard of the cluster's head node as http://HOST:8265 or "
+            f"got --address {address!r}; give the dashboard of the cluster's head node as http://HOST:8265 or "
             "https://HOST"
         )
     refuse_open_host(parts.hostname or "", address, environment)
 
 
 def check_size(repository: Path) -> int:
-    """Bytes of the files that Ray would ship, without what .gitignore and .rayignore name; packs nothing.
+    """Bytes of the files that Ray would ship, without the files that .gitignore and .rayignore name; packs nothing.
 
-    Ray's own settings count as they do for Ray: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 ships what .gitignore names, too.
-    Raises UserError, naming the largest files, over MOST_BYTES.
+    Ray's own settings count as for Ray: with RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 the files of .gitignore are shipped,
+    too. Raises UserError, naming the largest files, for more than MOST_BYTES.
     """
     from infra.ray_private import (
         RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
@@ -150,7 +154,7 @@ def check_size(repository: Path) -> int:
         if path.is_file():
             sizes[str(path.relative_to(repository))] = path.stat().st_size
 
-    quiet = logging.getLogger("pipelines.cluster.submit")  # Ray tells each ignore file that it obeys
+    quiet = logging.getLogger("pipelines.cluster.submit")  # Ray logs each ignore file that it reads
     quiet.setLevel(logging.WARNING)
     obeyed = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     left_out = _get_excludes(repository, get_runtime_env_default_excludes())
@@ -160,7 +164,7 @@ def check_size(repository: Path) -> int:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_NAMED]
         named = ", ".join(f"{name} ({size(sizes[name])})" for name in largest)
         raise UserError(
-            f"{repository} would ship {size(total)}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
+            f"got {size(total)} to ship of {repository}, allowed are {size(MOST_BYTES)}; the largest are {named}: "
             + ("" if obeyed else f"unset {RAY_RUNTIME_ENV_IGNORE_GITIGNORE}, ")
             + "move them out, or name them in .rayignore"
         )
@@ -168,7 +172,7 @@ def check_size(repository: Path) -> int:
 
 
 def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
-    """(client, id of the job)."""
+    """Submits the job; returns (client, id of the job)."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -178,47 +182,47 @@ def _submitted(address: str, entrypoint: str) -> tuple[Any, str]:
             return client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
     except AuthenticationError as error:
         raise UserError(
-            f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH) to its token"
+            f"got a refusal from the cluster at {address}, which asks for a token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to its token"
         ) from error
     except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         raise UserError(
-            f"no cluster answers at {address}; start one (ray start --head), open a tunnel to one, or give its "
-            "dashboard's --address"
+            f"no cluster answers at {address}; start a cluster (ray start --head), open a tunnel to it, or give the "
+            "--address of its dashboard"
         ) from error
     except (RuntimeError, requests.exceptions.RequestException, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"what answers at {address} does not take the job as a Ray dashboard would ({_first_line(error)}); give "
-            "the dashboard's --address, or see why it is in trouble"
+            f"got an answer at {address} that a Ray dashboard in order does not give ({_first_line(error)}); give the "
+            "dashboard's --address, or look into the cluster's logs"
         ) from error
     raise UserError(
-        f"what answers at {address} asks nobody for a token: anyone who reaches it could run code as you; start the "
-        "cluster with RAY_AUTH_MODE=token, and set the same here, with its token in RAY_AUTH_TOKEN or "
-        "RAY_AUTH_TOKEN_PATH"
+        f"got an answer at {address} that asks for no token: anyone who reaches the cluster could run code as you; "
+        "start the cluster with RAY_AUTH_MODE=token, and set RAY_AUTH_MODE=token here too, with the cluster's token in "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     )
 
 
 def asks_for_token(address: str) -> bool:
-    """Whether the dashboard sends away who brings no token. A tunnel ends on loopback whatever it leads to, so the
-    address does not tell.
+    """Whether the dashboard refuses a request without a token. The address does not show it, because every tunnel ends
+    on loopback.
 
-    Raises what `requests` raises, and RuntimeError for an answer that no dashboard gives, open or closed.
+    Raises the errors of `requests`, and RuntimeError for an answer that no dashboard gives, with or without tokens.
     """
     import requests
 
     answer = requests.get(
         f"{address.rstrip('/')}/api/jobs/",
-        auth=lambda request: request,  # or requests would take a password from ~/.netrc
+        auth=lambda request: request,  # without it, requests would take a password from ~/.netrc
         timeout=PROBE_SECONDS,
         allow_redirects=False,
     )
     if answer.status_code != requests.codes.unauthorized and (not answer.ok or answer.is_redirect):
-        raise RuntimeError(f"{answer.status_code} to who brings no token, where 401 is due")
+        raise RuntimeError(f"status {answer.status_code} for a request without a token, instead of 401")
     return answer.status_code == requests.codes.unauthorized
 
 
 def _client(address: str) -> Any:
-    """Ray's client takes RAY_API_SERVER_ADDRESS and RAY_ADDRESS before what it is told, so it is told by the first."""
+    """Ray's client. It prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to its argument, so the former is set for it."""
     from ray.job_submission import JobSubmissionClient
 
     before = os.environ.get(ADDRESS_VARIABLE)

@@ -22,21 +22,21 @@ class Resources:
     """number of Ray Train workers"""
     min_workers: int | None = None
     """smallest number of workers that a training run continues with if nodes are missing; it grows again when they
-    return; default: all workers"""
+    return; None: all workers"""
     topology: str = ""
-    """TPU slice that a training run takes, such as v5e:4x4, with one worker on each of its hosts; default: one host"""
+    """TPU slice that a training run takes, such as v5e:4x4, with one worker on each of its hosts; empty: one host"""
     slices: int = 1
     """number of slices of that topology, used as data replicas"""
     min_slices: int | None = None
-    """smallest number of slices that a training run continues with if nodes are missing; default: all slices"""
+    """smallest number of slices that a training run continues with if nodes are missing; None: all slices"""
     mesh: str = ""
-    """division of the model over the chips on xla, such as data=2,model=2; default: one chip, with a topology all its
+    """division of the model over the chips on xla, such as data=2,model=2; empty: one chip, with a topology all its
     chips along data. When training on cpu and cuda, the workers are the chips: data=N divides the model over N workers
     (default on cuda), and replica=N keeps a copy on each of N workers (default on cpu)"""
     microbatch_rows: int | None = None
-    """number of rows of the global batch that one worker computes at a time; default: all rows of the worker"""
+    """number of rows of the global batch that one worker computes at a time; None: all rows of the worker"""
     remat: Literal["none", "projections", "full"] | None = None
-    """part of a layer that the backward pass computes again on xla; default: full on a TPU, none on other devices"""
+    """part of a layer that the backward pass computes again on xla; None: full on a TPU, none on other devices"""
     feed: Literal["direct", "ray"] = "direct"
     """reader of the training rows: the worker itself (direct) or a Ray Data pipeline (ray)"""
     on_bad_step: Literal["stop", "skip"] = "stop"
@@ -50,7 +50,7 @@ class Resources:
     tensorboard: bool = False
     """whether a training run writes event files for TensorBoard beside its logs (local roots only)"""
     cpus: int | None = None
-    """number of CPUs that the embedded Ray may use; default: all CPUs"""
+    """number of CPUs that the embedded Ray may use; None: all CPUs"""
 
     def __post_init__(self) -> None:
         for name in ("workers", "min_workers", "slices", "min_slices", "microbatch_rows", "cpus"):

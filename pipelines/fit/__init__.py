@@ -1,1 +1,1 @@
-"""The fit check: does a program fit a TPU slice, and at what speed, by the TPU's own compiler."""
+"""The fit check: the TPU's own compiler decides whether a program fits a TPU slice, and how fast it could be."""

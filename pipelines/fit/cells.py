@@ -1,10 +1,11 @@
-"""One cell of the fit check: a training step, traced and compiled for a slice, and the answer, kept in a cache.
+"""One cell of the fit check: a training step, traced and compiled for a slice, and the cached answer.
 
     FitRequest -> the program's tracer -> HLO -> infra/aot.py -> Cell          (pipelines/fit/programs.py)
 
 Each half runs in a process of its own: the trace in this environment, the compile in `.venv-fit`, where libtpu and the
-jax that drives it are pinned as a pair (`make fit-env`). A cell's key covers the request, the code that is traced and
-the compiler's pins, so a cached answer is never of other code. Cost: minutes and a few GB for billions of parameters.
+jax that drives it are pinned as a pair (`make fit-env`). A cell's key covers the request, the traced code and the
+compiler's pins, so a cached answer always belongs to the present code. Cost: minutes and a few GB for billions of
+parameters.
 """
 
 import dataclasses
@@ -35,50 +36,50 @@ from training.config import Objective, Remat
 CACHE = Path(".cache/fit")
 FIT_PYTHON = REPOSITORY / ".venv-fit" / "bin" / "python"
 LANES = 128
-"""splash attention takes rows and heads of a multiple of this"""
+"""number of which splash attention requires a multiple, for tokens in a row and for the head dimension"""
 DEFAULT_MINUTES = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """A training step and the chips that it is to run on."""
+    """A training step and the chips that it should run on."""
 
     name: str
-    """of the model, to print"""
+    """name of the model, for printing"""
     model: Gemma2Config
-    """its sizes"""
+    """sizes of the model"""
     topology: str
-    """chips of one slice, as in v5p:4x4x4"""
+    """chips of one slice, such as v5p:4x4x4"""
     slices: int = 1
-    """how many of them, joined by the data-centre network"""
+    """number of slices, joined by the data-centre network"""
     mesh: MeshShape
-    """how parameters and rows are divided over all chips"""
+    """division of parameters and rows over all chips"""
     seq: int
-    """tokens in a row"""
+    """number of tokens in a row"""
     batch: int
-    """rows of a step, over all chips"""
+    """number of rows in a step, over all chips"""
     remat: Remat = "full"
-    """what the backward pass computes again"""
+    """part of a layer that the backward pass computes again"""
     objective: Objective = "next_token"
-    """loss of the step"""
+    """objective of the step's loss"""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
-    """of parameters and activations; the optimizer's moments are float32"""
+    """type of parameters and activations; the optimizer's moments are float32"""
 
     def __post_init__(self) -> None:
-        """Raises UserError, with what is allowed, for anything that no compiler could help."""
+        """Raises UserError, naming what is allowed, for a request that no compiler could satisfy."""
         config = self.model
         for name in ("seq", "batch"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1")
+                raise UserError(f"got {name}={getattr(self, name)}; it must be at least 1")
         if self.seq % LANES:
             raise UserError(
-                f"seq is {self.seq}, but splash attention takes rows of a multiple of {LANES} tokens; "
+                f"got seq={self.seq}, but splash attention takes rows of a multiple of {LANES} tokens; "
                 f"try --seq {max(LANES, round(self.seq / LANES) * LANES)}"
             )
         if config.head_dim % LANES:
             raise UserError(
-                f"head_dim is {config.head_dim}, but splash attention takes heads of a multiple of {LANES}; the "
-                "published sizes have 128 and 256"
+                f"got head_dim={config.head_dim}, but splash attention takes heads of a multiple of {LANES}; give such "
+                "a head_dim (the published sizes have 128 and 256)"
             )
         check_mesh(self.mesh.sizes, self.place, heads=config.heads, kv_heads=config.kv_heads, batch=self.batch)
         check_model_mesh(config, self.mesh)
@@ -91,7 +92,7 @@ class FitRequest:
         return dataclasses.asdict(self)
 
     def trace_request(self) -> dict[str, Any]:
-        """What the program's tracer takes, as in `training.backends.xla.traced_step.TraceRequest`."""
+        """The request in the form of `training.backends.xla.traced_step.TraceRequest`, for the program's tracer."""
         return {
             "model": dataclasses.asdict(self.model),
             "mesh": dataclasses.asdict(self.mesh),
@@ -109,13 +110,13 @@ class Cell:
 
     request: FitRequest
     code: str
-    """digest of the code that was traced and of the compiler's pins"""
+    """digest of the traced code and of the compiler's pins"""
     trace: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`training.backends.xla.traced_step.Traced`, without the program"""
+    """fields of `training.backends.xla.traced_step.Traced`, without the program"""
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`infra.aot.Answer`"""
+    """fields of `infra.aot.Answer`"""
     error: str = ""
-    """why there is no answer: out of time, or a process that failed; never cached"""
+    """reason why there is no answer: out of time, or a failed process; never cached"""
 
     @property
     def fits(self) -> bool:
@@ -123,7 +124,7 @@ class Cell:
 
     @property
     def problem(self) -> str:
-        """Why the step could not be judged; empty where it could."""
+        """The reason why the step could not be judged; empty if it was judged."""
         return self.error or str(self.compiled.get("error", ""))
 
     def to_json(self) -> str:
@@ -131,12 +132,12 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Cell":
-        """Raises UserError for anything that `to_json` did not write."""
+        """The cell of a JSON text. Raises UserError for a text that `to_json` did not write."""
         return from_dict(cls, parse_object(text, where, "remove it: the cell is computed again"), where)
 
 
 def code_digest(program: Program = TRAINING_STEP) -> str:
-    """Of every file that the numbers of a program's cells follow from."""
+    """The digest of every file that the numbers of a program's cells depend on."""
     digest = hashlib.sha256()
     for name in program.sources:
         digest.update(f"{name}\0".encode() + (REPOSITORY / name).read_bytes() + b"\0")
@@ -151,14 +152,14 @@ def run_cell(
     minutes: float = DEFAULT_MINUTES,
     say: Callable[[str], None] = lambda text: None,
 ) -> Cell:
-    """The cached answer, or a new one. Raises UserError where the compiler's environment is missing."""
+    """The cached cell, or a new one. Raises UserError if the compiler's environment is missing."""
     code = code_digest(program)
     key = hashlib.sha256(json.dumps([request.to_dict(), program.name, code], sort_keys=True).encode()).hexdigest()[:16]
     kept = cache / f"{key}.json"
     if kept.exists():
         return Cell.from_json(kept.read_text(), str(kept))
     if not FIT_PYTHON.exists():
-        raise UserError(f"the TPU compiler is not installed ({FIT_PYTHON} is missing); run `make fit-env` once")
+        raise UserError(f"no {FIT_PYTHON}, so the TPU compiler is not installed; run `make fit-env` once")
     cell = _answer(request, program, code, minutes * 60, say)
     if not cell.error:
         cache.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def _answer(request: FitRequest, program: Program, code: str, seconds: float, sa
         say(f"compiling for {request.topology}" + (f" x {request.slices}" if request.slices > 1 else ""))
         words = ["-m", "infra.aot", str(folder / "compile_request.json"), str(folder / "answer.json")]
         problem, _ = _run([str(FIT_PYTHON), *words], seconds - took)
-        # the program's and its request's names are in the cell already
+        # the cell itself has the names of the program and of its request
         trace = {name: value for name, value in trace.items() if name not in ("request", "model", "donated")}
         if problem:
             return Cell(request=request, code=code, trace=trace, error=f"the compiler {problem}")
@@ -198,7 +199,7 @@ def _answer(request: FitRequest, program: Program, code: str, seconds: float, sa
 
 
 def _run(words: list[str], seconds: float) -> tuple[str, float]:
-    """(what went wrong or nothing, seconds it took)."""
+    """Runs a process; returns (error or "", seconds that it took)."""
     began = time.monotonic()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PJRT_", "XLA_", "TPU_"))}
     try:
@@ -212,7 +213,7 @@ def _run(words: list[str], seconds: float) -> tuple[str, float]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"was stopped: {seconds:.0f} s had passed (--minutes gives it more)", seconds
+        return f"was stopped after {seconds:.0f} s (--minutes gives it more time)", seconds
     took = time.monotonic() - began
     if done.returncode:
         last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]

@@ -1,9 +1,9 @@
-"""Does a training step fit on TPU slices, and how fast could it be? The TPU's own compiler is asked.
+"""Asks the TPU's own compiler whether a training step fits on TPU slices, and how fast it could be.
 
     python -m pipelines fit --model gemma2_27b --topology v5p:4x4x4 --mesh data=16,model=4 --seq 8192 --batch 64
 
-No TPU is needed and nothing runs: our step is traced with placeholders and compiled by libtpu (pipelines/fit/cells.py).
-Exit codes: 0 it fits, 1 it does not (or could not be judged), 2 the question is wrong.
+It needs no TPU and runs nothing: the training step is traced with placeholders and compiled by libtpu
+(pipelines/fit/cells.py). Exit codes: 0 the step fits, 1 it does not fit or could not be judged, 2 wrong usage.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from pipelines.fit.programs import TRAINING_STEP, program_of
 from training.config import Objective, Remat
 
 REMATS: tuple[Remat, ...] = ("none", "projections", "full")
-"""from most memory to least"""
+"""policies from most memory to least"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,35 +37,36 @@ class Command:
     """The words after `fit`."""
 
     model: str
-    """gemma2_2b, gemma2_9b, gemma2_27b, or a config.json (Hugging Face's, or fields of Gemma2Config)"""
+    """model: gemma2_2b, gemma2_9b, gemma2_27b, or a config.json (of Hugging Face, or with fields of Gemma2Config)"""
     topology: str
-    """chips of one slice: v4:4x4x4, v5e:4x4, v5p:2x2x4, v6e:4x4, ..."""
+    """chips of one slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4, v6e:4x4"""
     slices: int = 1
-    """slices of that shape, joined by the data-centre network"""
+    """number of slices of that topology, joined by the data-centre network"""
     mesh: str = ""
-    """places along replica, data and model, as in data=16,model=4; empty: a slice on data, slices on replica"""
+    """sizes of the mesh axes replica, data and model, such as data=16,model=4; empty: data=chips of a slice,
+    replica=slices"""
     seq: int = 8192
-    """tokens in a row"""
+    """number of tokens in a row"""
     batch: int
-    """rows of a step, over all chips"""
+    """number of rows in a step, over all chips"""
     remat: Remat = "full"
-    """what the backward pass computes again"""
+    """part of a layer that the backward pass computes again"""
     objective: Objective = "next_token"
-    """loss of the step; distill: 50 cached draws at each target"""
+    """objective of the step's loss; distill: 50 cached draws at each target"""
     program: str = TRAINING_STEP.name
-    """compiled program that a stage declares"""
+    """name of a compiled program that a stage declares"""
     search: bool = False
-    """where it does not fit, look for the nearest setting that does: over remat, batch and mesh"""
+    """whether to look for the nearest setting of remat, batch and mesh that fits, if the given setting does not fit"""
     json: bool = False
-    """print one JSON object instead of words"""
+    """whether to print one JSON object instead of text"""
     minutes: float = DEFAULT_MINUTES
-    """most that one setting may take here"""
+    """longest time for one setting, in minutes"""
     cache: str = str(CACHE)
-    """directory of answers that were found before"""
+    """directory of cached answers"""
 
 
 def fit(words: list[str]) -> int:
-    """Answers one question; returns the exit code. Raises UserError, before any compile, where it makes no sense."""
+    """Answers one question; returns the exit code. Raises UserError, before any compile, for a wrong question."""
     refuse_unknown(words, sorted([field.name for field in dataclasses.fields(Command)] + ["no_search", "no_json"]))
     command = tyro.cli(Command, args=words, prog="python -m pipelines fit", description=__doc__)
     request = request_of(command)
@@ -95,16 +96,16 @@ def _answer(tried: list[Cell], command: Command) -> list[str]:
         if tried[-1].fits:
             lines += [f"The nearest setting that fits, of {len(tried) - 1} tried:", *describe(tried[-1])]
         else:
-            lines.append(f"None of the {len(tried) - 1} settings near it fits; take more chips or a shorter --seq.")
+            lines.append(f"None of the {len(tried) - 1} nearest settings fits; use more chips or a shorter --seq.")
     elif not cell.fits and command.search:
-        lines.append("There is no smaller setting to try; take more chips or a shorter --seq.")
+        lines.append("There is no smaller setting to try; use more chips or a shorter --seq.")
     elif not cell.fits and not cell.problem:
         lines.append("`--search` looks for the nearest setting that fits.")
     return lines
 
 
 def request_of(command: Command) -> FitRequest:
-    """Raises UserError for an unknown model or chip, and for a mesh or batch that does not divide."""
+    """The request of a command. Raises UserError for an unknown model or chip, and if mesh or batch do not divide."""
     config = _model(command.model)
     place = parse_topology(command.topology, command.slices)
     whole_mesh = MeshShape(replica=place.slices, data=place.chips_per_slice)
@@ -126,7 +127,7 @@ def _model(name: str) -> Gemma2Config:
         return MODEL_PRESETS[name]()
     path = Path(name)
     if not name.endswith(".json"):
-        raise UserError(f"{no_such('model', name, MODEL_PRESETS)} Or give the path of a config.json.")
+        raise UserError(f"{no_such('model', name, MODEL_PRESETS)} (or give the path of a config.json)")
     if not path.is_file():
         raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
     stored = parse_object(path.read_bytes(), name, "give a Hugging Face config.json")
@@ -138,8 +139,8 @@ def _model(name: str) -> Gemma2Config:
 def nearest(request: FitRequest) -> Iterator[FitRequest]:
     """Settings that need less memory or divide it otherwise, nearest first.
 
-    The distance is the number of steps: to the next policy of remat, to half the batch, to twice or half as many places
-    along `model` or `replica`. Of equals, the one with the greatest batch comes first.
+    The distance is a number of changes: to the next policy of remat, to half the batch, to twice or half the size of
+    `model` or `replica`. Among settings of equal distance, the one with the largest batch comes first.
     """
     place = request.place
     candidates: list[tuple[float, int, int, FitRequest]] = []

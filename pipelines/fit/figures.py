@@ -1,16 +1,18 @@
-"""What a compiled step comes to on one chip: memory, operations, traffic, a roofline; and the words for it.
+"""The figures of a compiled step on one chip (memory, operations, traffic, roofline) and the lines that print them.
 
-**Operations.** `model`: training FLOPs of model/flops.py, 3 x forward, windows counted, nothing recomputed. `executed`:
-the dots of the compiled program, loops counted (`matrix`), plus the attention kernels, which are opaque to the count
-and are taken from the model's visible keys: a forward kernel is 2 products, the backward pass 7 (3 in the kernel of the
-queries' gradient, 4 in that of the keys' and values'; FlashAttention-2, arXiv 2307.08691, in two kernels). How often
-the forward kernel runs is read from the program: kernels / layers - 2.
+**Operations.** `model`: training FLOPs of model/flops.py, which are 3 x forward, with windows and without
+recomputation. `matrix`: the dots of the compiled program, loops included. `executed`: `matrix` plus the attention
+kernels, whose inside is not counted. Their operations follow from the model's visible keys. A forward kernel is 2
+products, the backward pass is 7 (3 in the kernel for the gradient of the queries, 4 in the kernel for the gradients of
+keys and values; FlashAttention-2, arXiv 2307.08691, in two kernels). The number of forward kernels is read from the
+program: kernels / layers - 2.
 
-**Check.** `matrix` against tokens x (6 (block matrices + V D) + 2 block matrices where remat is `full`): what the
-program should multiply. A ratio off 1 says that the compiler repeats or saves work, or that the count is wrong.
+**Check.** `matrix` is compared with the products that the program should have: tokens x (6 (block matrices + V D) + 2
+block matrices if remat is `full`). A ratio other than 1 shows that the compiler repeats or saves work, or that the
+count is wrong.
 
-**MFU** = model / (roofline seconds x peak), from the bound where all resources overlap and from the one where none do
-(infra/slices.py). Both are bounds of arithmetic, not measurements: no latency, no kernel below its peak.
+**MFU** = model / (roofline seconds x peak), once if all resources overlap and once if none overlap (infra/slices.py).
+Both are computed bounds, not measurements: no latency, every kernel at its peak.
 """
 
 from collections.abc import Mapping
@@ -34,16 +36,16 @@ class Figures:
     parameter_bytes: int
     optimizer_bytes: int
     peak_bytes: int
-    """HBM at its fullest; where the compiler refused, its temporaries plus parameters, moments and batch"""
+    """HBM at its fullest; if the compiler refused the program: temporaries plus parameters, moments and batch"""
     hbm_bytes: int
-    """what a program may use"""
+    """HBM that a program may use"""
     model_flops: float
     matrix_flops: float
     matrix_ratio: float
-    """`matrix_flops` over what the program should multiply"""
+    """ratio of `matrix_flops` to the products that the program should have"""
     executed_flops: float
     bounds: Roofline | None
-    """None where nothing was compiled"""
+    """roofline; None: nothing was compiled"""
     best_mfu: float
     worst_mfu: float
     best_tokens_per_second: float
@@ -51,7 +53,7 @@ class Figures:
 
 
 def figures(cell: Cell) -> Figures:
-    """Of a cell that could be judged."""
+    """The figures of a cell that was judged."""
     assert not cell.problem, f"this cell has no figures: {cell.problem}"
     request, compiled = cell.request, cell.compiled
     chip = request.place.chip
@@ -73,7 +75,7 @@ def figures(cell: Cell) -> Figures:
             ici_bytes=float(sum(collective["ici_bytes"] for collective in sent)),
             dcn_bytes=float(sum(collective["dcn_bytes"] for collective in sent)),
         )
-    else:  # refused: the compiler names the temporaries alone
+    else:  # refused: the compiler reports the temporaries alone
         peak += parameters + optimizer + _batch_bytes(request)
     seconds = (bounds.best_seconds, bounds.worst_seconds) if bounds else (float("inf"), float("inf"))
     mfu = [model_flops_utilization(chip, model_flops=model_flops, seconds=bound) for bound in seconds]
@@ -114,13 +116,13 @@ def _kernel_flops(request: FitRequest, tokens: float, kernels: int) -> float:
 
 
 def _batch_bytes(request: FitRequest) -> int:
-    """Of one chip: tokens, segments, positions and the mask; for distillation 50 ids and counts at each target."""
+    """The batch of one chip: tokens, segments, positions, mask, and to distill 50 ids and counts at each target."""
     a_token = 13 + (50 * 8 if request.objective == "distill" else 0)
     return a_token * request.seq * request.batch // request.mesh.row_shards
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
-    """What `fit --json` prints: the cell and, where it was judged, its figures."""
+    """The output of `fit --json`: the cell and, if it was judged, its figures."""
     document: dict[str, Any] = {"fits": cell.fits, "problem": cell.problem, **asdict(cell)}
     if not cell.problem:
         result = figures(cell)
@@ -141,7 +143,7 @@ def headline(request: FitRequest) -> str:
 
 
 def describe(cell: Cell) -> list[str]:
-    """What `fit` prints of a cell, line by line."""
+    """The lines that `fit` prints for a cell."""
     lines = [headline(cell.request)]
     if cell.problem:
         return [*lines, f"  not judged       {cell.problem}"]
@@ -202,7 +204,7 @@ def _largest(cell: Cell) -> list[str]:
 
 
 def shape_in_words(shape: str, request: FitRequest) -> str:
-    """`f32[4,8192,2304]` -> `f32[4 x 8192 tokens x 2304 d_model]`: sides that are known get their names."""
+    """`f32[4,8192,2304]` -> `f32[4 x 8192 tokens x 2304 d_model]`: known sides get their names."""
     kind, _, sides = shape.rstrip("]").partition("[")
     config, mesh = request.model, request.mesh
     names: dict[int, str] = {}

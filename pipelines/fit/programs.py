@@ -1,4 +1,4 @@
-"""The programs that `fit` can put to the TPU's compiler, as stages declare them."""
+"""The programs that `fit` can give to the TPU's compiler, as stages declare them."""
 
 from pipelines.engine.config import no_such
 from pipelines.engine.declaration import Program
@@ -9,7 +9,7 @@ COMPILED = (
     *(f"infra/{name}.py" for name in ("aot", "hlo", "hlo_account", "hlo_trips", "slices")),
     "requirements-fit.txt",
 )
-"""what compiles any program and reads the answer"""
+"""files that compile a program and read the answer, the same for every program"""
 TRAINING_STEP = Program(
     name="training_step",
     tracer="training.backends.xla.traced_step",
@@ -25,11 +25,11 @@ TRAINING_STEP = Program(
         *COMPILED,
     ),
 )
-"""forward and backward pass, clipping, AdamW, with donated buffers"""
+"""training step: forward and backward pass, clipping, AdamW, with donated buffers"""
 
 
 def program_of(name: str) -> Program:
-    """The declared program of that name. Raises UserError where no stage declares it."""
+    """The declared program of that name. Raises UserError if no stage declares it."""
     programs = {program.name: program for stage in load_stages() for program in stage.declares.programs}
     if name not in programs:
         raise UserError(no_such("program", name, programs))

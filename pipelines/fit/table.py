@@ -1,9 +1,9 @@
-"""`make fit-table`: docs/tpu-fit.md, the published sizes on the paper's slices and on what a small team rents.
+"""`make fit-table`: docs/tpu-fit.md, the published sizes on the paper's slices and on slices that a small team rents.
 
     python -m pipelines.fit.table [--minutes 6] [--only TEXT] [--again]
 
-Each cell is a file of docs/tpu-fit/, so the table grows over days: a cell that is there is not compiled again, except
-one that ran out of time, and with --again one whose code has changed since. Cost: minutes a cell on two cores.
+Each cell is a file of docs/tpu-fit/, so the table can grow over days. An existing cell is compiled again if it ran out
+of time, and with --again if its code has changed since. Cost: minutes for each cell on two cores.
 """
 
 import dataclasses
@@ -58,18 +58,18 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which cells to work on."""
+    """The cells to compile."""
 
     minutes: float = 6.0
-    """most that one cell may take"""
+    """longest time for one cell, in minutes"""
     only: str = ""
-    """cells whose name holds this text"""
+    """text that the name of a cell must contain; empty: all cells"""
     again: bool = False
-    """also those that were made with other code"""
+    """whether to compile cells again that were made with other code"""
 
 
 def requests() -> dict[str, FitRequest]:
-    """Every cell of the table by its file's name."""
+    """File name -> request, for every cell of the table."""
     by_name = {}
     places = [(name, topology, slices, mesh) for name, topology, slices, mesh in PUBLISHED]
     places += [(name, topology, 1, MeshShape(data=16)) for name, *_ in PUBLISHED for topology in RENTED]
@@ -84,7 +84,7 @@ def requests() -> dict[str, FitRequest]:
 
 
 def main(words: list[str]) -> int:
-    """Fills in what is missing and writes the table."""
+    """Compiles the missing cells and writes the table."""
     command = tyro.cli(Command, args=words, prog="python -m pipelines.fit.table", description=__doc__)
     CELLS.mkdir(exist_ok=True)
     code = code_digest()
@@ -103,7 +103,7 @@ def main(words: list[str]) -> int:
 
 
 def table() -> str:
-    """The page, from the cells that are there."""
+    """The text of the page, from the cells that exist."""
     lines = [HEADER + "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     notes = []
     for name, request in requests().items():

@@ -1,8 +1,8 @@
-"""Recipes: functions that return typed steps. `python -m pipelines show demo` prints what they say here.
+"""The small recipes. A recipe is a function that returns typed steps; `python -m pipelines show demo` prints them.
 
-`demo` and `smoke` are one path at two sizes: the standard library of the running Python, a teacher trained on it, its
-logits cached once, and two students that differ in nothing but whether they learn from that cache. The recipes of the
-paper at full size are in `pipelines/recipes/gemma2.py`.
+`demo` and `smoke` run the same steps at two sizes. The text is the standard library of the running Python. A teacher is
+trained on it, and its logits are cached once. Two students differ only in whether they learn from that cache. The
+recipes of the paper at full size are in `pipelines/recipes/gemma2.py`.
 """
 
 import sysconfig
@@ -32,7 +32,7 @@ STDLIB_EXCLUDE = (
     "__pycache__/*", "*/__pycache__/*", "encodings/*", "pydoc_data/*", "_sysconfigdata*", "config-*", "lib2to3/*",
     "ensurepip/_bundled/*", "*_tables.py",
 )  # fmt: skip
-"""tests, installed packages, and tables that a program wrote: no text that a person did"""
+"""tests, installed packages, and tables that a program wrote, which are no text of a person"""
 
 PROMPTS = ("def __init__(self, ", "import os\n", "class Error(Exception):\n")
 
@@ -60,7 +60,7 @@ def demo() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """The same path, as small as it can be and still be it."""
+    """The steps of demo at the smallest sizes."""
     sizes = _Sizes(
         vocab_size=1024,
         sequence_length=64,
@@ -75,7 +75,7 @@ def smoke() -> Recipe:
         on_tpu_path=("teacher",),
     )
     steps = _path(sizes, (*STDLIB_EXCLUDE, "[!a-f]*"))
-    return Recipe(name="smoke", summary="The same path as demo, as small as it can be and still be it.", steps=steps)
+    return Recipe(name="smoke", summary="The steps of demo at the smallest sizes.", steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,7 @@ class _Sizes(TeacherAndStudents):
     checkpoint_every_steps: int
     max_new_tokens: int
     on_tpu_path: tuple[str, ...]
-    """steps that compute on XLA where there is no accelerator, so that the path of a TPU is taken
-    everywhere"""
+    """steps that compute on XLA on a machine without an accelerator too, so that the code for TPUs runs everywhere"""
 
 
 def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
@@ -115,7 +114,7 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
             "deduplicate",
             "deduplicate_text",
             deduplicate_text.Config(),
-            "Of documents with nearly the same text the first is kept.",
+            "The first of several nearly equal documents is kept.",
             text=Output(step="filter", dataset="text"),
         ),
         _step(
@@ -180,7 +179,7 @@ def _path(sizes: _Sizes, exclude: tuple[str, ...]) -> tuple[Step, ...]:
                 f"evaluate_{name}",
                 "evaluate_model",
                 evaluate_model.Config(forward_rows=sizes.global_batch),
-                f"Held-out loss of {name}, beside that of token frequencies alone.",
+                f"The held-out loss of {name} is computed, and that of token frequencies alone.",
                 checkpoint=Output(step=name, dataset="checkpoints"),
                 heldout=Output(step="pack", dataset="heldout"),
                 sequences=sequences,

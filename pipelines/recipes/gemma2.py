@@ -1,16 +1,16 @@
-"""The three recipes of the Gemma 2 paper (arXiv 2408.00118) at full size: what `plan` reckons with before money flows.
+"""The three recipes of the Gemma 2 paper (arXiv 2408.00118) at full size, whose cost `plan` estimates before a run.
 
-From the paper: model sizes, tokens (13T, 8T, 2T), which are distilled, context 8192, slices and meshes (Table 3). It
-discloses no optimizer, schedule, batch or number of teacher samples; ours are
+From the paper: model sizes, tokens (13T, 8T, 2T), which models are distilled, context 8192, slices and meshes (Table
+3). The paper discloses no optimizer, schedule, batch or number of teacher samples; ours are
 
-- batch: one row of 8192 tokens at each place of replica x data, so 3.1M to 8.4M tokens a step;
+- batch: one row of 8192 tokens at each place of replica x data, which is 3.1M to 8.4M tokens a step;
 - AdamW (0.9, 0.95), 2000 steps of warm-up, cosine to a tenth, weight decay 0.1, clipping at 1, learning rate 3e-4 up to
   13B parameters and 1.5e-4 above: Llama 2 (arXiv 2307.09288, section 2.2 and Table 1), a dense model of these sizes
   whose settings are public;
-- 50 draws from the teacher at each target (arXiv 2503.16870); the teacher is the 27B, which the paper names for the 9B
+- 50 draws from the teacher at each target (arXiv 2503.16870). The teacher is the 27B, which the paper names for the 9B
   and not for the 2B.
 
-None of them has run.
+None of these recipes has run.
 """
 
 from dataclasses import replace
@@ -33,10 +33,10 @@ from training.config import OptimizerConfig
 
 SEQUENCE_LENGTH = 8192
 CHECKPOINTS = 100
-"""of a run, about"""
+"""approximate number of checkpoints of a run"""
 HELDOUT_ROWS = 10_000
 PUBLISHED_TONNES_CO2E = 1247.61
-"""of pretraining all three (arXiv 2408.00118, section 3.4)"""
+"""tonnes of CO2 equivalent for pretraining all three models (arXiv 2408.00118, section 3.4)"""
 PUBLISHED = ("gemma2_27b_pretrain", "gemma2_9b_distill", "gemma2_2b_distill")
 
 
@@ -132,7 +132,7 @@ def _distilled(name: str, summary: str, config: train_model.Config, place: Place
 
 
 def _data(config: train_model.Config) -> tuple[Step, ...]:
-    """From text to packed rows, as the paper describes it; it publishes neither thresholds nor mixture."""
+    """The steps from text to packed rows as the paper describes them; it publishes neither thresholds nor mixture."""
     text = Output(step="decontaminate", dataset="text")
     return (
         Step(
@@ -151,14 +151,14 @@ def _data(config: train_model.Config) -> tuple[Step, ...]:
                 pii_national_id="redact",
             ),
             inputs={"text": (Output(step="collect", dataset="text"),)},
-            note="Heuristics of quality, English, personal data masked.",
+            note="Heuristics keep English text of good quality, and personal data is masked.",
         ),
         Step(
             name="deduplicate",
             stage="deduplicate_text",
             config=deduplicate_text.Config(),
             inputs={"text": (Output(step="filter", dataset="text"),)},
-            note="Of documents with nearly the same text the first is kept.",
+            note="The first of several nearly equal documents is kept.",
         ),
         Step(
             name="decontaminate",
@@ -172,7 +172,7 @@ def _data(config: train_model.Config) -> tuple[Step, ...]:
             stage="tokenize_text",
             config=tokenize_text.Config(),
             inputs={"text": (text,), "tokenizer": ()},
-            note="Gemma's own tokenizer (make tokenizer).",
+            note="Gemma's own tokenizer (make tokenizer) turns every document into token ids.",
         ),
         Step(
             name="pack",
@@ -184,7 +184,7 @@ def _data(config: train_model.Config) -> tuple[Step, ...]:
                 max_heldout_rows=HELDOUT_ROWS,
             ),
             inputs={"tokens": (Output(step="tokenize", dataset="tokens"),)},
-            note=f"Rows of {SEQUENCE_LENGTH} tokens, shuffled; held-out documents apart.",
+            note=f"Documents become shuffled rows of {SEQUENCE_LENGTH} tokens, held-out documents separately.",
         ),
     )  # fmt: skip
 
@@ -198,7 +198,7 @@ def _evaluate(step: str, place: Place) -> Step:
             "checkpoint": (Output(step=step, dataset="checkpoints"),),
             "heldout": (Output(step="pack", dataset="heldout"),),
         },
-        note="Held-out loss.",
+        note="The held-out loss is computed.",
         place=place,
     )
 

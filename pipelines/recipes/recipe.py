@@ -1,6 +1,7 @@
-"""A recipe: named steps, each a stage with its config, fed by earlier steps or from outside. Resolved here into tasks.
+"""A recipe: named steps, each a stage with its config and with inputs from earlier steps or from outside.
 
-All fingerprints follow from the configs and the outside inputs, so the whole recipe is known before any of it has run.
+This module resolves a recipe into tasks. All fingerprints follow from the configs and the inputs from outside, so every
+fingerprint is known before a step has run.
 """
 
 import json
@@ -26,19 +27,19 @@ class Output:
     step: str
     """name of the step"""
     dataset: str
-    """which of its datasets"""
+    """name of the dataset of that step"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The slices that a step is meant for: what `plan` and `manifests` reckon with. Never hashed."""
+    """The slices that a step is planned for, which `plan` and `manifests` use. Never hashed."""
 
     topology: str
-    """chips of one slice, as in v5p:8x24x32"""
+    """chips of one slice, such as v5p:8x24x32"""
     slices: int = 1
-    """how many of them"""
+    """number of slices"""
     mesh: str
-    """places along replica, data and model, as in data=768,model=8"""
+    """sizes of the mesh axes replica, data and model, such as data=768,model=8"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +47,22 @@ class Step:
     """One stage of a recipe."""
 
     name: str
-    """unique in the recipe; prefix of its fields on the command line"""
+    """name of the step, unique in the recipe; prefix of its fields on the command line"""
     stage: str
     """name of the stage"""
     config: Any
-    """the stage's Config"""
+    """Config of the stage"""
     inputs: Mapping[str, tuple[Output | str, ...]] = field(default_factory=dict)
     """input name -> outputs of earlier steps, or paths from outside; (): a path that the user has to give"""
     note: str = ""
-    """what the step is for, in a sentence that `plan` tells"""
+    """purpose of the step, in a sentence that `plan` prints"""
     place: Place | None = None
-    """where it is meant to run; None: on plain machines"""
+    """slices that the step is planned for; None: plain machines"""
     without_accelerator: str = ""
-    """device that `--device auto` takes for it on a machine without one; empty: the fastest there"""
+    """device of the step for `--device auto` on a machine without an accelerator; default: the fastest device"""
 
     def resources(self, given: Resources) -> Resources:
-        """What the step runs with: as the user says, and on the step's own device where that leaves the choice."""
+        """The user's resources, with the step's own device if the user leaves the device open."""
         if given.device != "auto" or not self.without_accelerator:
             return given
         from training.backends.devices import compiles_here, resolve_device  # imports torch
@@ -73,21 +74,21 @@ class Step:
 
     @property
     def own_input(self) -> str:
-        """The input that `--input` of the recipe fills; empty where its stage declares none."""
+        """The input that `--input` of the recipe fills; empty if the stage declares no such input."""
         own_text = load_stage(self.stage).declares.own_text
         return own_text.input if own_text else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Steps in an order that they can run in."""
+    """Named steps, each after the steps that it reads."""
 
     name: str
     summary: str
     steps: tuple[Step, ...]
 
     def with_input(self, paths: tuple[str, ...]) -> "Recipe":
-        """The recipe with other text from outside: what the steps read whose stage declares `own_text`."""
+        """The recipe with `paths` as text from outside, for every step whose stage declares `own_text`."""
         steps = [
             replace(step, inputs={**step.inputs, step.own_input: paths}) if step.own_input else step
             for step in self.steps
@@ -95,7 +96,7 @@ class Recipe:
         return replace(self, steps=tuple(steps))
 
     def outside(self) -> dict[str, tuple[str, str]]:
-        """What the user has to give besides text: `<step>_<input>`, its name on the command line -> (step, input)."""
+        """Inputs from outside that are not text: `<step>_<input>`, the name on the command line -> (step, input)."""
         return {
             f"{step.name}_{name}": (step.name, name)
             for step in self.steps
@@ -104,7 +105,7 @@ class Recipe:
         }
 
     def with_outside(self, given: Mapping[str, tuple[str, ...]]) -> "Recipe":
-        """The recipe with paths for what `outside` names."""
+        """The recipe with the given paths for the inputs of `outside`."""
         wanted = {place: given[name] for name, place in self.outside().items() if name in given}
         steps = [
             replace(step, inputs={key: wanted.get((step.name, key), sources) for key, sources in step.inputs.items()})
@@ -113,16 +114,16 @@ class Recipe:
         return replace(self, steps=tuple(steps))
 
     def behind(self, names: Iterable[str]) -> set[str]:
-        """The named steps and all that they rest on, whose inputs decide their fingerprints too."""
+        """The named steps and all steps that they depend on, whose inputs decide their fingerprints too."""
         needed = set(names)
-        for step in reversed(self.steps):  # what a step reads stands before it
+        for step in reversed(self.steps):  # a step stands after the steps that it reads
             if step.name in needed:
                 sources = [source for group in step.inputs.values() for source in group]
                 needed |= {source.step for source in sources if isinstance(source, Output)}
         return needed
 
     def not_given(self, names: Iterable[str] | None = None) -> list[str]:
-        """Flags of what the user has to give and did not, for the named steps (None: for all)."""
+        """The flags of inputs that the user has not given, for the named steps (None: for all steps)."""
         needed = {step.name for step in self.steps} if names is None else self.behind(names)
         inputs = {step.name: step.inputs for step in self.steps if step.name in needed}
         missing = [flag for flag, (step, name) in self.outside().items() if step in needed and not inputs[step][name]]
@@ -131,13 +132,13 @@ class Recipe:
         return [f"--{flag.replace('_', '-')}" for flag in missing]
 
     def input(self) -> tuple[str, ...]:
-        """The paths from outside that its own text is read from."""
+        """The paths from outside from which the recipe reads its text."""
         texts = (step.inputs[step.own_input] for step in self.steps if step.own_input)
         return tuple(path for path in next(texts, ()) if isinstance(path, str))
 
 
 def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
-    """Step name -> task, in order. Raises UserError where an input from outside is missing."""
+    """Step name -> task, in order. Raises UserError if an input from outside is missing."""
     tasks: dict[str, Task] = {}
     for step in recipe.steps:
         stage = load_stage(step.stage)
@@ -155,10 +156,10 @@ def tasks_of(recipe: Recipe, root: str) -> dict[str, Task]:
 
 
 def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
-    """Writes what was last run under this name: `--config` replays it, and `plan` tells from it what changed.
+    """Writes the last run of this recipe to a file and returns its URI.
 
-    Of a step that still lacks an input from outside only the config is kept: a later run adds the input by its flag.
-    Returns its URI.
+    `--config` replays the file, and `plan` compares it with the next run. For a step that still lacks an input from
+    outside, only the config is stored; a later run adds the input by its flag.
     """
     known = {step.name for step in recipe.steps if not recipe.not_given([step.name])}
     document = {
@@ -185,31 +186,32 @@ def _given_outside(recipe: Recipe) -> dict[str, tuple[str, ...]]:
 
 
 def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
-    """Step name -> what was hashed when the recipe last ran here; {} before the first time."""
+    """Step name -> document that was hashed when the recipe last ran below `root`; {} before its first run."""
     try:
         document = json.loads(storage.read_bytes(storage.join(root, recipe.name, LAST_NAME)))
         steps: dict[str, Any] = {name: record for name, record in document["steps"].items() if "fingerprint" in record}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # damaged: it only tells plan what changed
+        return {}  # damaged; only the reasons in a plan depend on it
     return steps
 
 
 def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe with the configs and the outside input of a saved one.
+    """The recipe with the configs and outside inputs of a saved recipe.
 
-    Raises UserError where the file does not fit.
+    Raises UserError if the file does not fit the recipe.
     """
     if document.get("recipe") != recipe.name:
         got = document.get("recipe") or document.get("stage")
-        raise UserError(f"{where} is of {got!r}, not of recipe {recipe.name!r}")
+        raise UserError(f"got {where}, the config of {got!r}; give the recipe.json of {recipe.name!r}")
     saved = document.get("steps")
     if not isinstance(saved, dict) or not all(
         isinstance(record, dict) and "config" in record for record in saved.values()
     ):
         raise UserError(
-            f"{where}: 'steps' must map each step's name to an object with its config; save it again by a run"
+            f"got {where}, whose 'steps' do not map each step's name to an object with its config; a run of the recipe "
+            "writes the file again"
         )
     configs.same_names("step", saved, [step.name for step in recipe.steps], where)
     steps = tuple(
@@ -224,7 +226,7 @@ def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:
     paths = configs.texts(document.get("input", []), f"{where}: 'input'")
     outside = document.get("outside", {})
     if not isinstance(outside, dict):
-        raise UserError(f"{where}: 'outside' must be an object of lists of paths, got {outside!r}")
+        raise UserError(f"{where}: got {outside!r} for 'outside'; it must be an object of lists of paths")
     for name in outside:
         if name not in recipe.outside():
             raise UserError(f"{where}: {configs.no_such('outside input', name, recipe.outside())}")

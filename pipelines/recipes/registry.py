@@ -1,4 +1,4 @@
-"""The recipes there are, by name."""
+"""All recipes by name."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ from pipelines.recipes.recipe import Recipe
 
 
 def names() -> list[str]:
-    """Every recipe there is."""
+    """The names of all recipes, sorted."""
     return sorted(_RECIPES)
 
 
 def load(name: str) -> Recipe:
-    """Raises UserError for a name that is no recipe."""
+    """The recipe of that name. Raises UserError if there is no such recipe."""
     if name not in _RECIPES:
         raise UserError(no_such("recipe", name, names()))
     return _RECIPES[name]()

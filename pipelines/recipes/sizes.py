@@ -1,4 +1,4 @@
-"""The sizes of a teacher and its students, shared by the recipes on text that is at hand and by the study."""
+"""The sizes of a teacher and its students, for the small recipes (`demo`, `smoke`) and the study."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ from model import Gemma2Config
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAndStudents:
-    """Vocabulary, rows, and both models with their numbers of steps."""
+    """Vocabulary, row length, and the shape and steps of teacher and students."""
 
     vocab_size: int
-    """pieces of the tokenizer"""
+    """number of pieces of the tokenizer"""
     sequence_length: int
-    """tokens in a row"""
+    """number of tokens in a row"""
     teacher: Gemma2Config
-    """the teacher's shape"""
+    """shape of the teacher"""
     teacher_steps: int
-    """optimizer steps of the teacher"""
+    """number of optimizer steps of the teacher"""
     student: Gemma2Config
-    """the students' shape"""
+    """shape of the students"""
     student_steps: int
-    """optimizer steps of every student"""
+    """number of optimizer steps of each student"""
 
 
 def shape(vocab_size: int, *, d_model: int, layers: int, heads: int, ffw_dim: int, window: int) -> Gemma2Config:
-    """A small Gemma 2 with heads * head_dim = d_model and a key head for two query heads."""
+    """A small Gemma 2 with heads * head_dim = d_model and one key head for every two query heads."""
     head_dim = d_model // heads
     return Gemma2Config(
         vocab_size=vocab_size, d_model=d_model, layers=layers, heads=heads, kv_heads=heads // 2, head_dim=head_dim,

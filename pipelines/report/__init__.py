@@ -1,1 +1,1 @@
-"""The page that a recipe writes about its results."""
+"""The report: the page and the tables that a recipe writes about its results."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 POINTS = 400
-"""points drawn of one curve at most"""
+"""largest number of points that are drawn of one curve"""
 COLOURS = 6
-"""classes s0 ... that the page defines"""
+"""number of colour classes (s0, s1, ...) that the page defines"""
 LINE_HEIGHT = 16
 CHARACTER_WIDTH = 7.2
-"""at 12.5 px, generously"""
+"""width of a character of 12.5 px, rounded up"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class Series:
     name: str
     x: np.ndarray
     raw: np.ndarray
-    """drawn as faint points"""
+    """values that are drawn as faint points"""
     smoothed: np.ndarray
-    """drawn as the line"""
+    """values that are drawn as the line"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Chart:
 
     title: str
     description: str
-    """what a listener should know of the picture"""
+    """description of the picture for a screen reader"""
     x_label: str
     y_label: str
     series: tuple[Series, ...]
@@ -47,7 +47,7 @@ class Chart:
 
 
 def svg(chart: Chart, width: int, height: int, name: str) -> str:
-    """The chart as an <svg> of that aspect that scales with the page; `name` makes its ids unique on it."""
+    """The chart as an <svg> of that aspect ratio that scales with the page; `name` makes its ids unique on the page."""
     return _Canvas(chart, width, height, name).draw()
 
 
@@ -116,7 +116,7 @@ class _Canvas:
         return parts + lines
 
     def _ends(self) -> list[str]:
-        """The name of each curve at its end, moved apart where two ends meet."""
+        """The name of each curve at its end; names of ends that meet are moved apart."""
         ends = [
             (self.y(float(curve.smoothed[-1])), curve.name, f"s{number % COLOURS}")
             for number, curve in enumerate(self.chart.series)
@@ -131,7 +131,7 @@ class _Canvas:
 
 
 def spread(places: Sequence[float], top: float, bottom: float, gap: float = LINE_HEIGHT) -> list[float]:
-    """Sorted places, moved apart to `gap` between neighbours, as little as a pass down and a pass up need."""
+    """The sorted places with at least `gap` between neighbours, moved by one pass down and one pass up."""
     moved = [max(top, place) for place in places]
     for index in range(1, len(moved)):
         moved[index] = max(moved[index], moved[index - 1] + gap)
@@ -153,14 +153,14 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def tick_label(tick: float, all_ticks: Sequence[float]) -> str:
-    """With as many decimals as the steps between the ticks need."""
+    """The tick as text, with as many decimals as the steps between the ticks need."""
     step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(tick) or 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{tick:,.{decimals}f}"
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """At most POINTS values: means of equal stretches, the first and the last value kept."""
+    """At most POINTS values: the first value, means of equal stretches, and the last value."""
     if len(values) <= POINTS:
         return values
     inner = [part.mean() for part in np.array_split(values[1:-1], POINTS - 2)]

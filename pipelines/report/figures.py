@@ -2,7 +2,7 @@
 
     tasks -> StepFigures, ModelFigures, CacheFigures, Completion -> sentences
 
-The same files give the same figures. Cost: a few small files a step, and the learning curves of each model.
+The same files give the same figures. Cost: a few small files for each step, and the learning curves of each model.
 """
 
 import math
@@ -24,39 +24,39 @@ from pipelines.engine.task import Task
 from pipelines.report.words import UNITS, count
 
 SMOOTHED_SHARE = 25
-"""a point of a smoothed curve is the mean over one 25th of the steps"""
+"""number of windows in a curve: a point of a smoothed curve is the mean over one 25th of the steps"""
 EQUAL_NATS = 0.0005
-"""losses closer than this are printed as equal: three decimals are shown"""
+"""difference of losses, in nats, below which they are printed as equal: three decimals are shown"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFigures:
-    """What one step made, from how much, how fast."""
+    """The output, input size and speed of one step."""
 
     name: str
     stage: str
     reference: str
-    """`stage/fingerprint`"""
+    """reference `stage/fingerprint`"""
     made: str
     """rows of each dataset, in words"""
     text_bytes: int | None
-    """UTF-8 bytes of the text it made; where it makes none, of the text that it read"""
+    """UTF-8 bytes of the text that the step made, or read if it made no text; None: not known"""
     tokens: int | None
-    """tokens in its rows; of a stage that runs a model: targets, the tokens that were predicted"""
+    """tokens in the rows of the step; for a stage that runs a model: targets, the predicted tokens"""
     stored_bytes: int
-    """sizes of all files it made"""
+    """bytes of all files that the step made"""
     seconds: float | None
-    """wall time of the attempt that finished it"""
+    """wall time of the finished attempt, in seconds"""
     speed: str
-    """with its unit; empty where it is not known"""
+    """speed with its unit; empty: not known"""
     dropped: Mapping[str, int]
-    """rows dropped, by reason"""
+    """reason -> number of rows dropped"""
     device: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Training loss by step, in nats a target."""
+    """Training loss by step, in nats per target."""
 
     steps: np.ndarray
     losses: np.ndarray
@@ -69,7 +69,7 @@ class ModelFigures:
 
     name: str
     objective: str
-    """next_token or distill; empty where it was trained elsewhere"""
+    """objective next_token or distill; empty: the model was not trained by the recipe"""
     shape: str
     """width and layers in words"""
     parameters: int | None
@@ -78,12 +78,12 @@ class ModelFigures:
     evaluation: Evaluation | None
     task: Task | None
     setting: str
-    """config but for the objective, and training rows: models are comparable where it is the same"""
+    """config without the objective, and training rows: models with equal settings are comparable"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A prompt and what a model made of it."""
+    """A prompt and its continuation by a model."""
 
     step: str
     model: str
@@ -93,7 +93,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """All that a report shows."""
+    """All figures that the report shows."""
 
     recipe: str
     steps: tuple[StepFigures, ...]
@@ -101,11 +101,11 @@ class Figures:
     caches: tuple[CacheFigures, ...]
     completions: tuple[Completion, ...]
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """`_RUN.json` by step"""
+    """step -> contents of `_RUN.json`"""
 
 
 def read_figures(recipe: str, tasks: Mapping[str, Task]) -> Figures:
-    """Of the steps that have finished."""
+    """The figures of the finished steps."""
     runs = {name: run for name, task in tasks.items() if (run := finished(task)) is not None}
     reports = {name: declared(run.manifest.stage).report for name, run in runs.items()}
     caches = [reports[name].cache(name, run) for name, run in runs.items()]
@@ -145,7 +145,7 @@ def _step(name: str, task: Task, run: Finished) -> StepFigures:
 
 
 def _made(manifest: Manifest, names: Sequence[str], units: Mapping[str, str]) -> str:
-    """ "2,310 documents, 4 rejects"; the datasets in the order that the stage names them in."""
+    """ "2,310 documents, 4 rejects": the datasets in the order of the stage's WRITES."""
     parts = []
     for name in names:
         dataset = manifest.datasets[name]
@@ -157,7 +157,7 @@ def _made(manifest: Manifest, names: Sequence[str], units: Mapping[str, str]) ->
 
 
 def _text_bytes(run: Finished) -> int | None:
-    """Of its datasets; where no fact says so, of the text it read. None for a stage that runs a model."""
+    """The bytes of text in its datasets, or in its inputs if no dataset records them. None: a stage runs a model."""
     if declared(run.manifest.stage).places is not None:
         return None
     own = [int(made.facts["text_bytes"]) for made in run.manifest.datasets.values() if "text_bytes" in made.facts]
@@ -169,12 +169,12 @@ def _text_bytes(run: Finished) -> int | None:
 
 
 def _inputs(run: Finished) -> list[Input]:
-    """Datasets of earlier runs that it read."""
+    """The datasets of earlier runs that the run read."""
     return [source for sources in run.inputs.values() for source in sources if not source.external]
 
 
 def _speed(log: Mapping[str, Any], seconds: float | None, tokens: int | None, text_bytes: int | None) -> str:
-    """Tokens a second where there are tokens, MB of text a second elsewhere."""
+    """The speed in tokens a second, or without tokens in MB of text a second."""
     for name in ("row_tokens_per_second", "new_tokens_per_second"):
         if name in log:
             return f"{_round(log[name])} tokens/s" if log[name] else ""
@@ -186,7 +186,7 @@ def _speed(log: Mapping[str, Any], seconds: float | None, tokens: int | None, te
 
 
 def _round(number: float) -> str:
-    """Three digits that count: what a speed is good for."""
+    """The number with three significant digits; a speed is no more precise."""
     digits = max(0, math.floor(math.log10(number)) - 2) if number >= 1 else 0
     return f"{round(number, -digits):,.0f}" if number >= 100 else f"{number:.1f}"
 
@@ -194,7 +194,7 @@ def _round(number: float) -> str:
 def _models(
     tasks: Mapping[str, Task], runs: Mapping[str, Finished], reports: Mapping[str, Report]
 ) -> tuple[ModelFigures, ...]:
-    """The recipe's models in the order that they are trained in, each with its evaluation; then evaluated others."""
+    """The recipe's models in the order of training, each with its evaluation; then evaluated models from elsewhere."""
     evaluations: dict[tuple[str, int], list[Evaluated]] = {}
     for name, run in runs.items():
         if (evaluated := reports[name].evaluation(run)) is not None:
@@ -233,7 +233,7 @@ def _models(
 
 
 def read_curve(task: Task) -> Curve | None:
-    """Loss by step, with steps whose loss is not a number left out; None where nothing is left."""
+    """The loss by step, without steps whose loss is not a number; None if no step is left."""
     manifest = task.manifest()
     if manifest is None or not manifest.datasets["metrics"].shards:
         return None
@@ -252,9 +252,9 @@ def read_curve(task: Task) -> Curve | None:
 
 
 def _smoothed(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Sums over counts in a window around each step: no mean of means.
+    """Sum over count in a window around each step, which is no mean of means.
 
-    At the start the window is narrower on both sides, so that a steep fall is not blurred; at the end it is cut off.
+    At the start the window is narrower on both sides, so that a steep fall is not blurred. At the end it is cut off.
     """
     half = len(sums) // SMOOTHED_SHARE // 2
     totals, ends = np.concatenate([[0.0], np.cumsum(sums)]), np.concatenate([[0], np.cumsum(counts)])

@@ -1,4 +1,4 @@
-"""Reports that stages declare: of a training, an evaluation, a cache of logits, texts that a model wrote."""
+"""The parts of the report that stages declare: a training, an evaluation, a cache of logits, generated texts."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from pipelines.report.words import count
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReport(Report):
-    """Of a run that writes `checkpoints` and `metrics`."""
+    """The report on a run that writes `checkpoints` and `metrics`."""
 
     def made(self, run: Finished) -> str:
         steps = run.manifest.datasets["checkpoints"].facts["steps"]
@@ -41,7 +41,7 @@ class TrainingReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(Report):
-    """Of a run whose `metrics` have held-out losses as facts, and that reads `checkpoint` and `heldout`."""
+    """The report on a run that reads `checkpoint` and `heldout` and writes `metrics` with held-out losses as facts."""
 
     tokens_fact: str = "targets"
 
@@ -69,7 +69,7 @@ class EvaluationReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport(Report):
-    """Of a run that writes `logits`."""
+    """The report on a run that writes `logits`."""
 
     tokens_fact: str = "targets"
 
@@ -81,7 +81,7 @@ class CacheReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationReport(Report):
-    """Of a run that writes `text` with the prompt in its metadata, and that reads `checkpoint`."""
+    """The report on a run that reads `checkpoint` and writes `text` with the prompt in its metadata."""
 
     tokens_fact: str = "new_tokens"
 
@@ -104,7 +104,7 @@ def _shape(model: Mapping[str, Any]) -> str:
 
 
 def _parameters(directory: str, checkpoints: Dataset) -> int | None:
-    """Of the last checkpoint, from the headers of its files alone (safetensors: 8 bytes of length, then JSON)."""
+    """The parameters of the last checkpoint, from its files' headers (safetensors: 8 bytes of length, then JSON)."""
     names = [shard.name for shard in checkpoints.shards]
     folders = [name.rpartition("/")[0] for name in names]
     weights = [

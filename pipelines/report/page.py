@@ -1,6 +1,6 @@
-"""The page: one file that holds all it shows, light and dark, wide and narrow. No script, no request to anywhere.
+"""The report page: one self-contained file, for light and dark, wide and narrow screens. No script, no request.
 
-Everything that comes from a run is escaped; the page's own policy forbids scripts besides.
+All text of a run is escaped, and the page's own policy also forbids scripts.
 """
 
 import html
@@ -23,7 +23,7 @@ from pipelines.report.tables import (
 from pipelines.report.words import duration, visible
 
 WIDE, NARROW = (860, 420), (400, 340)
-"""sizes that the chart is drawn in: a phone gets its own, so that its letters stay readable"""
+"""width and height of the chart in pixels; a phone gets a chart of its own, so that the letters stay readable"""
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -97,7 +97,7 @@ _BAR = '<td class="bar" aria-hidden="true"></td>'
 
 
 def page(figures: Figures, generated_from: str) -> str:
-    """The whole document. `generated_from` names what it was made of, for the next run to compare."""
+    """The whole document. `generated_from` is a digest of its sources, which the next run compares."""
     lead = "".join(f'<p class="lead">{_escape(sentence)}</p>' for sentence in headline(figures))
     body = "\n".join(
         [
@@ -159,7 +159,7 @@ def _table(table: Table) -> str:
 
 
 def _curves(figures: Figures) -> list[str]:
-    """One chart of all the models that were trained here."""
+    """One chart of all models that the recipe trained."""
     trained: dict[str, tuple[str, Curve]] = {}
     for model in figures.models:
         curve = read_curve(model.task) if model.task is not None else None
@@ -197,11 +197,11 @@ def _curves(figures: Figures) -> list[str]:
         charts.svg(chart, *size, name).replace('class="chart"', f'class="chart {name}"', 1)
         for name, size in (("wide", WIDE), ("narrow", NARROW))
     ]
-    note = "Points: the loss of a step. Line: its mean over the steps around, 4 % of all."
+    note = "Points: the loss of a step. Line: the mean over the 4 % of all steps around it."
     warning = (
-        "A distilled student's training loss is the cross-entropy to the teacher's sampled distribution: it cannot "
-        "fall below the entropy of that, and the other curves are losses against the text. So curves of different "
-        "objectives are not to be compared with each other; the held-out figures above are."
+        "A distilled student's training loss is the cross-entropy to the teacher's sampled distribution, and it cannot "
+        "fall below the entropy of that distribution. The loss of every other model is against the text. So do not "
+        "compare curves of different objectives; compare the held-out figures above."
     )
     distilled = any(objective == "distill" for objective, _ in trained.values())
     return [
@@ -222,7 +222,7 @@ def _texts(completions: Sequence[Completion]) -> list[str]:
     parts = []
     for (_, model), group in groupby(completions, key=lambda completion: (completion.step, completion.model)):
         parts.append(f"<h2>What {_escape(model)} writes</h2>")
-        parts.append(_note("In bold the prompt, then what the model adds."))
+        parts.append(_note("The prompt is in bold, and the model's continuation follows it."))
         for completion in group:
             parts.append(f"<pre><b>{_escape(completion.prompt)}</b>{_escape(completion.continuation)}</pre>")
     return parts
@@ -236,7 +236,7 @@ def _rejects(figures: Figures) -> list[str]:
 
 
 def _origin(figures: Figures) -> list[str]:
-    """Which runs the figures are of."""
+    """The runs that the figures come from."""
     rows = tuple((step.name, step.reference, str(figures.runs[step.name].get("started", ""))) for step in figures.steps)
     versions = {json.dumps(run["packages"], sort_keys=True) for run in figures.runs.values() if "packages" in run}
     packages = [

@@ -1,6 +1,6 @@
-"""What a report says, in sentences and tables of words, for the terminal and for the page alike.
+"""The sentences and tables of the report, for the terminal and the page.
 
-Every figure carries its unit, in the cell or in the header of its column.
+Every figure has its unit, in the cell or in the header of its column.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    """names; those that start with > hold numbers"""
+    """names of the columns; a name that starts with > marks a column of numbers"""
     rows: tuple[tuple[str, ...], ...]
     shares: tuple[float, ...] = ()
-    """a bar for each row, from 0 to 1; empty: no bars"""
+    """length of the bar of each row, from 0 to 1; empty: no bars"""
     shares_of: str = ""
-    """the column that the bars stand beside"""
+    """name of the column beside which the bars are drawn"""
     note: str = ""
 
 
 def headline(figures: Figures) -> list[str]:
-    """What came out, in a sentence or two."""
+    """The result in a sentence or two."""
     evaluated = [model for model in figures.models if model.evaluation is not None]
     pairs = students(figures.models)
     if not evaluated:
@@ -58,7 +58,7 @@ def headline(figures: Figures) -> list[str]:
 
 
 def students(models: Sequence[ModelFigures]) -> list[tuple[ModelFigures, ModelFigures]]:
-    """Pairs that differ in nothing but the objective, evaluated on the same rows: (distilled, from the text)."""
+    """Pairs of models that differ only in the objective and were evaluated on the same rows: (distilled, plain)."""
     return [
         (distilled, plain)
         for distilled, plain in product(models, models)
@@ -85,7 +85,7 @@ def _loss(model: ModelFigures) -> float:
 
 
 def models_table(figures: Figures) -> Table:
-    """The models and the unigram baseline of each set of held-out rows."""
+    """The table of the models and of the unigram baseline of each set of held-out rows."""
     rows: list[tuple[str, ...]] = []
     losses: list[float] = []
     baselines: dict[tuple[str, float], tuple[str, ...]] = {}
@@ -111,10 +111,10 @@ def models_table(figures: Figures) -> Table:
         rows=tuple(rows),
         shares=shares(losses),
         shares_of=">loss, nats/token",
-        note=f"Held-out documents (2 %) are chosen by a hash of their id and trained on by nothing: "
+        note=f"Held-out documents (2 %) are chosen by a hash of their id, and no model was trained on them: "
         f"{' and '.join(f'{count:,}' for count in targets.values())} target tokens. Lower is better; bits/byte does "
         "not depend on the tokenizer. The unigram baseline knows how often each token occurs in the training rows. "
-        "Each model was trained once, with one seed: another seed moves its loss a little."
+        "Each model was trained once, with one seed: another seed changes its loss a little."
         if targets
         else "",
     )
@@ -125,7 +125,7 @@ def _held_out(loss: float, perplexity: float, bits_per_byte: float) -> tuple[str
 
 
 def stages_table(figures: Figures) -> Table:
-    """Tokens and bytes of every step."""
+    """The table of tokens and bytes of every step."""
     sizes = [step.stored_bytes for step in figures.steps]
     return Table(
         title="Tokens and bytes",
@@ -142,14 +142,14 @@ def stages_table(figures: Figures) -> Table:
         ),
         shares=shares(sizes),
         shares_of=">stored",
-        note="text: UTF-8, before compression. tokens: for steps that run a model, the tokens it predicted (a "
+        note="text: UTF-8, before compression. tokens: for steps that run a model, the tokens that it predicted (in "
         "training: over all its steps). stored: every file of the step, compressed; checkpoints hold the optimizer's "
         "state too.",
     )
 
 
 def times_table(figures: Figures) -> Table:
-    """Wall time and speed of every step."""
+    """The table of wall time and speed of every step."""
     seconds = [step.seconds or 0.0 for step in figures.steps]
     rows = [
         (
@@ -168,26 +168,26 @@ def times_table(figures: Figures) -> Table:
         rows=tuple(rows),
         shares=(*shares(seconds), 0.0),
         shares_of=">wall time",
-        note="Wall time is that of the attempt that finished the step, with start-up (the first step starts Ray) and "
-        "compilation; the speed of a training leaves both out: it counts tokens of packed rows over the steps "
-        "after the first two. Other speeds are over the wall time.",
+        note="Wall time is that of the finished attempt, with start-up (the first step starts Ray) and compilation. "
+        "The speed of a training leaves both out: it counts tokens of packed rows over the steps after the first two. "
+        "Other speeds are over the wall time.",
     )
 
 
 def rejects_table(figures: Figures) -> Table:
-    """What was dropped, where and why."""
+    """The table of dropped rows by step and reason."""
     rows = [(step.name, reason, count) for step in figures.steps for reason, count in step.dropped.items() if count]
     return Table(
         title="What was left out, and why",
         columns=("step", "reason", ">rows"),
         rows=tuple((name, reason, f"{count:,}") for name, reason, count in rows),
-        note="Documents, or packed rows where the reason says so. Rejected documents are kept with their reason in the "
-        "step's rejects; its clusters name the document that stands for each duplicate.",
+        note="Rows are documents, or packed rows if the reason names them. Rejected documents are kept with their "
+        "reason in the step's rejects; its clusters name the document that was kept for each duplicate.",
     )
 
 
 def cache_table(figures: Figures) -> Table:
-    """What a stored teacher costs."""
+    """The table of bytes of cached logits."""
     return Table(
         title="The teacher's cached logits",
         columns=(
@@ -213,14 +213,14 @@ def cache_table(figures: Figures) -> Table:
             )
             for cache in figures.caches
         ),
-        note="At each target token the teacher's distribution is sampled that many times (draws); ids that came up are "
-        "stored with their counts, an unbiased estimate (top K: the most likely ids, with their probabilities). Bytes "
-        "are those of the files, compression and row hashes included; the last column compares them with the "
-        "distribution over the whole vocabulary.",
+        note="At each target token the teacher's distribution is sampled as many times as the column draws states. The "
+        "drawn ids are stored with their counts, an unbiased estimate (top K: the most likely ids, with their "
+        "probabilities). Bytes are those of the files, with compression and row hashes; the last column compares them "
+        "with the distribution over the whole vocabulary.",
     )
 
 
 def shares(numbers: Sequence[float]) -> tuple[float, ...]:
-    """Of the largest, from 0 to 1."""
+    """Each number as a share of the largest, from 0 to 1."""
     largest = max(numbers, default=0)
     return tuple(number / largest if largest > 0 else 0.0 for number in numbers)

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: bytes, durations, what a dataset holds."""
+"""Numbers in words: bytes, durations, contents of a dataset."""
 
 from data.manifest import Manifest
 
@@ -6,11 +6,11 @@ UNITS = {
     "text": "document", "tokens": "document", "rejects": "reject", "clusters": "duplicate", "hits": "hit",
     "sequences": "row", "heldout": "held-out row", "logits": "row",
 }  # fmt: skip
-"""dataset -> what one of its rows is called"""
+"""dataset -> name of one of its rows"""
 
 
 def holds(manifest: Manifest) -> str:
-    """Rows, tokens and bytes of each dataset."""
+    """The rows, tokens and bytes of each dataset."""
     parts = []
     for name, dataset in manifest.datasets.items():
         if dataset.rows:
@@ -22,12 +22,12 @@ def holds(manifest: Manifest) -> str:
 
 
 def count(number: int, unit: str) -> str:
-    """ "1 step", "2,310 documents"."""
+    """The number with its unit in singular or plural: "1 step", "2,310 documents"."""
     return f"{number:,} {unit}{'s' * (number != 1)}"
 
 
 def size(count: float) -> str:
-    """Bytes for a person to read: 1.5 MB."""
+    """The bytes with a decimal unit: "1.5 MB"."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, escapes and lone surrogates spelled out: nothing in it commands a terminal."""
+    """The text with control characters, escapes and lone surrogates spelled out, so that no terminal obeys them."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
         for character in text

@@ -1,6 +1,6 @@
-"""The report of a recipe's run: a table on the terminal and ROOT/<recipe>/report.html, from the same figures.
+"""The report of a recipe's run: tables on the terminal and ROOT/<recipe>/report.html, from the same figures.
 
-Both are functions of manifests, `_RUN.json` and listed shards. A page that was made from the same ones is left alone.
+Both are functions of manifests, `_RUN.json` and listed shards. A page that was made from the same files is kept.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from pipelines.report.words import visible
 
 REPORT_NAME = "report.html"
 PIPED_WIDTH = 120
-"""columns where the output is no terminal"""
+"""number of columns if the output is no terminal"""
 
 
 def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
-    """Prints the table and writes the page; returns its URI, or None where no step has finished."""
+    """Prints the tables and writes the page; returns its URI, or None if no step has finished."""
     figures = read_figures(name, tasks)
     if not figures.steps:
         return None
@@ -50,7 +50,7 @@ def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
 
 
 def print_report(figures: Figures) -> None:
-    """To stdout: colours and the terminal's width on a terminal, plain text elsewhere."""
+    """Prints the tables to stdout: with colours and the terminal's width on a terminal, otherwise as plain text."""
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -62,13 +62,13 @@ def print_report(figures: Figures) -> None:
         console.print(Text(heading, style="bold"), soft_wrap=True)
         console.print(Text(textwrap.indent(visible(completion.continuation), "  ")), soft_wrap=True)
         console.print()
-    _print_table(console, models_table(figures))  # last: what a reader looks for first
+    _print_table(console, models_table(figures))  # last, because readers look for it first
     for sentence in headline(figures):
         console.print(Text(visible(sentence), style="bold"), soft_wrap=True)
 
 
 def _steps(figures: Figures) -> Table:
-    """Amounts, time and speed side by side: a terminal is wide."""
+    """The tables of amounts and times in one table, because a terminal is wide."""
     amounts, times = stages_table(figures), times_table(figures)
     rows = [(*amount[:4], *time[1:3], amount[4]) for amount, time in zip(amounts.rows, times.rows, strict=False)]
     name, *total = times.rows[-1]

@@ -1,7 +1,8 @@
-"""Does the cached teacher teach? Students that differ in nothing but what they learn from, on text that is at hand.
+"""The distillation study: whether a cached teacher teaches. Its students differ only in what they learn from.
 
     text -> teacher -> for each seed all arms in lock-step -> metrics -> docs/distillation.md
 
-One process without Ray. The students of one seed start from the same weights and take the same rows in the same steps;
-the teacher sees each step's rows once for all of them. `python -m pipelines.study` says how to run it.
+One process without Ray, on the standard library of Python. The students of one seed start from the same weights and
+take the same rows in the same steps. The teacher sees the rows of each step once for all students. The commands are in
+`python -m pipelines.study --help`.
 """

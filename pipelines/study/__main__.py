@@ -1,9 +1,10 @@
-"""python -m pipelines.study run [--full]      trains what is left, then writes the report
+"""python -m pipelines.study run [--full]      trains the unfinished arms, then writes the page
 python -m pipelines.study gradients         angles between each estimator's gradient and full distillation's
-python -m pipelines.study report            docs/distillation.md and its plots, from the metrics alone
+python -m pipelines.study report            writes docs/distillation.md and its plots, from the metrics alone
 
-Each takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A run that was stopped goes on: the text, the teacher
-and the finished arms are kept. `--full` adds ablations of `short` students: size, heads, depth, window, temperature.
+Each command takes [--size standard|short|tiny] [--root DIR] [--docs DIR]. A stopped run is resumed by the same line:
+the text, the teacher and the finished arms are kept. `--full` adds ablations of `short` students: size, heads, depth,
+window, temperature.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--size", choices=tuple(SIZES), default="standard")
     parser.add_argument("--root", default="runs")
-    parser.add_argument("--docs", help="where the report goes; docs, but for `tiny`")
+    parser.add_argument("--docs", help="directory of the page; default: docs, for `tiny` the study's own directory")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(words)
     sizes = SIZES[given.size]()
@@ -64,7 +65,7 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
     text = load_text(sizes, root)
     clock.part = "teacher_seconds"
     teacher = load_teacher(sizes, text, root, tell, threads)
-    tell("the teacher is there")
+    tell("the teacher is trained")
     clock.part = "seconds"
     scores_uri = storage.join(directory, TEACHER_SCORES)
     if not storage.exists(scores_uri):
@@ -84,13 +85,13 @@ def _run(sizes: Sizes, root: str, threads: int, full: bool) -> None:
 
 
 class Clock:
-    """Tells how a run goes, and keeps in a file how long all runs have taken together, those that were stopped too."""
+    """Prints the progress of a run, and keeps in a file the time of all runs together, stopped runs included."""
 
     def __init__(self, uri: str, threads: int) -> None:
         self.uri, self.began = uri, time.monotonic()
         self.reported_at = self.began
         self.part = "seconds"
-        """what time is counted as"""
+        """name of the total that the time is added to"""
         self.run: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"load": 0.0}
         self.run |= {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, no accelerator",

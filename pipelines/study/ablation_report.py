@@ -1,7 +1,7 @@
-"""What `--full` adds to docs/distillation.md: the ablations of the Gemma 2 paper beside what the study's students did.
+"""The part of docs/distillation.md that `--full` adds: the ablations of the Gemma 2 paper beside the study's figures.
 
-The paper's figures (arXiv 2408.00118, tables 7 to 10) are of models of 200M to 9B parameters, by benchmarks or by a
-perplexity that it does not define; ours are held-out nats a token. Only directions can be compared.
+The paper's figures (arXiv 2408.00118, tables 7 to 10) come from models of 200M to 9B parameters, and are benchmarks or
+a perplexity that the paper does not define. Ours are held-out nats per token, so only directions can be compared.
 """
 
 import json
@@ -19,7 +19,7 @@ LEARNER_NAMES = tuple(arm.name for arm in LEARNERS)
 
 
 def ablation_part(sizes: Sizes, root: str) -> list[str]:
-    """The paragraphs, of the ablations that are done for every seed; none where there are none."""
+    """The paragraphs on the ablations that are finished for every seed; none if no ablation is finished."""
     directory = sizes.directory(root)
     names = [f"{learner} {shape}" for shape in shapes(sizes.student) for learner in LEARNER_NAMES]
     warm = [arm.name for arm in at_temperatures(TEMPERATURES)]
@@ -138,7 +138,7 @@ def _temperatures(known: dict[str, ArmFigures], warm: Sequence[str]) -> list[str
 
 
 def _pairs(known: dict[str, ArmFigures], shapes_of: Sequence[tuple[str, str]]) -> str:
-    """A row a shape, a column a learner."""
+    """The table with a row for each shape and a column for each learner."""
     rows = []
     for title, suffix in shapes_of:
         arms = [known[f"{learner}{suffix}"] for learner in LEARNER_NAMES]

@@ -1,12 +1,12 @@
-"""What `--full` adds: the ablations of Gemma 2's paper (arXiv 2408.00118, section 5) at the study's size, and T.
+"""The ablations of `--full`: those of the Gemma 2 paper (arXiv 2408.00118, section 5) at the study's size, and T.
 
-    T7   does distillation help students of every size   scratch and sample50 at half, once and twice the width
-    T8   grouped queries against one key head a query    kv_heads
-    T9   deep against wide, equal parameters             layers and ffw_dim
-    T10  the window at inference                         a finished student read with shorter windows, not trained again
+    T7   distillation for students of several sizes        scratch and sample50 at half, once and twice the width
+    T8   grouped queries against one key head per query    kv_heads
+    T9   deep against wide, with equal parameters          layers and ffw_dim
+    T10  the window at inference                           a finished student with shorter windows, not trained again
     T    temperature of full distillation
 
-Each is trials like those of the study, with the same rows and seeds, and metrics of the same kind.
+An ablation consists of trials like those of the study, with the same rows, seeds and kind of metrics.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
 
 LEARNERS = (Arm(name="scratch"), Arm(name="sample50", draws=50))
-"""who learns in every shape; the names are those of the study's own arms"""
+"""arms that are trained in every shape; their names are those of the study's arms"""
 TEMPERATURES = (0.7, 1.5, 2.0)
 WINDOWS = "windows.json"
-"""window -> held-out loss of each seed's sample50"""
+"""file with window -> held-out loss of each seed's sample50"""
 
 
 def shapes(student: Gemma2Config) -> dict[str, Gemma2Config]:
-    """Name -> the student's shape with one thing changed; heads keep their width where the width changes."""
+    """Name -> shape of the student with one change; the number of heads stays if the width changes."""
     wide = dataclasses.replace(student, layers=max(2, student.layers), ffw_dim=student.ffw_dim * 2)
     return {
         "half width": _scaled(student, 1, 2),
@@ -61,7 +61,7 @@ def ablation_trials(sizes: Sizes) -> list[Trial]:
 def run_ablations(
     sizes: Sizes, text: Text, teacher: Gemma2, root: str, tell: Callable[[str], None], threads: int
 ) -> None:
-    """Trains what is left of them, with the arms that they are compared with, and reads the finished students through
+    """Trains the unfinished ablations and the arms that they are compared with, then scores the finished students with
     shorter windows."""
     directory = sizes.directory(root)
     compared = (*LEARNERS, *(arm for arm in arms(sizes.alpha) if arm.name == "full"))
@@ -78,7 +78,7 @@ def run_ablations(
 def read_through(
     windows: Sequence[int], trial: str, sizes: Sizes, text: Text, teacher: Gemma2, directory: str, threads: int
 ) -> dict[int, float]:
-    """Window -> held-out loss of one finished student that sees so far in its local layers."""
+    """Window -> held-out loss of one finished student with that window in its local layers."""
     weights = safetensors.torch.load(storage.read_bytes(weights_uri(directory, trial)))
     models = []
     for window in windows:
@@ -91,7 +91,7 @@ def read_through(
 
 
 def _scaled(student: Gemma2Config, up: int, down: int) -> Gemma2Config:
-    """Another width, with as many heads, each as much wider."""
+    """The student with another width, the same number of heads, and heads scaled like the width."""
     head_dim = max(2, student.head_dim * up // down)
     return dataclasses.replace(
         student,
@@ -103,7 +103,7 @@ def _scaled(student: Gemma2Config, up: int, down: int) -> Gemma2Config:
 
 
 def _as_large(like: Gemma2Config, student: Gemma2Config) -> Gemma2Config:
-    """The student with the ffw_dim that brings it nearest to the parameters of `like`."""
+    """The student with the ffw_dim for which its number of parameters is nearest to that of `like`."""
     wanted = sum(parameter_count(like))
 
     def off(ffw_dim: int) -> int:

@@ -1,9 +1,9 @@
-"""What each arm of the study learns from, and the teacher's answers to a step's rows, made once for all arms.
+"""The arms of the study, and the teacher's targets for the rows of a step, computed once for all arms.
 
     scratch        the next token
-    full           the teacher's whole distribution: what the others estimate, and what no cache could hold
-    sample50, 12   counts of N draws from it (unbiased)
-    topk12, 50     its K best ids, renormalized: the usual cache (biased)
+    full           the teacher's whole distribution, which the other arms estimate and no cache could hold
+    sample50, 12   counts of N draws from the distribution (unbiased)
+    topk12, 50     the K best ids, renormalized: the usual cache (biased)
     sample50+next  counts of 50 draws, with a share of the next token
 
 Shapes: B rows, T time, V vocabulary, K ids kept.
@@ -37,17 +37,17 @@ class Arm:
 
     name: str
     draws: int = 0
-    """N of a sample"""
+    """number N of draws of a sample; 0: no sample"""
     kept: int = 0
-    """K of a top-k"""
+    """number K of ids of a top-k; 0: no top-k"""
     full: bool = False
-    """the teacher's whole distribution"""
+    """whether the arm learns from the teacher's whole distribution"""
     distill: DistillConfig = field(default_factory=DistillConfig)
-    """what is made of them"""
+    """settings of the loss"""
 
     @property
     def learns_from(self) -> str:
-        """In words, for tables."""
+        """The target of the arm in words, for tables."""
         if self.full:
             what = "the whole distribution"
         elif self.draws:
@@ -79,7 +79,7 @@ TAILS: dict[Tail, str] = {
 
 
 def arms(alpha: float) -> tuple[Arm, ...]:
-    """The seven arms of the study, and two that show what is wrong with a top-k."""
+    """The seven arms of the study."""
     usual = DistillConfig(tail="renormalize")
     return (
         Arm(name="scratch"),
@@ -93,13 +93,13 @@ def arms(alpha: float) -> tuple[Arm, ...]:
 
 
 def with_tails() -> tuple[Arm, ...]:
-    """What a top-k becomes when its tail is kept."""
+    """Two more arms, which keep the tail of a top-k."""
     tails: tuple[tuple[str, Tail], ...] = (("bucket", "bucket"), ("truth", "ground_truth"))
     return tuple(Arm(name=f"topk12 {name}", kept=12, distill=DistillConfig(tail=tail)) for name, tail in tails)
 
 
 def at_temperatures(temperatures: tuple[float, ...]) -> tuple[Arm, ...]:
-    """Full distillation at several T, the teacher softened as the student is."""
+    """Full distillation at several T, where teacher and student are softened alike."""
     return tuple(
         Arm(name=f"full T={temperature:g}", full=True, distill=replace(DistillConfig(), temperature=temperature))
         for temperature in temperatures
@@ -107,16 +107,16 @@ def at_temperatures(temperatures: tuple[float, ...]) -> tuple[Arm, ...]:
 
 
 class Teacher:
-    """The teacher's targets for rows. Its weights are read only, so several threads may ask at once."""
+    """The teacher's targets for rows. Its weights are only read, so several threads may call it at once."""
 
     def __init__(self, model: Gemma2, weights_hash: str, arms: tuple[Arm, ...]) -> None:
         self.model, self.weights_hash, self.arms = model, weights_hash, arms
         self.forward_cpu_seconds: list[float] = []
-        """of each call, of the thread that made it: the forward pass alone"""
+        """CPU seconds of the forward pass of each call, in the thread of the call"""
 
     @torch.no_grad()
     def targets(self, batch: HostBatch) -> Mapping[str, Mapping[str, Tensor]]:
-        """Arm name -> the batch as that arm's loss takes it."""
+        """Arm name -> batch for the loss of that arm."""
         base = {name: torch.from_numpy(batch[name]) for name in COLUMNS}
         began = time.thread_time()
         logits_BTV = self.model(base["tokens"], base["positions"], base["segment_ids"])
@@ -144,7 +144,7 @@ class Teacher:
 def counted(
     draws: int, logits_BTV: Tensor, sequence_hashes: np.ndarray, weights_hash: str, seed: int = SAMPLING_SEED
 ) -> dict[str, Tensor]:
-    """The columns of a sample, drawn as `cache_logits` draws, at every position (few are no targets)."""
+    """The columns of a sample, drawn as `cache_logits` draws, at every position (few positions have no target)."""
     rows, length, _ = logits_BTV.shape
     drawn = [
         sample_teacher(
@@ -172,7 +172,7 @@ def top_columns(logits_BTV: Tensor, kept: int) -> dict[str, Tensor]:
 
 
 def join(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Batches of some rows each as one; lists of ids are padded to the longest."""
+    """One batch of several; lists of ids are padded to the longest."""
     joined = {}
     for name in parts[0]:
         tensors = [part[name] for part in parts]

@@ -1,15 +1,15 @@
-"""The papers' three claims beside what the study saw, in sentences made of its figures."""
+"""Sentences that compare three claims of papers with the study's figures."""
 
 from pipelines.study.figures import ArmFigures, by_documents, by_seeds
 from pipelines.study.intervals import Difference
 from pipelines.study.storage_cost import Cost
 
 CLOSE_NATS = 0.01
-"""how near to full distillation a sample is said to come (arXiv 2503.16870)"""
+"""largest distance of a sample to full distillation by the claim, in nats (arXiv 2503.16870)"""
 
 
 def claims(by_arm: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
-    """A list in Markdown."""
+    """The claims as a list in Markdown."""
     full = by_arm["full"]
     lines = [less("distillation beats learning from the next token alone", full, by_arm["scratch"])]
     lines += [_close(by_arm[name], full) for name in ("sample50", "sample12")]
@@ -29,7 +29,7 @@ def claims(by_arm: dict[str, ArmFigures], costs: dict[str, Cost]) -> str:
 
 
 def less(what: str, ours: ArmFigures, theirs: ArmFigures) -> str:
-    """Whether the loss of `ours` is the lower one, as both intervals see it."""
+    """The sentence on whether `ours` has the lower loss, by both intervals."""
     seeds, documents = by_seeds(ours, theirs), by_documents(ours, theirs)
     if not (seeds.clear and documents.clear):
         verdict = "**not decided**, an interval holds 0"
@@ -39,7 +39,7 @@ def less(what: str, ours: ArmFigures, theirs: ArmFigures) -> str:
 
 
 def _close(ours: ArmFigures, full: ArmFigures) -> str:
-    """Whether the difference to full distillation is small, and known to be."""
+    """The sentence on whether the difference to full distillation is small, by both intervals."""
     seeds, documents = by_seeds(ours, full), by_documents(ours, full)
     if abs(seeds.mean) - max(seeds.half_width, documents.half_width) > CLOSE_NATS:
         verdict = "**not seen**"
@@ -53,7 +53,8 @@ def _close(ours: ArmFigures, full: ArmFigures) -> str:
 
 
 def _noise(by_arm: dict[str, ArmFigures]) -> str:
-    """Why a sample is not at full distillation: the variance of N draws is 1 / N of that of one (arXiv 2503.16870)."""
+    """The sentence on the distance of samples to full distillation: the variance of N draws is 1 / N of the variance of
+    one draw (arXiv 2503.16870)."""
     far, near = (by_seeds(by_arm[name], by_arm["full"]).mean for name in ("sample12", "sample50"))
     steps, of_full = by_arm["full"].curve()
     gaps = by_arm["sample50"].curve()[1] - of_full

@@ -17,33 +17,33 @@ class ArmFigures:
     name: str
     learns_from: str
     finals: tuple[dict[str, Any], ...]
-    """what was measured in the end, by seed"""
+    """final measurements of each seed"""
     curves: tuple[list[dict[str, Any]], ...]
-    """points, by seed"""
+    """points of the curve of each seed"""
 
     def mean(self, key: str) -> float:
         return float(np.mean([final[key] for final in self.finals]))
 
     @property
     def tokens_per_cpu_second(self) -> float:
-        """Of training steps, targets ready: tokens over seconds that one core worked."""
+        """The speed of training steps whose targets are ready: tokens per second of one core."""
         return sum(final["tokens"] for final in self.finals) / sum(final["step_cpu_seconds"] for final in self.finals)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, held-out loss in nats, mean over seeds)."""
+        """(steps, held-out loss in nats as the mean over seeds)."""
         steps = np.array([point["step"] for point in self.curves[0]], np.float64)
         losses = [[point["loss_sum"] / point["targets"] for point in curve] for curve in self.curves]
         return steps, np.mean(losses, axis=0)
 
     def reliability(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean probability of the likeliest id, share that were right) of each bin with at least 100 targets."""
+        """(mean probability of the likeliest id, share of correct ids) of each bin with at least 100 targets."""
         count, sure, right = np.sum([final["bins"] for final in self.finals], axis=0)
         some = count >= 100
         return sure[some] / count[some], right[some] / count[some]
 
 
 def read_arms(directory: str, names: Sequence[str], seeds: Sequence[int]) -> dict[str, ArmFigures]:
-    """The arms that are done for every seed, in the order of `names`."""
+    """The arms that are finished for every seed, in the order of `names`."""
     by_arm = {}
     for name in names:
         trials = [f"{name}-{seed}" for seed in seeds]
@@ -56,12 +56,12 @@ def read_arms(directory: str, names: Sequence[str], seeds: Sequence[int]) -> dic
 
 
 def by_seeds(ours: ArmFigures, theirs: ArmFigures, key: str = "loss") -> Difference:
-    """Paired over seeds."""
+    """The difference ours - theirs, paired over seeds."""
     return over_seeds([final[key] for final in ours.finals], [final[key] for final in theirs.finals])
 
 
 def by_documents(ours: ArmFigures, theirs: ArmFigures) -> Difference:
-    """Of the loss, mean over seeds, paired over held-out documents."""
+    """The difference of the losses, each the mean over seeds, paired over held-out documents."""
     sums = [np.mean([final["loss_of_rows"] for final in arm.finals], axis=0).tolist() for arm in (ours, theirs)]
     final = ours.finals[0]
     return over_documents(sums[0], sums[1], final["targets_of_rows"], final["document_of_rows"])

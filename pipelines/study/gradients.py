@@ -1,10 +1,10 @@
-"""How near each estimator's gradient is to full distillation's, the teacher in the step (online).
+"""Compares each estimator's gradient with the gradient of full distillation, with the teacher in the step (online).
 
     one batch -> full: g;  an estimator: its gradient, and for draws the mean over many redraws -> cosine, angle, norm
 
-A gradient is taken over all parameters of the student, at weights where it has begun to learn: those of the finished
-`scratch` arm. Draws of one batch differ only in their seed. What is unbiased has a cosine that goes to 1 as the draws
-are averaged; what is biased keeps its angle.
+A gradient is taken over all parameters of the student, at the weights of the finished `scratch` arm, which has begun to
+learn. Draws of one batch differ only in their seed. The cosine of an unbiased estimator approaches 1 as draws are
+averaged; a biased estimator keeps its angle.
 """
 
 import json
@@ -29,7 +29,7 @@ from training.distill.teacher import weights_hash
 from training.loss import Batch
 
 REDRAWS = 32
-"""seeds whose gradients are averaged"""
+"""number of seeds whose gradients are averaged"""
 NAME = "gradients.json"
 
 
@@ -39,10 +39,10 @@ class Angle:
 
     what: str
     redraws: int
-    """gradients averaged"""
+    """number of gradients that were averaged"""
     cosine: float
     norm_ratio: float
-    """length over that of the full gradient"""
+    """ratio of its length to the length of the full gradient"""
 
     @property
     def degrees(self) -> float:
@@ -50,11 +50,11 @@ class Angle:
 
 
 def measure_gradients(sizes: Sizes, root: str, tell: Callable[[str], None]) -> list[Angle]:
-    """Measures, tells and keeps the angles; needs a finished `scratch` arm. Raises UserError where there is none."""
+    """Measures, prints and stores the angles. Raises UserError if no `scratch` arm is finished."""
     directory = sizes.directory(root)
     weights = weights_uri(directory, f"scratch-{sizes.seeds[0]}")
     if not storage.exists(weights):
-        raise UserError(f"{weights} is not there; `python -m pipelines.study run` trains that arm first")
+        raise UserError(f"no {weights}; train the arm `scratch` first by `python -m pipelines.study run`")
     text = load_text(sizes, root)
     teacher = load_teacher(sizes, text, root, tell, 1)
     student = Gemma2(sizes.student)
@@ -90,7 +90,7 @@ def measure_gradients(sizes: Sizes, root: str, tell: Callable[[str], None]) -> l
 
 
 def read_gradients(directory: str) -> list[Angle]:
-    """What `measure_gradients` kept; empty where it has not run."""
+    """The angles that `measure_gradients` stored; empty if it has not run."""
     uri = storage.join(directory, NAME)
     return [Angle(**entry) for entry in json.loads(storage.read_bytes(uri))] if storage.exists(uri) else []
 

@@ -1,9 +1,9 @@
 """95 % confidence intervals of PAIRED differences between arms: over seeds, and over held-out documents.
 
-Over seeds (same initial weights, same rows in the same order): Student's t of the differences, one a seed; what it
-covers is how training came out. Over documents: the difference is a ratio of sums, nats over targets, and its variance
-is that of its linearization between documents (Cochran, Sampling Techniques, 1977, section 6.3); rows of one document
-are alike, so documents are what is drawn. What it covers is the choice of the held-out text.
+Over seeds (same initial weights, same rows in the same order): Student's t of the differences, one for each seed. This
+interval covers the chance in training. Over documents: the difference is a ratio of sums, nats over targets, and its
+variance is that of its linearization between documents (Cochran, Sampling Techniques, 1977, section 6.3). Rows of one
+document are alike, so documents are the samples. This interval covers the choice of the held-out text.
 """
 
 import math
@@ -18,19 +18,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean of a difference and half the width of its interval (infinite where there is one sample)."""
+    """The mean of a difference and half the width of its interval (infinite for one sample)."""
 
     mean: float
     half_width: float
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval does not contain 0."""
         return abs(self.mean) > self.half_width
 
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Of ours - theirs, seed by seed. They are pairs, and at least one."""
+    """The interval of ours - theirs, seed by seed, for at least one pair."""
     assert len(ours) == len(theirs) > 0, f"got {len(ours)} and {len(theirs)} values"
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     count = len(differences)
@@ -43,7 +43,7 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 def over_documents(
     ours: Sequence[float], theirs: Sequence[float], targets: Sequence[int], documents: Sequence[int]
 ) -> Difference:
-    """Of (sum of ours - sum of theirs) / targets, from sums of rows and the document of each row."""
+    """The interval of (sum of ours - sum of theirs) / targets, from the sums and the document of each row."""
     of_document, groups = np.unique(np.asarray(documents), return_inverse=True)
     count = len(of_document)
     sums = np.bincount(groups, np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), count)

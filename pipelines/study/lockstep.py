@@ -1,10 +1,10 @@
-"""All arms of one seed, step by step over the same rows, the teacher's answers shared.
+"""Trains all arms of one seed, step by step over the same rows, with shared targets of the teacher.
 
     rows of step s -> teacher, half of the rows in each thread -> every arm's train_step, in a pool of threads
 
-Each arm computes in one thread, so its figures depend neither on the other arms nor on how many threads there are.
-Metrics are JSON lines, one file an arm and seed, whose last line says that it is done; those are not run again, and an
-arm that was cut off starts over.
+Each arm computes in one thread, so its figures depend neither on the other arms nor on the number of threads. Metrics
+are JSON lines, one file for each arm and seed. The last line marks a finished arm, which is not run again. An arm that
+was interrupted starts over.
 """
 
 import json
@@ -39,14 +39,14 @@ class Trial:
     """One student: an arm, its seed, and the shape of the model."""
 
     name: str
-    """of its metrics file"""
+    """name of its metrics file"""
     arm: Arm
     seed: int
     student: Gemma2Config
 
 
 class Student:
-    """A model in training and what was seen of it."""
+    """A model in training and its measurements."""
 
     def __init__(self, trial: Trial, sizes: Sizes) -> None:
         self.trial, self.sizes = trial, sizes
@@ -61,11 +61,11 @@ class Student:
         self.tokens = 0
 
     def step(self, step: int, batch: Mapping[str, Tensor]) -> None:
-        """One optimizer step (from 0)."""
+        """Takes one optimizer step; steps count from 0."""
         began = time.thread_time()
         scalars = torch.tensor(step_scalars(self.sizes.student_optimizer, step, self.sizes.student_steps))
         train_step(self.model, self.loss, self.state, [batch], scalars, self.sizes.student_optimizer, self.backend)
-        # Of this thread, which does all of the arm's work: other programs on the machine do not count.
+        # The time of this thread, which does all work of the arm, so that other programs do not count.
         self.cpu_seconds += time.thread_time() - began
         self.tokens += batch["tokens"].numel()
 
@@ -83,7 +83,7 @@ def run_trials(
     chosen: Sequence[Trial], sizes: Sizes, text: Text, teacher: Gemma2, directory: str,
     tell: Callable[[str], None], threads: int,
 ) -> None:  # fmt: skip
-    """Trains and scores the trials that are not done yet, those of one seed together."""
+    """Trains and scores the unfinished trials, all trials of one seed together."""
     left = [trial for trial in chosen if not is_done(directory, trial.name)]
     torch.set_num_threads(1)
     hash_of_teacher = weights_hash(teacher.state_dict())
@@ -143,12 +143,12 @@ def is_done(directory: str, name: str) -> bool:
 
 
 def read_trial(directory: str, name: str) -> list[dict[str, Any]]:
-    """The lines of a trial: points of its curve, and what was measured in the end."""
+    """The lines of a trial: points of its curve, then its final measurements."""
     return [json.loads(line) for line in storage.read_bytes(_uri(directory, name)).decode().splitlines()]
 
 
 def weights_uri(directory: str, name: str) -> str:
-    """The trained student, as safetensors."""
+    """The URI of the trained student, as safetensors."""
     return storage.join(directory, "weights", name.replace(" ", "_") + ".safetensors")
 
 

@@ -1,4 +1,4 @@
-"""The study's plots as SVG files that need no page around them."""
+"""The study's plots as self-contained SVG files."""
 
 import html
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def curves(
     title: str, x_label: str, y_label: str, lines: dict[str, tuple[np.ndarray, np.ndarray]],
     baselines: tuple[tuple[str, float], ...] = (),
 ) -> str:  # fmt: skip
-    """Named (x, y) as lines with a point each."""
+    """A plot of named (x, y) as lines with a dot at each point."""
     series = tuple(Series(name=name, x=x, raw=y, smoothed=y) for name, (x, y) in lines.items())
     chart = Chart(title=title, description=title, x_label=x_label, y_label=y_label, series=series, baselines=baselines)
     return _alone(svg(chart, WIDTH, HEIGHT, "plot"), WIDTH, HEIGHT)
@@ -39,11 +39,11 @@ class Line:
 
     name: str
     differences: tuple[Difference, ...]
-    """one of each kind, drawn below each other"""
+    """a difference of each kind, drawn below each other"""
 
 
 def differences(title: str, x_label: str, kinds: Sequence[str], lines: Sequence[Line]) -> str:
-    """Means as points with their intervals, a line for each arm; `kinds` names the colours."""
+    """A plot of means as points with their intervals, a line for each arm; `kinds` names the colours."""
     gap, top, left = 18, 56, 130
     block = gap * len(kinds) + 10
     height = top + block * len(lines) + 50
@@ -86,7 +86,7 @@ def differences(title: str, x_label: str, kinds: Sequence[str], lines: Sequence[
 
 
 def scatter(title: str, x_label: str, y_label: str, points: dict[str, tuple[float, float]]) -> str:
-    """Named points, both axes from 0 or from round numbers."""
+    """A plot of named points, both axes from 0 or from round numbers."""
     left, top, right, bottom = 60, 40, WIDTH - 150, HEIGHT - 46
     x_marks = ticks(0.0, max(x for x, _ in points.values()), 6)
     y_marks = ticks(min(y for _, y in points.values()), max(y for _, y in points.values()), 6)

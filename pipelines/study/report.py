@@ -1,4 +1,4 @@
-"""docs/distillation.md and its plots, from the files of a run: the same files give the same report."""
+"""Writes docs/distillation.md and its plots from the files of a run; the same files give the same page."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ from pipelines.study.tables import difference, table
 PLOTS = "distillation"
 TEACHER_SCORES = "teacher.json"
 RUN = "run.json"
-"""the machine, and seconds so far: of the teacher, of the arms, of the ablations"""
+"""file with the machine and the seconds so far for the teacher, the arms and the ablations"""
 GOAL_MINUTES = 90
 GOAL_COSINE = 0.99
 
 
 def write_report(sizes: Sizes, root: str, docs: str, command: str) -> list[str]:
-    """Writes the page and its plots under `docs`; returns their paths. `command` is what made the figures.
+    """Writes the page and its plots under `docs`; returns their paths. `command` is the command that made the figures.
 
-    Of the seeds whose seven arms are finished. Raises UserError where there is none.
+    The figures cover the seeds whose seven arms are finished. Raises UserError if there is no such seed.
     """
     directory = sizes.directory(root)
     seven = [arm.name for arm in arms(sizes.alpha)]
@@ -209,7 +209,7 @@ def _gradient_part(directory: str) -> list[str]:
 
 
 def _teacher(run: dict[str, float]) -> str:
-    """Studies of one root share a teacher; who comes later does not train it."""
+    """A note if an earlier study trained the teacher, which all studies of one root share."""
     return "" if run.get("teacher_seconds", 0.0) >= 60.0 else " without the teacher, which an earlier study had trained"
 
 

@@ -1,9 +1,9 @@
-"""What is measured of a student on held-out rows: loss, calibration, and how near it is to its teacher.
+"""Scores of a student on held-out rows: loss, calibration, and agreement with its teacher.
 
-Sums for each row, so that differences between arms can be taken row by row and summed over documents.
+Losses are summed for each row, so that differences between arms can be taken row by row and summed over documents.
 
-Calibration error: targets in 15 bins of the probability of the likeliest id; the mean over targets of |share that were
-right - mean probability| of their bin (Guo et al. 2017, arXiv 1706.04599, equation 3).
+Calibration error: targets are in 15 bins of the probability of the likeliest id. The error is the mean over targets of
+|share of correct ids - mean probability| of their bin (Guo et al. 2017, arXiv 1706.04599, equation 3).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ BINS = 15
 
 @torch.no_grad()
 def curve_point(model: Gemma2, heldout: Rows, sizes: Sizes) -> tuple[float, int]:
-    """(loss in nats, targets), summed over the first `eval_rows`."""
+    """(loss in nats, number of targets), summed over the first `eval_rows` rows."""
     loss_sum, targets = 0.0, 0
     for start in range(0, sizes.eval_rows, sizes.batch_rows):
         batch = heldout.batch(slice(start, min(start + sizes.batch_rows, sizes.eval_rows)))
@@ -36,7 +36,7 @@ def curve_point(model: Gemma2, heldout: Rows, sizes: Sizes) -> tuple[float, int]
 def final_scores(
     models: Sequence[Gemma2], teacher: Gemma2, heldout: Rows, sizes: Sizes, pool: Executor
 ) -> list[dict[str, Any]]:
-    """For each model what `Scores.summary` says, the teacher's answers shared by all."""
+    """The `Scores.summary` of each model; the teacher computes its log-probabilities once for all models."""
     scores = [Scores() for _ in models]
     for start in range(0, len(heldout), sizes.batch_rows):
         batch = _tensors(heldout.batch(slice(start, start + sizes.batch_rows)))
@@ -46,18 +46,18 @@ def final_scores(
 
 
 class Scores:
-    """Sums over rows seen so far."""
+    """Sums over the rows so far."""
 
     def __init__(self) -> None:
         self.loss_of_rows: list[float] = []
         self.targets_of_rows: list[int] = []
         self.bins = np.zeros((3, BINS))
-        """targets, their probabilities of the likeliest id, how many of those were right"""
+        """for each bin: targets, sum of the probabilities of the likeliest id, number of correct ids"""
         self.agreed = 0
         self.kl_sum = 0.0
 
     def add(self, log_q_BTV: Tensor, log_p_BTV: Tensor, batch: dict[str, Tensor]) -> None:
-        """log_q: the student's log-probabilities, log_p: the teacher's."""
+        """Adds rows. log_q: log-probabilities of the student, log_p: log-probabilities of the teacher."""
         mask_BT = batch["loss_mask"]
         next_BT = batch["tokens"].roll(-1, 1).long()
         losses_BT = -log_q_BTV.gather(-1, next_BT[..., None])[..., 0] * mask_BT

@@ -1,6 +1,6 @@
-"""How large the study is: everything that decides its figures, in one frozen dataclass.
+"""The size of the study: every setting that decides its figures, in one frozen dataclass.
 
-A study lives in a directory named by the hash of that, so figures of two sizes never mix.
+The directory of a study is named by the hash of this dataclass, so figures of two sizes never mix.
 """
 
 import dataclasses
@@ -15,69 +15,69 @@ from pipelines.recipes.sizes import TeacherAndStudents, shape
 from training.config import OptimizerConfig
 
 VERSION = 1
-"""raised where the code computes something else from the same sizes"""
+"""version of the code, raised if it computes other figures from the same sizes"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes(TeacherAndStudents):
-    """Text, teacher, students and what is measured of them."""
+    """Text, teacher, students and measurements of the study."""
 
     vocab_size: int = 4096
-    """pieces of the tokenizer"""
+    """number of pieces of the tokenizer"""
     sequence_length: int = 128
-    """tokens in a row"""
+    """number of tokens in a row"""
     batch_rows: int = 16
-    """rows in a step of the teacher, and in a forward pass of the scoring"""
+    """number of rows in a step of the teacher, and in a forward pass for scores"""
     student_rows: int = 8
-    """rows in a step of a student"""
+    """number of rows in a step of a student"""
     max_files: int | None = None
-    """files of the standard library that are read (None: all)"""
+    """number of files of the standard library that are read; None: all"""
     teacher_optimizer: OptimizerConfig
-    """the teacher's schedule, on rows that no student sees"""
+    """schedule of the teacher, on rows that no student sees"""
     student_optimizer: OptimizerConfig
-    """the students' schedule, the same in all arms"""
+    """schedule of the students, the same in all arms"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """each gives initial weights and an order of rows, shared by all arms"""
+    """seeds of the initial weights and of the order of rows; all arms share them"""
     alpha: float = 0.2
-    """weight of the next token in the arm that mixes it in"""
+    """weight of the next token in the arm sample50+next"""
     eval_every_steps: int = 40
-    """steps between points of the curves"""
+    """number of steps between points of the curves"""
     eval_rows: int = 64
-    """held-out rows of a point of the curves"""
+    """number of held-out rows for a point of the curves"""
     heldout_rows: int = 512
-    """held-out rows of the final figures, from as many documents as there are"""
+    """number of held-out rows for the final figures"""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"seeds are {self.seeds}; give at least one, and none twice")
+            raise UserError(f"got seeds {self.seeds}; give at least one seed, and no seed twice")
         if self.eval_rows > self.heldout_rows:
-            raise UserError(f"eval_rows is {self.eval_rows}; it can be at most heldout_rows = {self.heldout_rows}")
+            raise UserError(f"got eval_rows={self.eval_rows}; allowed are at most heldout_rows={self.heldout_rows}")
 
     def directory(self, root: str) -> str:
-        """Where this study lies under `root`."""
+        """The directory of this study under `root`."""
         return storage.join(root, "study", digest(self))
 
     def teacher_directory(self, root: str) -> str:
-        """Where text and teacher lie, which studies of several students share."""
+        """The directory of text and teacher, which studies of other students share."""
         shared = ("vocab_size", "sequence_length", "batch_rows", "max_files", "teacher", "teacher_steps",
                   "teacher_optimizer", "heldout_rows")  # fmt: skip
         return storage.join(root, "study", "teacher-" + digest({name: getattr(self, name) for name in shared}))
 
 
 def digest(value: Any) -> str:
-    """12 hex digits of dataclasses or plain values, and of VERSION."""
+    """The first 12 hex digits of the sha256 over a dataclass or plain value and VERSION."""
     plain = json.dumps([VERSION, value], sort_keys=True, default=present)
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
 def standard() -> Sizes:
-    """What `make study` runs: a teacher trained well past its students, for two cores and at most 90 minutes."""
+    """The size of `make study`: a teacher trained well past its students, on two cores in at most 90 minutes."""
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=32)
     return dataclasses.replace(short(), student_steps=640, student_optimizer=optimizer, eval_every_steps=80)
 
 
 def short() -> Sizes:
-    """The same teacher, and students of less than a third of the steps: for ablations, which are many."""
+    """The same teacher, and students of less than a third of the steps, because there are many ablations."""
     return Sizes(
         teacher=shape(4096, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
         teacher_steps=900,
@@ -89,12 +89,12 @@ def short() -> Sizes:
 
 
 def for_ablations(sizes: Sizes) -> Sizes:
-    """The size of the ablations beside a study of that size."""
+    """The size of the ablations that belong to a study of these sizes."""
     return short() if sizes == standard() else sizes
 
 
 def tiny() -> Sizes:
-    """The same in seconds, for tests: its figures say nothing."""
+    """A study of seconds, for tests; its figures mean nothing."""
     return Sizes(
         vocab_size=1024,
         sequence_length=32,

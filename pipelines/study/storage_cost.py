@@ -1,7 +1,7 @@
-"""Bytes a token of each arm's targets in the cache's own format: the same capture, codec and Parquet as `cache_logits`.
+"""Bytes per token of each arm's targets in the cache's own format, with capture, codec and Parquet of `cache_logits`.
 
-Measured on rows of the study, so at its vocabulary: an id costs less here than among 256,000. Everything counts that
-is in the file: ids, counts or logarithms, lengths, hashes of rows, the ranking, checksums.
+They are measured on rows of the study. Its vocabulary is small, so an id costs less than in a vocabulary of 256,000.
+Every byte of the file counts: ids, counts or logarithms, lengths, hashes of rows, the ranking, checksums.
 """
 
 import json
@@ -24,23 +24,23 @@ from training.distill.teacher import capture, weights_hash
 
 NAME = "bytes.json"
 ROWS = 256
-"""rows that are encoded together, as a row group"""
+"""number of rows that are encoded together, as a row group"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a target of one arm takes, on average."""
+    """The average cost of one target of an arm."""
 
     bytes: float
-    """in the cache, all in"""
+    """bytes in the cache, with all columns"""
     ids: float
-    """different ids"""
+    """number of different ids"""
     tail: float
-    """of a top-k: the teacher's mass outside of it; 0 of a sample, which misses nothing on average"""
+    """probability of the teacher outside of the top-k; 0 for a sample, which misses nothing on average"""
 
 
 def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemma2, directory: str) -> dict[str, Cost]:
-    """Measures and keeps them. Arms that store nothing, and the whole distribution, are left out."""
+    """Measures and stores the costs. Arms that store nothing, and the whole distribution, are left out."""
     digest = weights_hash(teacher.state_dict())
     of_kind: dict[Kind, Cost] = {}
     costs = {}
@@ -56,7 +56,7 @@ def measure_costs(arms: tuple[Arm, ...], sizes: Sizes, text: Text, teacher: Gemm
 
 
 def read_costs(directory: str) -> dict[str, Cost]:
-    """By arm; empty where nothing was measured."""
+    """Arm name -> cost; empty if nothing was measured."""
     uri = storage.join(directory, NAME)
     return (
         {name: Cost(**cost) for name, cost in json.loads(storage.read_bytes(uri)).items()}

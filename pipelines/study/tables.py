@@ -1,4 +1,4 @@
-"""Tables and paired differences in Markdown, as all parts of the report have them."""
+"""Tables and paired differences in Markdown, for all parts of the study's page."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from pipelines.study.intervals import Difference
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
+    """The table in Markdown."""
     lines = [list(header), ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def difference(ours: ArmFigures, theirs: ArmFigures) -> str:
-    """Held-out loss of `ours` minus that of `theirs`: mean ± over seeds [± over documents]."""
+    """The held-out loss of `ours` minus the loss of `theirs`: mean ± over seeds [± over documents]."""
     seeds, documents = by_seeds(ours, theirs), by_documents(ours, theirs)
     return f"{seeds.mean:+.4f} ± {_width(seeds)} [± {_width(documents)}]"
 

@@ -1,4 +1,4 @@
-"""The study's teacher: trained once by the project's own loop, with its checkpoints, and kept beside the text."""
+"""The study's teacher: trained once by the project's own training loop, with checkpoints, and kept beside the text."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ CHECKPOINT_EVERY_STEPS = 100
 
 
 def load_teacher(sizes: Sizes, text: Text, root: str, tell: Callable[[str], None], threads: int) -> Gemma2:
-    """The trained teacher; trains it first, or goes on from its newest checkpoint."""
+    """The trained teacher. If it is not trained yet, trains it, from its newest checkpoint if there is one."""
     directory = sizes.teacher_directory(root)
     done = storage.join(directory, "teacher.json")
     if not storage.exists(done):

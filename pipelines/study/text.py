@@ -1,9 +1,8 @@
-"""The study's text: Python's standard library as packed rows, split by document into teacher's, students', held-out.
+"""The study's text: Python's standard library as packed rows for teacher and students, and as held-out rows.
 
     files -> documents -> tokenizer -> rows of L tokens, shuffled
 
-Kept on disk as one Parquet file of SEQUENCES and the tokenizer, and made once. Cost: half a minute, most of it the
-tokenizer.
+The rows are made once and kept on disk as Parquet files of SEQUENCES. Cost: half a minute, mostly for the tokenizer.
 """
 
 import sysconfig
@@ -26,9 +25,9 @@ from pipelines.study.sizes import Sizes
 from training.feed import HostBatch
 
 HELDOUT_ONE_IN = 10
-"""documents: the rule of the pipeline, one in 50, would leave a dozen of these to judge by"""
+"""number of documents of which one is held out; one in 50, as in the pipeline, would leave only a dozen documents"""
 MAX_HELDOUT_ROWS_OF_A_DOCUMENT = 10
-"""so that no long module speaks for all"""
+"""largest number of held-out rows of one document, so that no long module dominates the figures"""
 COLUMNS = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
@@ -37,15 +36,15 @@ class Rows:
     """Packed rows as arrays."""
 
     columns: dict[str, np.ndarray]
-    """tokens, segment_ids, positions int32 [R, T], loss_mask bool [R, T], sequence_hash uint64 [R]"""
+    """columns: tokens, segment_ids, positions int32 [R, T], loss_mask bool [R, T], sequence_hash uint64 [R]"""
     documents: np.ndarray
-    """int64 [R]: which document the row's first token is of, as a number"""
+    """number of the document of each row's first token, int64 [R]"""
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def batch(self, rows: Sequence[int] | np.ndarray | slice) -> HostBatch:
-        """Some of the rows, in that order."""
+        """The given rows, in the given order."""
         return {name: column[rows] for name, column in self.columns.items()}
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
@@ -54,28 +53,28 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Text:
-    """The rows of one study. No row is in two parts, and no held-out document is in the others."""
+    """The rows of one study. No row is in two parts, and no held-out document is in another part."""
 
     teacher: Rows
     students: Rows
     heldout: Rows
     vocab_size: int
     text_bytes: int
-    """of all documents"""
+    """UTF-8 bytes of all documents"""
     documents: int
 
     def order(self, seed: int, count: int) -> np.ndarray:
-        """The first `count` of the students' rows in the order of that seed. Raises UserError where they are fewer."""
+        """The first `count` of the students' rows in the order of the seed. Raises UserError if there are fewer."""
         if count > len(self.students):
             raise UserError(
-                f"the students take {count:,} rows and the text has {len(self.students):,} for them; "
+                f"got {len(self.students):,} rows of text for students that take {count:,} rows; "
                 "set fewer student_steps or teacher_steps"
             )
         return np.random.default_rng([seed, 1]).permutation(len(self.students))[:count]
 
 
 def load_text(sizes: Sizes, root: str) -> Text:
-    """Reads the rows, or makes them first."""
+    """The rows of the study; makes them first if they are missing."""
     directory = storage.join(sizes.teacher_directory(root), "text")
     uris = [storage.join(directory, f"{name}.parquet") for name in ("train", "heldout")]
     if not all(map(storage.exists, uris)):
@@ -83,7 +82,9 @@ def load_text(sizes: Sizes, root: str) -> Text:
     train, heldout = (_rows(shards.read_table(uri)) for uri in uris)
     cut = sizes.teacher_steps * sizes.batch_rows
     if cut >= len(train):
-        raise UserError(f"the teacher takes {cut:,} rows and the text has {len(train):,}; set fewer teacher_steps")
+        raise UserError(
+            f"got {len(train):,} rows of text for a teacher that takes {cut:,} rows; set fewer teacher_steps"
+        )
     facts = shards.read_table(storage.join(directory, "facts.parquet")).to_pylist()[0]
     return Text(
         teacher=train.take(slice(0, cut)),
@@ -119,7 +120,7 @@ def _make(sizes: Sizes, directory: str) -> None:
 
 
 def _documents(max_files: int | None) -> Iterator[tuple[str, str]]:
-    """(id, text) of the modules that a person wrote, one of equal ones. Which they are depends on the Python."""
+    """(id, text) of the modules that a person wrote, without duplicates. They depend on the version of Python."""
     files = external_input([sysconfig.get_paths()["stdlib"]], _selected).files[:max_files]
     seen: set[str] = set()
     named = [(file.name, file.uri) for file in files]
@@ -145,7 +146,7 @@ def _packed(texts: dict[str, str], tokenizer: Tokenizer, sizes: Sizes) -> pa.Tab
 
 
 def _rows(table: pa.Table) -> Rows:
-    columns = {  # copies: torch warns of memory that it may not write
+    columns = {  # copies, because torch warns of read-only memory
         name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1).copy()
         for name in COLUMNS
     }

@@ -18,12 +18,12 @@ from tests.programs.here import RunHere
         ("run train_tokenizer --vocab-sise 4", "no field 'vocab_sise'; did you mean 'vocab_size'?"),
         ("run smoke --teacher.stepz 3", "no field 'teacher.stepz'; did you mean 'teacher.steps'?"),
         ("run filter_text", "filter_text needs --text"),
-        ("run filter_text --text filter_text/0123456789abcdef", "holds no _MANIFEST.json"),
+        ("run filter_text --text filter_text/0123456789abcdef", "has no _MANIFEST.json"),
         ("run collect_text --input /nowhere", "no file or directory '/nowhere'"),
         ("run collect_text --config /nowhere.json --input .", "no config file '/nowhere.json'"),
         ("run collect_text --input . --shard-bytes 0", "shard_bytes is 0; allowed are 1 to 2**30"),
         ("show train_modle", "did you mean 'train_model'?"),
-        ("plan", "plan needs the name of a stage or recipe first"),
+        ("plan", "got no name after plan; give the name of a stage or recipe first"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(

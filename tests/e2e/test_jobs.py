@@ -71,7 +71,7 @@ def test_a_wrong_token_is_told_in_a_line(cluster: RayCluster, tmp_path: Path) ->
     done = pipelines("submit", "smoke", "--root", str(tmp_path), "--address", cluster.dashboard, **wrong)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
+    assert "which asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
     statuses = [status(cluster, token) for token in (cluster.environment["RAY_AUTH_TOKEN"], None, "0" * 64)]
     assert statuses == [200, 401, 403]
 
@@ -99,7 +99,7 @@ def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
         done = pipelines("submit", "smoke", "--root", str(tmp_path), "--address", cluster.dashboard, **ours)
         assert done.returncode == 2, done.stderr
         (line,) = done.stderr.splitlines()
-        assert f"what answers at {cluster.dashboard} asks nobody for a token: anyone who reaches it could" in line
+        assert f"got an answer at {cluster.dashboard} that asks for no token: anyone who reaches the cluster" in line
         there = {**ours, "RAY_ADDRESS": cluster.address}
         done = pipelines("run", "collect_text", "--input", "README.md", "--root", str(tmp_path), **there)
         assert done.returncode == 2, done.stderr

@@ -45,7 +45,7 @@ def test_what_was_not_seen_yet_and_what_is_nowhere(student: str) -> None:
     assert [line for line in lines if f" {row} tokens" in line][0].endswith("not yet")  # noqa: RUF015 - one of several
     assert "not seen; it is in no row" in asked("trace", "--checkpoint", student, "--document", "f" * 32)[0]
     refused = here.done(["trace", "--checkpoint", student, "--step", "99"])
-    assert (refused.returncode, refused.stderr.strip().endswith("records no step 99; its last is 20")) == (2, True)
+    assert (refused.returncode, refused.stderr.strip().endswith("does not record; its last step is 20")) == (2, True)
 
 
 def test_a_step_is_computed_again_and_a_changed_record_is_noticed(student: str, tmp_path: Path) -> None:

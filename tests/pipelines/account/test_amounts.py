@@ -106,9 +106,7 @@ def test_a_plan_tells_totals_constants_and_the_published_figure(
     assert "476,838 steps of 512 rows" in output
     assert "1,247.61 tCO2eq published" in output
     assert f"v5e.usd_per_chip_hour = 0.5 USD  ({path}; as given)" in output
-    assert (
-        "`run` needs, besides: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
-    )
+    assert "`run` also needs: --input, --decontaminate-evaluation, --tokenize-tokenizer, --teacher-weights" in output
     assert not list(tmp_path.glob("*/*"))
 
 
@@ -117,8 +115,8 @@ def test_a_plan_says_what_reading_from_elsewhere_would_cost(tmp_path: Path) -> N
     read = sum(amount.stored.get(kind, 0.0) for amount in estimate(recipe, PRICES) for kind in ("sequences", "logits"))
     assert read > 2e12 * 12 * 1.6
     (line,) = [printed for printed in estimate_lines(recipe, PRICES) if printed.startswith("egress")]
-    assert "none while bucket and slice are in one region" in line
-    assert f"once would cost ${PRICES.egress(read).usd:,.0f} (" in line
+    assert "none if bucket and slice are in one region" in line
+    assert f"in another cloud would cost ${PRICES.egress(read).usd:,.0f} (" in line
     (tmp_path / "prices.json").write_text('{"egress.usd_per_gb": 0}')
     free = read_prices(str(tmp_path / "prices.json"))
     (line,) = [printed for printed in estimate_lines(recipe, free) if printed.startswith("egress")]
@@ -144,7 +142,7 @@ def test_what_is_given_for_a_recipe_reaches_its_step(tmp_path: Path, capsys: pyt
     (tmp_path / "set.jsonl").write_text('{"q": "a b c"}\n')
     words = ["plan", "gemma2_27b_pretrain", "--root", str(tmp_path / "runs")]
     assert main([*words, "--decontaminate-evaluation", str(tmp_path / "set.jsonl")]) == 0
-    assert "`run` needs, besides: --input, --tokenize-tokenizer\n" in capsys.readouterr().out
+    assert "`run` also needs: --input, --tokenize-tokenizer\n" in capsys.readouterr().out
     assert main([*words, "--decontaminate-evaluation", str(tmp_path / "none.jsonl")]) == 2
 
 
@@ -168,7 +166,7 @@ def test_an_account_is_of_what_was_measured(tmp_path: Path, capsys: pytest.Captu
     output = capsys.readouterr().out
     assert "(1 of 14 steps finished)" in output
     assert "0.0972" in output, "two core-hours at 0.0486"
-    assert "core-hours are of all cores of their machine; no chip was used." in output
+    assert "core-hours count all cores of a machine; no chip was used." in output
     assert "egress" not in output, "nothing is trained yet"
 
 
@@ -193,7 +191,7 @@ def test_training_on_a_cpu_takes_the_cores_of_its_machine(tmp_path: Path, capsys
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "no chip was used." in output
-    assert "reading sequences and logits from another cloud once would cost" in output
+    assert "one pass over sequences and logits in another cloud would cost" in output
 
 
 def test_training_on_gpus_takes_their_hours_and_their_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,7 +234,7 @@ def test_a_chip_without_a_price_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     amount = trained(str(tmp_path), chip_seconds={"NVIDIA GeForce RTX 4090": 3600.0})
     assert (amount.chip_hours, amount.work(PRICES).usd) == (1.0, 0.0)
     assert main(["account", "smoke", "--root", str(tmp_path)]) == 0
-    assert "NVIDIA GeForce RTX 4090 has no price here and counts nothing: give other.usd" in capsys.readouterr().out
+    assert "NVIDIA GeForce RTX 4090 has no price and counts as free: give other.usd" in capsys.readouterr().out
     (tmp_path / "prices.json").write_text('{"other.usd_per_chip_hour": 0.5}')
     words = ["account", "smoke", "--root", str(tmp_path), "--prices", str(tmp_path / "prices.json")]
     assert main(words) == 0

@@ -31,7 +31,7 @@ def test_a_run_of_training_is_opened_by_its_reference_and_by_its_checkpoint(tmp_
 
 
 def test_a_run_of_another_stage_is_refused_with_the_stages_that_train(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a run of filter_text; give one of train_model, or a checkpoint of it"):
+    with pytest.raises(ValueError, match="a run of filter_text; give a run of train_model"):
         open_run(saved(tmp_path, "filter_text"), str(tmp_path))
 
 

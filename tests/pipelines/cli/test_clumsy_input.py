@@ -46,7 +46,7 @@ FINGERPRINT = "0" * 16
         ([*FIT, f"v5p:{MANY_DIGITS}x4x4"], "a v5p slice has 3 dimensions"),
         ([*FIT, "v5p:²x4x4"], "a v5p slice has 3 dimensions"),
         (["manifests", "filter", "--recipe", "demo", "--root", "gs://b/c", "--image", "i", "--cpu-workers", "²:3"],
-         "is not FEWEST:MOST"),
+         "got --cpu-workers '²:3'; give FEWEST:MOST"),
         (["submit", "collect_text", "--root", "/a", "--input", "b", "--address", "http://[::1"], "http://HOST:8265"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -157,7 +157,7 @@ def test_a_stage_alone_is_compared_with_its_newest_run(recipe: Recipe, tmp_path:
     }
     moved = replace(tasks["filter"], inputs=other)
     text = "\n".join(plan_lines({"filter_text": moved}, last_of_stage(moved)))
-    assert f"because --text is other/run:text, it was collect_text/{tasks['collect'].fingerprint}:text" in text
+    assert f"because --text was collect_text/{tasks['collect'].fingerprint}:text and is other/run:text" in text
 
 
 def test_changed_code_with_the_old_version_is_a_warning(recipe: Recipe, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_runs_from_before_fingerprints_changed_are_explained_once(recipe: Recipe
     assert "because its fingerprint is made differently (see the note)" in text
     assert "because it reads collect, which changes" in text
     (note,) = [line for line in text.splitlines() if line.startswith("note")]
-    assert "(absent options are left out, the Parquet writer is in), so 3 of 3 steps run again" in note
+    assert "(without absent options, with the Parquet writer), so 3 of 3 steps run again" in note
     assert "null" not in text, "an option that the new fingerprint leaves out did not change"
 
     changed = tasks_of(with_config(recipe, "collect", collect_text.Config(exclude=("*.md",))), str(root))

@@ -143,7 +143,7 @@ def test_a_level_is_listed_and_nothing_below(root: str) -> None:
 
 def test_bad_words_and_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "demo"]) == 2
-    assert "status takes nothing but --root ROOT" in capsys.readouterr().err
+    assert "got 'demo' after status; give nothing, or --root ROOT" in capsys.readouterr().err
     assert main(["status", "--root", str(tmp_path)]) == 0
     assert f"no runs under {tmp_path}" in capsys.readouterr().out
 
@@ -155,9 +155,9 @@ def test_a_root_is_taken_with_a_space_or_an_equals_sign(
     assert main([*line.split(), f"--root={tmp_path}"]) == 0
     assert f"no runs under {tmp_path}" in capsys.readouterr().out
     assert main([*line.split(), "--root"]) == 2
-    assert capsys.readouterr().err == "error: --root needs a value after it\n"
+    assert capsys.readouterr().err == "error: got --root without a value; give a value after it\n"
     assert main([*line.split(), "--root="]) == 2
-    assert capsys.readouterr().err == "error: --root is empty; give a directory or gs://bucket/path\n"
+    assert capsys.readouterr().err == "error: got an empty --root; give a directory or gs://bucket/path\n"
 
 
 @pytest.mark.parametrize("line", ["status", "list --runs", "plan smoke", "run smoke", "run collect_text --input ."])
@@ -165,7 +165,7 @@ def test_a_root_in_memory_is_refused(line: str, capsys: pytest.CaptureFixture[st
     assert main([*line.split(), "--root", "memory://runs"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error == (
-        "error: --root 'memory://runs' is seen by one process and vanishes with it; give a directory or "
+        "error: got --root 'memory://runs', which only this process sees and which ends with it; give a directory or "
         "gs://bucket/path"
     )
 

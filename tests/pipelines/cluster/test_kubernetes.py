@@ -89,30 +89,36 @@ def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -
         ("train_modle --recipe demo", "no stage or step 'train_modle'; did you mean"),
         (
             "train_model --recipe demo",
-            "several steps of train_model; name one of them instead: teacher, distilled, scratch",
+            "got 'train_model', the stage of several steps of demo; give one of the steps: teacher, distilled, scratch",
         ),
-        ("teacher --recipe demo", "teacher has no slice of its own in demo; give --topology, as in v5e:2x2"),
+        (
+            "teacher --recipe demo",
+            "got no --topology for teacher, which has no slice of its own in demo; give --topology, such as v5e:2x2",
+        ),
         ("teacher --recipe demo --topology v5e:16x15", "sides are 1, 2 or multiples of 4"),
         ("teacher --recipe demo --topology v5p:4x4", "a v5p slice has 3 dimensions, as in v5p:4x4x4"),
-        ("collect --recipe demo --topology v5e:4x4", "runs no model, so --topology v5e:4x4 would stand idle"),
-        ("collect --recipe demo --slices 3", "runs no model, so --slices 3 would stand idle"),
+        ("collect --recipe demo --topology v5e:4x4", "got --topology v5e:4x4 for collect_text, which runs no model"),
+        ("collect --recipe demo --slices 3", "got --slices 3 for collect_text, which runs no model"),
         (
             "evaluate_distilled --recipe demo --topology v5e:4x4",
-            "is one process on one host, and 1 x v5e:4x4 has 4 hosts; give one slice of one host, as in --topology "
-            "v5e:2x2",
+            "got 1 x v5e:4x4 of 4 hosts for evaluate_model, which is one process on one host; give one slice of one "
+            "host, such as --topology v5e:2x2",
         ),
-        ("cache --recipe gemma2_9b_distill", "1 x v4:8x16x32 has 1024 hosts; give one slice of one host, as in"),
-        ("cache --recipe demo --topology v5p:2x2x1 --slices 2", "has 2 hosts"),
+        ("cache --recipe gemma2_9b_distill", "got 1 x v4:8x16x32 of 1024 hosts for cache_logits"),
+        ("cache --recipe demo --topology v5p:2x2x1 --slices 2", "of 2 hosts"),
         ("collect --recipe gemma2_2b_distill", "gemma2_2b_distill --only collect needs --input;"),
         ("collect --recipe demo -- --bogus 3", "no field 'bogus'"),
         ("collect --recipe demo -- --only filter", "no field 'only'"),
-        ("collect --recipe demo -- --help", "a job that is asked for --help would run nothing"),
-        ("collect --recipe demo -- --root gs://other/runs", "give it once, before --"),
-        ("collect --recipe demo -- --input notes", "input 'notes' is not seen by all pods; copy it to a bucket"),
+        ("collect --recipe demo -- --help", "got --help after --, with which a job runs nothing"),
+        ("collect --recipe demo -- --root gs://other/runs", "got --root 'gs://other/runs' after --"),
+        ("collect --recipe demo -- --input notes", "got input 'notes', which not all pods see; copy it to a bucket"),
         ("collect --recipe demo -- --config runs/demo/recipe.json", "give the recipe.json in a bucket"),
         ("collect --recipe demo --deadline-hours 0", "activeDeadlineSeconds is 0"),
-        ("collect --recipe demo --kind RayCluster -- --input gs://b/text", "a RayCluster runs no line of its own"),
-        ("collect --recipe demo --cpu-workers many", "is not FEWEST:MOST"),
+        (
+            "collect --recipe demo --kind RayCluster -- --input gs://b/text",
+            "for a RayCluster, which runs no line of its own",
+        ),
+        ("collect --recipe demo --cpu-workers many", "got --cpu-workers 'many'; give FEWEST:MOST"),
         ("collect --recipe demo --topologie v5e:4x4", "no field 'topologie'; did you mean 'topology'?"),
     ],
 )
@@ -128,7 +134,7 @@ def test_a_mistake_is_told_in_a_sentence(line: str, sentence: str, capsys: pytes
 @pytest.mark.parametrize("root", ["runs", "/data/runs", "s3://bucket/runs", "gs://", "gs:///runs"])
 def test_a_root_that_pods_do_not_share_is_refused(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", "collect", "--recipe", "demo", "--root", root, "--image", "i"]) == 2
-    assert "is not seen by all pods; give gs://bucket/path" in capsys.readouterr().err
+    assert "which not all pods see; give gs://bucket/path" in capsys.readouterr().err
 
 
 def test_a_config_in_a_bucket_is_the_jobs_to_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,24 +25,24 @@ from tests.programs.places import REPOSITORY
 @pytest.mark.parametrize(
     ("line", "refusal"),
     [
-        ("", "needs the name of a stage or recipe"),
+        ("", "got no name after submit; give the name of a stage or recipe"),
         ("smok --root /tmp/x", "did you mean 'smoke'"),
-        ("smoke", "--root is not given; a job runs elsewhere: give gs://bucket/path, or an absolute path"),
-        ("smoke --root runs", "--root is runs; a job runs elsewhere"),
+        ("smoke", "got no --root; a job runs on other machines, so give gs://bucket/path, or an absolute path"),
+        ("smoke --root runs", "got --root runs; a job runs on other machines"),
         ("smoke --root /tmp/x --teacher.stepz 3", "did you mean"),
         ("smoke --root gs://bucket/x --only teachr", "no step 'teachr'; did you mean 'teacher'"),
-        ("smoke --root gs://bucket/x --only", "--only needs a value"),
+        ("smoke --root gs://bucket/x --only", "got --only without a value"),
         ("gemma2_2b_distill --root gs://bucket/x", "gemma2_2b_distill needs --"),
-        ("collect_text --root memory://x --input /x", "vanishes with it; give a directory or gs://bucket/path"),
+        ("collect_text --root memory://x --input /x", "which ends with it; give a directory or gs://bucket/path"),
         ("collect_text --root gs://bucket/x --shard-bytes -1", "shard_bytes is -1"),
         ("collect_text --root gs://bucket/x", "collect_text needs --input ("),
         ("filter_text --root gs://bucket/x", "filter_text needs --text ("),
         ("filter_text --root gs://bucket/x --text a b", "got 2 inputs for --text (a, b): filter_text takes one"),
-        ("smoke --root gs://bucket/x --address", "--address needs a value"),
+        ("smoke --root gs://bucket/x --address", "got --address without a value"),
         ("smoke --root gs://bucket/x", "--address http://HOST:8265 of the cluster's head node"),
         ("smoke --root gs://bucket/x --address http://127.0.0.1:1", "no cluster answers at http://127.0.0.1:1"),
         ("smoke --root gs://bucket/x --address 127.0.0.1:8265", "the dashboard of the cluster's head node as http://"),
-        ("smoke --root gs://bucket/x --address auto", "--address is 'auto'; give the dashboard"),
+        ("smoke --root gs://bucket/x --address auto", "got --address 'auto'; give the dashboard"),
         ("smoke --root gs://bucket/x --address ray://127.0.0.1:10001", "give the dashboard"),
         ("smoke --root gs://bucket/x --address http://127.0.0.1:port", "give the dashboard"),
         (
@@ -122,7 +122,7 @@ def test_what_is_no_dashboard_is_told_in_a_line(
     with answering(closed, status, body) as (address, _):
         assert main(["submit", "smoke", "--root", "gs://bucket/x", "--address", address]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: what answers at {address} does not take the job as a Ray dashboard would (")
+    assert line.startswith(f"error: got an answer at {address} that a Ray dashboard in order does not give (")
 
 
 def test_a_cluster_that_asks_nobody_for_a_token_is_sent_nothing(
@@ -137,7 +137,7 @@ def test_a_cluster_that_asks_nobody_for_a_token_is_sent_nothing(
         assert main(["submit", "smoke", "--root", "gs://bucket/x", "--address", f"{address}/"]) == 2
     assert seen == ["GET /api/jobs/ -"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "asks nobody for a token: anyone who reaches it could run code as you; start the cluster with" in line
+    assert "asks for no token: anyone who reaches the cluster could run code as you; start the cluster with" in line
 
 
 def test_a_token_file_is_taken_from_other_users_eyes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +180,10 @@ class LostClient:
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [
-        (KeyboardInterrupt(), 130, "no longer following: job raysubmit_1 goes on"),
-        (RuntimeError("WebSocket closed"), 1, "was lost (WebSocket closed): job raysubmit_1 goes on if its cluster"),
-        (aiohttp.ClientError("reset\nby peer"), 1, "was lost (reset): job raysubmit_1 goes on"),
-        (requests.exceptions.ConnectionError(), 1, "was lost (ConnectionError): job raysubmit_1 goes on"),
+        (KeyboardInterrupt(), 130, "stopped following: job raysubmit_1 runs on"),
+        (RuntimeError("WebSocket closed"), 1, "was lost (WebSocket closed): job raysubmit_1 runs on if its cluster"),
+        (aiohttp.ClientError("reset\nby peer"), 1, "was lost (reset): job raysubmit_1 runs on"),
+        (requests.exceptions.ConnectionError(), 1, "was lost (ConnectionError): job raysubmit_1 runs on"),
     ],
 )
 def test_who_stops_following_is_told_that_the_job_goes_on(
@@ -315,6 +315,6 @@ def test_a_huge_file_is_refused_before_anything_is_packed(tmp_path: Path, monkey
         file.truncate(200 << 30)  # a hole: takes no room, and would take minutes to pack
     monkeypatch.setenv("TMPDIR", "/nowhere")
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"would ship 214\.7 GB.*corpus\.bin \(214\.7 GB\)"):
+    with pytest.raises(ValueError, match=r"got 214\.7 GB to ship of .*corpus\.bin \(214\.7 GB\)"):
         submit.check_size(tmp_path)
     assert time.monotonic() - began < 5

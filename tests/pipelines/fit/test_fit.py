@@ -77,7 +77,7 @@ def test_a_question_without_sense_is_refused_before_any_compile(
 
 
 def test_heads_that_the_kernel_does_not_have_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"head_dim is 64.*multiple of 128"):
+    with pytest.raises(ValueError, match=r"got head_dim=64.*multiple of 128"):
         request(model=dataclasses.replace(SMALL, head_dim=64))
 
 

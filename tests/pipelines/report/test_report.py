@@ -125,7 +125,7 @@ def test_the_chart_has_three_curves_a_baseline_and_words_for_those_who_do_not_se
         assert "training loss, nats/token" in picture
     ids = re.findall(r'id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert "curves of different objectives are not to be compared" in text
+    assert "do not compare curves of different objectives" in text
 
 
 def test_without_a_distilled_student_the_warning_about_its_loss_is_left_out(tmp_path: Path) -> None:

@@ -192,5 +192,5 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [(), (1, 1)])
 def test_seeds_that_are_no_seeds_are_refused(wrong: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least one, and none twice"):
+    with pytest.raises(ValueError, match="at least one seed, and no seed twice"):
         dataclasses.replace(SIZES, seeds=wrong)
