@@ -1,4 +1,4 @@
-"""Whether a run stops after its current step: what each worker reports, and what all workers decide together."""
+"""Whether a run stops after its current step: each worker's answer, and the decision of all workers together."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,10 +8,10 @@ class Drain(Protocol):
     """Asked after every step, in every worker."""
 
     def own(self) -> tuple[bool, ...]:
-        """What this worker reports to the other workers; not empty."""
+        """This worker's answer for all workers; not empty."""
 
     def agreed(self, everyone: Sequence[tuple[bool, ...]]) -> bool:
-        """Whether the run stops here, by the reports of all workers in rank order; the same answer in every worker."""
+        """Whether the run stops here, by the answers of all workers in rank order; the same result in every worker."""
 
 
 class DrainWhen:

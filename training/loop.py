@@ -35,7 +35,7 @@ def run_training(
 
     `tell` receives the metrics of the run (training/log/metrics.py, by field) every few steps, in the first worker.
     `drain` is asked after every step whether the run stops behind a checkpoint of that step; either every worker has a
-    `drain` or no worker has one. Workers exchange host values at most once a step: the reports of their drains, and,
+    `drain` or no worker has one. Workers exchange host values at most once a step: the answers of their drains, and,
     every few steps, the values that `Run.flush` and `Run.save` need from all workers. Only a step that ends the run, or
     a bad step, needs more exchanges.
 

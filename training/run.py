@@ -69,10 +69,10 @@ def device_columns(batch: HostBatch) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """What a worker reports to the other workers after a step."""
+    """What a worker sends to the other workers after a step."""
 
     ends: tuple[bool, ...]
-    """Report of its `Drain`; empty: no report."""
+    """Answer of its `Drain`; empty: no answer."""
     sums: np.ndarray | None
     """Checksums of the steps whose values were read (`WeightsWatch.sums`); None: no values were read."""
     rows: SlotColumns | None
@@ -187,7 +187,7 @@ class Run:
     def exchange(self, *, reads: bool, saves: bool = False, ends: tuple[bool, ...] = ()) -> list[Message]:
         """What all workers must know of each other after a step, in rank order: one exchange at most.
 
-        `reads`: values for `flush`; `saves`: rows for `save`; `ends`: the report of this worker's `Drain`.
+        `reads`: values for `flush`; `saves`: rows for `save`; `ends`: the answer of this worker's `Drain`.
         """
         if reads:
             steps = [step for step, _ in self.pending]

@@ -1,1 +1,1 @@
-"""What a training run reports: metrics, goodput, chip-seconds."""
+"""What a training run reports while it runs: metrics, goodput, chip-seconds."""

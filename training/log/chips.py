@@ -1,4 +1,4 @@
-"""Which accelerators a run held, and for how long: what an account counts.
+"""The accelerators that a run held, and for how long, which an account counts.
 
     a worker of a shard   -> `chips_held()` -> its row -> seconds of its shards, in `_RUN.json`
     a worker of training  -> a `began` line in the run's logs -> `held_seconds(logs)` over all attempts
@@ -12,8 +12,8 @@ import sys
 
 
 def chips_held(processes: int = 1) -> dict[str, int]:
-    """Kind of chip, as it calls itself -> how many so many processes like this one hold; empty where they compute on
-    the CPU."""
+    """Kind of chip, by its own name -> number of chips that `processes` processes like this one hold; empty if they
+    compute on the CPU."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return {torch.cuda.get_device_name(): processes}
@@ -26,6 +26,6 @@ def chips_held(processes: int = 1) -> dict[str, int]:
 
 
 def kind_of(accelerator_type: str) -> str:
-    """A TPU's own name without the size of its slice, `v5litepod` of `v5litepod-16`; `TPU` where the machine does not
-    say."""
+    """A TPU's own name without the size of its slice, `v5litepod` from `v5litepod-16`; `TPU` if the machine does not
+    name it."""
     return accelerator_type.partition("-")[0].lower() or "TPU"

@@ -1,16 +1,16 @@
-"""What a training run tells while it runs, with clock times: JSON lines first, then TensorBoard and Prometheus.
+"""What a training run reports while it runs, with clock times: JSON lines first, then TensorBoard and Prometheus.
 
     loop -> Meter (seconds by cause) -> MetricsLog -> LOGS/metrics-<first step>-<begin>.jsonl
                                                    -> event files beside them
                                                    -> `tell`: gauges, by training/worker/on_worker.py
 
-One `began` line an attempt, one `step` line a step, one `summary` line whenever values were read back (every few
-steps) and after every checkpoint: percentiles of steps, and where the time of the run went. The names are those of
-training/log/metrics.py, the same in all three. Times are not in the tables that a manifest lists (METRICS of
-data/schema): those are a function of config, inputs and set-up.
+The log has one `began` line for each attempt and one `step` line for each step. It has one `summary` line whenever
+values were read back (every few steps) and after every checkpoint, with percentiles of steps and the run's seconds by
+cause. All three outputs use the names in training/log/metrics.py. The tables that a manifest lists (METRICS of
+data/schema) have no times, since they are a function of config, inputs and set-up.
 
-Lines are in the file as soon as they are told, so a kill loses none but of steps not read back yet. An object store
-cannot append: there a file is written at each checkpoint, and once a minute between them.
+A line is in the file as soon as it is reported, so a kill loses only the lines of steps that were not read back yet. An
+object store cannot append: there a file is written at each checkpoint, and once a minute between checkpoints.
 """
 
 import json
@@ -36,21 +36,21 @@ from training.log.goodput import Meter
 from training.log.metrics import CAUSES, FIELDS, PERCENTILES
 
 BEGAN = "began"
-"""kind of the line that each attempt's log starts with"""
+"""Kind of the line that each attempt's log starts with."""
 
 WINDOW_STEPS = 500
-"""steps that percentiles look back"""
+"""Number of recent steps that percentiles are over."""
 REMOTE_SECONDS = 60.0
-"""between two files on an object store, where there is no checkpoint"""
+"""Seconds between two files on an object store, if there is no checkpoint in between."""
 TAIL_BYTES = 1 << 16
-"""of a file, read for its last account: some hundred lines"""
+"""Bytes at the end of a file that are read for its last account: about a hundred lines."""
 
 Tell = Callable[[Mapping[str, float]], None]
-"""hears the newest value of every field"""
+"""A function that receives the newest value of every field."""
 
 
 class MetricsLog:
-    """Writes the lines, in the first worker; elsewhere it only counts. No file where the job names no directory."""
+    """Writes the lines in the first worker; in other workers it only counts. Without `logs_uri` it writes no file."""
 
     def __init__(
         self, job: TrainJob, meter: Meter, first_step: int, backend: Backend, tell: Tell | None = None
@@ -74,7 +74,7 @@ class MetricsLog:
         self._board = _board(self._uri) if self._uri is not None and job.tensorboard else None
 
     def begin(self) -> None:
-        """When all is ready for the first rows: takes over the account of the attempt before, and writes a line."""
+        """Takes over the account of the attempt before and writes a line, when all is ready for the first rows."""
         earlier = last_account(self._uri) if self._uri is not None else None
         if earlier is not None:
             self.meter.go_on(earlier, time.time() - earlier["time"])
@@ -122,11 +122,11 @@ class MetricsLog:
             self._draw(self._newest)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Something that a person should find later: a bad step, a drain."""
+        """Writes a line about an event that a person should find later: a bad step, a drain."""
         self._write({"kind": kind, "time": time.time(), **fields})
 
     def summarize(self, step: int, checkpoint: bool = False) -> None:
-        """A `summary` line; kept in `summary`, and told. All lines so far are in storage after a `checkpoint`."""
+        """Writes a `summary` line, keeps and reports it. After a `checkpoint` all lines so far are in storage."""
         self.summary = {
             "kind": "summary",
             "time": time.time(),
@@ -151,7 +151,7 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Appends the lines to the file; on an object store, which cannot append, they are a file of their own."""
+        """Appends the lines to the file; an object store cannot append, so there they become a file of their own."""
         self._flushed = time.monotonic()
         if self._uri is None or not self._lines:
             return
@@ -175,7 +175,7 @@ class MetricsLog:
         return {**self.meter.account(), "furthest_step": self._furthest}
 
     def _draw(self, line: Mapping[str, Any]) -> None:
-        """In TensorBoard, where the step is the axis."""
+        """Adds the line's values to TensorBoard, whose axis is the step."""
         if self._board is None:
             return
         for name in line.keys() & FIELDS - {"step"}:
@@ -192,15 +192,15 @@ class MetricsLog:
 
 
 def read_lines(logs_uri: str) -> Iterator[dict[str, Any]]:
-    """Every line of every attempt, in the order of attempts. A last line that a kill cut short is left out."""
+    """Every line of every attempt, in the order of attempts, without a last line that a kill cut short."""
     for uri, _ in _log_files(logs_uri):
         yield from _parsed(storage.read_bytes(uri))
 
 
 def last_account(logs_uri: str) -> dict[str, Any] | None:
-    """The newest line of all attempts that says where the time of the run went; None before the first attempt.
+    """The newest line of all attempts that has an account of the run's time; None before the first attempt.
 
-    Reads the end of one file where that has one: a run of months has a line a step.
+    Reads only the end of one file if it has such a line: a run of months has a line for each step.
     """
     for uri, size in reversed(_log_files(logs_uri)):
         for start in sorted({max(0, size - TAIL_BYTES), 0}, reverse=True):
@@ -212,11 +212,11 @@ def last_account(logs_uri: str) -> dict[str, Any] | None:
 
 
 def _log_files(logs_uri: str) -> list[tuple[str, int]]:
-    """(file, bytes), in the order in which they were begun: an attempt may begin at an earlier step than the last."""
+    """(file, bytes) in the order of their beginnings: an attempt may begin at an earlier step than the one before."""
     files = []
     for name, size in storage.list_files(logs_uri):
         if name.endswith(".jsonl"):
-            begun = name.removesuffix(".jsonl").split("-")[2:]  # milliseconds, and the part on an object store
+            begun = name.removesuffix(".jsonl").split("-")[2:]  # milliseconds, and, on an object store, the part
             files.append((begun, storage.join(logs_uri, name), size))
     return [(uri, size) for _, uri, size in sorted(files)]
 
@@ -233,9 +233,9 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
 
 
 def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:
-    """What MFU is measured against: dense bfloat16 operations a second of all chips of the run together.
+    """The peak that MFU is measured against: dense bfloat16 operations per second of all chips of the run together.
 
-    As the job says, of a GPU by its name; None on a CPU, whose peak nobody states, and for unknown chips.
+    The job has the peak of a chip, for GPUs by name. None on a CPU, whose peak is not published, and for unknown chips.
     """
     chip: float | None = None
     if abilities.accelerator == "GPU":
@@ -249,16 +249,19 @@ def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:
 def _board(logs_uri: str) -> Any:
     directory = storage.local_path(logs_uri)
     if directory is None:
-        raise UserError(f"TensorBoard's event files are appended to, and {logs_uri} cannot be; use a local root")
+        raise UserError(
+            f"got --tensorboard with logs on {logs_uri}, to which event files cannot be appended; use a local --root, "
+            "or leave --tensorboard out"
+        )
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(directory))
 
 
 def held_seconds(logs_uri: str) -> dict[str, float]:
-    """Kind of chip -> chip-seconds of all attempts of a training run, by its logs: from each begin to its last line.
+    """Kind of chip -> chip-seconds of all attempts of a training run, from the `began` line of each to its last line.
 
-    What a killed attempt did after the last line that it wrote is not in them.
+    The time of a killed attempt after its last line is not included.
     """
 
     held: dict[str, float] = {}

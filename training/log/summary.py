@@ -1,4 +1,4 @@
-"""What the loop tells of a step, and of a run."""
+"""What the loop reports about a step, and about a run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ class StepMetrics:
     """One finished step, summed over all workers."""
 
     step: int
-    """from 1"""
+    """Number of the step, counted from 1."""
     loss_sum: float
-    """nats over all targets"""
+    """Sum of the loss over all targets, in nats."""
     targets: int
-    """number of targets"""
+    """Number of targets."""
     learning_rate: float
-    """of the step"""
+    """Learning rate of the step."""
     grad_norm: float
-    """of the mean gradient before clipping"""
+    """Norm of the mean gradient before clipping."""
     tokens_seen: int
-    """targets of all steps so far"""
+    """Number of targets of all steps so far."""
     bad: bool = False
-    """whether loss or gradient were not finite, or the loss a spike: the weights stayed as they were"""
+    """Whether loss or gradient was not finite, or the loss was a spike; then the weights stayed as they were."""
     weights_checksum: int = 0
-    """of the weights after the step (training/backends/checksum.py)"""
+    """Checksum of the weights after the step (training/backends/checksum.py)."""
     gradients_checksum: int = 0
-    """of the summed gradients"""
+    """Checksum of the summed gradients."""
 
     @property
     def loss(self) -> float:
-        """Mean loss of the step, in nats a target."""
+        """Mean loss of the step, in nats per target."""
         return self.loss_sum / max(1, self.targets)
 
 
@@ -39,24 +39,24 @@ class TrainSummary:
     """What a finished `run_training` did."""
 
     checkpoint_uri: str
-    """the last checkpoint"""
+    """Directory of the last checkpoint."""
     first_step: int
-    """steps that were done before this run began (0, or those of the checkpoint it continued from)"""
+    """Steps that were done before this call (0, or the steps of the checkpoint that it started from)."""
     steps: int
-    """steps that are done now"""
+    """Steps that are done now."""
     tokens_seen: int
-    """targets of all steps, earlier runs included"""
+    """Number of targets of all steps, earlier calls included."""
     loss: float | None
-    """mean loss of the last step, in nats a target (None where nothing was left to do)"""
+    """Mean loss of the last step, in nats per target; None: no step was left to do."""
     device: str
-    """the device it ran on: xla, cuda, cpu"""
+    """Device that the run used: xla, cuda or cpu."""
     workers: int
-    """processes that shared each step"""
+    """Processes that shared each step."""
     compiles: int
-    """programs compiled"""
+    """Number of compiled programs."""
     loop_seconds: float
-    """time from the first batch to the last checkpoint"""
+    """Time from the first batch to the last checkpoint, in seconds."""
     steps_per_second: float
-    """over the steps after the first two, which compile; 0 where there were no more"""
+    """Speed over the steps after the first two, which compile; 0: there were no further steps."""
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """goodput and where the time went, percentiles of steps, share of waiting for data (training/log/run_log.py)"""
+    """Goodput, seconds by cause, percentiles of steps, share of waiting for data (training/log/run_log.py)."""

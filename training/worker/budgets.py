@@ -1,10 +1,10 @@
-"""How often a run was started again, counted over all controllers that it had: Ray counts within one of them.
+"""How often a run was started again, counted over all of its controllers; Ray counts within one controller.
 
     failure policy, in the controller -> one more    driver, after a controller died -> one more failure
                                    \\-> Ray's key-value store <-/
 
-The counts live as long as the driver that runs the job: whoever runs the same line again has looked, and starts anew.
-This is imported by the controller: no torch in here.
+The counts live as long as the driver that runs the job: a person who runs the same line again starts with new counts.
+The controller imports this module: no torch in here.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from training.errors import StoppedError
 
 
 class UsedUp(StoppedError):
-    """The run may not be started again that often; the message says what raises the limit."""
+    """The run was started again as often as its limits allow; the message names the flag that raises the limit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How often the workers are started again; -1: always."""
+    """How often the workers may be started again; -1: without limit."""
 
     failures: int
-    """after one of them, or Ray's controller, died"""
+    """Limit on failures: a worker, or Ray's controller, died."""
     preemptions: int
-    """after a machine was taken away"""
+    """Limit on preemptions: a machine was taken away."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What has happened to a run so far, under all of its controllers."""
+    """Failures and preemptions of a run so far, under all of its controllers."""
 
     failures: int = 0
     preemptions: int = 0
@@ -49,20 +49,21 @@ class Counts:
         kv_put(key, json.dumps(dataclasses.asdict(self)).encode())
 
     def used_up(self, limits: Limits) -> str:
-        """Which limit was passed, and the flag that raises it; empty where none was."""
+        """A message with the limit that was exceeded and the flag that raises it; empty if no limit was exceeded."""
         for kind in ("failures", "preemptions"):
             count, limit = getattr(self, kind), getattr(limits, kind)
             if -1 < limit < count:
                 return (
-                    f"{kind} of this run, over all of its controllers: {count}, and --max-{kind} is {limit}; the same "
-                    f"line goes on from the newest checkpoint, and with --max-{kind} {max(2 * limit, count)} or more "
-                    "it lasts longer (-1: for ever)"
+                    f"{kind} of this run, over all of its controllers: {count}, and --max-{kind} is {limit}; run the "
+                    "same "
+                    f"line again to resume from the newest checkpoint, with --max-{kind} {max(2 * limit, count)} or "
+                    "more to allow more of them (-1: no limit)"
                 )
         return ""
 
 
 class CountedFailures(DefaultFailurePolicy):
-    """Ray's policy, with counts that go on where an earlier controller left them under `key`."""
+    """Ray's policy, with counts that start from those that an earlier controller left under `key`."""
 
     def __init__(self, failure_config: FailureConfig, key: bytes) -> None:
         super().__init__(failure_config)

@@ -4,13 +4,12 @@
         -> on each worker: backend + feed + run_training -> TrainSummary
 
 Ray Train places the workers, sets their environment before torch_xla is imported, and starts them again after a
-failure; which checkpoint to continue from is our own business (`run_training` looks for the newest committed one), so
-Ray stores nothing. Progress travels through Ray's key-value store: a message for each step would be logged at INFO,
-one line a step.
+failure. We choose the checkpoint to continue from ourselves (`run_training` looks for the newest committed one), so Ray
+stores nothing. Progress goes through Ray's key-value store: through Ray Train it would be logged at INFO, one line for
+each step.
 
-Cost: a run starts two processes, the controller and a worker. The controller unpickles what it is given, so
-everything that would make it import torch travels as bytes, and imports of ours are inside functions. Ray has to be
-initialized.
+Cost: a run starts two processes, the controller and a worker. The controller unpickles what it is given, so objects
+that would make it import torch travel as bytes, and imports of ours are inside functions. Ray must be initialized.
 """
 
 from __future__ import annotations
@@ -53,18 +52,18 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 
-# Read by Ray Train in the driver or handed on by it; what the caller has set stays as it is.
+# Ray Train reads these in the driver or hands them on; a variable that the caller has set stays as it is.
 RAY_TRAIN_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative URIs mean the same in the worker
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller sees the end of a run this late (default 2)
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller notices the end of a run this late (default: 2)
 }
 ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": START_SECONDS}
-# Services that only work with, or only feed, a dashboard: without one they are processes and threads for nothing.
+# Services that only work with, or only feed, a dashboard: without a dashboard they are useless processes and threads.
 WITHOUT_DASHBOARD_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
-# On one node there is nowhere to go to when it is taken away.
+# If the only node is taken away, there is no other node to go to.
 ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -81,21 +80,22 @@ def train_under_ray(
     ray_storage_uri: str | None = None,
     warm: Process | None = None,
 ) -> TrainSummary:
-    """Runs the job under Ray Train and returns what it did.
+    """Runs the job under Ray Train and returns its summary.
 
     `resources_per_worker` adds to the CPUs. With `tpu` the workers are on whole TPU slices, one on each host.
-    `max_failures` is how often the workers are started again after one died, or after Ray's controller did,
-    `max_preemptions` after a machine was taken away (-1: always). Both are counted over all controllers of this call
-    (training/worker/budgets.py). With `fewest_workers` the run goes on with that many if nodes are missing, and grows
-    up to `job.setup.workers` as they come (elastic.py). `on_progress` hears about once a second of the newest step, in
-    a thread. `ray_storage_uri` is for Ray's own bookkeeping (default: a temporary directory; workers on several nodes
-    need one that all of them see). With `warm`, a job of one worker that reads its rows itself runs in that
-    process without Ray Train (training/worker/warm.py), which saves what starting costs and changes nothing else.
+    `max_failures` limits how often the workers are started again after a worker or Ray's controller died,
+    `max_preemptions` how often after a machine was taken away (-1: without limit). Both are counted over all
+    controllers of this call (training/worker/budgets.py). With `fewest_workers` the run goes on with at least that many
+    workers if nodes are missing, and grows up to `job.setup.workers` as nodes come (elastic.py). `on_progress` is
+    called about once a second with the newest step, in a thread. `ray_storage_uri` is for Ray's own bookkeeping
+    (default: a temporary directory; workers on several nodes need a directory that all of them can reach). With `warm`,
+    a job of one worker that reads its rows itself runs in that process without Ray Train (training/worker/warm.py),
+    which saves the time to start and changes nothing else.
 
-    The first SIGTERM or Ctrl-C ends the run behind a checkpoint of the step it is at: `Drained`, from training.faults.
+    The first SIGTERM or Ctrl-C ends the run behind a checkpoint of its current step: `Drained`, from training.faults.
 
-    Raises what the worker raised, with the worker's traceback as a note where it is a bug, and `UsedUp`, from
-    training.worker.budgets, where workers, controllers or machines went more often than that.
+    Raises the worker's own error, with the worker's traceback as a note if it is a bug, and `UsedUp`, from
+    training.worker.budgets, if workers, controllers or machines were lost more often than the limits allow.
     """
     from training.backends.devices import TPU_DEVICE, resolve_device
     from training.backends.make import abilities_of
@@ -140,7 +140,7 @@ def train_under_ray(
                 backend_config=backend_config(abilities, job.setup.workers, tpu),
                 scaling_config=scaling_config(sizes, resources, tpu, use_gpu=abilities.accelerator == "GPU"),
                 run_config=ray.train.RunConfig(
-                    name=f"train-{deaths}",  # what Ray noted of an earlier controller is not ours
+                    name=f"train-{deaths}",  # Ray's notes about an earlier controller do not count
                     storage_path=ray_storage_uri,
                     failure_config=ray.train.FailureConfig(
                         max_failures=limits.failures, max_preemption_failures=limits.preemptions
@@ -156,7 +156,7 @@ def train_under_ray(
 
 
 def _summary(outcome: bytes) -> TrainSummary:
-    """What a worker returned. Raises the error that it is, where it is one."""
+    """The summary that a worker returned. Raises the error that a worker returned instead."""
     summary: TrainSummary | BaseException = pickle.loads(outcome)
     if isinstance(summary, BaseException):
         raise summary
@@ -164,11 +164,11 @@ def _summary(outcome: bytes) -> TrainSummary:
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer, with our policies for failures and elastic runs, less a watchdog that asks a dashboard.
+    """Ray's trainer, with our policies for failures and elastic runs, and without a watchdog that asks a dashboard.
 
     The watchdog asks the dashboard's state API whether the controller is alive. Without a dashboard each question
-    times out after 10 s, it never learns anything, and the controller waits for the last question at the end of every
-    run.
+    times out after 10 s, the watchdog learns nothing, and the controller waits for the last question at the end of
+    every run.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Trainer(DataParallelTrainer):
         return super()._initialize_and_run_controller(**settings)
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Ray's would leave with exit code 0 and without a checkpoint; `stopping_on_signals` is ours."""
+        """Does nothing: Ray's handler leaves with exit code 0, without a checkpoint; ours is `stopping_on_signals`."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
@@ -198,7 +198,7 @@ def backend_config(abilities: Abilities, workers: int, tpu: TpuSlices | None) ->
     if abilities.joined_by == "XlaConfig":
         return XlaConfig(device="TPU", hosts=tpu.hosts) if tpu else XlaConfig()
     if workers == 1:
-        return BackendConfig()  # nobody to talk to
+        return BackendConfig()  # no other worker to join
     from ray.train.torch import TorchConfig
 
     return TorchConfig(backend=abilities.process_group)
@@ -208,30 +208,31 @@ def _check_room_for_feed(cpus: float) -> None:
     total = ray.cluster_resources().get("CPU", 0)
     if total < cpus + 1:
         raise UserError(
-            f"feed 'ray' needs one CPU beside the workers' {cpus:g}, and the cluster has {total:g}; use feed 'direct'"
+            f"got a cluster of {total:g} CPUs for feed 'ray', which needs one CPU in addition to the workers' "
+            f"{cpus:g}; use feed 'direct'"
         )
 
 
 def _has_dashboard() -> bool:
     try:
         return bool(dashboard_url())
-    except Exception:  # no public question; an answer we do not understand keeps Ray's own ways
+    except Exception:  # not a public interface: after an unknown answer Ray's own ways stay
         return True
 
 
 def _own_error(error: TrainingFailedError, used_up: str) -> BaseException:
-    """The error that a worker raised, out of Ray's wrapping; UsedUp if one died; Ray's own where neither is so.
+    """The error that a worker raised, out of Ray's wrapping; UsedUp if a worker died; otherwise Ray's own error.
 
-    Of several workers' errors, one that is no bug counts first: what other workers raised may follow from it.
+    Of several workers' errors, an error that is no bug counts first: the errors of other workers may follow from it.
     """
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return UsedUp(f"a machine was taken away; {used_up}") if used_up else error
     failures = [_unwrapped(error.worker_failures[rank]) for rank in sorted(error.worker_failures)]
     if used_up and any(isinstance(failure, ray.exceptions.RayError | RayTrainError) for failure in failures):
-        return UsedUp(f"a training worker died; {used_up}")  # what the others raised follows from that
+        return UsedUp(f"a training worker died; {used_up}")  # the errors of the other workers follow from that
     failure = next((failure for failure in failures if hasattr(type(failure), "exit_code")), failures[0])
     if used_up and getattr(type(failure), "exit_code", None) != UserError.exit_code:
-        logger.warning("the workers failed by an error of their own; %s", used_up)
+        logger.warning("the workers failed through an error of their own; %s", used_up)
     failure.add_note(f"a training worker failed:\n{error}")
     return failure
 
@@ -247,7 +248,7 @@ def _unwrapped(failure: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets what is not set, for a while."""
+    """Sets the variables that are not set, while the context is open."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,12 +1,12 @@
-"""When a run grows and shrinks with its cluster: Ray's elastic policy, less what would cost steps.
+"""When a run grows and shrinks with its cluster: Ray's elastic policy, changed so that growth costs no steps.
 
-    nodes come    -> the policy, in the controller, asks for a checkpoint -> workers commit one and wait -> more workers
-    a node goes   -> the workers fail -> fewer workers, from the newest committed checkpoint
+    nodes come    -> the policy, in the controller, asks for a checkpoint -> workers commit it and wait -> more workers
+    a node is lost -> the workers fail -> fewer workers, from the newest committed checkpoint
 
-Ray itself restarts a group that is to grow in the middle of a step. Here it first gets a checkpoint of that very step,
-as for a machine that is about to go; a growth costs no step, and the loss of a node without notice those since the
-last checkpoint. Sizes are those that share a step's rows evenly, in whole slices. This is imported by the controller:
-no torch in here.
+Ray itself restarts a group that is to grow in the middle of a step. Here the group first commits a checkpoint of that
+very step, as for a machine that is about to be taken away. So a growth costs no step, and the loss of a node without
+notice costs the steps since the last checkpoint. Allowed sizes share a step's rows evenly, in whole slices. The
+controller imports this module: no torch in here.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from training.worker.stops import STOP, saved_key
 logger = logging.getLogger(__name__)
 
 RESIZE_SECONDS = 60.0
-"""from one thought about another size to the next, and of a group's life before the first"""
+"""Seconds between two decisions about the size, and from a group's start to its first decision."""
 
 SAVE_SECONDS = 300.0
-"""that workers have for the checkpoint before they are started again as another number"""
+"""Seconds that workers have for the checkpoint before a resize starts them again."""
 
 MISSED_SECONDS = 300.0
-"""until a size is tried again that could not be started, unless a node joins before"""
+"""Seconds before a size that could not be started is tried again, unless a node joins earlier."""
 
 START_SECONDS = "30"
-"""that a group's reservation may take (Ray's default: 60): a size that is not there any more is given up after it"""
+"""Seconds that a group's reservation may take (Ray's default: 60); then a size that is no longer possible is given
+up."""
 
 
 class ElasticPolicy(ElasticScalingPolicy):
     """Ray's policy over a list of sizes, with a checkpoint before a resize.
 
-    Tells the workers by the value of `key` in Ray's key-value store, and hears from them under `saved_key(key)`.
+    It asks the workers through the value of `key` in Ray's key-value store; they answer under `saved_key(key)`.
     """
 
     def __init__(self, scaling_config: ScalingConfig, sizes: tuple[int, ...], key: bytes) -> None:
@@ -53,7 +54,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         self._missed: dict[int, tuple[float, set[str]]] = {}
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        if self._tried is not None:  # asked again, and it has not run in between
+        if self._tried is not None:  # asked again, and the group has not run in between
             self._missed[self._tried] = (time.monotonic(), _alive())
         self._wanted, self._tried = None, None
         return self._trying(super().make_decision_for_non_running_worker_group())
@@ -90,14 +91,14 @@ class ElasticPolicy(ElasticScalingPolicy):
         return max((size for size in self._sizes if size <= possible and not self._is_missed(size)), default=0)
 
     def _is_missed(self, size: int) -> bool:
-        """Whether it was tried in vain lately, with the nodes of now: others have them, whatever Ray believes."""
+        """Whether the size was tried in vain lately, with the present nodes, which other runs may use."""
         if size == self._sizes[0] or size not in self._missed:
             return False
         when, nodes = self._missed[size]
         return time.monotonic() - when < self._missed_seconds and _alive() <= nodes
 
     def _get_reserved_resources(self) -> Any:
-        """As Ray's, which may be 20 s old and count nodes that are gone, but of now, less those that are leaving."""
+        """The present resources of nodes that stay; Ray's own answer may be 20 s old and count nodes that are lost."""
         try:
             reserved = ray.get(
                 self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
@@ -105,7 +106,7 @@ class ElasticPolicy(ElasticScalingPolicy):
             )
             leaving = state.state.get_draining_nodes()
         except Exception as error:
-            logger.warning("no resize for now, since nobody says which nodes there are: %s", error)
+            logger.warning("no resize for now, since the nodes of the cluster cannot be listed: %s", error)
             return None
         return {node: resources for node, resources in reserved.items() if node not in leaving}
 

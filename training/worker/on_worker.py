@@ -1,4 +1,4 @@
-"""What each worker runs under Ray Train: backend, feed and loop, gauges, and the notice of a machine about to go."""
+"""What each worker runs under Ray Train: backend, feed, loop, gauges, and the notice of a machine to be taken away."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOTICE_SECONDS = 1.0  # between questions whether the machine is about to go: a question costs some milliseconds
-GONE_SECONDS = 120.0  # for Ray to end the workers that are left, when one went with its machine
-STEPS_IN_BLOCK = 8  # of the Ray feed: enough to hide the cost of a task, few enough to start soon
+NOTICE_SECONDS = 1.0  # between questions whether a machine is about to be taken away; a question costs milliseconds
+GONE_SECONDS = 120.0  # that Ray has to end the remaining workers, when one was lost with its machine
+STEPS_IN_BLOCK = 8  # steps in a block of the Ray feed: enough to hide the cost of a task, and few, to start soon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """The workers that share a run, as one of them sees them."""
+    """The workers that share a run, from the view of one worker."""
 
     rank: int = 0
     world_size: int = 1
     on_this_node: int = 1
     preempted: Callable[[], bool] = lambda: False
-    """whether a machine of theirs is about to be taken away; all of them have to ask"""
+    """Whether a machine of the group is about to be taken away; all workers must ask."""
 
 
 def train_on_worker(config: dict[str, Any]) -> bytes:
-    """What each worker runs under Ray Train: a pickled job in, a pickled TrainSummary out, or an error that would come
-    again."""
+    """What each worker runs under Ray Train: takes a pickled job, returns a pickled TrainSummary, or a pickled error
+    that would come again."""
     import ray.train
 
     context = ray.train.get_context()
@@ -58,7 +58,7 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
 
 
 def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
-    """The same for any group, also of one worker without Ray Train."""
+    """`train_on_worker` for any group, also for one worker without Ray Train."""
     from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
@@ -66,7 +66,7 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
 
     job: TrainJob = pickle.loads(config["job"])
     rank, world_size = group.rank, group.world_size
-    job = job_at(job, world_size)  # an elastic run's number is known here
+    job = job_at(job, world_size)  # an elastic run's number of workers is known here
     asked = Asked(config["ask_key"])
 
     tell = _Gauges(job).tell if rank == 0 else None
@@ -77,7 +77,7 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
 
     try:
         if job.setup.threads is None:
-            # Ray sets OMP_NUM_THREADS to the CPUs it has booked, 1 by default; the workers here share all of them.
+            # Ray sets OMP_NUM_THREADS to the booked CPUs, 1 by default; the workers of this node share all of its CPUs.
             threads = (os.cpu_count() or 1) // group.on_this_node
             job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, threads=max(1, threads)))
         backend = make_backend(job.setup, rank)
@@ -93,16 +93,16 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
                 if _wait_for_the_end(backend, asked, group):
                     return pickle.dumps(drained)
     except BadStep as error:
-        return pickle.dumps(error)  # of every worker alike; the same rows would only meet it again
+        return pickle.dumps(error)  # the same in every worker; the same rows would only cause it again
     except Exception as error:
-        # Other workers may be waiting for this one: Ray stops them. Everything but the user's mistakes is tried again.
+        # Other workers may wait for this worker: Ray stops them. Everything but the user's mistakes is tried again.
         if world_size > 1 or getattr(type(error), "exit_code", None) != UserError.exit_code:
             raise
         return pickle.dumps(error)
 
 
 class _Gauges:
-    """The run's gauges, as training/log/metrics.py names them, on this node's metrics port."""
+    """The run's gauges, with their names in training/log/metrics.py, on this node's metrics port."""
 
     def __init__(self, job: TrainJob) -> None:
         from ray.util.metrics import Gauge
@@ -117,18 +117,18 @@ class _Gauges:
                 self.gauges |= {field: (gauge, {"run": self.run, **labels}) for field, labels in metric.fields.items()}
 
     def tell(self, values: Mapping[str, float]) -> None:
-        """By field; of one that is not there nothing is said, which is not 0."""
+        """Sets the gauges by field; the gauge of a missing field is not set, which is not the same as 0."""
         for field, value in values.items():
             gauge, labels = self.gauges[field]
             gauge.set(value, tags=labels)
 
 
 class _Notice:
-    """Asks Ray whether a machine of ours is about to be taken away, and the driver whether we are to stop or resize.
+    """Asks Ray whether a machine of ours is about to be taken away, and the driver whether to stop or to resize.
 
-    The first question is a meeting of all workers in Ray's controller: 50 ms for two on one machine. So it is asked
-    when the first worker's NOTICE_SECONDS are over, which the exchange behind every step tells all workers, beside what
-    the driver has asked of any of them.
+    The question to Ray is a meeting of all workers in Ray's controller: 50 ms for two workers on one machine. So it is
+    asked only when a worker's NOTICE_SECONDS are over. The exchange after every step tells all workers whether they are
+    over, and whether the driver has asked any worker.
     """
 
     def __init__(self, asked: Asked, group: Group) -> None:
@@ -145,15 +145,15 @@ class _Notice:
         if not any_due:
             return False
         self._asked = time.monotonic()
-        return self._group.preempted()  # all workers meet here: each has to come
+        return self._group.preempted()  # all workers meet here: each must ask
 
 
 def _wait_for_the_end(backend: TrainBackend, asked: Asked, group: Group) -> bool:
-    """Behind the checkpoint, until Ray ends this worker: steps taken now would be lost.
+    """Waits after the checkpoint until Ray ends this worker: steps taken now would be lost.
 
-    Returns True where the run is to stop, False after a false alarm: all workers the same, since each question is
-    answered by all of them. Where another worker is gone, as is expected of a machine that is taken away, this one
-    must not raise before Ray has noticed: it would count as a failure. So it waits for GONE_SECONDS first.
+    Returns True if the run stops, False after a false alarm; all workers return the same, since all of them answer each
+    question. If another worker is lost, as is expected with a machine that is taken away, this worker must not raise
+    before Ray has noticed: its error would count as a failure. So it waits for GONE_SECONDS first.
     """
     while True:
         try:
@@ -165,7 +165,7 @@ def _wait_for_the_end(backend: TrainBackend, asked: Asked, group: Group) -> bool
             return True
         if resize and backend.rank == 0:
             asked.saved()
-        if not resize and not group.preempted():  # all workers meet here: each has to come
+        if not resize and not group.preempted():  # all workers meet here: each must ask
             return False
         time.sleep(NOTICE_SECONDS)
 
@@ -192,7 +192,7 @@ def ray_feed(job: TrainJob, rank: int, world_size: int) -> Feed:
         blocks = -(-steps // STEPS_IN_BLOCK)
         dataset = ray.data.range(steps, override_num_blocks=blocks).map_batches(load, batch_size=None)
         for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=STEPS_IN_BLOCK):
-            # A copy: of Ray's own arrays, which cannot be written, torch warns.
+            # A copy: torch warns about Ray's own arrays, which are read-only.
             yield int(batch.pop("step")[0]), {name: np.array(column[0]) for name, column in batch.items()}
 
     return feed
@@ -202,7 +202,7 @@ _LOADERS: dict[tuple[str, int, int], Any] = {}
 
 
 def _loader(job: TrainJob, rank: int, world_size: int) -> Any:
-    """One loader in each reading process: opening the shards costs more than reading a block."""
+    """The loader of this reading process, made once: opening the shards costs more than reading a block."""
     key = (job.checkpoints_uri, rank, world_size)
     if key not in _LOADERS:
         from training.feed import make_loader

@@ -1,4 +1,4 @@
-"""Where workers are on TPU slices, and what each has to be told: arithmetic on nodes and labels, without Ray."""
+"""The places of workers on TPU slices, and the environment of each: arithmetic on nodes and labels, without Ray."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,27 @@ from training.errors import UserError
 
 SLICE_NAME, WORKER_ID, POD_TYPE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id", "ray.io/tpu-pod-type"
 TOPOLOGY = "ray.io/tpu-topology"
-"""labels of a node that is a host of a TPU slice; Ray sets them where it starts on one"""
+"""Labels of a node that is a host of a TPU slice; Ray sets them if it starts on such a host."""
 
 MEGASCALE_PORT = "8081"
-"""where the coordinator of several slices listens"""
+"""Port on which the coordinator of several slices listens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuSlices:
-    """What a run wants of the cluster: equal slices, a worker on each of their hosts."""
+    """The TPU slices that a run needs: equal slices, with one worker on each host."""
 
     chips_per_host: int
     hosts: int = 1
-    """of one slice"""
+    """Hosts of one slice."""
     topology: str = ""
-    """chips along each side of one slice, as in 4x4; of several hosts"""
+    """Chips along each side of one slice, as in 4x4; empty for a slice of one host."""
     accelerator_type: str = ""
-    """as Ray calls the chips, as in TPU-V5LITEPOD; of several hosts"""
+    """Ray's name of the chips, as in TPU-V5LITEPOD; empty for a slice of one host."""
     pod_type: str = ""
-    """as the label of a node has it, as in v5litepod-16; of several hosts"""
+    """Type of the slice in a node's label, as in v5litepod-16; empty for a slice of one host."""
     slices: int = 1
-    """data replicas, joined by the data-centre network"""
+    """Number of slices, which are data replicas joined by the data-centre network."""
 
     @property
     def workers(self) -> int:
@@ -37,19 +37,20 @@ class TpuSlices:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a worker is."""
+    """The place of a worker."""
 
     address: str
-    """of its node"""
+    """Address of its node."""
     slice_name: str | None = None
     worker_id: str | None = None
-    """both None on a machine that is no host of a slice of several"""
+    """Id of the worker in its slice; `slice_name` and `worker_id` are None on a machine that is no host of such a
+    slice."""
 
 
 def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> list[dict[str, str]]:
     """The environment of each worker, by rank.
 
-    Raises UserError if the workers are not one on each host of `slices` whole slices.
+    Raises UserError unless there is exactly one worker on each host of `slices` whole slices.
     """
     if device == "CPU":
         return [{"PJRT_DEVICE": "CPU"}] * len(places)
@@ -58,13 +59,13 @@ def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> l
     names = sorted({place.slice_name or "" for place in places})
     if len(names) != slices or (slices > 1 and "" in names):
         raise UserError(
-            f"the workers are on the slices {', '.join(name or 'without a name' for name in names)}, and the run is on "
+            f"the workers are on the slices {', '.join(name or 'without a name' for name in names)}, and the run needs "
             f"{slices}; start Ray on each host of a slice, so that its nodes have the label {SLICE_NAME}"
         )
     hosts = {name: _hosts(name, [place for place in places if (place.slice_name or "") == name]) for name in names}
     if len({len(addresses) for addresses in hosts.values()}) > 1:
         counts = ", ".join(f"{name} has {len(addresses)}" for name, addresses in hosts.items())
-        raise UserError(f"slices of unequal size: {counts} workers; a run takes equal ones")
+        raise UserError(f"got slices of unequal size: {counts} workers; give slices of equal size")
     environments = []
     for place in places:
         name = place.slice_name or ""
@@ -85,18 +86,19 @@ def xla_environments(device: str, places: Sequence[Place], slices: int = 1) -> l
 
 
 def _hosts(name: str, places: Sequence[Place]) -> list[str]:
-    """Addresses of a slice's workers by worker id. Raises UserError if an id is missing or there twice."""
+    """Addresses of a slice's workers, by worker id. Raises UserError if an id is missing or occurs twice."""
     ids = [place.worker_id for place in places]
     if sorted(ids, key=str) != sorted(map(str, range(len(places)))):
         raise UserError(
-            f"the workers of slice {name or 'without a name'} have the TPU_WORKER_IDs {ids}; a slice of {len(places)} "
-            f"hosts has each id from 0 to {len(places) - 1} once: run one worker on each host of one slice"
+            f"the workers of slice {name or 'without a name'} have the TPU_WORKER_IDs {ids}, but a slice of "
+            f"{len(places)} "
+            f"hosts has each id from 0 to {len(places) - 1} once; run one worker on each host of one slice"
         )
     return [place.address for place in sorted(places, key=lambda place: int(place.worker_id or 0))]
 
 
 def broken_slices(nodes: Sequence[Mapping[str, Any]], tpu: TpuSlices) -> set[str]:
-    """Names of slices of that kind whose host 0 is alive and another host is not (`nodes` as of ray.nodes())."""
+    """Names of slices of this type whose host 0 is alive and another host is lost (`nodes` as from ray.nodes())."""
     alive: dict[str, set[str]] = {}
     for node in nodes:
         labels = node.get("Labels") or {}

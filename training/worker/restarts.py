@@ -1,10 +1,10 @@
-"""What Ray Train does not survive: the death of its controller. The driver starts another one, when all is clear.
+"""Restart after the death of Ray Train's controller, which Ray Train does not survive: the driver starts a new one.
 
     trainer.fit() -> ActorDiedError -> orphans ended -> the next trainer goes on from the newest committed checkpoint
 
-Ray kills the workers of a dead controller (0.1 s after it, on one machine), but its placement groups stay, and with
-them what they reserve. Two groups of workers on one run would be two writers: no new one is started before every
-process of the old one is gone from each node that is alive.
+Ray kills the workers of a dead controller (0.1 s after it, on one machine), but its placement groups stay, with all
+that they reserve. Two groups of workers on one run would be two writers: a new controller is started only after every
+process of the old one has ended on each node that is alive.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from training.worker.budgets import Counts, Limits, UsedUp
 logger = logging.getLogger(__name__)
 
 ORPHANS_SECONDS = 60.0
-"""that workers may take to end after their controller died"""
+"""Seconds that workers may take to end after their controller died."""
 
 
 def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], limits: Limits, key: bytes) -> Any:
-    """What the workers returned. `make_trainer` is called with the number of controllers that died so far.
+    """Returns what the workers returned. `make_trainer` is called with the number of controllers that died so far.
 
-    Each death counts as a failure under `key`, beside those that the controllers count themselves (`budgets.py`).
-    Raises UsedUp if that is one more than there may be, StoppedError if workers of one do not end. A controller
-    that only cannot be reached for a moment is not replaced: it may still have its workers.
+    Each death counts as a failure under `key`, in addition to the failures that controllers count (`budgets.py`).
+    Raises UsedUp if that exceeds the limit, StoppedError if workers of a dead controller do not end. A controller that
+    only cannot be reached for a moment is not replaced: it may still have its workers.
     """
     deaths = 0
     while True:
@@ -51,7 +51,7 @@ def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], l
             counts = Counts.read(key)
             counts = dataclasses.replace(counts, failures=counts.failures + 1)
             counts.write(key)
-            end_orphans(error.actor_id)  # what it reserved would be missed by other runs, too
+            end_orphans(error.actor_id)  # other runs need its reservations, too
             _cancel_request(trainer)
             if reason := counts.used_up(limits):
                 raise UsedUp(f"Ray Train's controller died; {reason}") from error
@@ -59,9 +59,9 @@ def train_through_restarts(make_trainer: Callable[[int], DataParallelTrainer], l
 
 
 def end_orphans(controller_id: str) -> None:
-    """Removes what a dead controller reserved, and waits until its actors' processes are gone.
+    """Removes the reservations of a dead controller, and waits until the processes of its actors have ended.
 
-    Raises StoppedError if they are not after ORPHANS_SECONDS.
+    Raises StoppedError if they have not ended after ORPHANS_SECONDS.
     """
     for data in state.state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)
@@ -71,14 +71,14 @@ def end_orphans(controller_id: str) -> None:
     while left := _orphans(controller_id):
         if time.monotonic() > deadline:
             raise StoppedError(
-                f"{len(left)} workers of a dead controller still run ({', '.join(left)}), and two writers may not "
-                "share a run; end them, then run the same line again"
+                f"{len(left)} workers of a dead controller still run ({', '.join(left)}), and a run may have only one "
+                "writer; end these workers, then run the same line again"
             )
         time.sleep(0.1)
 
 
 def _orphans(controller_id: str) -> list[str]:
-    """ "pid 123 on 10.0.0.2" of each process that the controller started and that is still there."""
+    """Each process that the controller started and that still runs, as "pid 123 on 10.0.0.2"."""
     actors = state.actors()
     home = actors[controller_id]["Address"]
     nodes: dict[str, list[Mapping[str, Any]]] = {}
@@ -96,14 +96,14 @@ def _orphans(controller_id: str) -> list[str]:
     for node_id, pids in asked.items():
         try:
             running = ray.get(pids, timeout=ORPHANS_SECONDS)
-        except ray.exceptions.RayError:  # the node went just now: the next look says so
+        except ray.exceptions.RayError:  # the node was lost just now: the next look shows that
             running = []
         orphans += [f"pid {pid} on {nodes[node_id][0]['Address']['IPAddress']}" for pid in running]
     return orphans
 
 
 def _running(pids: list[int]) -> list[int]:
-    """Those that are processes of Ray's on this machine, not ones that took over a number."""
+    """The ids among `pids` that are Ray's processes on this machine; another process may have taken over an id."""
     running = []
     for pid in pids:
         try:
@@ -115,5 +115,5 @@ def _running(pids: list[int]) -> list[int]:
 
 
 def _cancel_request(trainer: DataParallelTrainer) -> None:
-    """Of nodes for the run: it would hold them for three minutes against the next."""
+    """Cancels the run's request for nodes, which would keep the nodes from the next controller for three minutes."""
     ray.get(get_or_create_autoscaling_coordinator().cancel_request.remote(f"train-{trainer.train_run_context.run_id}"))

@@ -1,4 +1,4 @@
-"""How many workers an elastic run may have, and its job at each number: arithmetic, without Ray."""
+"""The numbers of workers that an elastic run may have, and its job at each number: arithmetic, without Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ...]:
     """The numbers of workers from `fewest` to the job's own that can take its steps; whole slices of `hosts` workers.
 
-    Raises UserError, naming those that can, if `fewest` itself cannot.
+    Raises UserError, naming the possible numbers, if `fewest` is not possible.
     """
     can = [workers for workers in range(hosts, job.setup.workers + 1, hosts) if _can(job, workers)]
     if fewest not in can:
@@ -24,16 +24,16 @@ def allowed_workers(job: TrainJob, fewest: int, hosts: int = 1) -> tuple[int, ..
             (f"{fewest // hosts} slices{slice_size}", "slices") if hosts > 1 else (f"{fewest} workers", "workers")
         )
         raise UserError(
-            f"a run of {job.setup.workers} workers may not go down to {wanted}: global_batch {job.config.global_batch}"
-            f"{f' in microbatches of {width}' if (width := job.setup.microbatch_rows) else ''}"
-            f"{f' on mesh {mesh.text}' if (mesh := job.setup.mesh) else ''} is shared evenly by "
-            f"{', '.join(str(workers // hosts) for workers in can)} {allowed}"
+            f"got a run of {job.setup.workers} workers that may go down to {wanted}; global_batch "
+            f"{job.config.global_batch}{f' in microbatches of {width}' if (width := job.setup.microbatch_rows) else ''}"
+            f"{f' on mesh {mesh.text}' if (mesh := job.setup.mesh) else ''} can be shared evenly by "
+            f"{', '.join(str(workers // hosts) for workers in can)} {allowed}: give one of these numbers"
         )
     return tuple(workers for workers in can if workers >= fewest)
 
 
 def job_at(job: TrainJob, workers: int) -> TrainJob:
-    """The job on so many workers: its mesh's copies of the parameters follow them, all else stays."""
+    """The job with this number of workers: the replicas of its mesh follow the number, and all else stays."""
     return job if workers == job.setup.workers else dataclasses.replace(job, setup=_setup_at(job.setup, workers))
 
 

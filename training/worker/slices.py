@@ -1,12 +1,12 @@
 """`XlaConfig`: how Ray Train prepares PyTorch/XLA workers, on one machine, on a TPU slice, on several slices.
 
-    ScalingConfig(use_tpu, topology, ...)   Ray reserves whole slices (labels ray.io/tpu-slice-name, -worker-id)
+        ScalingConfig(use_tpu, topology, ...)   Ray reserves whole slices (labels ray.io/tpu-slice-name, -worker-id)
     XlaConfig.on_start                      each worker's environment, before torch_xla is imported; a gloo group
     hold_broken_slices                      keeps Ray from choosing a slice that lacks a host
 
-One process a host, which drives all of its chips. A worker's place in its slice is its TPU_WORKER_ID; its rank says
-nothing about that, since Ray numbers workers as they come. Ray 2.60 sets neither PJRT_DEVICE nor, for anything but JAX,
-the MEGASCALE_* of several slices: that is done here, from the nodes' labels.
+There is one process on each host, which drives all chips of the host. TPU_WORKER_ID is a worker's place in its slice;
+its rank is not, since Ray numbers workers as they come. Ray 2.60 does not set PJRT_DEVICE, and sets the MEGASCALE_*
+variables of several slices for JAX only: this module sets both, from the nodes' labels.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from training.worker.places import SLICE_NAME, WORKER_ID, Place, TpuSlices, brok
 from training.worker.watch import looking
 
 MEGASCALE = "MEGASCALE_"
-"""how variables begin that tell libtpu of several slices"""
+"""Prefix of the variables that describe several slices to libtpu."""
 
 LOOK_SECONDS = 5.0
-"""between looks for slices that lack a host"""
+"""Seconds between two looks for slices that lack a host."""
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 
@@ -43,9 +43,9 @@ class XlaConfig(BackendConfig):
     """How Ray Train prepares PyTorch/XLA workers: their environment, before torch_xla is imported."""
 
     device: str = "CPU"
-    """PJRT_DEVICE: CPU or TPU"""
+    """Value of PJRT_DEVICE: CPU or TPU."""
     hosts: int = 1
-    """of one TPU slice: the workers are on as many slices as that makes"""
+    """Hosts of one TPU slice; the number of slices is the number of workers divided by it."""
 
     @property
     def backend_cls(self) -> type[_XlaWorkers]:
@@ -53,7 +53,7 @@ class XlaConfig(BackendConfig):
 
 
 class _XlaWorkers(RayBackend):
-    """Ray Train calls it for every group of workers, the ones after a failure too; it keeps nothing."""
+    """Ray Train calls this for every group of workers, also after a failure; it keeps no state."""
 
     def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
         places = worker_group.execute(_place)
@@ -71,7 +71,7 @@ class _XlaWorkers(RayBackend):
 def scaling_config(
     sizes: Sequence[int], resources: Mapping[str, float], tpu: TpuSlices | None, *, use_gpu: bool = False
 ) -> ray.train.ScalingConfig:
-    """What Ray is to reserve: workers with `resources` each, as many as one of `sizes`; with `tpu` whole slices."""
+    """The reservation for Ray: as many workers as one of `sizes`, with `resources` each; with `tpu` whole slices."""
     workers = (sizes[0], sizes[-1]) if len(sizes) > 1 else sizes[0]
     settings = {"num_workers": workers, "elastic_resize_monitor_interval_s": elastic.RESIZE_SECONDS}
     if tpu is None:
@@ -87,11 +87,11 @@ def scaling_config(
 
 @contextlib.contextmanager
 def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
-    """While it is open, slices that lack a host are kept from Ray Train.
+    """Keeps slices that lack a host from Ray Train while the context is open.
 
-    Ray chooses a slice by the first one whose host 0 is free, and then waits for the other hosts; if one is lost, it
-    waits in vain though a whole slice may be idle. So we reserve host 0 of each broken slice ourselves, and let go of
-    it when the slice is whole again.
+    Ray chooses the first slice whose host 0 is free, and then waits for the other hosts. If one of these is lost, Ray
+    waits in vain, even if a whole slice is idle. So we reserve host 0 of each broken slice ourselves, and release it
+    when the slice is whole again.
     """
     if tpu is None or tpu.hosts == 1:
         yield
@@ -117,7 +117,7 @@ def hold_broken_slices(tpu: TpuSlices | None) -> Iterator[None]:
 
 
 def _place() -> Place:
-    """On a worker."""
+    """The place of this worker; runs on the worker."""
     labels = ray.get_runtime_context().get_node_labels() or {}
     return Place(
         address=ray.util.get_node_ip_address(),
@@ -127,12 +127,15 @@ def _place() -> Place:
 
 
 def _one(label: Any) -> str | None:
-    """A label's value: Ray's context tells strings, or lists of one."""
+    """A label's value: Ray's context returns a string, or a list of one string."""
     return label[0] if isinstance(label, list) and label else label or None
 
 
 def _set_environment(environment: Mapping[str, str]) -> None:
-    """On a worker. What a host's image says of several slices is of another run, or of the time before a failure."""
+    """Sets the environment; runs on the worker.
+
+    It removes earlier variables of several slices: they come from the host's image, or from the time before a failure.
+    """
     for name in [name for name in os.environ if name.startswith(MEGASCALE)]:
         del os.environ[name]
     os.environ.update(environment)
@@ -145,7 +148,7 @@ def _free_port() -> int:
 
 
 def _join(url: str, rank: int, world_size: int) -> None:
-    """On a worker: what processes tell each other on the hosts (rows, steps, alarms) goes over gloo."""
+    """Joins the gloo group, for messages between hosts (rows, steps, alarms); runs on the worker."""
     import torch
 
     torch.distributed.init_process_group("gloo", url, rank=rank, world_size=world_size, timeout=JOIN_TIMEOUT)

@@ -1,7 +1,7 @@
-"""What the driver tells its workers through Ray's key-value store: stop, or make room for a group of another size.
+"""The driver's requests to its workers through Ray's key-value store: to stop, or to make room for another size.
 
 SIGTERM or Ctrl-C -> STOP   -> a checkpoint of that very step, and the run ends
-elastic policy    -> token  -> a checkpoint of that very step, `saved_key` answers with the token, and they wait
+elastic policy    -> token  -> a checkpoint of that very step, the token as answer under `saved_key`, and they wait
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ STOP = b"stop"
 
 
 def saved_key(key: bytes) -> bytes:
-    """Where the workers answer with the value that asked them."""
+    """The key under which the workers answer with the value of the request."""
     return key + b"/saved"
 
 
 @contextlib.contextmanager
 def stopping_on_signals(key: bytes) -> Iterator[None]:
-    """While it is open, the first SIGTERM or Ctrl-C asks for a checkpoint and an end; a second does what it did before.
+    """While the context is open, the first SIGTERM or Ctrl-C asks for a checkpoint and an end.
 
-    In another thread than the main one it does nothing: Python has signals there only.
+    A second signal has its former effect. Outside of the main thread the context does nothing, since Python handles
+    signals in the main thread only.
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
     ours = threading.current_thread() is threading.main_thread()
@@ -40,7 +41,9 @@ def stopping_on_signals(key: bytes) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         put_back()
-        logger.warning("%s: stopping behind a checkpoint; once more to stop at once", signal.Signals(number).name)
+        logger.warning(
+            "got %s: stopping after a checkpoint; send it once more to stop at once", signal.Signals(number).name
+        )
         kv_put(key, STOP)
 
     if ours:
@@ -56,11 +59,11 @@ def stopping_on_signals(key: bytes) -> Iterator[None]:
 
 
 class Asked:
-    """On a worker: whether its group was asked to stop, or to make room for one of another size."""
+    """Whether a worker's group was asked to stop, or to make room for a group of another size; runs on the worker."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._before = self._value()  # what a group before this one was asked
+        self._before = self._value()  # the request to the group before this one
 
     def __call__(self) -> bool:
         return self.to_stop() or self._value() != self._before
@@ -69,7 +72,7 @@ class Asked:
         return self._value() == STOP
 
     def saved(self) -> None:
-        """Tells who asked that the checkpoint is committed."""
+        """Answers the request: the checkpoint is committed."""
         if (value := self._value()) is not None and value != self._before:
             kv_put(saved_key(self._key), value)
 

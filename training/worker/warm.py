@@ -1,7 +1,8 @@
 """A run of one worker in the warm process of an embedded Ray (infra/warm_process.py), without Ray Train.
 
 Ray Train starts a controller and a worker for each run, and the worker imports torch again. With one worker on one
-machine there is nothing to place, to join or to resize; what is left, starting again after a failure, is this file.
+machine there is nothing to place, to join or to resize. What remains is to start again after a failure, which this
+module does.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECONDS = 30.0
-"""before another try; the first is after one second, and each next one after twice as long"""
+"""Longest pause before another try, in seconds; the first pause is one second, and each next pause is twice as long."""
 
 
 class Process(Protocol):
-    """What is asked of the warm process."""
+    """The methods of the warm process that are used here."""
 
     def run(self, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Any: ...
     def forget(self) -> None: ...
@@ -37,17 +38,17 @@ class Process(Protocol):
 def train_in_warm_process(
     process: Process, job: TrainJob, config: Mapping[str, Any], limits: Limits, counts_key: bytes
 ) -> bytes:
-    """What `train_in_group` returns. After a failure a new process goes on from the newest committed checkpoint.
+    """Returns what `train_in_group` returns. After a failure a new process resumes from the newest checkpoint.
 
-    Raises UsedUp if processes died more often than `limits` allow, and the worker's own error, with its traceback
-    as a note, where that came more often.
+    Raises UsedUp if processes died more often than `limits` allow, and the worker's own error, with its traceback as a
+    note, if the worker failed more often than that.
     """
     mesh = job.setup.mesh.text if job.setup.mesh is not None else ""
     while True:
         try:
             outcome: bytes = process.run(train_in_group, config, Group(), kind=mesh)
         except ray.exceptions.RayError as error:
-            process.close()  # what an error left in it is of no use to the next try
+            process.close()  # the next try must not start from what an error left in it
             counts = Counts.read(counts_key)
             counts = dataclasses.replace(counts, failures=counts.failures + 1)
             counts.write(counts_key)
@@ -58,7 +59,7 @@ def train_in_warm_process(
                     failure.add_note(f"a training worker failed:\n{error}")
                     raise failure from error
                 problem = f"failed ({type(failure).__name__}: {failure})"
-            else:  # a kill, the memory monitor's too
+            else:  # the process was killed, perhaps by the memory monitor
                 if reason:
                     raise UsedUp(f"a training worker died; {reason}") from error
                 problem = "died"

@@ -1,4 +1,4 @@
-"""A thread that looks at something every so often, and goes on looking where a look fails. Without Ray."""
+"""A thread that looks at something at intervals, and goes on after a failed look. Without Ray."""
 
 import contextlib
 import logging
@@ -10,10 +10,10 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def looking(name: str, look: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Calls `look` every `seconds` in a thread while it is open, and once more at the end.
+    """Calls `look` every `seconds` in a thread while the context is open, and once more at the end.
 
-    A look that raises is warned of, once until its message changes or a look works again: a control plane that is away
-    for a moment must not end the watch, and one that stays away must be seen.
+    A look that raises is logged as a warning, once until its message changes or a look works again. A control plane
+    that cannot be reached for a moment must not end the watch, and a lasting failure must be seen.
     """
     stop = threading.Event()
 
@@ -26,7 +26,7 @@ def looking(name: str, look: Callable[[], None], seconds: float) -> Iterator[Non
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 if message != failing:
-                    logger.warning("%s: a look failed, the next is in %g s: %s", name, seconds, message)
+                    logger.warning("%s: a look failed, the next look is in %g s: %s", name, seconds, message)
                 failing = message
             else:
                 if failing:

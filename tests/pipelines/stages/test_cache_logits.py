@@ -215,7 +215,7 @@ def test_logits_of_other_rows_tokenizer_or_vocabulary_are_refused_by_both_names(
             {"facts": {"codec": {"vocab_size": 1152, "estimator": "sample", "draws": 50}}},
             "cache_logits/.* of 1152 ids, and pack_sequences/.* 1024",
         ),
-        "d": ({"facts": {"codec": None}}, "earlier version; run cache_logits again"),
+        "d": ({"facts": {"codec": None}}, "earlier version wrote it; run cache_logits again"),
     }
     for name, (change, message) in mistakes.items():
         forgery = forge(cache, tmp_path / name, **change)

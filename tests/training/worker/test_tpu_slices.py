@@ -46,9 +46,9 @@ def test_a_cpu_and_a_single_host_need_no_more_than_the_device() -> None:
 @pytest.mark.parametrize(
     ("where", "slices", "message"),
     [
-        ([("s", 0), ("s", 0)], 1, r"TPU_WORKER_IDs \['0', '0'\]; a slice of 2 hosts has each id from 0 to 1 once"),
-        ([("s", 0), ("t", 0)], 1, "are on the slices s, t, and the run is on 1"),
-        ([("s", 0), ("s", 1)], 2, "are on the slices s, and the run is on 2"),
+        ([("s", 0), ("s", 0)], 1, r"TPU_WORKER_IDs \['0', '0'\], but a slice of 2 hosts has each id from 0 to 1 once"),
+        ([("s", 0), ("t", 0)], 1, "are on the slices s, t, and the run needs 1"),
+        ([("s", 0), ("s", 1)], 2, "are on the slices s, and the run needs 2"),
         ([("s", 0), ("s", 1), ("t", 0)], 2, "slices of unequal size: s has 2, t has 1 workers"),
     ],
 )

@@ -139,8 +139,8 @@ def test_a_killed_controller_is_replaced_and_changes_no_bit(directory: Path, run
 def test_failures_are_counted_over_all_controllers_of_a_run(tmp_path: Path, counts: Counts) -> None:
     """A worker's death under the first one and that one's own are two, where one is allowed."""
     outcomes = in_process("budget_run", tmp_path)
-    said = "failures of this run, over all of its controllers: {}, and --max-failures is {}; the same line goes on "
-    said += "from the newest checkpoint, and with --max-failures {} or more it lasts longer (-1: for ever)"
+    said = "failures of this run, over all of its controllers: {}, and --max-failures is {}; run the same line again "
+    said += "to resume from the newest checkpoint, with --max-failures {} or more to allow more of them (-1: no limit)"
     assert outcomes["controller"] == {
         "kills": 2,
         "message": f"Ray Train's controller died; {said.format(2, 1, 2)}",
