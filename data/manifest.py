@@ -6,6 +6,7 @@ list. Times, hosts and versions are in `_RUN.json` beside it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from data.errors import UserError
 MANIFEST_NAME = "_MANIFEST.json"
 RUN_NAME = "_RUN.json"
 FORMAT = 1
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+OUTSIDE = re.compile(r"(^|/)\.\.(/|$)|://|[\x00-\x1f]")
+"""parts that no name of a shard has"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # a million of them are in memory at once
@@ -99,7 +103,9 @@ class Manifest:
                 name: Dataset(shards=tuple(Shard(**shard) for shard in dataset["shards"]), facts=dataset["facts"])
                 for name, dataset in document.pop("datasets").items()
             }
-            return Manifest(datasets=datasets, **document)
+            manifest = Manifest(datasets=datasets, **document)
+            _check_types(manifest)
+            return manifest
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{uri or 'this file'} is not a manifest of format {FORMAT} ({type(error).__name__}: {error}); "
@@ -108,12 +114,52 @@ class Manifest:
 
 
 def read_manifest(directory: str) -> Manifest | None:
-    """The manifest in a run's directory; None if the run has not finished, or never began."""
+    """The manifest in a run's directory; None if the run has not finished, or never began.
+
+    Raises UserError if the file is damaged, and if the directory is named after another fingerprint.
+    """
     uri = storage.join(directory, MANIFEST_NAME)
     try:
-        return Manifest.from_json(storage.read_bytes(uri), uri)
+        manifest = Manifest.from_json(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return None
+    name = directory.rstrip("/").rpartition("/")[2]
+    if FINGERPRINT.fullmatch(name) and name != manifest.fingerprint:
+        raise UserError(
+            f"got the manifest of {manifest.stage}/{manifest.fingerprint} in the folder {directory}: the folder was "
+            f"renamed, or exchanged with another; name it {manifest.fingerprint} again, or remove it"
+        )
+    return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError or ValueError, naming the field, unless each value has the type that readers rely on."""
+    kinds = {"stage": str, "version": int, "fingerprint": str, "config": dict, "inputs": dict, "dropped": dict}
+    for name, kind in kinds.items():
+        if type(value := getattr(manifest, name)) is not kind:
+            raise TypeError(f"{name} is {value!r}")
+    if not FINGERPRINT.fullmatch(manifest.fingerprint):
+        raise ValueError(f"fingerprint is {manifest.fingerprint!r}")
+    if any(type(count) is not int for count in manifest.dropped.values()):
+        raise TypeError(f"dropped is {manifest.dropped!r}")
+    for name, entries in manifest.inputs.items():
+        if type(entries) is not list or not all(
+            type(entry) is dict and type(entry.get("reference")) is type(entry.get("content")) is str
+            for entry in entries
+        ):
+            raise TypeError(f"inputs.{name} is {entries!r}")
+    for dataset in manifest.datasets.values():
+        if type(dataset.facts) is not dict:
+            raise TypeError(f"facts is {dataset.facts!r}")
+        for shard in dataset.shards:
+            if not type(shard.rows) is type(shard.bytes) is type(shard.tokens) is int or min(
+                shard.rows, shard.bytes, shard.tokens
+            ) < 0:  # fmt: skip
+                raise TypeError(f"rows, bytes or tokens of {shard.name!r} are {shard.rows!r}, {shard.bytes!r}")
+            if type(shard.name) is not str or type(shard.sha256) is not str:
+                raise TypeError(f"a shard is {shard.name!r} with sha256 {shard.sha256!r}")
+            if shard.name.startswith("/") or OUTSIDE.search(shard.name):
+                raise ValueError(f"a shard is named {shard.name!r}, which is not below the run's directory")
 
 
 def publish_manifest(directory: str, manifest: Manifest) -> bool:

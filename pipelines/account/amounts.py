@@ -11,7 +11,7 @@ They include the cores of the chips' host. A step without chips counts all cores
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from infra.chips import shown_name
 from infra.prices import Constant, Cost, Prices, priced_as
 from infra.slices import Topology, parse_topology
 from model import parameter_count
+from pipelines.engine import damage
 from pipelines.engine.cost import Planned
 from pipelines.engine.runner import finished
 from pipelines.engine.stage import declared, load_stages
@@ -149,32 +150,36 @@ def caches(recipe: Recipe, amounts: list[Amount], prices: Prices) -> list[Cache]
     ]
 
 
-def measured(tasks: Mapping[str, Task]) -> list[Amount]:
-    """One Amount for each finished step: the chips that it held, or without chips all cores of its last attempt."""
-    amounts = []
+def measured(tasks: Mapping[str, Task], tell: Callable[[str], None] = print) -> list[Amount]:
+    """One Amount for each finished step: the chips that it held, or without chips all cores of its last attempt.
+
+    A step with a damaged file is left out and passed to `tell`, as one line.
+    """
+    amounts: list[Amount] = []
     for name, task in tasks.items():
-        run = finished(task)
-        if run is None:
-            continue
+        with damage.named(task.directory, tell):
+            amounts += _of_finished(name, task)
+    return amounts
+
+
+def _of_finished(name: str, task: Task) -> Iterator[Amount]:
+    if (run := finished(task)) is not None:
         cost, datasets, seconds = declared(task.stage.name).cost, run.manifest.datasets, run.run.get("seconds")
         cores = re.search(r"(\d+) cores", str(run.run.get("machine", "")))
         used = run.run.get("resources", {}).get("cpus") or (int(cores[1]) if cores else 0)
         work = cost.measure(run)
         chips = {kind: seconds_held / 3600 for kind, seconds_held in _chip_seconds(run.run, run.manifest).items()}
-        amounts.append(
-            Amount(
-                step=name,
-                stage=task.stage.name,
-                tokens=work.tokens or sum(dataset.tokens for dataset in datasets.values()),
-                flops=work.flops,
-                chips=chips,
-                core_hours=0.0 if chips else (seconds or 0.0) * used / 3600,
-                stored={key: float(dataset.bytes) for key, dataset in datasets.items() if dataset.bytes},
-                seconds=seconds,
-                trains=cost.trains,
-            )
+        yield Amount(
+            step=name,
+            stage=task.stage.name,
+            tokens=work.tokens or sum(dataset.tokens for dataset in datasets.values()),
+            flops=work.flops,
+            chips=chips,
+            core_hours=0.0 if chips else (seconds or 0.0) * used / 3600,
+            stored={key: float(dataset.bytes) for key, dataset in datasets.items() if dataset.bytes},
+            seconds=seconds,
+            trains=cost.trains,
         )
-    return amounts
 
 
 def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float]:

@@ -29,6 +29,7 @@ from pipelines.cli.arguments import (
 from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.status import status_lines
 from pipelines.engine import config as configs
+from pipelines.engine import damage
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.registry import stage_names
@@ -74,16 +75,22 @@ def _list_runs(root: str) -> int:
     count = 0
     for name in stage_names():
         for fingerprint in storage.list_folders(storage.join(root, name)):
-            directory = storage.join(root, name, fingerprint)
-            manifest = read_manifest(directory)
-            state = "unfinished"
-            if manifest is not None:
-                state = ", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items()))
-            print(f"{name}/{fingerprint}  {read_run(directory).get('started', ''):<25}  {state}")
+            started, state = _listed(storage.join(root, name, fingerprint))
+            print(f"{name}/{fingerprint}  {started:<25}  {state}")
             count += 1
     if not count:
         print(f"no runs under {root}")
     return 0
+
+
+def _listed(directory: str) -> tuple[str, str]:
+    """The time at which a run started, and its state. A damaged file of one run is named, and hides no other run."""
+    started, states = "", ["unfinished"]
+    with damage.named(directory, states.append):
+        if (manifest := read_manifest(directory)) is not None:
+            states.append(", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items())))
+        started = str(read_run(directory).get("started", ""))
+    return started, states[-1]
 
 
 def status(words: list[str]) -> int:
@@ -144,7 +151,7 @@ def plan(words: list[str]) -> int:
         storage.check_bucket(command.root)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
-        before = last_of_stage(tasks[target.name])
+        before = last_of_stage(tasks[target.name], print)
         notes: dict[str, str] = {}
         root = command.root
     else:
@@ -174,7 +181,10 @@ def account(words: list[str]) -> int:
     prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
-    amounts = measured(tasks_of(command.recipe, command.root))
+    damaged: list[str] = []
+    amounts = measured(tasks_of(command.recipe, command.root), damaged.append)
+    for line in damaged:
+        print(line)
     if not amounts:
         raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or give its --root")
     steps = len(command.recipe.steps)

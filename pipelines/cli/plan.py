@@ -1,12 +1,14 @@
 """The plan of a run: which steps would run, and why. Reads manifests and hashes outside inputs; never starts Ray."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from data import storage
 from data.absent import with_absent, without_absent
-from data.manifest import read_manifest
+from data.manifest import Manifest, read_manifest
 from pipelines.engine import config as configs
+from pipelines.engine import damage
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.runner import read_run
 from pipelines.engine.task import Task
@@ -22,21 +24,31 @@ def plan_lines(
     contents, or the reason why it runs. `before` holds the last run of each step (`recipe.last_run`, `last_of_stage`).
     `notes` holds the purpose of each step (default: the summary of its stage).
     """
-    done = {name: task.manifest() for name, task in tasks.items()}
+    done: dict[str, Manifest | None] = dict.fromkeys(tasks)
+    damaged: dict[str, list[str]] = {name: [] for name in tasks}
+    for name, task in tasks.items():
+        with damage.named(task.directory, damaged[name].append):
+            done[name] = task.manifest()
     width = max(len(name) for name in tasks)
     waiting = [name for name, manifest in done.items() if manifest is None]
     yield f"{len(tasks)} step{'s'[: len(tasks) - 1]}: {len(tasks) - len(waiting)} done, {len(waiting)} to run"
     for number, (name, task) in enumerate(tasks.items(), start=1):
         manifest = done[name]
         note = (notes or {}).get(name) or task.stage.summary
-        yield f"{number:>4}. {name:<{width}}  {'to run' if manifest is None else 'done  '}  {note}"
+        state = "damaged" if damaged[name] else "to run" if manifest is None else "done"
+        yield f"{number:>4}. {name:<{width}}  {state:<6}  {note}"
         detail = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
+        detail = damaged[name][0].removeprefix("damaged: ") if damaged[name] else detail
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {detail}"
         for line in task.stage.plan_notes(task.config, task.inputs) if task.stage.plan_notes else ():
             yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}
     for name, task in tasks.items():
-        recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
+        recorded = None
+        lines: list[str] = []
+        with damage.named(task.directory, lines.append):
+            recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
+        yield from lines
         if recorded not in (None, code_sha256(task.stage)):
             changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)
     if again := [name for name in waiting if name in before and made_differently(before[name], tasks[name])]:
@@ -98,26 +110,32 @@ def made_differently(old: Mapping[str, Any], task: Task) -> bool:
     return configs.digest(document | {"config": without_absent(task.stage.config, old["config"])}) != old["fingerprint"]
 
 
-def last_of_stage(task: Task) -> dict[str, Any]:
-    """Stage name -> version, config and inputs of its newest finished run in the task's root; {} without such a run."""
+def last_of_stage(task: Task, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Stage name -> version, config and inputs of its newest finished run in the task's root; {} without such a run.
+
+    A run with a damaged file is left out and passed to `tell`, as one line.
+    """
     folder = storage.join(task.root, task.stage.name)
     newest: tuple[str, dict[str, Any]] = ("", {})
     for fingerprint in storage.list_folders(folder):
         directory = storage.join(folder, fingerprint)
-        manifest = read_manifest(directory)
-        if manifest is None:
-            continue
-        inputs = {name: [source["reference"] for source in sources] for name, sources in manifest.inputs.items()}
-        made_of = {
-            "version": manifest.version,
-            "config": dict(manifest.config),
-            "inputs": inputs,
-            "fingerprint": fingerprint,
-        }
-        if manifest.writer is not None:
-            made_of["writer"] = manifest.writer
-        newest = max(newest, (read_run(directory).get("started", ""), made_of), key=lambda pair: pair[0])
+        with damage.named(directory, tell):
+            if (manifest := read_manifest(directory)) is not None:
+                newest = max(
+                    newest, (str(read_run(directory).get("started", "")), _made_of(manifest)), key=itemgetter(0)
+                )
     return {task.stage.name: newest[1]} if newest[1] else {}
+
+
+def _made_of(manifest: Manifest) -> dict[str, Any]:
+    inputs = {name: [source["reference"] for source in sources] for name, sources in manifest.inputs.items()}
+    made_of = {
+        "version": manifest.version,
+        "config": dict(manifest.config),
+        "inputs": inputs,
+        "fingerprint": manifest.fingerprint,
+    }
+    return made_of if manifest.writer is None else made_of | {"writer": manifest.writer}
 
 
 def _listed(made_of: Mapping[str, Any], key: str) -> str:

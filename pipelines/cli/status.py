@@ -14,7 +14,7 @@ from typing import Any
 
 from data import storage
 from data.manifest import read_manifest
-from pipelines.engine import lease
+from pipelines.engine import damage, lease
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, read_run
 from pipelines.engine.shard_map import PHASES, RECEIPTS
@@ -34,7 +34,7 @@ class RunState:
     reference: str
     """reference `stage/fingerprint`"""
     state: str
-    """state: done, running, failed, stopped, or waiting (a step of a recipe that never began)"""
+    """state: done, running, failed, stopped, damaged, or waiting (a step of a recipe that never began)"""
     detail: str
     """contents of the run, its progress, or its error"""
     remaining_seconds: float | None = None
@@ -46,7 +46,7 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
     now = time.time() if now is None else now
     folders = {name: storage.list_folders(storage.join(root, name)) for name in stage_names()}
     states = {
-        f"{name}/{fingerprint}": run_state(root, name, fingerprint, now)
+        f"{name}/{fingerprint}": _state_or_damage(root, name, fingerprint, now)
         for name, fingerprints in folders.items()
         for fingerprint in fingerprints
     }
@@ -67,6 +67,14 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
         yield from aligned_left([_row(state.reference, state) for state in unlisted])
     if not listed and not unlisted:
         yield f"no runs under {root}"
+
+
+def _state_or_damage(root: str, stage: str, fingerprint: str, now: float) -> RunState:
+    damaged: list[str] = []
+    with damage.named(storage.join(root, stage, fingerprint), damaged.append):
+        return run_state(root, stage, fingerprint, now)
+    detail = damaged[0].removeprefix("damaged: ")
+    return RunState(reference=f"{stage}/{fingerprint}", state="damaged", detail=detail)
 
 
 def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
@@ -156,8 +164,9 @@ def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
             yield (
                 name,
                 {
-                    step: f"{record['stage']}/{record['fingerprint']}" if "fingerprint" in record else ""
+                    step: f"{record.get('stage')}/{record['fingerprint']}" if "fingerprint" in record else ""
                     for step, record in steps
+                    if isinstance(record, dict)
                 },
             )
 

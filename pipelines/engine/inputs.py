@@ -140,6 +140,15 @@ def run_reference(stage: str, fingerprint: str, dataset: str, step: int | None =
     return f"{stage}/{fingerprint}{'' if step is None else f'@{step}'}:{dataset}"
 
 
+def refuse_other_stage(manifest: Manifest, stage: str, directory: str) -> None:
+    """Raises UserError for a manifest of another stage than the one that its folder stands for."""
+    if manifest.stage != stage:
+        raise UserError(
+            f"got a manifest of the stage {manifest.stage!r} in {directory}, the folder of a run of {stage!r}; remove "
+            f"the folder, and run {stage} again"
+        )
+
+
 def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -> Input:
     manifest = read_manifest(directory)
     if manifest is None:
@@ -147,6 +156,8 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
             f"got {given!r}, but {directory} has no {MANIFEST_NAME} and is no finished run; `python -m pipelines list "
             f"--runs` lists the finished runs"
         )
+    if "stage" in match.groupdict():
+        refuse_other_stage(manifest, match["stage"], directory)
     name = match["dataset"] or dataset
     if name not in manifest.datasets:
         raise UserError(f"{given!r}: {no_such('dataset', name, manifest.datasets)}")

@@ -8,7 +8,7 @@ from data import storage
 from data.manifest import Manifest, read_manifest
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import Input, Read, external_input, resolve, run_reference
+from pipelines.engine.inputs import Input, Read, external_input, refuse_other_stage, resolve, run_reference
 from pipelines.engine.stage import Stage
 
 
@@ -49,9 +49,13 @@ class Task:
         return storage.join(self.root, self.stage.name, self.fingerprint)
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished run, or None. Raises UserError if its inputs have changed since the run."""
+        """The manifest of the finished run, or None.
+
+        Raises UserError if its inputs have changed since the run, or if it is the manifest of another stage.
+        """
         manifest = read_manifest(self.directory)
         if manifest is not None:
+            refuse_other_stage(manifest, self.stage.name, self.directory)
             self._check_inputs_unchanged(manifest)
         return manifest
 

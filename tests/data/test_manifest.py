@@ -11,9 +11,10 @@ from data import storage
 from data.manifest import MANIFEST_NAME, Dataset, Manifest, Shard, publish_manifest, read_manifest
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8)
+PARTS = st.text(st.characters(min_codepoint=32, exclude_characters="/:"), min_size=1, max_size=9).filter("..".__ne__)
 SHARDS = st.builds(
     Shard,
-    name=st.text(min_size=1, max_size=20),
+    name=st.lists(PARTS, min_size=1, max_size=3).map("/".join),
     rows=st.integers(0, 2**40),
     bytes=st.integers(0, 2**50),
     tokens=st.integers(0, 2**50),
@@ -30,7 +31,9 @@ MANIFESTS = st.builds(
     version=st.integers(1, 9),
     fingerprint=st.text("0123456789abcdef", min_size=16, max_size=16),
     config=st.dictionaries(NAMES, VALUES, max_size=3),
-    inputs=st.dictionaries(NAMES, VALUES, max_size=3),
+    inputs=st.dictionaries(
+        NAMES, st.lists(st.fixed_dictionaries({"reference": NAMES, "content": NAMES}), max_size=2), max_size=3
+    ),
     datasets=st.dictionaries(
         NAMES,
         st.builds(
