@@ -5,9 +5,6 @@ from tests.programs.markdown import Block, blocks, pages, too_wide, words_in, wr
 from tests.programs.markdown import sentences as sentences_of
 
 NOT_WRAPPED_YET = {
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
     "docs/design.md",
     "docs/laptop-to-pod.md",
     "docs/logits.md",
