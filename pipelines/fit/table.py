@@ -19,6 +19,7 @@ from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.errors import run_command
 from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
 from pipelines.fit.figures import figures, gib, headline
+from pipelines.report.paragraphs import wrapped
 from training.config import Objective
 
 CELLS = REPOSITORY / "docs" / "tpu-fit"
@@ -34,20 +35,31 @@ PUBLISHED: tuple[tuple[str, str, int, MeshShape], ...] = (
 RENTED = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 HEADER = """# What fits on which TPUs
 
-Written by `make fit-table` from the cells in [tpu-fit/](tpu-fit/); every figure is the TPU compiler's, or follows from
-its program by the formulas of `pipelines/fit/figures.py` and `infra/slices.py` (figures of the chips and their
-sources are in `infra/chips.py`). **Nothing here has run on a TPU.**
+This page shows which of the published models train on which slices, and how fast they could be at most. Every figure is
+an answer of the TPU compiler, or follows from its program. **Nothing here has run on a TPU.**
 
-A cell is our own training step (splash attention, loss in chunks, backward, clip, AdamW, donated buffers) with float32
-parameters and activations, `--remat full`, rows of 8192 tokens, one row at each place of replica x data.
+`make fit-table` writes the page from the cells in [tpu-fit/](tpu-fit/). The formulas are in `pipelines/fit/figures.py`
+and `infra/slices.py`. Figures of the chips, with their sources, are in `infra/chips.py`.
 
-- **HBM**: a chip at its fullest, of what the compiler lets a program use. Where it refused: its temporaries plus
-  parameters, moments and batch.
-- **at most**: tokens a second of one chip if compute, HBM and network overlap wholly, and in brackets if nothing
-  overlaps; **MFU** likewise. Both are arithmetic on bytes and operations: no latency, every kernel at its peak. A real
-  step lies below the first and may lie below the second.
-- **dots**: matrix operations in the compiled program over what the formula expects of it.
-- **compile**: seconds on two cores, other work beside it; **code**: digest of the sources that the cell was made with.
+A cell is one training step of ours:
+
+- It has splash attention, the loss in chunks, the backward pass, clipping, AdamW, and donated buffers.
+- Parameters and activations are float32, with `--remat full`.
+- Rows have 8192 tokens. Each place of replica x data has one row.
+
+The columns:
+
+- **HBM** is the memory of a chip at its fullest, of what the compiler lets a program use. Where the compiler refused,
+  it is the program's temporaries plus parameters, moments and batch.
+- **at most** is tokens a second of one chip if compute, HBM and network overlap completely. The figure in brackets is
+  without any overlap.
+- **MFU** is the share of the chip's peak, for both cases.
+- **dots** is matrix operations in the compiled program over what the formula expects.
+- **compile** is seconds on two cores, with other work beside it.
+- **code** is a digest of the sources that made the cell.
+
+Both speeds are arithmetic on bytes and operations, without latency and with every kernel at its peak. A real step is
+slower than the first speed, and may be slower than the second.
 
 """
 COLUMNS = (
@@ -112,7 +124,7 @@ def table() -> str:
         start = [request.name, request.objective, chips, request.mesh.text]
         lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
         if cell is not None and cell.problem:
-            notes.append(f"- {request.name}, {request.objective}, {chips}: {cell.problem}")
+            notes += wrapped(f"- {request.name}, {request.objective}, {chips}: {cell.problem}")
     if notes:
         lines += ["", "Could not be judged:", "", *notes]
     cells = [cell for name in requests() if (cell := _read(CELLS / f"{name}.json")) is not None]

@@ -36,7 +36,8 @@ def ablation_part(sizes: Sizes, root: str) -> list[str]:
     return [
         "## The paper's ablations, at this size\n",
         f"From `make study STUDY=--full`: students of {sizes.student_steps} steps, {len(sizes.seeds)} seeds. The "
-        "Gemma 2 paper's figures are of 200M to 9B parameters and other measures: only directions compare.\n",
+        "models of the Gemma 2 paper have 200M to 9B parameters, and it has other measures. So only directions can be "
+        "compared.\n",
         *parts,
     ]
 
@@ -58,7 +59,8 @@ def _sizes(known: dict[str, ArmFigures]) -> list[str]:
     ]
     return [
         "### Students of other sizes (table 7)\n",
-        "The paper: distillation from one teacher gains at each size, perplexities 23, 19, 17 to 21, 17, 15.\n",
+        "In the paper, distillation from one teacher gains at each size. Perplexity goes from 23 to 21, from 19 to 17, "
+        "and from 17 to 15.\n",
         table(("parameters", *LEARNER_NAMES, "distilled minus scratch"), rows),
         "\n".join(
             less(f"distillation helps at {_parameters(plain):,} parameters", taught, plain)
@@ -75,8 +77,8 @@ def _heads(known: dict[str, ArmFigures]) -> list[str]:
         return []
     return [
         "### Grouped queries against a key head a query (table 8)\n",
-        "The paper, at 9B: 50.8 grouped, 50.3 with a key head a query (benchmarks; higher is better), too near to "
-        "tell, and a smaller cache.\n",
+        "In the paper, at 9B, grouped queries score 50.8 and a key head a query 50.3 (benchmarks, higher is better). "
+        "The two are too near to tell apart, and grouped queries have the smaller cache.\n",
         _pairs(known, (("grouped", shared), ("a key head a query", own))),
         _verdicts("grouped queries are better than a key head a query", known, shared, own),
     ]
@@ -90,8 +92,8 @@ def _depth(sizes: Sizes, known: dict[str, ArmFigures]) -> list[str]:
     layers = [shapes(sizes.student)[name.strip()].layers for name in (wide, deep)]
     return [
         "### Deep against wide (table 9)\n",
-        f"The paper, at 9B: 52.0 deep, 50.8 wide. Here {layers[1]} layers against {layers[0]}, of as many "
-        "parameters.\n",
+        f"In the paper, at 9B, the deep model scores 52.0 and the wide one 50.8. Here {layers[1]} layers are compared "
+        f"with {layers[0]}, at about the same number of parameters.\n",
         _pairs(known, (("wide", wide), ("deep", deep))),
         _verdicts("deep is better than wide", known, deep, wide),
     ]
@@ -110,9 +112,9 @@ def _windows(sizes: Sizes, directory: str) -> list[str]:
         rows.append([window, f"{mean:.4f}", f"{mean - sum(of_whole) / len(of_whole):+.4f}"])
     return [
         "### The window at inference (table 10)\n",
-        "The paper, at 9B: perplexity 1.63, 1.63, 1.64 with windows of 4096, 2048, 1024. Here the finished "
-        f"`sample50` students, trained with a window of {sizes.student.window} in rows of {sizes.sequence_length}, "
-        f"mean over {len(of_whole)} seeds.\n",
+        "In the paper, at 9B, perplexity is 1.63, 1.63 and 1.64 with windows of 4096, 2048 and 1024. Here the finished "
+        f"`sample50` students have smaller windows too. They were trained with a window of {sizes.student.window} in "
+        f"rows of {sizes.sequence_length}. Losses are means over {len(of_whole)} seeds.\n",
         table(("window", "loss", "minus the whole window"), rows),
     ]
 
@@ -132,7 +134,8 @@ def _temperatures(known: dict[str, ArmFigures], warm: Sequence[str]) -> list[str
     ]
     return [
         "### The temperature of full distillation\n",
-        "Teacher and student softened alike, the loss times T²; read at T = 1. The paper gives no temperature.\n",
+        "Teacher and student are softened alike, and the loss is multiplied by T². Losses here are at T = 1. The paper "
+        "gives no temperature.\n",
         table(("T", "loss", "minus T = 1", "calibration error"), rows),
     ]
 

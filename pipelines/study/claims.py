@@ -60,11 +60,11 @@ def _noise(by_arm: dict[str, ArmFigures]) -> str:
     gaps = by_arm["sample50"].curve()[1] - of_full
     widest = int(gaps.argmax())
     return (
-        "- Why not nearer? Most likely the noise of the draws, which a short run does not average out: their variance "
-        f"falls as 1 / N, so 12 draws have 4.2 times that of 50, and are {far / near:.1f} times as far from full "
-        "distillation. A bias it is not: the mean over redraws has full distillation's gradient (below). In the run, "
-        f"50 draws were {gaps[widest]:.3f} nats away at step {steps[widest]:.0f}, the most, and {gaps[-1]:.3f} at step "
-        f"{steps[-1]:.0f}, the last."
+        "- Why not nearer? The likely reason is the noise of the draws, which a short run does not average out. The "
+        "variance of N draws falls as 1 / N, so 12 draws have 4.2 times that of 50. They are "
+        f"{far / near:.1f} times as far from full distillation. Draws have no bias: the mean over redraws has the "
+        f"gradient of full distillation (below). In the run, 50 draws were furthest away at step {steps[widest]:.0f}, "
+        f"by {gaps[widest]:.3f} nats. At step {steps[-1]:.0f}, the last, it was {gaps[-1]:.3f} nats."
     )
 
 

@@ -104,38 +104,42 @@ def _page(sizes: Sizes, root: str, by_arm: dict[str, ArmFigures], command: str) 
     student, teacher = sizes.student, sizes.teacher
     parts = [
         "# Does the cached teacher teach?\n",
-        f"Written by `python -m pipelines.study report` from the metrics of `{command}`; no figure is typed by hand.\n",
-        f"Made on {run['machine']}, Python {run['python']}, {run['threads']} threads, in "
-        f"{(run['seconds'] + run.get('teacher_seconds', 0.0)) / 60:.0f} minutes{_load(run)}{_teacher(run)} (the goal: "
-        f"at most {GOAL_MINUTES}). The students' steps took "
+        "This page compares students that learn from different targets: the next token, a teacher's whole "
+        "distribution, draws from it, or its most likely ids.\n",
+        f"Written by `python -m pipelines.study report` from the metrics of `{command}`. No figure is typed by hand.\n",
+        f"Machine: {run['machine']}, Python {run['python']}, {run['threads']} threads. The study took "
+        f"{(run['seconds'] + run.get('teacher_seconds', 0.0)) / 60:.0f} minutes (goal: at most {GOAL_MINUTES})."
+        f"{_teacher(run)}{_load(run)} The students' steps took "
         f"{sum(final['step_cpu_seconds'] for arm in by_arm.values() for final in arm.finals) / 60:.0f} minutes of a "
         "core.\n"
         if run
         else "How long it took was not kept.\n",
         "## What was run\n",
-        f"- **Text**: Python's standard library, a vocabulary of {sizes.vocab_size:,}, rows of "
-        f"{sizes.sequence_length} tokens. Held out: {documents} documents, {targets:,} targets. Teacher and students "
-        "learn from different rows.\n"
-        f"- **Teacher**: {teacher.layers} layers, width {teacher.d_model}, {sizes.teacher_steps} steps of "
-        f"{sizes.batch_rows} rows; held-out loss **{teacher_loss:.3f}** nats a token.\n"
-        f"- **Students**: {student.layers} layers, width {student.d_model}, "
-        f"{int(by_arm['full'].finals[0]['parameters']):,} parameters, {sizes.student_steps} steps of "
-        f"{sizes.student_rows} rows, {seeds} seeds. The arms of a seed share initial weights, rows and "
-        "their order, learning rates; they differ in what they learn from.\n",
+        f"- **The text** is Python's standard library, with a vocabulary of {sizes.vocab_size:,} and rows of "
+        f"{sizes.sequence_length} tokens. {documents} documents with {targets:,} targets are held out. Teacher and "
+        "students learn from different rows.\n"
+        f"- **The teacher** has {teacher.layers} layers and width {teacher.d_model}. It took {sizes.teacher_steps} "
+        f"steps of {sizes.batch_rows} rows. Its held-out loss is **{teacher_loss:.3f}** nats a token.\n"
+        f"- **The students** have {student.layers} layers, width {student.d_model} and "
+        f"{int(by_arm['full'].finals[0]['parameters']):,} parameters. Each took {sizes.student_steps} steps of "
+        f"{sizes.student_rows} rows, with {seeds} seeds. The arms of a seed share initial weights, rows, their order "
+        "and learning rates. They differ in what they learn from.\n",
         "## Held-out loss\n",
-        "Intervals are of 95 %, of paired differences: ± over seeds (Student's t), and in brackets ± over held-out "
-        "documents.\n",
+        "Losses are nats a token. Differences are paired, with intervals of 95 %: ± over seeds (Student's t), and in "
+        "brackets ± over held-out documents.\n",
         _loss_table(by_arm),
         "![differences](distillation/differences.svg)\n",
         "![curves](distillation/curves.svg)\n",
         "## Calibration, agreement, cost\n",
-        "Calibration error: 15 bins of the likeliest token's probability. Agreement: the share of targets where "
-        "student and teacher hold the same token for likeliest. KL: nats from teacher to student. Speed: tokens a "
-        "second that one core worked, of training steps whose targets are there"
+        "- **calibration error** is over 15 bins of the likeliest token's probability.\n"
+        "- **agreement** is the share of targets where student and teacher find the same token most likely.\n"
+        "- **KL** is nats from teacher to student.\n"
+        "- **tokens/s a core** is the speed of training steps whose targets are computed before.\n"
         + (
-            "; bytes, different ids, and the teacher's mass outside of a top-k: in the cache's own format.\n"
+            "- **bytes a token**, **ids** and **mass left out** are of the cache's own format: bytes, different ids, "
+            "and the teacher's mass outside of a top-k.\n"
             if costs
-            else ".\n"
+            else ""
         ),
         _cost_table(by_arm, costs),
         "![calibration](distillation/calibration.svg)\n",
@@ -145,8 +149,8 @@ def _page(sizes: Sizes, root: str, by_arm: dict[str, ArmFigures], command: str) 
         *_gradient_part(directory),
         *ablation_part(for_ablations(sizes), root),
         "## Again\n",
-        "`make study` goes on where it was stopped; `make study STUDY=--full` adds the ablations of the Gemma 2 paper "
-        "(student size, key heads, depth, window at inference) and temperatures.\n",
+        "`make study` goes on where it was stopped. `make study STUDY=--full` adds temperatures and the ablations of "
+        "the Gemma 2 paper: student size, key heads, depth, and window at inference.\n",
     ]
     return "\n".join(map(_wrapped, parts))
 
@@ -201,8 +205,9 @@ def _gradient_part(directory: str) -> list[str]:
     ]
     return [
         "## The gradient against full distillation's\n",
-        "The teacher in the step, one batch, the weights of the finished `scratch` arm: `python -m pipelines.study "
-        "gradients`. The mean over redraws estimates the expected gradient; the goal for draws is a cosine of at least "
+        "This compares each estimator's gradient with that of full distillation, whose teacher is in the step. All "
+        "have one batch and the weights of the finished `scratch` arm. Printed by `python -m pipelines.study "
+        "gradients`. The mean over redraws estimates the expected gradient. The goal for draws is a cosine of at least "
         f"{GOAL_COSINE}.\n",
         table(("estimator", "gradients averaged", "cosine", "degrees", "length"), rows),
     ]
@@ -210,11 +215,13 @@ def _gradient_part(directory: str) -> list[str]:
 
 def _teacher(run: dict[str, float]) -> str:
     """A note if an earlier study trained the teacher, which all studies of one root share."""
-    return "" if run.get("teacher_seconds", 0.0) >= 60.0 else " without the teacher, which an earlier study had trained"
+    is_trained_here = run.get("teacher_seconds", 0.0) >= 60.0
+    return "" if is_trained_here else " The teacher is not in this time, because an earlier study had trained it."
 
 
 def _load(run: dict[str, float]) -> str:
-    return f" beside other programs, a load of up to {run['load']:.0f}," if run["load"] >= 3.0 else ""
+    is_disturbed = run["load"] >= 3.0
+    return f" Other programs ran beside it, with a load of up to {run['load']:.0f}." if is_disturbed else ""
 
 
 def _json(uri: str) -> dict[str, float]:

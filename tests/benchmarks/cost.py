@@ -21,13 +21,14 @@ TRILLIONS = (2, 8, 13)
 SHARD_BYTES = {"64 MiB": 64 << 20, "1 GiB": 1 << 30}
 STAGES = ("filter_text", "deduplicate_text", "tokenize_text", "pack_sequences")
 ASSUMED = (
-    "`filter_text` redacts emails and addresses; with all heuristics on it takes 141 core s a GB (benchmarks.md);",
-    "every document passes every stage; what a filter drops costs the later ones nothing, so this is an upper bound;",
-    "a byte of text costs what a byte of this corpus does: source code and manuals, {bytes_per_token:.2f} bytes a "
-    "token with Gemma's tokenizer (English prose has more, and so costs more bytes a token);",
-    "other machines' cores are as fast as these two, and storage keeps up with them;",
-    "shards hold {shards} of text (`collect_text --shard-bytes`, at most 1 GiB);",
-    "nothing for collecting, for training the tokenizer, or for moving data between regions.",
+    "`filter_text` redacts emails and addresses. With all heuristics of Gopher, C4 and FineWeb it is slower "
+    "([benchmarks.md](benchmarks.md#data-plane)).",
+    "Every document passes every stage. What a filter drops costs the later stages nothing, so this is an upper bound.",
+    "A byte of text costs as much as a byte of this corpus. It is source code and manuals, {bytes_per_token:.2f} bytes "
+    "a token with Gemma's tokenizer. English prose has more bytes a token, and so costs more a token.",
+    "Cores of other machines are as fast as these two, and storage keeps up with them.",
+    "Shards hold {shards} of text. `collect_text --shard-bytes` sets it, at most 1 GiB.",
+    "Collecting, training the tokenizer, and moving data between regions cost nothing.",
 )
 
 
@@ -57,7 +58,11 @@ def largest(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     runs = largest(figures)
     size, shards = (runs["tokenize_text"][name] for name in ("text_bytes", "shards"))
-    yield f"On {figures['machine']}; {figures['corpus']}. {size / 1e9:.2f} GB of it in {shards} shards:"
+    corpus, _, left_out = figures["corpus"].partition("; left out: ")
+    yield f"Machine: {figures['machine']}. The runs took {size / 1e9:.2f} GB of the corpus in {shards} shards."
+    yield ""
+    yield f"- The corpus: {corpus}."
+    yield f"- Left out: {left_out}."
     yield ""
     yield "| stage | core seconds a GB of text | output bytes a byte of text | driver MB | a worker's peak MB |"
     yield "|---|--:|--:|--:|--:|"
@@ -79,8 +84,8 @@ def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     tasks = figures["tasks"]
     yield ""
     yield (
-        f"{tasks['tasks']:,} tasks that do nothing: {tasks['seconds_a_task'] * 1e3:.1f} ms each on two cores, "
-        f"{tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory each, above what 200 of them take."
+        f"{tasks['tasks']:,} tasks that do nothing take {tasks['seconds_a_task'] * 1e3:.1f} ms each on two cores. Each "
+        f"needs {tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory above what 200 of them need."
     )
 
 
@@ -139,7 +144,15 @@ def lines() -> Iterator[str]:
     run = largest(figures)["tokenize_text"]
     yield "# What a corpus costs"
     yield ""
-    yield "Printed by `python -m tests.benchmarks.cost` from [data-costs.json](data-costs.json)."
+    yield (
+        "This page estimates what the data plane takes for 2T, 8T and 13T tokens. It keeps apart what was measured, "
+        "what is assumed, and what was extrapolated from both."
+    )
+    yield ""
+    yield (
+        "Printed by `python -m tests.benchmarks.cost` from [data-costs.json](data-costs.json). `python -m "
+        "tests.benchmarks memory manifests` writes that file."
+    )
     yield ""
     yield "## Measured"
     yield ""
@@ -152,6 +165,11 @@ def lines() -> Iterator[str]:
         yield f"- {sentence}"
     yield ""
     yield "## Extrapolated"
+    yield ""
+    yield (
+        "Costs are taken to grow with the tokens. From 64 MB to 1 GB a GB did not get more expensive. Nothing larger "
+        "was measured."
+    )
     yield ""
     yield from extrapolated_lines(figures)
 

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.train_step --device cuda [--size 2b] [--length 8192] [--steps 5]
 
-The recipe's precision on both sides: float32 weights and moments, bfloat16 in between (of transformers by autocast, the
-way its users get it), one row. Soft cap and window lie inside a fused attention (PyTorch's flex_attention); the loss
-works in chunks. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the same code in float32 without
-fusing, for its tests: its figures say nothing.
+Our side is this benchmark's own path: `train_model --device cuda` has plain attention and computes in float32, unless
+`--compute-dtype bfloat16` is given. Both sides have float32 weights and moments, bfloat16 in between (transformers by
+autocast, the way its users get it), and one row. Soft cap and window lie inside a fused attention (PyTorch's
+flex_attention). The loss works in chunks. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the
+same code in float32 without fusing, for its tests: its figures say nothing.
 """
 
 import argparse

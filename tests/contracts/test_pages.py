@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from infra.prices import CONSTANTS
+from pipelines.account.amounts import speeds
 from pipelines.study import arms
 from tests.benchmarks import cost
 from tests.programs import cost_by_file, documented
@@ -150,6 +152,40 @@ def test_a_page_with_figures_names_the_command_that_prints_them(page: str) -> No
 def test_what_a_corpus_costs_is_what_the_kept_figures_give() -> None:
     """docs/tpu-fit.md is compared with its cells in tests/pipelines/fit/test_fit.py."""
     assert PAGES["docs/data-costs.md"] == cost.page(), "run `python -m tests.benchmarks.cost > docs/data-costs.md`"
+
+
+@pytest.mark.parametrize(
+    "row", [line for line in PAGES["README.md"].splitlines() if re.match(r"\|.*\| `.*\(docs/", line)]
+)
+def test_a_figure_of_the_readme_is_on_the_page_that_it_names(row: str) -> None:
+    """As it is, or with more digits."""
+    figure, _, link = (cell.strip() for cell in row.strip("|").split("|"))
+    page = PAGES[LINK.findall(link)[0][1].partition("#")[0]]
+    numbers = {float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", page)}
+    for text in re.findall(r"(?<![\w.:])\d[\d,]*(?:\.\d+)?(?=x?(?![\w:]))", figure):
+        digits = len(text.partition(".")[2])
+        assert float(text.replace(",", "")) in {round(number, digits) for number in numbers}, f"{text} in {row}"
+
+
+def test_speeds_of_the_page_on_costs_are_the_constants_of_a_plan() -> None:
+    table = rows("docs/costs.md", "stage | MB/s a core")
+    assert {name.strip("`"): float(row["MB/s a core"]) for name, row in table.items()} == {
+        name.removeprefix("speed."): constant.value
+        for name, constant in speeds().items()
+        if name != "speed.decontaminate_text"  # taken like deduplication
+    }
+    stored = {"collect_text": "text.stored_fraction"}
+    stored |= {"tokenize_text": "tokens.bytes_per_token", "pack_sequences": "sequences.bytes_per_token"}
+    for name, constant in stored.items():
+        assert float(table[f"`{name}`"]["stored, demo"]) == CONSTANTS[constant].value
+
+
+def test_memory_on_the_page_of_benchmarks_is_that_of_the_kept_runs() -> None:
+    table = {name.split("`")[1]: row for name, row in rows("docs/benchmarks.md", "stage | 1 x 64 MB").items()}
+    for run in cost.load()["runs"]:
+        driver, worker, seconds = map(float, re.findall(r"\d+", table[run["stage"]][f"{run['shards']} x 64 MB"]))
+        assert (driver, worker) == (round(run["driver_bytes"] / 1e6), round(run["worker_bytes"] / 1e6))
+        assert seconds == pytest.approx(run["cpu_seconds"] / run["text_bytes"] * 1e9, abs=0.56)
 
 
 def test_files_that_have_a_cost_are_there_and_the_costliest_comes_first() -> None:

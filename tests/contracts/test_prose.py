@@ -4,19 +4,6 @@ from tests.programs import sentences, spelling
 from tests.programs.markdown import Block, blocks, pages, too_wide, words_in, wrapped
 from tests.programs.markdown import sentences as sentences_of
 
-NOT_WRAPPED_YET = {
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
-    "docs/design.md",
-    "docs/laptop-to-pod.md",
-    "docs/logits.md",
-    "docs/metrics.md",
-    "docs/numerics.md",
-    "docs/security.md",
-    "docs/training-faults.md",
-}
-
 
 def test_a_sentence_has_at_most_25_words_on_average() -> None:
     """`python -m tests.programs.sentences --longest 20` prints the longest ones."""
@@ -28,7 +15,7 @@ def test_a_sentence_has_at_most_25_words_on_average() -> None:
 def test_prose_is_wrapped_at_120_columns() -> None:
     """`python -m tests.programs.markdown` wraps it."""
     wide = [f"{name}:{block.first}" for name, text in pages().items() for block in blocks(text) if too_wide(block)]
-    assert [place for place in wide if place.partition(":")[0] not in NOT_WRAPPED_YET] == []
+    assert wide == []
 
 
 def test_every_word_is_in_the_dictionary_or_on_our_list() -> None:

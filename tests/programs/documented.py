@@ -64,6 +64,8 @@ def _command(text: str, in_code: bool) -> list[str]:
         words = words[1:]
     if words[:2] == ["ray", "job"] and "--" in words:
         words = words[words.index("--") + 1 :]
+    if ">" in words:
+        words = words[: words.index(">")]
     if words[:1] == ["make"] or words[:2] == ["python", "-m"]:
         return words
     if not in_code and len(words) > 1:

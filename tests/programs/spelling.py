@@ -4,11 +4,10 @@
     python -m tests.programs.spelling --add    puts them on our list, tests/contracts/words.txt: read them first
 
 The dictionary is the English one of `pyspellchecker`. Code spans, web addresses, abbreviations in capitals, names of
-code and numbers are left out. Cost: about three seconds.
+code and numbers are left out. Cost: about two seconds.
 """
 
 import argparse
-import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,8 @@ WORDS = REPOSITORY / "tests" / "contracts" / "words.txt"
 PACKAGES = ("data", "infra", "model", "pipelines", "tests", "training")
 CODE = re.compile(r"``.*?``|`[^`]*`|\w+://\S+", re.DOTALL)
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+TRIPLE = re.compile(r'(?:(?P<before>(?:\A|(?<=[^(,\[\n]\n)|(?<=\n\n))[ \t]*r?))?"""(?P<text>.*?)"""', re.DOTALL)
+"""A string in triple quotes; `before` where it stands as a statement: a docstring."""
 COMMENT = re.compile(r"(?:^|\s)#:?\s(.*)$")
 NAME = re.compile(r"[\w.]*[\d_/\\@=<>{}$~|^+*#%&²][\S]*|\S*\w[.:(\[]\w\S*|--?\w\S*")
 """A number, a path, an assignment, a dotted name, a flag: no word."""
@@ -39,11 +40,13 @@ def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
 
 
 def prose_of_code(source: str) -> Iterator[tuple[int, str]]:
-    """Docstrings, also those below fields and constants, and comments."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            for offset, line in enumerate(_without_code(node.value.value).split("\n")):
-                yield node.lineno + offset, line
+    """Docstrings, also those below fields and constants, and comments. Found by their marks: to parse all our code
+    would take seconds."""
+    for match in TRIPLE.finditer(source):
+        if match["before"] is not None:
+            first = source.count("\n", 0, match.start("text")) + 1
+            for offset, line in enumerate(_without_code(match["text"]).split("\n")):
+                yield first + offset, line
     for number, line in enumerate(source.splitlines(), start=1):
         if comment := COMMENT.search(line):
             yield number, _without_code(comment[1])

@@ -103,7 +103,7 @@ def _circumstances(words: list[str], folder: Path) -> Iterator[tuple[list[str], 
 
 
 def _old_python() -> str:
-    """What the Makefile's own check says to a Python that is too old."""
+    """What `make` says to a Python that is too old."""
     (check,) = re.findall(r"\$\(PYTHON\) -c '(.*)'$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     code = OLD_PYTHON + check.replace("$(MAKECMDGOALS)", "demo")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

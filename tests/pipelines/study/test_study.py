@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pipelines.study.sizes import standard, tiny
 from pipelines.study.storage_cost import read_costs
 from pipelines.study.teacher import load_teacher
 from pipelines.study.text import Text, load_text
+from tests.programs.places import REPOSITORY
 
 SIZES = tiny()
 TIMES = ("step_cpu_seconds", "teacher_cpu_seconds")
@@ -171,10 +173,19 @@ def test_the_ablations_are_in_the_report_when_they_are_done(root: str, tmp_path:
     ]
     rows = [line for line in part.splitlines() if line.startswith("| ")]
     assert len(rows) == (2 + 3) + (2 + 2) + (2 + 2) + (2 + 4) + (2 + 4)
+    assert words_of(page) == words_of((REPOSITORY / "docs" / "distillation.md").read_text()), "but for its figures"
     of_window = json.loads(storage.read_bytes(storage.join(SIZES.directory(full), "windows.json")))
     assert of_window["16"] == [
         read_trial(SIZES.directory(full), f"sample50-{seed}")[-1]["loss"] for seed in SIZES.seeds
     ]
+
+
+def words_of(page: str) -> list[str]:
+    """The lines of a report without tables, figures, verdicts, line ends, and the machine and command that made it."""
+    page = re.sub(r"(?m)^(Machine|Written by|\|).*(\n(?=.)[^|].*)*", "", page)
+    page = re.sub(r"\n(?=[^\n#!-])", " ", page)
+    page = re.sub(r"\*\*[a-z ]*(seen|decided)[a-z ]*\*\*(, an interval[^.]*)?", "VERDICT", page)
+    return [" ".join(line.split()) for line in re.sub(r"[-+]?\d[\d.,]*\d|\d", "N", page).splitlines() if line.strip()]
 
 
 def test_deep_and_wide_have_equal_parameters() -> None:
