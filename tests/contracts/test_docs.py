@@ -2,6 +2,9 @@
 
 import ast
 import re
+import tomllib
+
+import yaml
 
 from tests.programs.places import REPOSITORY
 
@@ -46,3 +49,10 @@ def test_the_pages_lead_to_files_that_are_there() -> None:
     assert [link for link in links if not (docs / link).exists()] == []
     pages = {path.name for path in docs.glob("*.md")} - {"README.md"}
     assert sorted(pages - set(links)) == []
+
+
+def test_the_citation_is_of_the_version_that_is_built() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert f"## {project['version']}" in (REPOSITORY / "CHANGELOG.md").read_text()

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import tyro
@@ -10,6 +11,7 @@ import tyro
 from pipelines.__main__ import main
 from pipelines.cli.arguments import take
 from pipelines.cluster.submit import check_line
+from pipelines.engine.registry import stage_names
 from pipelines.fit import table as fit_table
 from pipelines.fit.command import Command, request_of
 from tests.programs.here import RunHere
@@ -82,6 +84,15 @@ def test_links_to_files_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README)
     assert len(links) >= 10
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_the_picture_shows_stages_and_has_colours_for_the_dark() -> None:
+    (name,) = re.findall(r"!\[[^\]]*\]\((docs/images/[^)]*)\)", README)
+    picture = (REPOSITORY / name).read_text()
+    boxes = [text.text for text in ElementTree.fromstring(picture).iter() if text.get("class") == "name"]
+    assert len(boxes) >= 10
+    assert set(boxes) <= set(stage_names())
+    assert "@media (prefers-color-scheme: dark)" in picture
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
