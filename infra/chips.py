@@ -1,4 +1,4 @@
-"""Every accelerator that the project knows: what it computes, what others call it, where it is rented, what it costs.
+"""Every accelerator that the project knows: its speed, its names, its machine, its price.
 
     CHIPS = TPUS + GPUS, by name          `chip_called` -> the chip that a device's own name means
 
@@ -6,8 +6,9 @@ A new chip is one entry below, and no other file spells its name. Every price, p
 source and a date. Sources of the other figures of TPUs:
 
 - https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (system architecture: peak, HBM, ICI of a chip, pod size)
-- v4's links (6 of 50 GB/s each way) and 4-chip hosts: arXiv 2304.01433, Table 4; the cloud page has no figure a chip
-- what a compiled program may use of HBM: libtpu's own "Used X of Y hbm" when it refuses (tests/infra/test_aot.py)
+- v4's links (6 of 50 GB/s each way) and 4-chip hosts: arXiv 2304.01433, Table 4; the cloud page has no figure per chip
+- HBM that a compiled program may use: "Used X of Y hbm" in libtpu's error when a program does not fit
+  (tests/infra/test_aot.py)
 - cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (accelerator labels, topologies, machines)
 
 Peaks of GPUs are those of NVIDIA's data sheets.
@@ -19,7 +20,7 @@ from typing import Any
 
 GIB = 2**30
 OURS = "ours"
-"""start of a constant's source: a figure that nobody publishes, by our own reckoning or measurement"""
+"""first word in the source of a constant that nobody publishes: our own estimate or measurement"""
 PRICING = "Google Cloud's list prices on demand"
 CLOUD_REGIONS = "GoogleCloudPlatform/region-carbon-info, data/yearly/2024.csv, hourly grid mix"
 V4_PAPER = "arXiv 2304.01433, Table 4: most that production jobs drew, ASIC and HBM (mean 170, idle 90)"
@@ -36,18 +37,18 @@ CUBES = (
 )
 """topologies of three dimensions; from 4x4x4 on, sides are multiples of 4 in rising order"""
 COMPILING_HOST = "v5litepod-8"
-"""pod type of the machine that libtpu takes itself to be on while it compiles; any will do"""
+"""pod type of the machine on which libtpu takes itself to compile; any pod type works"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A number that a plan rests on."""
+    """A number with unit, source and date, on which a plan rests."""
 
     value: float
     unit: str
     source: str
     date: str
-    """when the source said so"""
+    """date of the source"""
 
 
 def constant(value: float, unit: str, source: str, date: str) -> Constant:
@@ -62,25 +63,25 @@ class Machine:
     chips: int
     vcpus: int
     gigabytes: int
-    """memory of the host"""
+    """memory of the host, in GB"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What is known of an accelerator, whoever makes it."""
+    """An accelerator of any maker."""
 
     name: str
-    """as the topologies and the constants of prices are called: v5p in v5p:4x4x4"""
+    """name in topologies and in constants of prices: v5p in v5p:4x4x4"""
     peak_flops: float
     """dense bfloat16 operations a second"""
     machine: Machine
-    """that it is rented with"""
+    """machine type that is rented with the chip"""
     usd_per_chip_hour: Constant
-    """on demand, with its share of the machine"""
+    """price on demand, with the chip's share of the machine"""
     watts_per_chip: Constant
-    """without the host"""
+    """power of the chip, without the host"""
     grid_kg_per_kwh: Constant
-    """of the region where the chip is taken to run"""
+    """carbon factor of the region in which the chip is taken to run"""
 
     @property
     def vcpus_per_chip(self) -> Constant:
@@ -91,42 +92,42 @@ class Chip:
 
 @dataclass(frozen=True, kw_only=True)
 class Tpu(Chip):
-    """A chip of Google's, in slices that are rented whole."""
+    """A TPU chip of Google, which is rented in whole slices."""
 
     hbm_bytes: int
-    """high-bandwidth memory of a chip"""
+    """high-bandwidth memory of a chip, in bytes"""
     usable_hbm_bytes: int
-    """what libtpu lets a program have; the rest is the runtime's"""
+    """HBM that libtpu lets a program use, in bytes; the runtime has the rest"""
     hbm_bandwidth: float
-    """bytes a second"""
+    """bandwidth of HBM, in bytes a second"""
     ici_bandwidth: float
-    """bytes a second that a chip can send to its neighbours, all links together, one direction"""
+    """bytes a second that a chip can send to its neighbours over all links together, in one direction"""
     dcn_bandwidth: float
-    """bytes a second of a chip's share of its host's network card, one direction"""
+    """bytes a second of a chip's share of its host's network card, in one direction"""
     dimensions: int
-    """of the torus: 2 or 3"""
+    """dimensions of the torus: 2 or 3"""
     largest_slice: int
-    """chips"""
+    """number of chips in the largest slice"""
     generation: str
-    """as a pod type begins, which is also how a chip calls itself: v5litepod in v5litepod-16"""
+    """first part of a pod type and of the chip's own name: v5litepod in v5litepod-16"""
     pod_type_cores: int
-    """what a pod type counts for one chip: its cores, or 1"""
+    """number by which a pod type counts one chip: the cores of the chip, or 1"""
     ray_name: str
     """accelerator type in Ray"""
     gke_accelerator: str
     """value of the node label cloud.google.com/gke-tpu-accelerator"""
     gke_topologies: tuple[str, ...]
-    """shapes of slices that Kubernetes Engine lists, with `chips_per_host` chips a host"""
+    """shapes of slices that Kubernetes Engine offers, with `chips_per_host` chips a host"""
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
-    """what libtpu's compiler must be told besides the topology"""
+    """options of libtpu's compiler besides the topology"""
 
     @property
     def chips_per_host(self) -> int:
-        """Of a slice with several hosts."""
+        """Chips of a host in a slice of several hosts."""
         return self.machine.chips
 
     def pod_type(self, chips: int) -> str:
-        """As the cloud and Ray call a slice of so many chips: v5litepod-16, or v4-16 for 8 chips of 2 cores."""
+        """Name of a slice in the cloud and in Ray: v5litepod-16, or v4-16 for 8 chips of 2 cores."""
         return f"{self.generation}-{chips * self.pod_type_cores}"
 
     def is_called(self, device_name: str) -> bool:
@@ -135,12 +136,12 @@ class Tpu(Chip):
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu(Chip):
-    """A chip of NVIDIA's; `peak_flops` is that of the SXM module."""
+    """A GPU of NVIDIA. `peak_flops` is that of the SXM module."""
 
     device_name: str
-    """part of the name by which CUDA calls the device"""
+    """part of the name that CUDA gives the device"""
     slower_cards: Mapping[str, float] = field(default_factory=dict)
-    """word after `device_name` -> peak of a card of that name with a lower one"""
+    """word after `device_name` -> peak operations a second of a slower card with that word in its name"""
 
     def is_called(self, device_name: str) -> bool:
         return self.device_name.lower() in device_name.lower()
@@ -149,13 +150,13 @@ class Gpu(Chip):
 TPUS: Mapping[str, Tpu] = {
     chip.name: chip
     for chip in (
-        # 275 TFLOP/s, 32 GiB, 1200 GB/s; 6 links of 50 GB/s; no public figure for the network: v5p's is assumed
+        # 275 TFLOP/s, 32 GiB, 1200 GB/s; 6 links of 50 GB/s; no public figure for the network, so it is taken from v5p
         Tpu(
             name="v4", generation="v4", pod_type_cores=2, ray_name="TPU-V4", gke_accelerator="tpu-v4-podslice",
             peak_flops=275e12, hbm_bytes=32 * GIB, usable_hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1200e9,
             ici_bandwidth=300e9, dcn_bandwidth=6.25e9, dimensions=3, largest_slice=4096, gke_topologies=CUBES,
             machine=Machine(name="ct4p-hightpu-4t", chips=4, vcpus=240, gigabytes=407),
-            # two cores of a chip as one device, as on the cloud; by default each core is a device
+            # both cores of a chip are one device, as in the cloud; by default each core is a device
             compiler_options={"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)},
             usd_per_chip_hour=constant(3.22, "USD", f"{PRICING}, us-central2", "2025"),
             watts_per_chip=constant(192, "W", V4_PAPER, "2023-04"),
@@ -229,28 +230,28 @@ CHIPS: Mapping[str, Tpu | Gpu] = {**TPUS, **GPUS}
 def chip_called(device_name: str) -> Tpu | Gpu | None:
     """The chip that a device's own name means; None for a device that is not in the table.
 
-    `v5litepod-16` -> v5e, `NVIDIA H100 80GB HBM3` -> h100; a TPU's name in the table means that TPU, too.
+    Examples: `v5litepod-16` -> v5e, `NVIDIA H100 80GB HBM3` -> h100. A TPU's name in the table also means that TPU.
     """
     return next((chip for chip in CHIPS.values() if chip.is_called(device_name)), None)
 
 
 def pod_chips(pod_type: str) -> int:
-    """Chips of the slice that has this pod type: 16 of v5litepod-16, 8 of v4-16; 0 where it gives no number.
+    """Chips of a slice of this pod type: 16 of v5litepod-16, 8 of v4-16. 0 for a pod type without a number.
 
-    A chip that is not in the table is taken to be counted as one.
+    A chip that is not in the table counts as one.
     """
     chip, count = chip_called(pod_type), pod_type.rpartition("-")[2]
     return int(count) // (chip.pod_type_cores if isinstance(chip, Tpu) else 1) if count.isdigit() else 0
 
 
 def shown_name(device_name: str) -> str:
-    """A TPU as topologies call it, any other device as it calls itself."""
+    """The name of a TPU in topologies; the device's own name for any other device."""
     chip = chip_called(device_name)
     return chip.name if isinstance(chip, Tpu) else device_name
 
 
 def gpu_peaks() -> dict[str, float]:
-    """Part of a GPU's own name -> dense bfloat16 operations a second; the first that fits counts."""
+    """Part of a GPU's own name -> dense bfloat16 operations a second. The first part that fits a name counts."""
     peaks: dict[str, float] = {}
     for gpu in GPUS.values():
         peaks |= {f"{gpu.device_name} {card}": peak for card, peak in gpu.slower_cards.items()}

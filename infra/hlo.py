@@ -1,5 +1,7 @@
-"""The text of a compiled HLO module as computations of instructions. `infra/hlo_trips.py` says how often its loops go
-round, `infra/hlo_account.py` adds up what it does. Cost: one pass over a few megabytes of text.
+"""Parses the text of a compiled HLO module into computations of instructions.
+
+`infra/hlo_trips.py` counts the rounds of its loops, and `infra/hlo_account.py` adds up its work. Cost: one pass over a
+few megabytes of text.
 """
 
 import math
@@ -12,7 +14,7 @@ INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\) -> .*)? \{$")
 CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|called_computations)=%?([\w.\-]+)")
 ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
-"""in a layout: the array lies in another memory than HBM"""
+"""mark in a layout of an array that is in another memory than HBM"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,12 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     literal: str
-    """what stands between the parentheses: a constant's value, a parameter's number"""
+    """text between the parentheses: a constant's value, a parameter's number"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """Computations by name, each its instructions by name, in the order of the text."""
+    """Computations by name. Each has its instructions by name, in the order of the text."""
 
     entry: str
     computations: dict[str, dict[str, Instruction]]
@@ -38,7 +40,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Splits the text. Raises UserError where it holds no entry computation."""
+    """Parses the text of a whole module. Asserts that it has an entry computation."""
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     entry, current = "", ""
@@ -71,7 +73,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _balanced(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` is closed, one past it."""
+    """The place after the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -89,7 +91,7 @@ def leaves(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def shape_bytes(shape: str, *, hbm_only: bool = False) -> int:
-    """Bytes of all arrays in a shape, without padding; only of those in HBM where `hbm_only`."""
+    """Bytes of all arrays in a shape, without padding. With `hbm_only`, only of arrays in HBM."""
     total = 0
     for kind, sides, layout in leaves(shape):
         if not (hbm_only and ELSEWHERE.search(layout)):

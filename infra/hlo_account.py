@@ -1,15 +1,15 @@
-"""What one chip does in one run of a compiled HLO module: matrix operations, bytes through HBM, collectives.
+"""The work of one chip in one run of a compiled HLO module: matrix operations, bytes through HBM, collectives.
 
-A loop's body counts as often as the loop goes round; `cost_analysis` of the compiler counts it once.
+The body of a loop counts once for each round of the loop. The compiler's own `cost_analysis` counts it only once.
 
-- An asynchronous collective is counted where it starts, by its operands: its result is a tuple that repeats them. The
-  TPU compiler also puts one into fusions, in three or more pieces that each name it (start, go on beside other work,
-  done).
-- Matrix operations: dot and convolution (which is what the TPU compiler makes of dots), also those inside fusions.
-  Kernels (custom calls) are opaque; they are listed, their operations are not counted.
-- HBM bytes: operands read and results written by each instruction outside fusions, where they lie in HBM (the layout
-  names another memory with S(n)); of a sliced operand only the slice. Kernels count each operand once. So it is what
-  the program moves at least.
+- An asynchronous collective is counted at its start, by its operands, because its result is a tuple that repeats them.
+  The TPU compiler also puts a collective into fusions, in three or more pieces that each name it (start, continue
+  beside other work, done).
+- Matrix operations are dots and convolutions (into which the TPU compiler turns dots), also inside fusions. Kernels
+  (custom calls) are opaque: their runs are counted, but not their operations.
+- HBM bytes are the operands read and the results written by each instruction outside fusions, if they are in HBM (the
+  layout marks another memory by S(n)). Only the slice of a sliced operand counts. Kernels count each operand once. So
+  the number is a lower bound.
 """
 
 import math
@@ -24,12 +24,12 @@ from infra.hlo_trips import called, trip_count
 from infra.slices import KINDS
 
 BRANCHES = re.compile(r"\b(?:branch_computations|calls|called_computations)=\{([^}]*)\}")
-# between slices a collective is a send to the host and a receive from it
+# a collective between slices is a send to the host and a receive from the host
 MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 NAMES_OR_REGROUPS = ("parameter", "constant", "iota", "bitcast", "tuple", "get-tuple-element", "opt-barrier", "domain")
 WAITS_OR_CALLS = ("while", "conditional", "call", "send", "recv", "custom-call-done", "after-all", "add-dependency")
 FREE = frozenset((*NAMES_OR_REGROUPS, *WAITS_OR_CALLS, "partition-id", "replica-id"))
-"""they move no bytes themselves"""
+"""operations that do not move bytes themselves"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +38,28 @@ class Collective:
 
     kind: str
     operand_bytes: int
-    """on one chip, each time"""
+    """bytes of the operands on one chip, for each run"""
     group: int
-    """chips that take part together"""
+    """number of chips that take part together"""
     times: int
     between_slices: bool
 
 
 @dataclass(kw_only=True)
 class Account:
-    """What one chip does in one run of the program."""
+    """The work of one chip in one run of the program."""
 
     matrix_flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     kernels: int = 0
-    """how often a kernel of Mosaic (Pallas) runs"""
+    """number of runs of Mosaic (Pallas) kernels"""
     unknown_loops: list[str] = field(default_factory=list)
-    """loops whose trip count the text does not tell; they count once"""
+    """loops whose number of rounds is not in the text; their bodies count once"""
 
 
 def account(text: str, slices: int = 1) -> Account:
-    """Reads the text of an optimized, partitioned module. Raises UserError where there is no entry computation."""
+    """The account of the text of an optimized, partitioned module. Asserts that it has an entry computation."""
     module = parse(text)
     totals = Account()
     started = _started(module)
@@ -84,7 +84,7 @@ def account(text: str, slices: int = 1) -> Account:
 
 
 def walk(module: Module, unknown_loops: list[str]) -> Iterator[tuple[str, Instruction, int, bool]]:
-    """(computation's name, instruction, how often it runs, whether it is part of a fusion), from the entry down."""
+    """(computation's name, instruction, number of runs, whether it is part of a fusion), from the entry down."""
     waiting = [(module.entry, 1, False)]
     while waiting:
         name, times, fused = waiting.pop()
@@ -102,7 +102,7 @@ def walk(module: Module, unknown_loops: list[str]) -> Iterator[tuple[str, Instru
             names = [match[1] for match in CALLED.finditer(attributes)]
             for match in BRANCHES.finditer(attributes):
                 names += [branch.strip().lstrip("%") for branch in match[1].split(",")]
-            # a reduction's to_apply runs on scalars: nothing in it is counted
+            # to_apply of a reduction runs on scalars, so nothing in it is counted
             if instruction.opcode in ("fusion", "call", "async-start", "conditional", "custom-call"):
                 waiting += [(callee, times, inside) for callee in names if callee in module.computations]
 
@@ -118,7 +118,7 @@ def _channel(instruction: Instruction) -> str:
 
 
 def _started(module: Module) -> frozenset[str]:
-    """Channels of the collectives that some fusion starts."""
+    """Channels of the collectives that a fusion starts."""
     return frozenset(
         _channel(computation[operand])
         for computation in module.computations.values()
@@ -130,7 +130,7 @@ def _started(module: Module) -> frozenset[str]:
 
 
 def _goes_on(instruction: Instruction, computation: dict[str, Instruction], started: frozenset[str]) -> bool:
-    """Whether this names a collective that another fusion starts."""
+    """Whether the instruction names a collective that another fusion starts."""
     inside_fusion = any(
         candidate.opcode == "parameter" and candidate.name in instruction.operands for candidate in computation.values()
     )
@@ -144,7 +144,7 @@ def _goes_on(instruction: Instruction, computation: dict[str, Instruction], star
 def _collective(name: str, instruction: Instruction, computation: dict[str, Instruction], times: int) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # the compiler's fusion of an all-reduce and the slice of it that a chip keeps
+        kind = "reduce-scatter"  # the compiler's fusion of an all-reduce and of the slice that a chip keeps
     size = sum(shape_bytes(computation[operand].shape) for operand in instruction.operands)
     groups = _groups(instruction.attributes)
     return Collective(
@@ -157,7 +157,7 @@ def _collective(name: str, instruction: Instruction, computation: dict[str, Inst
 
 
 def _groups(attributes: str) -> list[list[int]]:
-    """The chips of each group: listed, as an iota ([2,4]<=[4,2]T(1,0)), or as pairs of a permutation."""
+    """The chips of each group, from a list, an iota ([2,4]<=[4,2]T(1,0)) or the pairs of a permutation."""
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})\}", attributes):
         return [[int(chip) for chip in group.split(",")] for group in re.findall(r"\{([\d,\s]+)\}", match[1])]
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
@@ -170,7 +170,7 @@ def _groups(attributes: str) -> list[list[int]]:
 
 
 def _matrix_flops(instruction: Instruction, computation: dict[str, Instruction]) -> float:
-    """2 x multiply-adds of a dot or a convolution, only those that meet an element and not padding."""
+    """2 x multiply-adds of a dot or a convolution, without those on padding."""
     ((_, result, _),) = leaves(instruction.shape)
     ((_, left, _),) = leaves(computation[instruction.operands[0]].shape)
     if instruction.opcode == "dot":
@@ -222,7 +222,7 @@ def _hbm_bytes(module: Module, instruction: Instruction, computation: dict[str, 
         return 0
     operands = [computation[name] for name in instruction.operands if name in computation]
     if opcode.endswith("-start"):
-        # (operands, result, ...): the operands are named again
+        # (operands, result, ...): the shape repeats the operands
         results = leaves(instruction.shape)[len([leaf for operand in operands for leaf in leaves(operand.shape)]) :]
         moved = max((leaf_bytes(leaf) for leaf in results), default=0)
         places = [shape_bytes(operand.shape, hbm_only=True) > 0 for operand in operands[:1]]
@@ -260,7 +260,7 @@ def _fusion_bytes(module: Module, fusion: Instruction, operands: list[Instructio
     for written, leaf in zip(roots, leaves(fusion.shape), strict=False):
         writer = written
         if ELSEWHERE.search(leaf[2]) or writer.opcode == "parameter":
-            continue  # in another memory, or handed through
+            continue  # in another memory, or passed through
         while writer.opcode in ("bitcast", "copy") and writer.operands and writer.operands[0] in inner:
             writer = inner[writer.operands[0]]
         in_place = writer.opcode == "dynamic-update-slice"
@@ -269,7 +269,7 @@ def _fusion_bytes(module: Module, fusion: Instruction, operands: list[Instructio
 
 
 def _through_bitcasts(name: str, users: dict[str, list[Instruction]]) -> list[tuple[Instruction, str]]:
-    """Who uses a value inside a fusion, and under which name, bitcasts left out."""
+    """(instruction that uses a value inside a fusion, name that it uses), seen through bitcasts."""
     uses = []
     for use in users.get(name, []):
         uses += _through_bitcasts(use.name, users) if use.opcode == "bitcast" else [(use, name)]
@@ -277,7 +277,7 @@ def _through_bitcasts(name: str, users: dict[str, list[Instruction]]) -> list[tu
 
 
 def _touched(use: Instruction, name: str, whole: int) -> int:
-    """Bytes that one use reads of an operand of `whole` bytes."""
+    """Bytes of an operand of `whole` bytes that one use reads."""
     if use.opcode in ("dynamic-slice", "slice", "gather") and use.operands[0] == name:
         return shape_bytes(use.shape)
     if use.opcode == "tuple" or (use.opcode == "dynamic-update-slice" and use.operands[0] == name):

@@ -1,8 +1,8 @@
-"""How often a loop of a compiled HLO module goes round, found by running its counter.
+"""The number of rounds of a loop of a compiled HLO module, found by running its counter.
 
-The compiler notes the count on some loops only, and the TPU has no 64-bit integers: a 64-bit counter becomes two words
-of 32 bits, a carry between them and a condition over both. So the few scalar operations that the condition depends on
-are evaluated, as often as the loop goes round.
+The compiler notes the number on some loops only. The TPU has no 64-bit integers, so a 64-bit counter is two words of 32
+bits, with a carry between them and a condition over both. So the few scalar operations behind the condition are
+evaluated, once for each round.
 """
 
 import operator
@@ -35,7 +35,7 @@ SAME_VALUE = ("copy", "bitcast", "bitcast-convert", "convert", "reshape", "copy-
 
 
 def trip_count(module: Module, computation: str, loop: Instruction) -> int | None:
-    """Rounds of a `while` instruction of `computation`; None where the text does not tell."""
+    """Number of rounds of a `while` instruction of `computation`. None if the text does not determine it."""
     if match := TRIPS.search(loop.attributes):
         return int(match[1])
     try:
@@ -45,7 +45,7 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int | Non
 
 
 class _Unknown(Exception):
-    """The value follows from something that is not a scalar known here."""
+    """A value does not follow from known scalars."""
 
 
 def _rounds(module: Module, computation: str, loop: Instruction) -> int:
@@ -67,7 +67,7 @@ def called(instruction: Instruction, role: str) -> str:
 
 
 def _counters(module: Module, loop: Instruction) -> set[int]:
-    """Elements of the loop's state that the condition reads, and those that they follow from."""
+    """Elements of the loop's state that the condition reads, and the elements from which these are computed."""
     condition = module.computations[called(loop, "condition")]
     body = module.computations[called(loop, "body")]
     counters = {_index(instruction) for instruction in condition.values() if instruction.opcode == "get-tuple-element"}
@@ -99,7 +99,7 @@ def _index(instruction: Instruction) -> int:
 
 
 class _Scalars:
-    """Integers of one computation, given the elements of its state or, for a fusion, its parameters."""
+    """Integers of one computation, from the elements of its state or, for a fusion, from its parameters."""
 
     def __init__(self, module: Module, computation: str, given: Mapping[int, int], fused: bool = False) -> None:
         self.module, self.name, self.given, self.fused = module, computation, given, fused
@@ -120,7 +120,7 @@ class _Scalars:
         raise _Unknown
 
     def value(self, name: str) -> int:
-        """Raises _Unknown for anything but integers that follow from constants and what was given."""
+        """The integer of an instruction. Raises _Unknown unless it follows from constants and the given integers."""
         instruction = self.instructions.get(name)
         if instruction is None or "[]" not in instruction.shape.partition("{")[0]:
             raise _Unknown
@@ -172,7 +172,7 @@ def _literal(constant: Instruction) -> int:
 
 
 def _wrapped(number: int, shape: str) -> int:
-    """As the element type of `shape` keeps it."""
+    """`number` wrapped to the element type of `shape`."""
     match = re.match(r"\(?(pred|[su]\d+)\[\]", shape)
     if match is None:
         raise _Unknown

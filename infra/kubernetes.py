@@ -2,13 +2,13 @@
 
     Request -> ServiceAccount, NetworkPolicy, RayJob (or RayCluster)
 
-One short-lived cluster a job: a head node that computes nothing, a CPU group that grows and shrinks with the data
-stages, and for stages with a model a TPU group in which a replica is a slice of hosts x 4 chips. Pods run as user 1000
-without capabilities; who they are to Google Cloud is workload identity (no key anywhere); who may talk to them is a
-token from a Secret and a NetworkPolicy. Nothing here has run on a cluster: the tests check every object against
-Kubernetes' schemas and `infra/kuberay.py`.
+Each job has a short-lived cluster: a head node that does not compute, a CPU group that grows and shrinks with the data
+stages, and, for stages with a model, a TPU group in which a replica is a slice of hosts x 4 chips. Pods run as user
+1000 without capabilities. Workload identity gives them an account of Google Cloud, without any key. A token from a
+Secret and a NetworkPolicy decide who can connect to them. Nothing here has run on a cluster: the tests check every
+object against Kubernetes' schemas and `infra/kuberay.py`.
 
-Accelerator labels, topologies and machines are those of the chip (infra/chips.py). Other sources:
+Accelerator labels, topologies and machines come from infra/chips.py. Other sources:
 cloud.google.com/kubernetes-engine/docs/concepts/workload-identity (metadata server), /docs/concepts/spot-vms;
 docs.ray.io, Ray on GKE with TPUs: the Ray add-on of GKE sets TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which
 `training/worker/` reads.
@@ -33,71 +33,78 @@ from infra.kuberay import (
 from infra.slices import Topology, parse_topology
 
 HOST_SHARE = 0.85
-"""of a host that a pod asks for; the rest is the system's"""
+"""share of a host that a pod requests; the system has the rest"""
 USER = 1000
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
 HEALTH_PAGES = {"/api/gcs_healthz": PORTS["dashboard"], "/api/local_raylet_healthz": AGENT_PORT}
-"""Ray's own, which ask for no token -> port: the head node's store of state, and the raylet of every node"""
+"""page of Ray without a token -> its port: for the head node's store of state, and for the raylet of every node"""
 SCRAPING_NAMESPACES = ("gmp-system", "monitoring")
-"""where Prometheus runs: Google's managed one, and the usual place of one's own"""
+"""namespaces of Prometheus: Google's managed one, and the usual one of your own"""
 PART_OF = "gemma2-on-ray"
 GRACE_SECONDS = 25
-"""a spot machine is gone 30 s after the notice"""
+"""seconds to end a pod; a spot machine is lost 30 s after the notice"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to make objects for."""
+    """A stage, and the cluster that it needs."""
 
     name: str
-    """of the job, its ServiceAccount and its NetworkPolicy"""
+    """name of the job, its ServiceAccount and its NetworkPolicy"""
     namespace: str
     entrypoint: str
     image: str
     ray_version: str
     kind: Literal["RayJob", "RayCluster"] = "RayJob"
     topology: Topology | None = None
-    """slices for the stage; None: CPUs only"""
+    """slices for the stage; None: only CPUs"""
     cpu_workers: tuple[int, int] = (0, 16)
-    """fewest and most CPU pods"""
+    """smallest and largest number of CPU pods"""
     cpus: int = 16
-    """of a CPU pod, with 4 GB each"""
+    """CPUs of a CPU pod, with 4 GB each"""
     head_gigabytes: int = 16
-    """memory of the head node, where the driver runs"""
+    """memory of the head node, on which the driver runs, in GB"""
     spot: bool = False
-    """workers on spot machines: preempted ones come back, the job goes on from its newest checkpoint or receipt"""
+    """whether workers run on spot machines; after a preemption the job resumes from its newest checkpoint or receipt"""
     google_service_account: str = ""
-    """whom the pods act as in Google Cloud; empty: the node's, which GKE warns against"""
+    """service account of the pods in Google Cloud; empty: that of the node, which GKE advises against"""
     token_secret: str = "ray-token"
     deadline_hours: int = 24 * 14
     keep_seconds: int = 600
-    """between the end of the job and that of its cluster: to read logs"""
+    """seconds from the end of the job to the end of its cluster, to read logs"""
     retries: int = 2
 
     def __post_init__(self) -> None:
         for label, name in (("name", self.name), ("namespace", self.namespace), ("token secret", self.token_secret)):
             if not NAME.fullmatch(name):
-                raise UserError(f"{label} {name!r} is no name: at most 47 of a-z, 0-9 and -, a letter first")
+                raise UserError(
+                    f"got the {label} {name!r}; it has at most 47 of a-z, 0-9 and -, a letter first: choose another"
+                )
         fewest, most = self.cpu_workers
         if not 0 <= fewest <= most or most < 1:
-            raise UserError(f"cpu workers {fewest}:{most}: give the fewest and the most, as in 0:16, and 1 at least")
+            raise UserError(
+                f"got cpu workers {fewest}:{most}; give the smallest and the largest number, as in 0:16, the largest "
+                "at least 1"
+            )
 
 
 def rented_slice(text: str, slices: int = 1) -> Topology:
-    """`v5e:16x16` -> Topology. Raises UserError for a slice that Kubernetes Engine has not."""
+    """The topology of a text such as `v5e:16x16`. Raises UserError for a slice that Kubernetes Engine lacks."""
     place = parse_topology(text, slices)
     shape = text.partition(":")[2]
     chip = place.chip
     rising = all(side % 4 == 0 for side in place.shape) and list(place.shape) == sorted(place.shape)
     if not (shape in chip.gke_topologies or (chip.dimensions == 3 and rising)):
         more = "" if chip.dimensions == 2 else ", and others of rising multiples of 4"
-        raise UserError(f"no {chip.name} slice has topology {shape}; there are {', '.join(chip.gke_topologies)}{more}")
+        raise UserError(
+            f"got topology {shape}, which no {chip.name} slice has; there are {', '.join(chip.gke_topologies)}{more}"
+        )
     return place
 
 
 def kubernetes_objects(request: Request) -> list[dict[str, Any]]:
-    """The objects, in the order to create them in."""
+    """The objects, in the order in which they have to be created."""
     cluster = _cluster(request)
     labels = _labels(request)
     if request.kind == "RayCluster":
@@ -142,7 +149,7 @@ def _cluster(request: Request) -> RayClusterSpec:
                 group_name="tpu",
                 replicas=place.slices,
                 min_replicas=place.slices,
-                max_replicas=place.slices,  # a slice is whole or useless: nothing to scale
+                max_replicas=place.slices,  # a part of a slice is useless, so there is nothing to scale
                 num_of_hosts=place.hosts // place.slices,
                 ray_start_params={},
                 template=_tpu_pod(request, place),
@@ -154,7 +161,7 @@ def _cluster(request: Request) -> RayClusterSpec:
         enable_in_tree_autoscaling=True,
         autoscaler_options=AutoscalerOptions(),
         head_group_spec=HeadGroupSpec(
-            ray_start_params={"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # within the pod; see the NetworkPolicy
+            ray_start_params={"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # in the pod, behind the NetworkPolicy
             template=_pod(request, "head", {"cpu": "4", "memory": f"{request.head_gigabytes}Gi"}, spot=False),
         ),
         worker_group_specs=tuple(groups),
@@ -177,7 +184,7 @@ def _tpu_pod(request: Request, place: Topology) -> dict[str, Any]:
 
 
 def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: bool) -> dict[str, Any]:
-    """A pod template: no root, no capabilities, no key; room for Ray's sockets and objects."""
+    """A pod template without root, capabilities and keys, with room for Ray's sockets and objects."""
     container: dict[str, Any] = {
         "name": f"ray-{role}",
         "image": request.image,
@@ -200,8 +207,8 @@ def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: boo
         "metadata": {"labels": _labels(request)},
         "spec": {
             "serviceAccountName": request.name,
-            "automountServiceAccountToken": role == "head",  # its autoscaler asks Kubernetes for pods
-            "restartPolicy": "Never",  # the autoscaler v2 makes a new pod for a dead one; a job's own Job retries
+            "automountServiceAccountToken": role == "head",  # the autoscaler on it asks Kubernetes for pods
+            "restartPolicy": "Never",  # the autoscaler v2 replaces a dead pod; a Job retries its own pod
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": {
                 "runAsNonRoot": True,
@@ -226,7 +233,7 @@ def _pod(request: Request, role: str, resources: Mapping[str, str], *, spot: boo
 
 
 def _probes(role: str) -> dict[str, Any]:
-    """Of the raylet on every node, and of the store of state too on the head node."""
+    """Probes of the raylet on every node, and of the store of state on the head node."""
     state, raylet = ({"httpGet": {"path": path, "port": port}} for path, port in HEALTH_PAGES.items())
     alive = {**(state if role == "head" else raylet), "periodSeconds": 10, "timeoutSeconds": 5}
     return {
@@ -255,8 +262,11 @@ def _service_account(request: Request) -> dict[str, Any]:
 
 
 def _network_policy(request: Request) -> dict[str, Any]:
-    """In: the job's own pods, the operator to the dashboard, Prometheus to the metrics. Out: the same pods, names of
-    hosts, who we are, HTTPS."""
+    """Limits the connections of the pods.
+
+    Incoming: from the job's own pods, from the operator to the dashboard, and from Prometheus to the metrics.
+    Outgoing: to the job's own pods, to DNS, to the metadata server, and by HTTPS.
+    """
     own = {"podSelector": {"matchLabels": _labels(request)}}
     operator = {
         "namespaceSelector": {},

@@ -1,13 +1,13 @@
-"""What things cost: money, energy and carbon of chip-hours, core-hours and stored bytes, by constants with a source.
+"""Costs in money, energy and carbon of chip-hours, core-hours and stored bytes, by constants with a source.
 
     plan or account -> amounts -> `Prices` -> dollars, kWh, kgCO2e
 
     energy = (chip-hours x (chip W + its share of the host's vCPUs x W) + core-hours x W) x PUE
     carbon = energy x grid factor of the chip's region
 
-Every constant has a unit, a source and a date, and a file replaces any of them (`read_prices`). Those of a chip stand
-with the chip (infra/chips.py). Prices are list prices, on demand; what a contract, a spot market or another region asks
-is such a file. Storage and network draw no energy here: no public figure says how much.
+Every constant has a unit, a source and a date, and a file can replace it (`read_prices`). The constants of a chip are
+in infra/chips.py. Prices are list prices on demand; for the prices of a contract, a spot market or another region,
+write such a file. The energy of storage and network is not counted, because no figure is public.
 """
 
 import difflib
@@ -23,9 +23,9 @@ MEASURED = f"{OURS}: 1.0 GB of packaged text on 2 cores of x86_64, start of Ray 
 UNKNOWN = f"{OURS}: a chip that has no price here counts nothing; say what yours costs in a file"
 HIGHER = f"{OURS}: the higher of the demo and 137 MB of Python source (docs/costs.md)"
 PER_CHIP = ("usd_per_chip_hour", "watts_per_chip", "vcpus_per_chip", "grid_kg_per_kwh")
-"""constants of each chip, by name in `Chip` and after the chip's name in a file of prices"""
+"""constants of each chip: the names are fields of `Chip`, and follow the chip's name in a file of prices"""
 OTHER = "other"
-"""the constants of chips that have none of their own"""
+"""name for the constants of all chips without constants of their own"""
 PRICED = (*CHIPS, OTHER)
 
 CONSTANTS: Mapping[str, Constant] = {
@@ -64,9 +64,9 @@ CONSTANTS: Mapping[str, Constant] = {
 
 
 def priced_as(kind: str) -> str:
-    """The chip of the constants that a chip's own name means: `NVIDIA H100 80GB HBM3` -> h100, `v5e` -> v5e.
+    """The chip whose constants apply to a device's own name: `NVIDIA H100 80GB HBM3` -> h100, `v5e` -> v5e.
 
-    `other` where there is none.
+    `other` for a device that is not in the table.
     """
     chip = chip_called(kind)
     return chip.name if chip is not None else OTHER
@@ -74,7 +74,7 @@ def priced_as(kind: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of some work or storage."""
+    """The cost of work or of storage."""
 
     usd: float = 0.0
     kwh: float = 0.0
@@ -86,7 +86,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """The constants in force."""
+    """The constants for a computation of costs."""
 
     constants: Mapping[str, Constant]
 
@@ -94,7 +94,7 @@ class Prices:
         return self.constants[name].value
 
     def work(self, *, chip: str = "", chip_hours: float = 0.0, core_hours: float = 0.0) -> Cost:
-        """Of chips (`chip` names them; their hosts come with them) and of cores of plain machines."""
+        """Cost of hours of chips, with their hosts, and of hours of cores on plain machines. `chip` names the chip."""
         cores_kwh = core_hours * self["cpu.watts_per_core"] / 1000 * self["pue"]
         cost = Cost(
             usd=core_hours * self["cpu.usd_per_core_hour"],
@@ -113,19 +113,19 @@ class Prices:
         return stored_bytes / 1e9 * self["storage.usd_per_gb_month"]
 
     def storage(self, stored_bytes: float) -> Cost:
-        """Of keeping bytes for `storage.months`."""
+        """Cost of storing bytes for `storage.months`."""
         return Cost(usd=self.storage_usd_per_month(stored_bytes) * self["storage.months"])
 
     def egress(self, sent_bytes: float) -> Cost:
-        """Of sending bytes out of the cloud."""
+        """Cost of sending bytes out of the cloud."""
         return Cost(usd=sent_bytes / 1e9 * self["egress.usd_per_gb"])
 
 
 def read_prices(path: str | None, further: Mapping[str, Constant] | None = None) -> Prices:
-    """The built-in constants and `further` ones, replaced by those of a JSON file: {"v5p.usd_per_chip_hour": 2.9, ...}.
+    """The built-in constants and `further` ones, with the values of a JSON file: {"v5p.usd_per_chip_hour": 2.9, ...}.
 
     A value is a number, or {"value": 2.9, "source": "our contract", "date": "2026-11"}. Raises UserError for a file
-    that cannot be read, a name that there is not, or a value that is no number of at least 0.
+    that cannot be read, an unknown name, or a value that is not a number of at least 0.
     """
     known = {**CONSTANTS, **(further or {})}
     if path is None:
@@ -133,11 +133,15 @@ def read_prices(path: str | None, further: Mapping[str, Constant] | None = None)
     try:
         given = json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError(f"no file of prices {path!r}; `--prices default` uses the built-in ones") from None
+        raise UserError(
+            f"there is no file of prices {path!r}; give another path, or `--prices default` for the built-in prices"
+        ) from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not JSON ({error}); write an object of names and numbers") from error
     if not isinstance(given, dict):
-        raise UserError(f'{path} must hold an object of names and numbers, as in {{"v5p.usd_per_chip_hour": 2.9}}')
+        raise UserError(
+            f'{path} is JSON, but not an object of names and numbers; write it as in {{"v5p.usd_per_chip_hour": 2.9}}'
+        )
     return Prices(constants={**known, **{name: _given(name, value, path, known) for name, value in given.items()}})
 
 
@@ -145,12 +149,12 @@ def _given(name: str, value: object, path: str, known: Mapping[str, Constant]) -
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-        raise UserError(f"{path}: no constant {name!r}; {hint}")
+        raise UserError(f"{path}: there is no constant {name!r}; {hint}")
     fields = value if isinstance(value, dict) else {"value": value}
     number = fields.get("value")
     if set(fields) - {"value", "source", "date"} or not isinstance(number, int | float) or not 0 <= number < 1e30:
         raise UserError(
-            f"{path}: {name} is {value!r}; allowed is a number of at least 0, or an object of value, source and date"
+            f"{path}: {name} is {value!r}; give a number of at least 0, or an object of value, source and date"
         )
     return replace(
         known[name],

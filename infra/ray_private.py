@@ -1,12 +1,12 @@
-"""Every private part of Ray that this project uses. Whoever upgrades Ray reads this file, and no other.
+"""Every private part of Ray that this project uses. To upgrade Ray, check this file and no other.
 
-    MODULES             names of private classes, functions and modules -> where Ray 2.60 has them
+    MODULES             names of private classes, functions and modules -> their modules in Ray 2.60
     kv_get, kv_put ...  Ray's key-value store, which has no public client
-    without_servers     an embedded Ray without the processes that it has no use for
-    patient_start       an embedded Ray that a busy machine may take longer to start
+    without_servers     starts an embedded Ray without the processes that it does not need
+    patient_start       gives an embedded Ray more time to start on a busy machine
 
-A name is imported when it is first asked for: Ray reads whether tokens are in use when it is first imported, which has
-to come after `RaySession.start`, and a process that only reads the key-value store must not load Ray Train.
+A name is imported at its first use, for two reasons. Ray checks at its import whether tokens are in use, so the import
+must follow `RaySession.start`. A process that only reads the key-value store must not load Ray Train.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MODULES = {
-    # Ray Train: our policies are Ray's with changes, and its trainer asks a dashboard that may not be there.
+    # Ray Train: our policies change those of Ray, and its trainer asks a dashboard that may not exist.
     "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",
     "FailureDecision": "ray.train.v2._internal.execution.failure_handling",
     "ElasticScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
@@ -24,18 +24,18 @@ MODULES = {
     "ResizeDecision": "ray.train.v2._internal.execution.scaling_policy",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
     "RayTrainError": "ray.train.v2._internal.exceptions",
-    # What a dead controller leaves behind: requests for nodes, and placement groups that the state API does not show.
+    # Left behind by a dead controller: requests for nodes, and placement groups that the state API does not show.
     "get_or_create_autoscaling_coordinator": "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
     "PlacementGroupTableData": "ray.core.generated.gcs_pb2",
     "state": "ray._private.state",
-    # The address and the token by which Ray joins a cluster.
+    # The address and the token with which Ray joins a cluster.
     "get_ray_address_from_environment": "ray._private.services",
     "get_auth_headers_if_auth_enabled": "ray._private.authentication.http_token_authentication",
-    # What `ray.init` starts beside the raylet and the store of state (`without_servers`).
+    # Servers that `ray.init` starts beside the raylet and the store of state (`without_servers`).
     "Node": "ray._private.node",
-    # What `ray.init` asks until its node is there (`patient_start`).
+    # Called by `ray.init` until its node exists (`patient_start`).
     "get_node": "ray._private.services",
-    # What Ray ships of a working directory.
+    # The files of a working directory that Ray ships.
     "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "ray._private.ray_constants",
     "get_runtime_env_default_excludes": "ray._private.ray_constants",
     "_dir_travel": "ray._private.runtime_env.packaging",
@@ -43,9 +43,9 @@ MODULES = {
 }
 
 PROGRESS_LOGGER = "ray.data._internal.progress"
-"""logger of Ray Data's own bars"""
+"""logger of Ray Data's own progress bars"""
 WORKING_DIR_LOGGER = "ray._private.runtime_env.working_dir"
-"""logger of what ships a working directory"""
+"""logger of the shipping of a working directory"""
 
 
 def __getattr__(name: str) -> Any:
@@ -57,10 +57,10 @@ def __getattr__(name: str) -> Any:
 
 @contextlib.contextmanager
 def without_servers() -> Iterator[None]:
-    """While it is open, `ray.init` starts no server that an embedded Ray has no use for.
+    """Inside this context, `ray.init` does not start the servers that an embedded Ray does not need.
 
-    They are the autoscaler's monitor, the reader of logs and the dashboard's server, which Ray starts without the
-    dashboard too: three processes at each start. `ray.init` has no option for them.
+    They are three processes: the autoscaler's monitor, the reader of logs, and the dashboard's server, which Ray starts
+    even without the dashboard. `ray.init` has no option to leave them out.
     """
     node = __getattr__("Node")
     names = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -76,10 +76,10 @@ def without_servers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patient_start(seconds: float) -> Iterator[None]:
-    """While it is open, `ray.init` waits that long for its node to come up, where Ray gives it 30 s.
+    """Inside this context, `ray.init` waits up to `seconds` for its node to start, instead of 30 s.
 
-    A node comes up when its agents have: about 10 s of CPU, which take minutes on a machine that others use too.
-    `ray.init` has no option for it.
+    A node has started when its agents have. They need about 10 s of CPU, which can take minutes on a busy machine.
+    `ray.init` has no option for the time.
     """
     services: Any = importlib.import_module(MODULES["get_node"])
     get_node = services.get_node
@@ -89,7 +89,7 @@ def patient_start(seconds: float) -> Iterator[None]:
         while True:
             try:
                 return get_node(*words)
-            except RuntimeError:  # it is not there yet
+            except RuntimeError:  # the node does not exist yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -106,7 +106,7 @@ def _start_nothing(node: Any, **settings: Any) -> None:
 
 
 def kv_get(key: bytes) -> bytes | None:
-    """The value under a key; None where there is none."""
+    """The value of a key; None if there is none."""
     value: bytes | None = _kv()._internal_kv_get(key)
     return value
 
@@ -126,7 +126,7 @@ def kv_list(prefix: bytes) -> list[bytes]:
 
 
 def dashboard_url() -> str | None:
-    """Address of the cluster's dashboard; None where it has none."""
+    """Address of the cluster's dashboard; None if the cluster has none."""
     import ray
 
     url: str | None = ray._private.worker.get_dashboard_url()

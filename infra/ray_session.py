@@ -1,8 +1,8 @@
 """One Ray session for a whole run: embedded on this machine, or the cluster that the job was submitted to.
 
-The embedded one listens on 127.0.0.1 only, wants a token (made for this process, never written to disk), has a
-temporary directory of its own, and dies with the driver (Ray ties its processes to the parent's life on Linux).
-Starting takes seconds, so it starts with the first stage that has work.
+An embedded Ray listens only on 127.0.0.1 and asks for a token, which is made for this process and never written to
+disk. It has its own temporary directory and ends with the driver (on Linux, Ray's processes end with their parent). The
+start takes seconds, so the session starts with the first stage that has work.
 """
 
 import functools
@@ -30,33 +30,33 @@ logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 TPU_SLICE_NAME = "ray.io/tpu-slice-name"
-"""label of a node that is a host of a TPU slice"""
+"""label of a node that is a host of a TPU slice; its value names the slice"""
 TEMPORARY_PREFIX = "g2r-"
 NO_ADDRESS = ("", "auto", "local")
 """values of RAY_ADDRESS that name no host"""
 CLIENT_PORT = 10001
-"""of Ray's client, where ray://HOST names none"""
+"""port of Ray's client, if ray://HOST names none"""
 PROBE_SECONDS = 5.0
 START_SECONDS = 240.0
-"""most that an embedded Ray may take to start"""
+"""longest start of an embedded Ray, in seconds"""
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""a question to a cluster that takes an empty message and changes nothing"""
+"""call to a cluster that takes an empty message and changes nothing"""
 PASSING = ("HttpError", "OSError", "TimeoutError", "ConnectionError", "ServerDisconnectedError")
-"""what storage says while it is busy: tried again (Ray Data retries AWS errors by itself)"""
+"""errors of busy storage, after which a task is tried again (Ray Data retries AWS errors by itself)"""
 PAUSES = (1.0, 2.0, 4.0, None)
-"""seconds behind each try of a task in the warm process; None: it was the last"""
+"""seconds to wait after each try of a task in the warm process; None: the last try"""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
 def in_submitted_job() -> bool:
-    """Whether this process is the entrypoint of `ray job submit` (Ray hands such a process its job's config)."""
+    """Whether this process is the entrypoint of `ray job submit` (Ray gives such a process the config of its job)."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def refuse_open_cluster(environment: Mapping[str, str]) -> None:
-    """Raises UserError for a cluster in RAY_ADDRESS that other machines reach and that asks nobody for a token.
+    """Raises UserError if other machines can reach the cluster in RAY_ADDRESS and no token is in use.
 
-    Which cluster `auto` stands for is not known here: RaySession looks, and checks that one.
+    RaySession resolves `auto` to a cluster later, and then checks that cluster.
     """
     address = environment.get("RAY_ADDRESS", "")
     if address not in NO_ADDRESS:
@@ -64,9 +64,9 @@ def refuse_open_cluster(environment: Mapping[str, str]) -> None:
 
 
 def refuse_open_host(host: str, address: str, environment: Mapping[str, str]) -> None:
-    """Raises UserError where `host` is reached over the network and no token is in use.
+    """Raises UserError if `host` is reached over the network and no token is in use.
 
-    Whoever reaches the ports of such a cluster runs code on it, as us.
+    Anyone who reaches the ports of such a cluster can run code on it as the user.
     """
     if environment.get("RAY_AUTH_MODE", "").lower() == "token" or _is_loopback(host):
         return
@@ -78,13 +78,13 @@ def refuse_open_host(host: str, address: str, environment: Mapping[str, str]) ->
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Of HOST:PORT, or of ray://HOST[:PORT]. Raises UserError for anything else."""
+    """Host and port of HOST:PORT or ray://HOST[:PORT]. Raises UserError for any other address."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         port = parts.port or (CLIENT_PORT if parts.scheme == "ray" else None)
         if parts.scheme in ("", "ray") and parts.hostname and port:
             return parts.hostname, port
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # a port that is not a number, or a bracket that is not closed
         pass
     raise UserError(f"RAY_ADDRESS is {address!r}; give HOST:PORT, ray://HOST:PORT or auto, or unset it to run here")
 
@@ -92,27 +92,28 @@ def host_and_port(address: str) -> tuple[str, int]:
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: what it stands for is for others to decide
+    except ValueError:  # a name, which others resolve
         return host == "localhost"
 
 
 def _refuse_silence(address: str) -> None:
-    """Raises UserError where nothing listens; Ray itself would go on asking for minutes."""
+    """Raises UserError if nothing listens at the address. Ray itself would retry for minutes."""
     try:
         socket.create_connection(host_and_port(address), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"no cluster answers at {address} ({error.strerror or error}); set RAY_ADDRESS to the HOST:PORT of one "
-            "that runs, or unset it: then a Ray of its own starts here"
+            f"no cluster answers at {address} ({error.strerror or error}); set RAY_ADDRESS to the HOST:PORT of a "
+            "running cluster, or unset it to start a Ray here"
         ) from error
 
 
 def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
-    """Asks the cluster whether it is alive, as nobody and as ourselves. Ray itself would hang where it brings a token
-    that nobody asked for, and knock for 20 s with a wrong one.
+    """Asks the cluster whether it is alive, without a token and with ours.
 
-    Raises UserError where a token is in use here and the cluster asks nobody for one, AuthenticationError where it
-    does not let us in. A Ray client's port answers other questions, and TLS certificates let nobody else in.
+    Ray itself would hang if it sends a token that the cluster does not ask for, and retries a wrong token for 20 s.
+    Raises UserError if a token is in use here but the cluster asks for none, AuthenticationError if it refuses us.
+    Nothing is asked on the port of Ray's client, which has other calls, or with TLS, whose certificates keep others
+    out.
     """
     if "://" in address or environment.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return
@@ -120,15 +121,15 @@ def _refuse_at_the_door(address: str, environment: Mapping[str, str]) -> None:
 
     if environment.get("RAY_AUTH_MODE", "").lower() == "token" and _lets_in(address, {}):
         raise UserError(
-            f"the cluster at {address} asks nobody for a token: anyone who reaches it could run code as you; start it "
-            "with RAY_AUTH_MODE=token, as here, or unset RAY_ADDRESS to run here"
+            f"the cluster at {address} asks for no token: anyone who reaches it could run code as you; start it with "
+            "RAY_AUTH_MODE=token, as here, or unset RAY_ADDRESS to run here"
         )
     if _lets_in(address, ray_private.get_auth_headers_if_auth_enabled({})) is False:
         raise AuthenticationError("refused")
 
 
 def _lets_in(address: str, headers: Mapping[str, str]) -> bool | None:
-    """Whether the cluster answers who brings these headers; None: nobody can tell."""
+    """Whether the cluster accepts a call with these headers; None if it cannot be found out."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
@@ -140,7 +141,7 @@ def _lets_in(address: str, headers: Mapping[str, str]) -> bool | None:
 
 
 def protect_token_file(environment: Mapping[str, str]) -> None:
-    """Takes a token file of ours from other users' eyes: `ray get-auth-token --generate` leaves it readable by all."""
+    """Makes the user's token file unreadable for others: `ray get-auth-token --generate` lets all users read it."""
     default = Path(environment.get("HOME", "/nowhere"), ".ray", "auth_token")
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or default)
     with suppress(FileNotFoundError):
@@ -149,7 +150,7 @@ def protect_token_file(environment: Mapping[str, str]) -> None:
 
 
 class RaySession:
-    """Starts Ray once, on first use; `close()` ends what was started here and nothing else."""
+    """Starts Ray once, on first use. `close()` ends only what this session has started."""
 
     def __init__(self, cpus: int | None = None) -> None:
         self.cpus = cpus
@@ -158,9 +159,9 @@ class RaySession:
         self._warm: WarmProcess | None = None
 
     def start(self) -> None:
-        """Connects to the job's cluster (RAY_ADDRESS, or inside a submitted job), otherwise embeds one here.
+        """Connects to the job's cluster (by RAY_ADDRESS, or inside a submitted job). Otherwise embeds a Ray here.
 
-        Raises UserError for a cluster that does not answer, does not let us in, or lets everybody in.
+        Raises UserError for a cluster that does not answer, refuses the token, or asks for none.
         """
         if self.started_seconds is not None:
             return
@@ -179,8 +180,8 @@ class RaySession:
                 ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
             except ray.exceptions.AuthenticationError as error:
                 raise UserError(
-                    f"the cluster at {address} does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-                    "RAY_AUTH_TOKEN_PATH) to its token, or unset RAY_ADDRESS to run here"
+                    f"the cluster at {address} refuses this process; set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token, or unset RAY_ADDRESS to run here"
                 ) from error
         else:
             self._start_embedded()
@@ -198,7 +199,7 @@ class RaySession:
         )
         import ray
 
-        # Unix sockets live below it and have at most 107 characters in their names: a short place of our own.
+        # A short path: Unix sockets below it have names of at most 107 characters.
         _remove_left_behind()
         self._temporary = tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir="/tmp")
         with ray_private.without_servers(), ray_private.patient_start(START_SECONDS):
@@ -221,7 +222,7 @@ class RaySession:
                 ) from error
 
     def has_tpu(self) -> bool:
-        """Whether a node of the cluster has TPU chips. Joins the cluster; on one's own machine the device is asked."""
+        """Whether a node of the cluster has TPU chips. Joins the cluster. False for a Ray on this machine."""
         if not (in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")):
             return False
         import ray
@@ -230,7 +231,7 @@ class RaySession:
         return "TPU" in ray.cluster_resources()
 
     def warm_process(self) -> WarmProcess | None:
-        """The process that tasks with a model share; None on a cluster, and where a TPU takes one process at a time."""
+        """The process that tasks with a model share. None on a cluster, and with a TPU, which takes one process."""
         import ray
 
         if self._temporary is None or "TPU" in ray.cluster_resources():
@@ -248,11 +249,11 @@ class RaySession:
         whole_node: bool = False,
         mesh: str = "",
     ) -> Iterator[dict[str, Any]]:
-        """`work(number, task)` of every task on a Ray worker, as they finish; and the `node`.
+        """The results of `work(number, task)` for every task on a Ray worker, with the `node`, as they finish.
 
-        A task is a Ray Data block; they travel with their blocks, `work` once. `whole_node`: a task takes its node
-        alone, as `node_share` says, or runs in the warm process where there is one; `mesh` is what it divides the
-        node's chips by.
+        A task is a Ray Data block and travels with its block; `work` travels once. With `whole_node`, a task has its
+        node to itself, as `node_share` says, or runs in the warm process if there is one. `mesh` divides the chips of
+        the node.
         """
         import ray
 
@@ -280,10 +281,10 @@ class RaySession:
 
 
 def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a task that computes with a model asks of Ray to have a node to itself (`nodes` as of ray.nodes()).
+    """Resources that give a task with a model a node to itself (`nodes` as returned by ray.nodes()).
 
-    All chips of a TPU host where the cluster has one; otherwise all CPUs of the smallest node that has any, one where
-    no node is there yet. Raises UserError for hosts of a slice of several: such a task is one process.
+    They are all chips of a TPU host, if the cluster has one. Otherwise they are all CPUs of the smallest node with
+    CPUs, or one CPU if there is no node yet. Raises UserError for a slice of several hosts: such a task is one process.
     """
     alive = [node for node in nodes if node["Alive"]]
     hosts = [node for node in alive if node["Resources"].get("TPU")]
@@ -291,7 +292,7 @@ def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if several := sorted(name for name, count in slices.items() if name is not None and count > 1):
         raise UserError(
             f"the slice {several[0]} has {slices[several[0]]} hosts, and this stage computes in one process; use a "
-            "slice of one host, as v5e:2x2"
+            "slice of one host, such as v5e:2x2"
         )
     if hosts:
         return {"num_cpus": 1, "resources": {"TPU": min(node["Resources"]["TPU"] for node in hosts)}}
@@ -300,14 +301,14 @@ def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @functools.cache
 def own_token() -> str:
-    """One for the life of this process: Ray keeps the first it has read, and a second Ray here would refuse another."""
+    """The token of this process. Ray keeps the first token that it reads, so a second Ray here needs the same one."""
     return secrets.token_hex(32)
 
 
 def _tried(
     process: WarmProcess, work: Callable[[int, Any], dict[str, Any]], number: int, task: Any, mesh: str
 ) -> dict[str, Any]:
-    """What the work makes of the task, tried again where Ray Data would: the process died, or storage was busy."""
+    """The result of a task, tried again as Ray Data does if the process died or storage was busy."""
     import ray
 
     for seconds in PAUSES:
@@ -321,10 +322,10 @@ def _tried(
                 raise
             if seconds is None:
                 raise StoppedError(
-                    f"task {number} was tried {len(PAUSES)} times: {problem}; run the same line again: what is "
-                    "finished is kept"
+                    f"task {number} was tried {len(PAUSES)} times: {problem}; run the same line again: finished work "
+                    "is kept"
                 ) from error
-            logger.warning("task %d: %s; it is run again", number, problem)
+            logger.warning("task %d: %s; the task is run again", number, problem)
             time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
 
@@ -334,7 +335,7 @@ def _last_line(error: Exception) -> str:
 
 
 class _Call:
-    """A row of a task -> what the work makes of it, and the id of the node where."""
+    """From the row of a task to the result of the work, with the id of the node."""
 
     def __init__(self, work: Callable[[int, Any], dict[str, Any]]) -> None:
         self.work = work
@@ -347,7 +348,7 @@ class _Call:
 
 
 def _remove_left_behind() -> None:
-    """Removes the temporary directories of drivers of ours that were killed."""
+    """Removes the temporary directories of our drivers that were killed."""
     for folder in Path("/tmp").glob(f"{TEMPORARY_PREFIX}*"):
         owner = folder.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
@@ -359,7 +360,7 @@ def _quiet_ray_data() -> None:
 
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # it warns that its bars are off, as we asked
+    # it warns that its bars are off, which is intended
     logging.getLogger(ray_private.PROGRESS_LOGGER).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.retried_io_errors = [*context.retried_io_errors, *PASSING]

@@ -1,16 +1,16 @@
-"""TPU slices and meshes as numbers: what is rented, what it holds, how fast it can be at best.
+"""TPU slices and meshes as numbers: their chips and hosts, and the best possible speed of a step.
 
-Arithmetic only; nothing is compiled and no TPU is asked. The figures of a chip are in infra/chips.py.
+This is arithmetic: nothing is compiled, and no TPU is needed. The figures of a chip are in infra/chips.py.
 
-**Roofline.** A step of F operations, H bytes of HBM traffic, I bytes sent over links between chips (ICI) and D bytes
-between slices (data-centre network) on one chip takes at least
+**Roofline.** On one chip, a step has F operations, H bytes of HBM traffic, I bytes sent over links between chips (ICI),
+and D bytes sent between slices (data-center network). It takes at least
 
     compute = F / peak      memory = H / HBM bandwidth      ici = I / ICI bandwidth      dcn = D / DCN bandwidth
     best  = max(compute, memory, ici, dcn)     everything overlaps
-    worst = compute + memory + ici + dcn       nothing does
+    worst = compute + memory + ici + dcn       nothing overlaps
 
-`worst` is no upper bound of a real step: see docs/tpu-fit.md for what neither bound says. The bytes a chip sends in one
-collective of N chips, over rings (Thakur et al. 2005, section 4; the same counts as in jax-ml's scaling book):
+`worst` is not an upper bound of a real step: docs/tpu-fit.md lists what both bounds leave out. In one collective of N
+chips, over rings, a chip sends these bytes (Thakur et al. 2005, section 4; the counts of jax-ml's scaling book agree):
 
     all-gather (N - 1)/N out      reduce-scatter (N - 1)/N in      all-reduce 2 (N - 1)/N in
     all-to-all (N - 1)/N in       collective-permute  in
@@ -29,16 +29,16 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """`slices` equal slices; chips of one talk over ICI, slices over the data-centre network."""
+    """`slices` equal slices. Chips of a slice are connected by ICI, slices by the data-center network."""
 
     chip: Tpu
     shape: tuple[int, ...]
-    """Chips along each dimension of one slice."""
+    """number of chips along each dimension of one slice"""
     slices: int = 1
 
     @property
     def name(self) -> str:
-        """As the compiler takes it."""
+        """The name that the compiler takes."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -55,36 +55,44 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """`v5p:4x4x4` -> Topology.
+    """The topology of a text such as `v5p:4x4x4`.
 
-    Raises UserError for an unknown chip, a wrong number of dimensions, a side that no slice has, too many chips.
+    Raises UserError for an unknown chip, a wrong number of dimensions, a side that no slice has, or too many chips.
     """
     name, _, shape_text = text.partition(":")
     if name not in TPUS:
-        raise UserError(f"unknown chip {name!r} in topology {text!r}; known: {', '.join(TPUS)}, as in v5p:4x4x4")
+        raise UserError(
+            f"unknown chip {name!r} in topology {text!r}; there are {', '.join(TPUS)}: write it as v5p:4x4x4"
+        )
     chip = TPUS[name]
     example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
     if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", shape_text) or shape_text.count("x") != chip.dimensions - 1:
-        raise UserError(f"topology {text!r}: a {name} slice has {chip.dimensions} dimensions, as in {example}")
+        raise UserError(
+            f"got topology {text!r}; a {name} slice has {chip.dimensions} dimensions: write it as in {example}"
+        )
     shape = tuple(map(int, shape_text.split("x")))
     sides_known = all(side in (1, 2) or (side % 4 == 0 and side) for side in shape)
     if not sides_known or shape[0] < 2 or shape[1] < 2:
         raise UserError(
-            f"topology {text!r}: sides are 1, 2 or multiples of 4, and a host is 2x2 of the first two; try {example}"
+            f"got topology {text!r}; sides are 1, 2 or multiples of 4, and a host has 2x2 chips of the first two: try "
+            f"{example}"
         )
     if math.prod(shape) > chip.largest_slice:
         raise UserError(
             f"topology {text!r} has {math.prod(shape)} chips, but a {name} slice has at most {chip.largest_slice}; "
-            "choose a smaller one and several of it (--slices)"
+            "choose a smaller topology and several slices (--slices)"
         )
     if slices < 1:
-        raise UserError(f"slices is {slices}, but must be at least 1")
+        raise UserError(f"slices is {slices}, but must be at least 1; give 1 or more")
     return Topology(chip=chip, shape=shape, slices=slices)
 
 
 def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_heads: int, batch: int) -> None:
-    """Raises UserError unless the mesh covers the chips once, its model axis divides the heads and lies in a slice,
-    and the rows of a step divide over the other axes."""
+    """Raises UserError for a mesh that does not fit the topology, the model or the batch.
+
+    The mesh has one place for each chip, its model axis divides the heads and is inside a slice, and the other axes
+    divide the rows of a step.
+    """
     product = math.prod(mesh.values())
     written = ",".join(f"{axis}={size}" for axis, size in mesh.items())
     model = mesh["model"]
@@ -93,17 +101,17 @@ def check_mesh(mesh: Mapping[str, int], topology: Topology, *, heads: int, kv_he
         pairs = ", ".join(f"data={topology.chips // size},model={size}" for size in allowed)
         raise UserError(
             f"mesh {written} has {product} places, but {topology.name} x {topology.slices} has {topology.chips} chips; "
-            f"their product must be equal: {pairs}"
+            f"both must be equal: choose {pairs}"
         )
     if model not in allowed:
         raise UserError(
-            f"model={model} must divide the heads ({heads}), the key heads ({kv_heads}) and the "
-            f"{topology.chips_per_slice} chips of a slice; allowed: {', '.join(map(str, allowed))}"
+            f"got model={model}; it must divide the heads ({heads}), the key heads ({kv_heads}) and the "
+            f"{topology.chips_per_slice} chips of a slice: choose {', '.join(map(str, allowed))}"
         )
     rows = mesh["replica"] * mesh["data"]
     if batch < 1 or batch % rows:
         raise UserError(
-            f"batch is {batch} rows, but each of the {rows} places along replica x data takes the same number; "
+            f"batch is {batch} rows, but each of the {rows} places along replica x data takes the same number of rows; "
             f"try --batch {max(1, round(batch / rows)) * rows}"
         )
 
@@ -113,9 +121,11 @@ def divisors(number: int) -> list[int]:
 
 
 def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
-    """Bytes that each of `group` chips sends in one collective whose operand has `operand_bytes` on a chip (module
-    docstring's table, with an all-gather's result = group x operand)."""
-    assert kind in KINDS, f"unknown collective {kind!r}; known: {', '.join(KINDS)}"
+    """Bytes that each of `group` chips sends in one collective with `operand_bytes` on each chip.
+
+    The formulas are those of the module's docstring. The result of an all-gather is group x operand.
+    """
+    assert kind in KINDS, f"unknown collective {kind!r}; there are {', '.join(KINDS)}"
     if kind == "collective-permute":
         return float(operand_bytes)
     if kind == "all-gather":
@@ -125,7 +135,7 @@ def sent_bytes(kind: str, operand_bytes: int, group: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Lower bounds of what one step takes on one chip, by resource (formula in the module's docstring)."""
+    """Lower bounds of the time of one step on one chip, by resource (formulas in the module's docstring)."""
 
     compute_seconds: float
     memory_seconds: float
@@ -134,12 +144,12 @@ class Roofline:
 
     @property
     def best_seconds(self) -> float:
-        """Everything overlaps: the slowest resource alone."""
+        """The time if everything overlaps: that of the slowest resource."""
         return max(self.compute_seconds, self.memory_seconds, self.ici_seconds, self.dcn_seconds)
 
     @property
     def worst_seconds(self) -> float:
-        """Nothing overlaps: one resource after the other."""
+        """The time if nothing overlaps: the sum over the resources."""
         return self.compute_seconds + self.memory_seconds + self.ici_seconds + self.dcn_seconds
 
     @property
@@ -155,7 +165,7 @@ class Roofline:
 
 
 def roofline(chip: Tpu, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
-    """`flops` executed, HBM bytes read and written, bytes sent over ICI and DCN, each by one chip in one step."""
+    """Lower bounds for one chip: operations, HBM bytes read and written, bytes sent over ICI and DCN in one step."""
     return Roofline(
         compute_seconds=flops / chip.peak_flops,
         memory_seconds=hbm_bytes / chip.hbm_bandwidth,
@@ -165,6 +175,9 @@ def roofline(chip: Tpu, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn
 
 
 def model_flops_utilization(chip: Tpu, *, model_flops: float, seconds: float) -> float:
-    """MFU (arXiv 2204.02311, appendix B): operations that the model needs of a chip, recomputation left out, against
-    what the chip could do in that time."""
+    """MFU (arXiv 2204.02311, appendix B).
+
+    The operations that the model needs on a chip, without recomputation, divided by those that the chip can do in the
+    time.
+    """
     return model_flops / (seconds * chip.peak_flops)

@@ -1,10 +1,10 @@
-"""One process on the embedded Ray that keeps what it has imported and compiled from one task of a driver to the next.
+"""One process on the embedded Ray that keeps its imports and compiled programs from one task of a driver to the next.
 
     RaySession.map(whole_node=True)   the shards of a stage that computes with a model
     train_under_ray                   a run of training with one worker
 
-Each would start processes of its own otherwise, which import torch and torch_xla and compile again. The process
-reserves nothing of Ray, so whoever uses it has the machine alone: the steps of a recipe do, one after another.
+Otherwise each of them would start its own processes, which import torch and torch_xla and compile again. The process
+reserves no resources of Ray, so its user must have the machine to itself. The steps of a recipe do, one after another.
 """
 
 import gc
@@ -19,14 +19,14 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FORGET: list[Callable[[], None]] = []
-"""called in the process when a stage or a run has ended: drops what only its own tasks share, such as a model"""
+"""functions that run in the process when a stage or a run has ended, to drop shared objects such as a model"""
 
 END_SECONDS = 10.0
-"""that a killed process may take to be gone"""
+"""longest wait for the end of a killed process, in seconds"""
 
 
 class WarmProcess:
-    """Starts with the first task, and again after it has died or where a task needs another kind of process."""
+    """The process starts with the first task, and again if it has died or a task needs another kind of process."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -35,10 +35,9 @@ class WarmProcess:
         self._pid = 0
 
     def run(self, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Any:
-        """What the function returns. `kind`: what a process cannot change once it has computed, such as its mesh.
+        """The result of the function. `kind`: what a process cannot change after it has computed, such as its mesh.
 
-        Raises what the function raises, as Ray hands it on: a RayTaskError. Any other RayError says that the process
-        died.
+        An exception of the function is raised as Ray's RayTaskError. Any other RayError means that the process died.
         """
         import ray
 
@@ -51,23 +50,23 @@ class WarmProcess:
             return ray.cloudpickle.loads(ray.get(self._actor.run.remote(ray.cloudpickle.dumps((function, arguments)))))
         except ray.exceptions.RayTaskError:
             raise
-        except BaseException:  # it died, or the driver was told to stop: what it still does is of no use
+        except BaseException:  # it died, or the driver has to stop: its work is no longer needed
             self.close()
             raise
 
     def forget(self) -> None:
-        """A stage or a run has ended: the next one has the memory for itself."""
+        """Frees the memory for the next stage or run, after one has ended."""
         import ray
 
         if self._actor is not None:
             try:
                 self.run(_forget, kind=self._kind)
-            except ray.exceptions.RayError as error:  # what was asked for is done already
+            except ray.exceptions.RayError as error:  # the results of the stage are already returned
                 logger.warning("the warm process is closed: %s", error)
                 self.close()
 
     def close(self) -> None:
-        """Ends the process, and waits until it is gone: two of them could write one run."""
+        """Ends the process and waits for its end: two processes could write to one run."""
         import ray
 
         if self._actor is not None:
@@ -79,7 +78,7 @@ class WarmProcess:
 
 
 class _Process:
-    """The actor: each task finds as many threads of torch as the first one did."""
+    """The actor. Every task has the same number of torch threads."""
 
     def __init__(self, threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
@@ -102,4 +101,4 @@ def _forget() -> None:
         forget()
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # back to the GPU: another process may need it next
+        torch.cuda.empty_cache()  # another process may need the memory of the GPU next

@@ -86,7 +86,9 @@ def test_a_driver_that_the_cluster_does_not_let_in_is_told_in_a_line(
     assert done.returncode == 2, done.stderr
     running, error = done.stderr.splitlines()
     assert running.endswith(": running")
-    assert error.startswith(f"error: the cluster at {cluster.address} does not let us in; set RAY_AUTH_MODE=token and ")
+    assert error.startswith(
+        f"error: the cluster at {cluster.address} refuses this process; set RAY_AUTH_MODE=token and "
+    )
 
 
 def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
         there = {**ours, "RAY_ADDRESS": cluster.address}
         done = pipelines("run", "collect_text", "--input", "README.md", "--root", str(tmp_path), **there)
         assert done.returncode == 2, done.stderr
-        assert f"the cluster at {cluster.address} asks nobody for a token: anyone who reaches it" in done.stderr
+        assert f"the cluster at {cluster.address} asks for no token: anyone who reaches it" in done.stderr
         with urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=30) as answer:
             assert json.load(answer) == []
 

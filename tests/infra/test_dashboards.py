@@ -39,7 +39,7 @@ def test_labels_in_it_are_those_of_the_metric() -> None:
 def test_it_has_a_panel_for_what_people_ask() -> None:
     titles = [panel["title"] for panel in DASHBOARD["panels"]]
     wanted = {"Tokens a second", "Tokens seen", "MFU", "Goodput", "Lost time by cause", "Waiting for data"}
-    wanted |= {"Time of a step", "Loss", "Gradient norm", "Learning rate", "Memory", "How far"}
+    wanted |= {"Time of a step", "Loss", "Gradient norm", "Learning rate", "Memory", "Progress"}
     wanted |= {"Rejects an hour", "Cache of logits"}
     assert wanted <= set(titles)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(titles)

@@ -70,18 +70,22 @@ def test_what_is_written_is_read_by_the_model(kind: str, made: type) -> None:
         (("activeDeadlineSeconds",), 0, "must be positive"),
         (("shutdownAfterJobFinishes",), False, "only with shutdownAfterJobFinishes"),
         (("rayClusterSpec", "workerGroupSpecs", 1, "numOfHost"), 4, "WorkerGroupSpec has no such field"),
-        (("rayClusterSpec", "workerGroupSpecs", 1, "replicas"), 9, "replicas 9 must lie between"),
+        (("rayClusterSpec", "workerGroupSpecs", 1, "replicas"), 9, "replicas is 9, but must be from minReplicas"),
         (("rayClusterSpec", "authOptions", "mode"), "disabled", "allowed: .'token',"),
         (("rayClusterSpec", "headGroupSpec", "serviceType"), "LoadBalancer", "ClusterIP"),
         ((*HEAD, "spec", "restartPolicy"), "Always", "group head: restartPolicy is Always.*only Never"),
         ((*WORKER, "spec", "restartPolicy"), "OnFailure", "group tpu: restartPolicy is OnFailure.*only Never"),
         ((*HEAD, "spec", "containers"), [], "group head: its pods have no container"),
         ((*WORKER, "spec", "containers"), [], "group tpu: its pods have no container"),
-        ((*HEAD[:-1], "rayStartParams", "labels"), "a=b", "group head: rayStartParams may not have 'labels'"),
+        (
+            (*HEAD[:-1], "rayStartParams", "labels"),
+            "a=b",
+            "group head: rayStartParams has 'labels', which the operator refuses",
+        ),
         (
             (*HEAD, "spec", "containers", 0, "env", 0),
             {"name": "RAY_enable_autoscaler_v2", "value": "1"},
-            "may not set RAY_enable_autoscaler_v2",
+            "its container sets RAY_enable_autoscaler_v2, which the operator refuses",
         ),
         (("rayClusterSpec", "rayVersion"), "2.51.9", "token needs 2.52.0 or later"),
         (("rayClusterSpec", "rayVersion"), "", "token needs 2.52.0 or later"),
@@ -190,8 +194,8 @@ def test_every_pod_of_the_cluster_is_probed_and_says_goodbye() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("v5e:2x8", "no v5e slice has topology 2x8; there are 2x2, 2x4, 4x4"),
-        ("v5p:8x4x4", "no v5p slice has topology 8x4x4; there are 2x2x1.*rising multiples of 4"),
+        ("v5e:2x8", "got topology 2x8, which no v5e slice has; there are 2x2, 2x4, 4x4"),
+        ("v5p:8x4x4", "got topology 8x4x4, which no v5p slice has; there are 2x2x1.*rising multiples of 4"),
         ("v4:16x16", "a v4 slice has 3 dimensions"),
         ("v7:4x4", "unknown chip 'v7'"),
     ],
@@ -204,8 +208,8 @@ def test_a_slice_that_nobody_offers_is_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "Demo_1"}, "no name: at most 47"),
-        ({"cpu_workers": (3, 1)}, "fewest and the most"),
+        ({"name": "Demo_1"}, "got the name 'Demo_1'; it has at most 47"),
+        ({"cpu_workers": (3, 1)}, "the smallest and the largest number"),
         ({"namespace": ""}, "namespace"),
     ],
 )

@@ -93,9 +93,9 @@ def cluster_that_wants(token: str | None) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("theirs", "ours", "refusal"),
     [
-        (None, "a" * 32, "asks nobody for a token: anyone who reaches it could run code as you; start it with"),
-        ("b" * 32, "a" * 32, "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
-        ("b" * 32, None, "does not let us in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
+        (None, "a" * 32, "asks for no token: anyone who reaches it could run code as you; start it with"),
+        ("b" * 32, "a" * 32, "refuses this process; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
+        ("b" * 32, None, "refuses this process; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
     ],
 )
 def test_a_cluster_for_everybody_or_not_for_us_is_told_before_ray_connects(

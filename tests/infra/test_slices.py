@@ -19,8 +19,8 @@ def test_a_topology_is_read_as_the_compiler_names_it(text: str, slices: int, chi
 @pytest.mark.parametrize(
     ("text", "slices", "message"),
     [
-        ("v7x:4x4", 1, "unknown chip 'v7x'.*known: v4, v5e, v5p, v6e"),
-        ("v5p:4x4", 1, "3 dimensions, as in v5p:4x4x4"),
+        ("v7x:4x4", 1, "unknown chip 'v7x'.*there are v4, v5e, v5p, v6e"),
+        ("v5p:4x4", 1, "3 dimensions: write it as in v5p:4x4x4"),
         ("v5e:4x", 1, "2 dimensions"),
         ("v5e:3x4", 1, "multiples of 4"),
         ("v5e:0x4", 1, "multiples of 4"),
@@ -48,7 +48,7 @@ def test_a_mesh_of_other_axes_or_sizes_is_refused(text: str) -> None:
     ("mesh", "batch", "message"),
     [
         ("data=8", 8, "8 places, but v5e:4x4 x 1 has 16 chips.*data=16,model=1, data=8,model=2, data=4,model=4"),
-        ("data=2,model=8", 2, "model=8 must divide the heads .8., the key heads .4.*allowed: 1, 2, 4"),
+        ("data=2,model=8", 2, "model=8; it must divide the heads .8., the key heads .4.*choose 1, 2, 4"),
         ("data=16", 17, "try --batch 16"),
         ("data=16", 0, "try --batch 16"),
     ],

@@ -96,7 +96,7 @@ def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -
             "got no --topology for teacher, which has no slice of its own in demo; give --topology, such as v5e:2x2",
         ),
         ("teacher --recipe demo --topology v5e:16x15", "sides are 1, 2 or multiples of 4"),
-        ("teacher --recipe demo --topology v5p:4x4", "a v5p slice has 3 dimensions, as in v5p:4x4x4"),
+        ("teacher --recipe demo --topology v5p:4x4", "a v5p slice has 3 dimensions: write it as in v5p:4x4x4"),
         ("collect --recipe demo --topology v5e:4x4", "got --topology v5e:4x4 for collect_text, which runs no model"),
         ("collect --recipe demo --slices 3", "got --slices 3 for collect_text, which runs no model"),
         (

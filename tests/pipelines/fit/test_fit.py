@@ -58,9 +58,9 @@ def keep(cell: Cell, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("--model gemma2_3b --topology v5e:4x4 --batch 16", "no model 'gemma2_3b'.*path of a config.json"),
         ("--model none/config.json --topology v5e:4x4 --batch 16", "no file 'none/config.json'"),
-        ("--model gemma2_2b --topology v9:4x4 --batch 16", "known: v4, v5e, v5p, v6e"),
+        ("--model gemma2_2b --topology v9:4x4 --batch 16", "there are v4, v5e, v5p, v6e"),
         ("--model gemma2_2b --topology v5e:4x4 --mesh data=8 --batch 16", "data=16,model=1"),
-        ("--model gemma2_2b --topology v5e:4x4 --mesh data=2,model=8 --batch 16", "allowed: 1, 2, 4"),
+        ("--model gemma2_2b --topology v5e:4x4 --mesh data=2,model=8 --batch 16", "choose 1, 2, 4"),
         ("--model gemma2_2b --topology v5e:16x16 --slices 2 --mesh data=512 --batch 512", "put the rest.*on replica"),
         ("--model gemma2_2b --topology v5e:4x4 --batch 17", "try --batch 16"),
         ("--model gemma2_2b --topology v5e:4x4 --batch 16 --seq 1000", "try --seq 1024"),
