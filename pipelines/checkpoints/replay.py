@@ -1,6 +1,6 @@
 """`python -m pipelines replay --run REF --step N`: computes a step again and compares it with the record, bit for bit.
 
-The set-up of the step (device, workers, threads, microbatch rows) comes from the next checkpoint after it, so the
+The set-up of the step (device, workers, threads, rows at a time) comes from the next checkpoint after it, so the
 command needs a machine of that kind. It does not start Ray. Exit codes: 0 if the results are the same, 1 if they
 differ.
 """

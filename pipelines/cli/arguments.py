@@ -159,8 +159,7 @@ def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
     if missing := recipe.not_given(chosen):
         everything = len(chosen) == len(recipe.steps)
         whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
-        flags = ", ".join(missing)
-        raise UserError(f"got no {flags}: {whose} needs {flags}; `plan {recipe.name}` shows what each step reads")
+        raise UserError(f"got no {', '.join(missing)} for {whose}; give all of them (see `plan {recipe.name}`)")
 
 
 def _what(recipe: Recipe, step: str, name: str) -> str:

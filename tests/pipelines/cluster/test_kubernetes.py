@@ -106,7 +106,7 @@ def test_yaml_has_no_anchors_and_no_secret(capsys: pytest.CaptureFixture[str]) -
         ),
         ("cache --recipe gemma2_9b_distill", "got 1 x v4:8x16x32 of 1024 hosts for cache_logits"),
         ("cache --recipe demo --topology v5p:2x2x1 --slices 2", "of 2 hosts"),
-        ("collect --recipe gemma2_2b_distill", "gemma2_2b_distill --only collect needs --input;"),
+        ("collect --recipe gemma2_2b_distill", "got no --input for gemma2_2b_distill --only collect;"),
         ("collect --recipe demo -- --bogus 3", "no field 'bogus'"),
         ("collect --recipe demo -- --only filter", "no field 'only'"),
         ("collect --recipe demo -- --help", "got --help after --, with which a job runs nothing"),

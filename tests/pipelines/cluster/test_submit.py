@@ -32,7 +32,7 @@ from tests.programs.places import REPOSITORY
         ("smoke --root /tmp/x --teacher.stepz 3", "did you mean"),
         ("smoke --root gs://bucket/x --only teachr", "no step 'teachr'; did you mean 'teacher'"),
         ("smoke --root gs://bucket/x --only", "got --only without a value"),
-        ("gemma2_2b_distill --root gs://bucket/x", "gemma2_2b_distill needs --"),
+        ("gemma2_2b_distill --root gs://bucket/x", "--teacher-weights for gemma2_2b_distill; give all of them"),
         ("collect_text --root memory://x --input /x", "which ends with it; give a directory or gs://bucket/path"),
         ("collect_text --root gs://bucket/x --shard-bytes -1", "shard_bytes is -1"),
         ("collect_text --root gs://bucket/x", "collect_text needs --input ("),
