@@ -5,7 +5,7 @@ class UserError(ValueError):
     """A mistake in the user's input: the message names what was got, what is allowed and what to do next.
 
     The command line prints the message alone and ends with `exit_code`. Each package has a class of its own, because
-    packages may not import each other freely; `pipelines` recognises all of them by this attribute.
+    packages may not import each other freely; `pipelines` knows all of them by this attribute.
     """
 
     exit_code = 2
