@@ -133,13 +133,13 @@ def read_manifest(directory: str) -> Manifest | None:
 
 
 def _check_types(manifest: Manifest) -> None:
-    """Raises TypeError or ValueError, naming the field, unless each value has the type that readers rely on."""
+    """Raises TypeError, naming the field, unless each value has the type that readers rely on."""
     kinds = {"stage": str, "version": int, "fingerprint": str, "config": dict, "inputs": dict, "dropped": dict}
     for name, kind in kinds.items():
         if type(value := getattr(manifest, name)) is not kind:
-            raise TypeError(f"{name} is {value!r}")
+            raise TypeError(f"{name} is {value!r:.100}")
     if not FINGERPRINT.fullmatch(manifest.fingerprint):
-        raise ValueError(f"fingerprint is {manifest.fingerprint!r}")
+        raise TypeError(f"fingerprint is {manifest.fingerprint!r}")
     if any(type(count) is not int for count in manifest.dropped.values()):
         raise TypeError(f"dropped is {manifest.dropped!r}")
     for name, entries in manifest.inputs.items():
@@ -147,10 +147,10 @@ def _check_types(manifest: Manifest) -> None:
             type(entry) is dict and type(entry.get("reference")) is type(entry.get("content")) is str
             for entry in entries
         ):
-            raise TypeError(f"inputs.{name} is {entries!r}")
+            raise TypeError(f"inputs.{name} is {entries!r:.100}")
     for dataset in manifest.datasets.values():
         if type(dataset.facts) is not dict:
-            raise TypeError(f"facts is {dataset.facts!r}")
+            raise TypeError(f"facts is {dataset.facts!r:.100}")
         for shard in dataset.shards:
             if not type(shard.rows) is type(shard.bytes) is type(shard.tokens) is int or min(
                 shard.rows, shard.bytes, shard.tokens
@@ -159,7 +159,7 @@ def _check_types(manifest: Manifest) -> None:
             if type(shard.name) is not str or type(shard.sha256) is not str:
                 raise TypeError(f"a shard is {shard.name!r} with sha256 {shard.sha256!r}")
             if shard.name.startswith("/") or OUTSIDE.search(shard.name):
-                raise ValueError(f"a shard is named {shard.name!r}, which is not below the run's directory")
+                raise TypeError(f"a shard is named {shard.name!r}, which is not below the run's directory")
 
 
 def publish_manifest(directory: str, manifest: Manifest) -> bool:
