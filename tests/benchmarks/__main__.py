@@ -1,12 +1,13 @@
 """python -m tests.benchmarks [PART ...]: speeds as ratios against a rival measured in the same run.
 
     step gpu model data                             training, decoding, feeds: timed in turns, medians compared
-    device                                          what `--device auto` rests on without an accelerator: cpu and xla
+    device                                          the basis of `--device auto` without an accelerator: cpu and xla
     rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
-Without words, all parts: about half an hour on two cores. The train step on a GPU is tests/benchmarks/train_step.py.
+Without a PART, all parts run: about half an hour on two cores. The train step on a GPU is
+tests/benchmarks/train_step.py.
 """
 
 import os
@@ -45,7 +46,7 @@ ROUNDS = 5
 
 
 def seconds(ours: Callable[[], object], rival: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of each, after one call of each to warm up."""
+    """Median seconds of each function, after one call of each to warm up."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS + 1):
         for place, call in enumerate((ours, rival)):
@@ -90,7 +91,7 @@ def timed(benchmarks: Iterable[model_speed.Benchmark]) -> Iterator[step_speed.Ro
 
 
 def with_corpus(part: Callable[[], Iterator[step_speed.Row]]) -> Iterator[step_speed.Row]:
-    """The part's rows, or one that says what is missing for the corpus."""
+    """The part's rows, or one row that says what the corpus lacks."""
     try:
         yield from part()
     except corpus.MissingError as missing:

@@ -1,7 +1,7 @@
 """Planted faults against `audit_logits`: how many of TRIALS forged caches it sees, and how many honest ones it passes.
 
-Every forgery has sound hashes throughout (tests/programs/forgeries.py). The columns on the right say which checks fail
-alone: what the cache says of itself, drawing again on the same device, the statistics that any device can take.
+All hashes of a forgery are correct (tests/programs/forgeries.py). The columns on the right count by kind of check: the
+cache's own statements, drawing again on the same device, and the statistics that any device can take.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ ESTIMATORS = {"sample N=50": {}, "topk K=12": {"estimator": "topk", "top": 12}}
 
 
 def rows() -> Iterator[Row]:
-    """A line for each fault and estimator; other draws and another sample in each trial."""
+    """A line for each fault and estimator. Each trial has its own draws and its own sample."""
     with tempfile.TemporaryDirectory() as folder:
         runs = make_runs(Path(folder))
         for estimator, config in ESTIMATORS.items():

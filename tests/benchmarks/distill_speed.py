@@ -26,7 +26,7 @@ SPREAD = 3.0
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """From 50 draws, from them with a share of the next token, and from each treatment of a top 50."""
+    """Steps from 50 draws, from draws mixed with the next token, and from each treatment of a top 50."""
     plain = _step(next_token_loss, {})
     generator = torch.Generator().manual_seed(0)
     logits_BTV = SPREAD * torch.randn(ROWS, LENGTH, STUDENT.vocab_size, generator=generator)

@@ -3,8 +3,8 @@ teacher's bare forward pass.
 
 Sizes are of whole Parquet files, hashes and rankings included. Ids are drawn at the frequencies that Gemma's tokens
 have in Python's standard library, from teachers of stated entropy: each target's distribution is a Zipf law over ids
-that the text itself gives. Of two bounds one takes every set of so many ids and every split of the draws as equally
-likely (what 18 + 6 bits would have to be compared with), the other knows how frequent each id and each count is.
+that the text itself gives. There are two bounds. One takes all sets of that many ids, and all splits of the draws, as
+equally likely (to compare with 18 + 6 bits). The second knows the frequency of each id and of each count.
 """
 
 import os
@@ -38,10 +38,10 @@ from training.setup import Setup
 GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"
 VOCAB, DRAWS, ROWS, LENGTH, CANDIDATES = 256_000, 50, 32, 1024, 400
 ZIPF = {6: 2.45, 12: 1.70, 25: 1.12, 35: 0.72}
-"""distinct ids of 50 draws, about -> exponent of the teacher's law"""
+"""approximate number of distinct ids of 50 draws -> exponent of the teacher's law"""
 TEXT_BYTES = 6_000_000
 TRAINING = {"32k": 1549, "256k": 237}
-"""tok/s that training eats on this machine (docs/benchmarks.md)"""
+"""tokens a second that training reads on this machine (docs/benchmarks.md)"""
 ROUNDS = 5
 
 
@@ -130,7 +130,7 @@ def _topk(tokens: np.ndarray, top: int, path: Path) -> Row:
 
 
 def _written(kept: list[Targets], spec: CodecSpec, tokens: np.ndarray, path: Path) -> int:
-    """Writes what a shard of these rows is; its size. The rows themselves are a stretch of the text."""
+    """Writes a shard of logits for these rows, which are a part of the text. Returns its size."""
     ranking = Ranking.of_tokens(tokens[: ROWS * LENGTH], VOCAB)
     made = [{"sequence_hash": number, **encode(row, spec, ranking)} for number, row in enumerate(kept)]
     made[0]["ranking"] = ranking.to_bytes()
@@ -160,7 +160,7 @@ def _log2_choose(n: int, k: np.ndarray) -> np.ndarray:
 
 
 def _empirical(values: np.ndarray) -> float:
-    """Bits of coding the values at their own frequencies."""
+    """Bits of an ideal code for the values at their own frequencies."""
     share = np.bincount(values) / len(values)
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum() * len(values))
@@ -185,7 +185,7 @@ def _decoding(uri: str) -> Iterator[Row]:
 
 
 def _capture(vocabulary: int, count: int, length: int) -> Row:
-    """In CPU seconds of one thread, which other work on the machine changes little."""
+    """CPU seconds of one thread, which other work on the machine changes little."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, backend = Gemma2(step_run.config(vocabulary)), make_backend(Setup(device="cpu"))
@@ -223,7 +223,7 @@ def _capture(vocabulary: int, count: int, length: int) -> Row:
 
 @torch.no_grad()
 def _forward(model: Gemma2, backend: Backend, batch: dict[str, np.ndarray]) -> None:
-    """Logits of every position, in chunks as capture has them, and none kept."""
+    """Computes logits of every position, in chunks as capture does, and keeps none."""
     columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
     hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
     backend.step_boundary()
@@ -235,7 +235,7 @@ def _forward(model: Gemma2, backend: Backend, batch: dict[str, np.ndarray]) -> N
 
 
 def _median(calls: list[Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Seconds of each, in turns, after one call of each to warm up."""
+    """Seconds of each function, called in turns, after one call of each to warm up."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(ROUNDS + 1):
         for place, call in enumerate(calls):

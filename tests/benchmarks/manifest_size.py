@@ -1,7 +1,7 @@
-"""python -m tests.benchmarks.manifest_size write|read SHARDS FOLDER: a manifest of so many shards, in this process.
+"""python -m tests.benchmarks.manifest_size write|read SHARDS FOLDER: a manifest of SHARDS shards, in this process.
 
-Prints {"seconds", "peak_bytes", "before_bytes", "file_bytes"}: peak memory is that of the process, before is what it
-had with everything imported. `manifests` runs both for several sizes.
+Prints {"seconds", "peak_bytes", "before_bytes", "file_bytes"}: peak memory is that of the process, and before is its
+memory after all imports. `manifests` runs both for several sizes.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ TASKS = (200, 4_000)
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestCost:
-    """What a manifest of so many shards takes."""
+    """Time and memory for a manifest of a number of shards."""
 
     shards: int
     file_bytes: int
     write_seconds: float
     write_bytes: int
-    """memory above that of the process before"""
+    """memory over that of the process before"""
     read_seconds: float
     read_bytes: int
 
 
 def rows() -> Iterator[Row]:
-    """Manifests of 10^4 to 10^6 shards, and Ray Data over tasks that do nothing; keeps the figures."""
+    """Measures manifests of 10^4 to 10^6 shards, and Ray Data over tasks that do nothing. Keeps the figures."""
     costs = []
     for entry in manifests(SIZES):
         costs.append(asdict(entry))
@@ -62,7 +62,7 @@ def rows() -> Iterator[Row]:
 
 
 def task_cost() -> dict[str, float]:
-    """Seconds and driver memory for each task of a phase, by the difference between many tasks and few."""
+    """Seconds and driver memory for each task of a phase, from the difference between many tasks and few."""
     few, many = TASKS
     with warm_session() as (session, _):
         measured = []
@@ -126,7 +126,7 @@ def main(what: str, shards: str, folder: str) -> None:
 
 
 def manifest_of(shards: int) -> Manifest:
-    """As tokenize_text leaves one: names, sizes and hashes as they really are."""
+    """A manifest as tokenize_text writes it, with realistic names, sizes and hashes."""
     made = tuple(
         Shard(
             name=f"tokens/{k:05d}.parquet",

@@ -1,10 +1,10 @@
 """Peak memory and core seconds of the data stages at 1, 4 and 16 shards of 64 MB of text: flat, or not.
 
-Each run is a process and a cluster of its own, with fresh workers, after 2 MB that load what is loaded once. Only the
-number of shards grows; limits that bound a worker's part are set low enough that 1 shard reaches them (pack_sequences:
-2M tokens a bucket; deduplicate_text: 100,000 keys a bucket), as they are reached at any size that matters. Core seconds
-are CPU seconds of driver, workers and Ray's own processes. filter_text redacts emails and addresses; its other rules
-would leave nothing of some shards.
+Each run has its own process and cluster with new workers, and begins with 2 MB to load what is loaded once. Only the
+number of shards grows. Limits that bound the part of a worker are so low that 1 shard reaches them (pack_sequences: 2M
+tokens a bucket; deduplicate_text: 100,000 keys a bucket), as any larger corpus does. Core seconds are CPU seconds of
+driver, workers and Ray's own processes. filter_text redacts emails and addresses; its other rules would keep nothing of
+some shards.
 """
 
 import json
@@ -53,7 +53,7 @@ class Measured:
 
 
 def rows() -> Iterator[Row]:
-    """A row for each stage and size, then whether it was flat. Keeps the figures (docs/data-costs.json)."""
+    """A row for each stage and size, then whether memory was flat. Keeps the figures (docs/data-costs.json)."""
     model = gemma_tokenizer()
     if model is None:
         yield Row(what="memory", ours="not run", rival="no Gemma tokenizer here: make tokenizer", ratio="")
@@ -67,7 +67,7 @@ def rows() -> Iterator[Row]:
 
 def _rows(place: "Place") -> Iterator[Row]:
     measured: list[Measured] = []
-    place.text(0)  # here, not in the process whose memory is measured
+    place.text(0)  # not in the process whose memory is measured
     for stage in STAGES:
         of_stage: list[Measured] = []
         for size in SIZES:
@@ -92,14 +92,14 @@ def _rows(place: "Place") -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Place:
-    """What the measurements share."""
+    """Runs of text and tokens that the measurements share."""
 
     whole: corpus.Corpus
     model: Path
     folder: Path
 
     def text(self, size: int) -> Path:
-        """A run of `size` shards; 0: of 2 MB, to warm up with."""
+        """A run of text with `size` shards; 0: of 2 MB, to warm up."""
         made = self.folder / f"text-{size}"
         if made.exists():
             return made
@@ -108,7 +108,7 @@ class Place:
         return corpus.cut_run(self.whole, 1_000_000, CORES, made)
 
     def tokens(self, size: int) -> Path:
-        """What tokenize_text made of `text(size)`."""
+        """The output of tokenize_text for `text(size)`."""
         return Path((self.folder / f"tokens-{size}").read_text())
 
     def inputs(self, stage: str, size: int) -> dict[str, Input]:
@@ -127,7 +127,7 @@ def in_a_process(stage: str, size: int, place: Place) -> Measured:
 
 
 def measure(stage: str, size: int, place: Place) -> Measured:
-    """The stage over `size` shards, on a cluster of its own. pack_sequences takes what tokenize_text left."""
+    """Runs the stage over `size` shards on its own cluster. pack_sequences reads the output of tokenize_text."""
     with warm_session() as (session, _):
         for shards in (0, size):
             ran = run_stage(session, stage, STAGES[stage], place.inputs(stage, shards), place.folder, watched=True)

@@ -1,8 +1,8 @@
-"""A million packed rows: how fast a document is traced, a row sought, a step fed, and how long a step waits for rows.
+"""A million packed rows: time to trace a document, find a row and feed a step, and the wait of a step for rows.
 
 Made-up rows of 64 tokens with 3 documents each, in 8 shards, and a training run that took every row once: 100 steps
-between checkpoints, 100 rows a step. The loader is timed against the rows that a step of the demo's student takes a
-second on this machine, and that student is fed in both ways.
+between checkpoints, 100 rows a step. The loader is compared with the rows a second that a step of the demo's student
+takes on this machine, and the student is fed by both feeds.
 """
 
 import json
@@ -47,7 +47,7 @@ def write_shard(directory: str, shard: int) -> Shard:
     segments = np.repeat(np.array([[1, 2, 3]], np.int32), [21, 21, 22], axis=1).repeat(ROWS, axis=0)
     positions = np.concatenate([np.arange(21), np.arange(21), np.arange(22)]).astype(np.int32)[None].repeat(ROWS, 0)
     mask = np.ones((ROWS, LENGTH), bool)
-    # Every document lies in two rows that follow each other, as a document that was cut does.
+    # Every document is in two consecutive rows, as a document that was cut.
     numbers = shard * ROWS * DOCUMENTS + np.arange(ROWS * DOCUMENTS) // 2 * 2
     ids = pa.array([f"{number:032x}" for number in numbers.tolist()])
     spans = pa.StructArray.from_arrays(
@@ -115,7 +115,7 @@ def dataset() -> SequenceDataset:
 
 
 def trace_seconds(*words: str) -> tuple[float, str]:
-    """Of the whole command, the start of python included."""
+    """Seconds of the whole command, the start of python included."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "trace", *words], stdout=subprocess.PIPE, text=True, check=True
@@ -147,7 +147,7 @@ def trained(uris: list[str], feed: Callable[[TrainJob], Feed]) -> dict[str, floa
 
 
 def within(what: str, value: float, unit: str, most: float, note: str = "") -> Row:
-    """A figure and the goal that it has to stay below."""
+    """A figure, and the goal that it must stay below."""
     return Row(
         what=what,
         ours=f"{value:.2f} {unit}{note}",
@@ -170,7 +170,7 @@ def rows() -> Iterator[Row]:
 
 
 def seek_seconds(uris: list[str]) -> float:
-    """The slowest of 20 steps of three epochs, sought and loaded from nothing open."""
+    """The slowest of 20 steps of three epochs, each found and loaded without any open file."""
     order = Order([dataset()], PHASES, 16, 0)
     worst = 0.0
     for step in np.random.default_rng(0).integers(0, 3 * SHARDS * ROWS // 16, 20).tolist():

@@ -17,7 +17,7 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Two ways to do one thing."""
+    """Two ways of one computation."""
 
     what: str
     amount: int

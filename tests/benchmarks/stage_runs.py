@@ -1,8 +1,8 @@
 """One stage of the data plane, run and watched: seconds, CPU seconds, and the peak memory of driver and workers.
 
 Ray's workers are the processes below this one whose command line begins with "ray::". Memory is the proportional set
-size (PSS: pages that several processes share are counted in parts), looked at ten times a second. CPU seconds are
-those of this process and all below it, Ray's own daemons included.
+size (PSS: pages that several processes share are counted in parts), read ten times a second. CPU seconds are those
+of this process and its descendants, Ray's own daemons included.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ class Ran:
     seconds: float
     cpu_seconds: float
     driver_bytes: int
-    """most memory of this process; 0 where it was not watched"""
+    """largest memory of this process; 0 if it was not watched"""
     worker_bytes: int
-    """most memory of one Ray worker"""
+    """largest memory of one Ray worker"""
 
 
 @dataclass
 class Watch:
-    """Peaks since it began."""
+    """Peaks since the watch began."""
 
     driver_bytes: int = 0
     worker_bytes: int = 0
@@ -77,7 +77,7 @@ def watching() -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def warm_session() -> Iterator[tuple[RaySession, Path]]:
-    """Ray and a folder, both gone afterwards."""
+    """Ray and a folder, both of which end with the context."""
     with bench_folder() as folder:
         session = RaySession()
         try:
@@ -89,7 +89,7 @@ def warm_session() -> Iterator[tuple[RaySession, Path]]:
 
 @contextlib.contextmanager
 def bench_folder() -> Iterator[Path]:
-    """A new folder beside the corpus (whose shards are linked), gone afterwards."""
+    """A new folder beside the corpus, whose shards are linked. It is removed afterwards."""
     cache = REPOSITORY / ".cache"
     cache.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=cache))
@@ -107,7 +107,7 @@ def run_stage(
     root: Path,
     watched: bool = False,
 ) -> Ran:
-    """Runs the stage into a new place below `root`; `watched`: with peak memory."""
+    """Runs the stage in a new folder below `root`. With `watched`, peak memory is measured."""
     stage = load_stage(name)
     root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
     task = Task(
@@ -151,7 +151,7 @@ def is_worker(pid: int) -> bool:
 
 
 def pss(pid: int) -> int:
-    """Bytes; 0 where the process is gone."""
+    """Memory of a process in bytes; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -160,7 +160,7 @@ def pss(pid: int) -> int:
 
 
 def cpu_seconds() -> float:
-    """Of this process and all below it that live, and of children that have ended."""
+    """CPU seconds of this process and its living descendants, and of children that have ended."""
     total = 0.0
     for pid in [os.getpid(), *below(os.getpid())]:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Training steps of one side in a process of its own, so that its peak memory is its own:
+"""Training steps of one side in a separate process, which has its own peak memory:
 
     python -m tests.benchmarks.step_run ours|transformers xla|cpu VOCABULARY ROWS LENGTH STEPS
 
@@ -31,7 +31,7 @@ from training.step import train_step
 
 
 def config(vocab_size: int) -> Gemma2Config:
-    """d256 L4: what two cores train."""
+    """d256 L4, a size that two cores can train."""
     return Gemma2Config(
         vocab_size=vocab_size, d_model=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffw_dim=1024, window=256,
         query_scale=64,

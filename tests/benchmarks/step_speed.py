@@ -1,8 +1,8 @@
 """Train steps against `transformers`: speed, share of the matmul peak, memory.
 
-Eager is the only attention that it has on a CPU for Gemma 2, whose scores are capped.
-Each side runs in processes of its own, in turns (tests/benchmarks/step_run.py), so that no side pays for what another
-left in memory. Peak memory is that of the whole process, libraries included.
+On a CPU, `transformers` has only eager attention for Gemma 2, whose scores are capped. Each side runs in its own
+processes, in turns (tests/benchmarks/step_run.py), so that no side is slowed by memory that an earlier one left. Peak
+memory is that of the whole process, libraries included.
 """
 
 import json

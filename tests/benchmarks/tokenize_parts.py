@@ -1,7 +1,7 @@
-"""Where the time of tokenize_text goes: python -m tests.benchmarks.tokenize_parts MODEL
+"""The parts of the time of tokenize_text: python -m tests.benchmarks.tokenize_parts MODEL
 
-A clock around each part of the work, in workers that have met none of the texts; Ray is what is left of the cores'
-time. A process of its own, with a Ray of its own. Prints {part: share of the cores' time}.
+It times each part of the work in workers that have not seen the texts before. The rest of the cores' time is Ray's. It
+needs its own process with its own Ray. Prints {part: share of the cores' time}.
 """
 
 import json

@@ -4,8 +4,8 @@
     the same texts, in memory -> gigatoken, a process for each core              : seconds
     16 MB a process, Parquet in -> datatrove, two processes                       : seconds, start-up taken off
 
-Each side sees each text once, since both keep the words they have met. Where the time of the stage goes is the matter
-of tokenize_parts.py.
+Each side sees each text once, since both keep the words that they have seen. tokenize_parts.py divides the time of the
+stage into parts.
 """
 
 import json
@@ -31,12 +31,12 @@ from tests.programs.places import REPOSITORY, RIVAL_PYTHON
 
 SHARDS, CORES = 16, 2
 RIVAL_BYTES = 16_000_000
-"""of text that a process of the rival is given"""
+"""bytes of text for each process of the rival"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How long so much text took."""
+    """Time for an amount of text."""
 
     text_bytes: int
     seconds: float
@@ -54,7 +54,7 @@ class Speed:
 
 
 def gemma_tokenizer() -> Path | None:
-    """Gemma's own model, where it is: GEMMA_TOKENIZER, or what `make tokenizer` left."""
+    """Path of Gemma's own model: GEMMA_TOKENIZER, or the file of `make tokenizer`."""
     path = Path(os.environ.get("GEMMA_TOKENIZER", REPOSITORY / ".cache" / "gemma_tokenizer.model"))
     return path if path.exists() else None
 
@@ -92,7 +92,7 @@ def rows() -> Iterator[Row]:
 
 
 def raw_gigatoken(model: Path, text: Path) -> Speed:
-    """CORES processes that encode the texts, which are in memory before the clock starts; the slowest one's seconds."""
+    """Seconds of the slowest of CORES processes that encode the texts, which are in memory before the clock starts."""
     uris = corpus.uris_of(text)
     context = multiprocessing.get_context("spawn")
     barrier, times = context.Barrier(CORES), context.Queue()
@@ -132,7 +132,7 @@ def _encode(model: str, uris: list[str], barrier: Any, times: Any) -> None:
 
 
 def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
-    """Of datatrove's pipeline over the run's text, its start taken off."""
+    """Time of datatrove's pipeline over the run's text, without its start."""
     if not RIVAL_PYTHON.exists():
         raise corpus.MissingError("datatrove is not here: make rival-env")
     words = [str(RIVAL_PYTHON), "-m", "tests.benchmarks.datatrove_pipelines", work, str(text / "text")]
@@ -146,7 +146,7 @@ def datatrove(work: str, text: Path, folder: Path, *more: str) -> Speed:
 
 
 def compared(what: str, ours: Speed, name: str, theirs: Speed) -> Iterator[Row]:
-    """Two rows: by the clock, and by CPU seconds, which other work on the machine disturbs less."""
+    """Two rows: by wall clock, and by CPU seconds, which other work on the machine changes less."""
     for unit, left, right in (
         ("MB/s", ours.rate, theirs.rate),
         ("MB/core s", ours.core_rate, theirs.core_rate),

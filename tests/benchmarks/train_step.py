@@ -4,9 +4,9 @@
 
 Our side is this benchmark's own path: `train_model --device cuda` has plain attention and computes in float32, unless
 `--compute-dtype bfloat16` is given. Both sides have float32 weights and moments, bfloat16 in between (transformers by
-autocast, the way its users get it), and one row. Soft cap and window lie inside a fused attention (PyTorch's
-flex_attention). The loss works in chunks. Without a GPU it prints "not run" and ends with 0. `--device cpu` runs the
-same code in float32 without fusing, for its tests: its figures say nothing.
+autocast, the way its users get it), and one row. Soft cap and window are inside a fused attention (PyTorch's
+flex_attention). The loss works in chunks. Without a GPU it prints "not run" and exits with 0. `--device cpu` runs the
+same code in float32 without fusing, only for tests: its figures mean nothing.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZES: dict[str, Callable[[], Gemma2Config]] = {"2b": gemma2_2b, "tiny": gemma2_
 
 
 def fused_attention(compiled: bool = True) -> Attention:
-    """flex_attention with the mask of model/attention.py: blocks that nobody sees are left out, scores never stored."""
+    """flex_attention with the mask of model/attention.py: masked blocks are skipped, and scores are not stored."""
     kernel: Any = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
     masks: dict[int | None, tuple[Placement, BlockMask]] = {}
 
@@ -68,7 +68,7 @@ def fused_attention(compiled: bool = True) -> Attention:
 
 
 def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], float]:
-    """A step of the product's own train_step; returns the mean loss."""
+    """One step of the product's own train_step. Returns the mean loss."""
     backend = TorchBackend("cuda" if device == "cuda" else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def our_step(config: Gemma2Config, device: str, length: int) -> Callable[[], flo
 
 
 def transformers_step(config: Gemma2Config, device: str, length: int, attention: str) -> Callable[[], float]:
-    """The same step by transformers and torch's fused AdamW; returns the loss."""
+    """The same step by transformers and torch's fused AdamW. Returns the loss."""
     torch.manual_seed(0)
     with torch.device(device):
         model = in_transformers(Gemma2(config)).train()
@@ -135,7 +135,7 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int) -> float:
 
 
 def _timed(call: Callable[[], object], device: str, rounds: int) -> list[float]:
-    """Seconds of each call after three to warm up."""
+    """Seconds of each call, after three calls to warm up."""
     seconds = []
     for number in range(rounds + 3):
         if device == "cuda":
@@ -174,7 +174,7 @@ def rows(size: str = "2b", device: str = "cuda", length: int = 8192, steps: int 
 def _measured(
     make: Callable[[], Callable[[], float]], device: str, length: int, steps: int, *, may_fail: bool
 ) -> tuple[float, int, str]:
-    """(tokens a second, peak bytes, why not). A rival that cannot is a result; our own failure is an error."""
+    """(tokens a second, peak bytes, reason of a failure). A rival's failure is a result; our own is an error."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Run by test_worker.py in processes that share a group: what workers do behind the checkpoint of a stop or a drain."""
+"""Run by test_worker.py in processes that share a group: what workers do after the checkpoint of a stop or a drain."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ from training.backends.base import Backend
 
 
 class Asked:
-    """Stands for the driver's word in Ray's store: whom it reached already."""
+    """A stand-in for the driver's request in Ray's store: the workers that it has reached."""
 
     def __init__(self, stop: bool) -> None:
         self._stop = stop
@@ -20,7 +20,7 @@ class Asked:
 
 
 def stop_that_reached_one(backend: Backend) -> Any:
-    """Only the last worker has heard of it; says what each decides."""
+    """Only the last worker has received the request. Returns the decision of each worker."""
     from training.worker.on_worker import Group, _wait_for_the_end
 
     asked = Asked(stop=backend.rank == backend.world_size - 1)
@@ -31,7 +31,7 @@ def stop_that_reached_one(backend: Backend) -> Any:
 
 
 def peer_that_is_gone(backend: Backend) -> Any:
-    """The last worker leaves; how long the others wait for Ray before they call it a failure, and with what."""
+    """The last worker leaves. Returns how long the others wait for Ray before they fail, and their errors."""
     from training.worker import on_worker
 
     if backend.rank == backend.world_size - 1:

@@ -2,9 +2,9 @@
 
     python -m tests.programs.any_mesh DIRECTORY ALL KIND ...    ALL: kinds with commas; KIND ...: those of this process
 
-A kind is `cpu`, `fsdp` (two workers that divide the model over gloo), or a mesh of virtual devices, as 1x2x2: chips
-along replica, data and model. Each process trains two steps as each of its kinds, waits for the checkpoints of all
-others, loads each and saves it again. Prints {kind: {other kind: names of files that came out otherwise}}.
+A kind is `cpu`, `fsdp` (two workers that divide the model over gloo), or a mesh of virtual devices such as 1x2x2 (chips
+along replica, data and model). Each process trains two steps as each of its kinds, waits for the checkpoints of all
+other kinds, loads each and saves it again. Prints {kind: {other kind: names of files that differ}}.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ SECONDS = 240.0
 
 
 def changed_files_by_kind(kinds: Iterable[str], directory: Path) -> dict[str, dict[str, list[str]]]:
-    """What the processes found, all at once: one for each number of chips, one for `cpu`, one for `fsdp`."""
+    """The results of processes that run together: one for each number of chips, one for `cpu`, one for `fsdp`."""
     kinds = list(kinds)
     groups: dict[str, list[str]] = {}
     for kind in kinds:
@@ -71,7 +71,7 @@ def trained(backend: Backend, directory: str, kind: str) -> None:
 
 
 def loaded(backend: Backend, directory: str, kind: str, others: Iterable[str]) -> dict[str, list[str]]:
-    """By other kind: files of tensors that are other bytes after its checkpoint was loaded here and saved again."""
+    """Other kind -> files of tensors that differ after its checkpoint was loaded and saved again on this kind."""
     changed_files = {}
     for other in others:
         if other == kind:
@@ -89,7 +89,7 @@ def loaded(backend: Backend, directory: str, kind: str, others: Iterable[str]) -
 
 
 def again(backend: Backend, uri: str) -> dict[str, Any]:
-    """The COMMIT of a checkpoint that was placed on this backend, as a run that goes on does, and saved from there."""
+    """The COMMIT of a checkpoint that was loaded on this backend, as by a resumed run, and saved again."""
     checkpoint = load_checkpoint(uri)
     assert checkpoint.optimizer is not None
     model = Gemma2(job_of("cpu", "").config.model, seed=99)  # other weights than any run's
@@ -108,7 +108,7 @@ def again(backend: Backend, uri: str) -> dict[str, Any]:
 
 
 def as_fsdp(given: Backend, directory: str, others: list[str]) -> dict[str, list[str]]:
-    """In each of the two workers."""
+    """The same in each of the two workers."""
     from training.backends.fsdp import FsdpBackend
 
     backend = FsdpBackend("cpu", given.rank, given.world_size)

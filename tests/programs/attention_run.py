@@ -1,4 +1,4 @@
-"""What `test_attention.py` looks at: `python -m tests.programs.attention_run`."""
+"""The measurements of `test_attention.py`: `python -m tests.programs.attention_run`."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ B, T, N, K, H = 2, 2 * LANES, 4, 2, LANES
 
 
 def placement() -> Placement:
-    """Two documents, one over a block's edge, then padding; and one document alone."""
+    """Two documents, one of them across the edge of a block, then padding; and one document alone."""
     positions = np.stack([np.concatenate([np.arange(150), np.arange(T - 150)]), np.arange(T)])
     segment_ids = np.stack([np.repeat([1, 2, 0], [150, 90, T - 240]), np.ones(T, int)])
     return Placement(torch.tensor(positions.astype(np.int32)), torch.tensor(segment_ids.astype(np.int32)))
@@ -44,7 +44,7 @@ def output_and_gradients(attention: Attention, device: Any, window: int | None) 
 
 
 def kernel_differences() -> dict[str, list[float]]:
-    """By window, of the output and of the gradients of queries, keys and values."""
+    """By window: differences of the output and of the gradients of queries, keys and values."""
     device = torch_xla.device()
     by_window = {}
     for window in (None, 1, 100, 128):
@@ -57,7 +57,7 @@ def kernel_differences() -> dict[str, list[float]]:
 
 
 def model_differences() -> dict[str, float]:
-    """In scanned layers, with each remat, on one device and on a mesh."""
+    """Differences in scanned layers, with each remat, on one device and on a mesh."""
     config = dataclasses.replace(example_config(2), head_dim=LANES, window=50)
     batch = example_batch(rows=2, length=LANES)
     expected = loss_and_gradients(config, TorchBackend("cpu"), "next_token", batch)
@@ -71,7 +71,7 @@ def model_differences() -> dict[str, float]:
 
 
 def kernels_in_tpu_programs() -> list[int]:
-    """Calls of the kernel in the program for a TPU, forward and backward, of which nothing is run here."""
+    """Calls of the kernel in the program for a TPU, forward and backward. Nothing of it is run here."""
     call = _Call(2, 2 * LANES, 8, 4, LANES, torch.bfloat16, 100, 50.0, MeshShape(data=2, model=2), False)
     return [xb.get_computation_hlo(program(call)).count("tpu_custom_call") for program in (_forward, _backward)]
 

@@ -1,7 +1,7 @@
 """Run by test_worker.py in a process of its own: with one failure allowed, a worker is killed, then the controller.
 
-The controller's own count would be gone with it; the driver's alone would be one. And with none allowed, one of two
-workers is killed. Prints JSON.
+A count in the controller would be lost with it, and the driver alone would count one failure. In a second run, no
+failure is allowed and one of two workers is killed. Prints JSON.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(directory: Path) -> dict[str, Any]:
 
 
 def used_up(directory: Path, name: str, number: int, max_failures: int) -> dict[str, Any]:
-    """What a run of `number` workers says in the end; a worker is killed at first, the controller of the next one."""
+    """The last message of a run of `number` workers. First a worker is killed, then the next controller."""
     job = job_named(directory, name, steps=100_000, checkpoint_every_steps=50, threads=1, workers=number)
     kills: list[int] = []
 

@@ -1,7 +1,7 @@
 """Small runs of real text for tests of cached logits: packed rows, a teacher, its cache; no Ray, seconds in all.
 
-Rows and teacher are made by the functions that the stages rest on and published as the stages publish them;
-`cache_logits` and all that reads it run as they are.
+Rows and teacher are made by the functions under the stages, and published as the stages publish them. `cache_logits`
+and the stages that read its output run unchanged.
 """
 
 import shutil
@@ -36,7 +36,7 @@ from training.setup import Setup
 VOCAB, LENGTH, SHARD_ROWS, SHARDS, ROW_GROUP_ROWS = 1024, 64, 24, 3, 8
 STEPS = 100
 EARLIER = STEPS - STEPS // 100
-"""a checkpoint 1 % of training before the last"""
+"""step of a checkpoint, 1 % of training before the last one"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Runs:
     tokenizer: Tokenizer
     sequences: str
     other_sequences: str
-    """of other documents"""
+    """directory of packed rows of other documents"""
     teacher: str
 
     def run(self, stage: str, config: Mapping[str, Any], device: str = "cpu", **inputs: str | list[str]) -> Manifest:
-        """Runs a stage in this process; raises what it raises."""
+        """Runs a stage in this process, and lets its exceptions pass."""
         return run_task(self.task(stage, config, **inputs), Resources(device=device), InProcess(), say=lambda _: None)
 
     def task(self, name: str, config: Mapping[str, Any], *, root: str | None = None, **inputs: str | list[str]) -> Task:
@@ -62,7 +62,7 @@ class Runs:
         return Task(stage=stage, config=made, inputs=resolved, root=root or str(self.root))
 
     def cache(self, **config: Any) -> str:
-        """Directory of a cache of `sequences` by the teacher."""
+        """Directory of a cache of the teacher's logits for `sequences`."""
         task = self.task("cache_logits", config, sequences=self.sequences, teacher=self.teacher)
         run_task(task, Resources(device="cpu"), InProcess(), say=lambda _: None)
         return task.directory
@@ -79,7 +79,7 @@ def make_runs(root: Path) -> Runs:
 
 
 def write_sequences(root: Path, source: str, tokenizer: Tokenizer, texts: list[str], count: int, first: int = 0) -> str:
-    """Directory of a run of pack_sequences with `count` shards; shard k is of rows first + k ... of the texts."""
+    """Directory of a run of pack_sequences with `count` shards. Shard k has rows first + k ... of the texts."""
     documents = [
         Document(id=f"{source}{number}", tokens=np.array(tokenizer.encode_document(text), np.int32), text_bytes=1)
         for number, text in enumerate(texts)
@@ -138,7 +138,7 @@ def forge(
     facts: Mapping[str, Any] | None = None,
     **manifest: Any,
 ) -> str:
-    """A copy of a cache with other tables, facts or fields of its manifest, and sound sizes and hashes."""
+    """A copy of a cache with other tables, facts or fields of the manifest, but with correct sizes and hashes."""
     shutil.copytree(cache, copy, ignore=shutil.ignore_patterns("audits-*"))
     before = read_manifest(cache)
     assert before is not None
@@ -169,5 +169,5 @@ def publish_run(directory: str, stage: str, datasets: Mapping[str, Dataset], tok
 
 
 def described(manifest: Manifest) -> dict[str, Any]:
-    """For a message of a test that failed."""
+    """The manifest as plain values, for the message of a failed test."""
     return asdict(manifest)

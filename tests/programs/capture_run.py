@@ -1,4 +1,4 @@
-"""What `test_capture.py` looks at, on four virtual devices: `python -m tests.programs.capture_run`."""
+"""The measurements of `test_capture.py`, on four virtual devices: `python -m tests.programs.capture_run`."""
 
 import json
 from typing import Any
@@ -23,14 +23,14 @@ CONFIG, ROWS = example_config(3), example_batch()
 
 
 def captured(backend: Backend, kind: Kind) -> list[Targets]:
-    """What is kept of each row of the batch."""
+    """The kept targets of each row of the batch."""
     model = backend.place_model(Gemma2(CONFIG, seed=3).requires_grad_(False))
     batch = {**ROWS, "sequence_hash": np.arange(len(ROWS["tokens"]), dtype=np.uint64)}
     return [row for kept in capture(model, backend, [batch], kind, seed=0, teacher_hash="t") for row in kept]
 
 
 def agreement(first: list[Targets], other: list[Targets]) -> dict[str, float]:
-    """Share of targets with the same ids and counts; largest difference of log p where ids are the same."""
+    """Share of targets with the same ids and counts, and largest difference of log p at targets with the same ids."""
     same, differences, targets = 0, [0.0], 0
     for mine, theirs in zip(first, other, strict=True):
         for target in range(len(mine["target_ids"])):

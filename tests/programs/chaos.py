@@ -7,8 +7,8 @@
     save_cost   mean step over 500 steps with a save every 50, against without
     worlds      1, 2, 4 and 4 -> 2 -> 4 workers in the middle of an epoch: the rows of each step
 
-`make chaos` runs all of them but those that passed before on this code; each ends with a line of figures. Exit code 1
-where a target is missed.
+`make chaos` runs all parts except those that passed before on this code. Each part ends with a line of figures. The
+exit code is 1 if a target is missed.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from training.loop import run_training
 
 
 def ulps(left: np.ndarray, right: np.ndarray) -> int:
-    """The largest distance in representable float32 numbers."""
+    """The largest distance between two arrays, counted in representable float32 numbers."""
     keys = []
     for array in (left, right):
         bits = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.int32).astype(np.int64)
@@ -46,7 +46,7 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
 
 
 def compared(directory: Path, reference: Path, steps: int) -> dict[str, int]:
-    """Steps lost and doubled in a run's own record, and the distance of losses and weights from the reference's."""
+    """Steps that a run's record lacks or repeats, and the distance of losses and weights from the reference."""
     runs = [
         {name: read_rows(str(folder), name) for name in ("metrics", "lineage")} for folder in (directory, reference)
     ]
@@ -65,7 +65,7 @@ def compared(directory: Path, reference: Path, steps: int) -> dict[str, int]:
 
 
 def devices_here() -> tuple[str, ...]:
-    """PyTorch for CUDA and torch_xla for CPUs are seldom in one installation."""
+    """The devices to test. PyTorch for CUDA and torch_xla for CPUs are seldom installed together."""
     has_xla = importlib.util.find_spec("torch_xla") is not None
     return ("cpu",) + ("xla",) * has_xla + ("cuda",) * torch.cuda.is_available()
 
@@ -94,13 +94,13 @@ def same_bits(devices: tuple[str, ...] = (), steps: int = 200, kills: int = 5, s
 
 
 def saves(kills: int = 30, seed: int = 0) -> bool:
-    """A third of the kills fall on one of two workers that each write their part of a checkpoint."""
+    """A third of the kills hit one of two workers that each write their part of a checkpoint."""
     pairs = kills // 3
     return saves_of("cpu", kills - pairs, seed) and saves_of("pair", pairs, seed)
 
 
 def saves_of(device: str, kills: int, seed: int) -> bool:
-    """Every process goes on where the last one was killed, and dies during one of its first saves."""
+    """Every process resumes where the last one was killed, and dies during one of its first saves."""
     rng = random.Random(seed)
     steps, every, died, stuck, older = 10 * (kills + 8), 5, 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -209,7 +209,7 @@ def made_up_feed_from(job: TrainJob) -> Any:
 
 
 def alarms(steps: int = 1000) -> bool:
-    """A run with nothing planted, watched, and replayed at the end of each stretch between checkpoints."""
+    """A run without planted faults, watched, and replayed at the end of each stretch between checkpoints."""
     from tests.programs.examples import write_sequences
     from training.faults import Corrupted
     from training.replay import replay
@@ -236,7 +236,7 @@ def alarms(steps: int = 1000) -> bool:
 
 
 def save_cost(steps: int = 500, every: int = 50, rounds: int = 3) -> bool:
-    """Both in turns, on one thread, so that the other core may write; the model's step is of 50 ms or so."""
+    """Both in turns, on one thread, so that the other core can write. A step of the model takes about 50 ms."""
     from model import gemma2_tiny
 
     def mean_step(every: int, directory: Path) -> float:
@@ -277,7 +277,7 @@ def _figures(figures: dict[str, Any]) -> str:
 
 
 def tell(line: str, **figures: int) -> None:
-    """Prints a line, and keeps it and its figures for the record of the part."""
+    """Prints a line, and keeps the line and its figures for the record of the part."""
     COUNTED.lines += (line,)
     COUNTED.add(**figures)
     print(line, flush=True)
@@ -304,7 +304,7 @@ def main(words: list[str]) -> int:
 
 
 def passed(part: str, again: bool) -> bool:
-    """Runs the part, unless it passed before on this code and nobody asks for it by name: then its figures are told."""
+    """Runs the part. If it passed before on this code and is not named, its figures are printed instead."""
     global COUNTED
     before = chaos_log.kept(f"training {part}", "all")
     if before is not None and not again:

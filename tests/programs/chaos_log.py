@@ -1,9 +1,9 @@
-"""What `make chaos` has shown: kept in .cache/chaos/<tree> so that it can be stopped and taken up, told in a table.
+"""Records of `make chaos`, kept in .cache/chaos/<tree> so that it can be stopped and resumed, and printed as a table.
 
 A test keeps its record by `chaos_run`, or by a mark that names its part, `pytest.mark.chaos("lost nodes")`, and the
 fixture `counts` (tests/conftest.py); a part of `python -m tests.programs.chaos` has one too.
 
-A record belongs to the code it was made on: a change of any package under test asks for all of them again.
+A record belongs to the code on which it was made. After a change of any package under test, all parts run again.
 """
 
 import hashlib
@@ -24,33 +24,33 @@ UNDER_TEST = ("data", "infra", "model", "pipelines", "training", "tests", "requi
 
 @dataclass
 class Counts:
-    """What one test or part showed; it fills it in."""
+    """The figures of one test or part, which fills them in."""
 
     runs: int = 1
-    """of the thing under test"""
+    """number of runs of the thing under test"""
     kills: int = 0
     """processes or nodes that were killed"""
     compared: int = 0
     """files, steps or values that were compared with the undisturbed run"""
     lost: int = 0
-    """of those, how many were missing or other ones"""
+    """number of these that were missing or different"""
     doubled: int = 0
-    """what was there and is not in the undisturbed run"""
+    """files, steps or values that the undisturbed run does not have"""
     ulp: int = 0
-    """the largest distance between values that are to be the same bits, in representable numbers"""
+    """largest distance between values that should be the same bits, in representable numbers"""
     seconds: float = 0.0
     lines: tuple[str, ...] = ()
-    """lines to tell again where it is not run again"""
+    """lines to print again if the part is not run again"""
 
     def add(self, **figures: int) -> None:
-        """Adds to the sums; `ulp` is the largest of all."""
+        """Adds to the sums. `ulp` is a maximum, not a sum."""
         for name, value in figures.items():
             setattr(self, name, max(self.ulp, value) if name == "ulp" else getattr(self, name) + value)
 
 
 @contextmanager
 def chaos_run(part: str, name: object, counts: Counts | None = None) -> Iterator[Counts]:
-    """One run of a part of `make chaos`: skipped where it passed before on this code, recorded when it passes."""
+    """One run of a part of `make chaos`: skipped if it passed before on this code, recorded if it passes."""
     skip_if_passed(part, name)
     counts, began = counts or Counts(), time.monotonic()
     yield counts
@@ -70,7 +70,7 @@ def keep(part: str, name: object, counts: Counts) -> None:
 
 
 def kept(part: str, name: object) -> Counts | None:
-    """The record, where there is one on this code."""
+    """The record of a part on this code, if there is one."""
     file = record_file(part, name)
     return Counts(**json.loads(file.read_text())) if file.exists() else None
 
@@ -83,7 +83,7 @@ COLUMNS = ("runs", "kills", "compared", "lost", "doubled", "ulp")
 
 
 def table() -> list[str]:
-    """A line for each part that has records on this code, those of earlier calls too; empty where there is none."""
+    """A line for each part that has records on this code, from earlier calls too. Empty if there is none."""
     lines = []
     for folder in sorted(path for path in record_folder().glob("*") if path.is_dir()):
         sums = Counts(runs=0)
@@ -100,7 +100,7 @@ def table() -> list[str]:
 
 
 def record_folder() -> Path:
-    """Where records on this code lie."""
+    """The folder of the records on this code."""
     words = ["git", "rev-parse", *(f"HEAD:{place}" for place in UNDER_TEST)]
     listed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, check=True).stdout
     return REPOSITORY / ".cache" / "chaos" / hashlib.sha256(listed).hexdigest()[:16]

@@ -21,17 +21,17 @@ RAY = Path(sys.executable).parent / "ray"
 
 @dataclass(frozen=True)
 class RayCluster:
-    """Where it listens and how to be let in."""
+    """The addresses and the token of a cluster."""
 
     dashboard: str
     address: str
-    """what RAY_ADDRESS takes"""
+    """value for RAY_ADDRESS"""
     agent: str
-    """of its node: where Kubernetes would ask after the raylet"""
+    """URL of the node's agent, which Kubernetes would ask for the raylet's health"""
     environment: dict[str, str]
 
     def submit(self, *words: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """ray job submit --working-dir . -- WORDS, and its whole output."""
+        """Runs `ray job submit --working-dir . -- WORDS`. Returns its whole output."""
         command = [str(RAY), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *words]
         return subprocess.run(
             command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False

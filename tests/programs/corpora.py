@@ -1,4 +1,4 @@
-"""A small mixed corpus of real text, with what is wrong in real corpora: duplicates, near ones, bad records."""
+"""A small mixed corpus of real text with the faults of real corpora: exact and near duplicates, bad records."""
 
 import gzip
 import html

@@ -1,10 +1,10 @@
-"""What each test file costs: seconds, and CPU seconds of this process and of all that it started.
+"""The cost of each test file: seconds, and CPU seconds of this process and of its descendants.
 
     make test                                    measured, printed beside the table of docs/testing.md, kept in .cache/
     python -m tests.programs.cost_by_file        writes what was kept into that table
 
-What a fixture of the whole session costs, such as Ray, is on the file that used it first. The CPU seconds of a process
-that outlives its parent count while it runs. Nothing fails by time: the table names what grew, for people to look at.
+The cost of a fixture of the whole session, such as Ray, counts for the file that used it first. The CPU seconds of a
+process that outlives its parent count while it runs. No test fails by its time: the table names what grew, for people.
 """
 
 import json
@@ -23,16 +23,16 @@ PAGE = REPOSITORY / "docs" / "testing.md"
 ROW = re.compile(r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) \|$", re.M)
 HEAD = "| file | seconds | CPU seconds |\n|---|--:|--:|\n"
 LEAST = 1.0
-"""CPU seconds of a file that has a line of its own; the others are one line"""
+"""smallest CPU seconds of a file with its own line; all other files share one line"""
 OTHERS = "others"
 GREW = 5.0
-"""CPU seconds more than in the committed table, and a third more, that the last lines name"""
+"""smallest growth that the last lines name, in CPU seconds over the committed table; it must also be a third"""
 Costs = Mapping[str, tuple[float, float]]
 """file -> (seconds, CPU seconds)"""
 
 
 def tree_cpu_seconds(root: int) -> float:
-    """CPU seconds of a process, of its living descendants, and of those that they have waited for."""
+    """CPU seconds of a process, of its living descendants, and of ended processes that these have waited for."""
     seconds: dict[int, float] = {}
     children = defaultdict(list)
     for entry in os.listdir("/proc"):
@@ -52,7 +52,7 @@ def tree_cpu_seconds(root: int) -> float:
 
 
 class Meter:
-    """Charges what was spent since the last look to the file that was running."""
+    """Charges the CPU seconds since the last look to the file that was running."""
 
     def __init__(self) -> None:
         self._costs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -73,7 +73,7 @@ class Meter:
 
 
 def added(parts: Iterable[Mapping[str, Iterable[float]]]) -> dict[str, tuple[float, float]]:
-    """The costs of several processes, by file; small files together."""
+    """The costs of several processes by file, with small files together."""
     total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for part in parts:
         for file, (wall, cpu) in part.items():
@@ -93,7 +93,7 @@ def committed() -> dict[str, tuple[float, float]]:
 
 
 def lines(costs: Costs, before: Costs) -> Iterator[str]:
-    """The costliest files beside what they cost before, the sums, and what grew."""
+    """The costliest files with their earlier costs, the sums, and the files whose cost grew."""
     by_cost = sorted(costs, key=lambda file: -costs[file][1])
     yield f"{'CPU seconds':>12}  {'committed':>10}  file"
     for file in by_cost[:25]:

@@ -1,4 +1,4 @@
-"""A credential as `gcloud auth application-default login` leaves one, planted; and where it was written down since."""
+"""Plants a credential like that of `gcloud auth application-default login`, and finds copies of it."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def written_in_bucket(root: str, *secrets: str) -> list[str]:
 
 
 def written_in_folder(folder: Path, *secrets: str) -> Iterator[Path]:
-    """Files below a local folder (Ray's logs) that hold one of them."""
+    """Files below a local folder (Ray's logs) that hold one of the secrets."""
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

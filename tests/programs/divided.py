@@ -1,4 +1,4 @@
-"""Run in each worker by test_fsdp.py: a model divided over the workers does what whole ones do. No Ray."""
+"""Run in each worker by test_fsdp.py: a model divided over the workers trains as whole models do. No Ray."""
 
 import contextlib
 import shutil
@@ -74,7 +74,7 @@ def runs(given: TorchBackend, directory: str) -> dict[str, Any]:
 
 
 def resumed(backend: Backend, job: TrainJob, stop: int) -> None:
-    """A run that is asked to stop after `stop` steps, and goes on from that checkpoint."""
+    """A run that is stopped after `stop` steps and resumed from its checkpoint."""
     steps: list[int] = []
 
     def asked() -> bool:
@@ -89,7 +89,7 @@ def resumed(backend: Backend, job: TrainJob, stop: int) -> None:
 
 
 def back_and_forth(backend: FsdpBackend, uri: str) -> bool:
-    """Whether weights and moments of a checkpoint, divided and gathered, are what they were, bit for bit."""
+    """Whether weights and moments of a checkpoint are the same bits after they were divided and gathered."""
     checkpoint = load_checkpoint(uri)
     assert checkpoint.optimizer is not None
     model = Gemma2(MODEL)
@@ -113,7 +113,7 @@ def same(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tenso
 
 
 def share(backend: FsdpBackend) -> float:
-    """Bytes of parameters and moments here, over those of the whole model."""
+    """Bytes of parameters and moments in this worker, divided by those of the whole model."""
     model = Gemma2(MODEL)
     elements = sum(parameter.numel() for parameter in model.parameters())
     backend.place_model(model, training=True)
@@ -149,7 +149,7 @@ def flipped(job: TrainJob, device: Device) -> str:
 
 
 def bad(backend: Backend, job: TrainJob) -> str:
-    """What a run says that meets an infinite loss in the second row of the last worker, at step 7."""
+    """The message of a run with an infinite loss in the second row of the last worker, at step 7."""
     plain = run.loss_function
 
     def poisoned(*arguments: Any) -> Any:

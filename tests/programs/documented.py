@@ -1,7 +1,7 @@
 """The commands that our pages name, read as the programs would read them, without running anything.
 
-A command stands in a block of code or in a code span. Where `...` stands for more flags, a last flag has no value, or a
-NAME, RECIPE, STAGE or STEP is to be chosen, only its flags are looked at.
+A command is in a block of code or in a code span. Only its flags are checked if `...` stands for more flags, the last
+flag has no value, or a NAME, RECIPE, STAGE or STEP is to be chosen.
 """
 
 import ast
@@ -80,7 +80,7 @@ def _command(text: str, in_code: bool) -> list[str]:
 
 @functools.cache
 def problem(*words: str) -> str:
-    """What is wrong with a command; empty where nothing is."""
+    """The mistake in a command; empty if there is none."""
     if not PLACEHOLDERS.keys().isdisjoint(words):
         words = (*(PLACEHOLDERS.get(word, word) for word in words), "...")
     if words[0] == "make":
@@ -108,7 +108,7 @@ def _problem_of_make(words: Sequence[str]) -> str:
 
 
 def _problem_of_module(module: str, words: Sequence[str]) -> str:
-    """Of a module of ours that is not `pipelines`: it runs, and its source has the flags and parts."""
+    """The mistake in a command of another module than `pipelines`: it must run, and its source must have the flags."""
     path = REPOSITORY / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.exists() or "__main__" not in path.read_text():

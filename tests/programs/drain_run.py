@@ -1,6 +1,6 @@
 """Run by test_worker.py in a process of its own: the node of one of two workers is drained, then taken away.
 
-A third node is there to go on with. `straight` is the same run of two workers without Ray.
+The run continues on a third node. `straight` is the same run of two workers without Ray.
 """
 
 import json
@@ -42,7 +42,7 @@ def main(directory: Path) -> dict[str, Any]:
     drained: dict[str, Any] = {}
 
     def take_away() -> None:
-        """Drains the node of one worker, and kills it when the time of the notice is over."""
+        """Drains the node of one worker, and kills the node when the time of the notice is over."""
         actors = ray._private.state.actors().values()
         workers = [
             actor for actor in actors if "RayTrainWorker" in actor["ActorClassName"] and actor["State"] == "ALIVE"

@@ -1,6 +1,6 @@
-"""Run by test_elastic.py in a process of its own: a run on one node grows when another joins, and shrinks when it goes.
+"""Run by test_elastic.py in its own process: a run on one node grows when a second joins, and shrinks when it leaves.
 
-Prints JSON: the first step and number of workers of each attempt, and where a checkpoint was asked for.
+Prints JSON: the first step and number of workers of each attempt, and the steps at which a checkpoint was requested.
 """
 
 import json

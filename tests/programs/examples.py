@@ -28,7 +28,7 @@ DATASETS = (
 
 
 def example_job(checkpoints: Path, *, config: dict[str, Any] | None = None, **overrides: Any) -> TrainJob:
-    """A job of a few steps over two made-up datasets; `overrides` are fields of the job or its set-up, mesh as text."""
+    """A job of a few steps over two made-up datasets. `overrides` are fields of the job or its set-up, mesh as text."""
     mesh = overrides.pop("mesh", "")
     place = {"device": "cpu", "mesh": MeshShape.parse(mesh) if mesh else None}
     place |= {name: overrides.pop(name) for name in SETUP & overrides.keys()}
@@ -60,7 +60,7 @@ def moved(job: TrainJob, **changes: Any) -> TrainJob:
 
 
 def made_up_feed(job: TrainJob, rank: int = 0, world_size: int = 1) -> Feed:
-    """Rows that are a function of where they stand, of a quarter of the vocabulary so that a little can be learned."""
+    """Rows that depend only on their place, of a quarter of the vocabulary, so that a model can learn a little."""
     order = Order([dataset for dataset, _ in job.sequences], job.phases, job.config.global_batch, job.order_seed)
 
     def feed(start_step: int, stop_step: int) -> Iterator[tuple[int, HostBatch]]:
@@ -108,7 +108,7 @@ def write_sequences(directory: Path, job: TrainJob) -> TrainJob:
 
 
 def job_named(directory: Path, name: str, **overrides: Any) -> TrainJob:
-    """A job with its sequences and checkpoints in a new folder of that name; `overrides` are of `example_job`."""
+    """A job with its sequences and checkpoints in a new folder of that name. `overrides` are those of `example_job`."""
     config = {field: overrides.pop(field) for field in ("steps", "checkpoint_every_steps") if field in overrides}
     (directory / name).mkdir()
     job = example_job(directory / name / "checkpoints", config=config, **overrides)

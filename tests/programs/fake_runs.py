@@ -1,4 +1,4 @@
-"""Finished runs written straight to disk: what the stages would have left, with made-up figures and no stage run."""
+"""Finished runs written straight to disk, as stages would leave them, with made-up figures and without any stage."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from training.config import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnyConfig:
-    """Makes fingerprints differ."""
+    """A config that only makes fingerprints differ."""
 
     name: str
 
@@ -53,7 +53,7 @@ class FakeRuns:
         dropped: Mapping[str, int] | None = None,
         setup: Mapping[str, Any] | None = None,
     ) -> Task:
-        """Publishes what the step is to have made."""
+        """Publishes the outputs of a step."""
         task = self.task(name, stage, tuple(datasets), inputs or {})
         recorded = {
             key: [{"reference": source.reference, "content": source.content()} for source in many]
@@ -83,18 +83,18 @@ class FakeRuns:
         return self.tasks[name]
 
     def directory(self, name: str, stage: str, inputs: Mapping[str, tuple[Input, ...]] | None = None) -> str:
-        """Where a step that is not finished yet will lie."""
+        """The directory of a step that is not finished yet."""
         return self.task(name, stage, (), inputs or {}).directory
 
 
 def listed(rows: int, size: int, tokens: int = 0, **facts: Any) -> Dataset:
-    """A dataset that a report reads no file of."""
+    """A dataset of which a report reads no file."""
     shard = Shard(name="00000.parquet", rows=rows, bytes=size, tokens=tokens, sha256="0" * 64)
     return Dataset(shards=(shard,), facts=facts)
 
 
 def add_text_path(runs: FakeRuns, dropped: Mapping[str, int]) -> None:
-    """collect, tokenizer, tokenize, pack."""
+    """Finishes the steps collect, tokenizer, tokenize and pack."""
     text = {"text": listed(1200, 400_000, text_bytes=2_000_000), "rejects": listed(3, 900)}
     runs.finish("collect", "collect_text", text, dropped=dropped, seconds=4.0)
     runs.finish(
@@ -115,7 +115,7 @@ def add_text_path(runs: FakeRuns, dropped: Mapping[str, int]) -> None:
 def add_training(
     runs: FakeRuns, name: str, *, objective: str, width: int, losses: np.ndarray, seed: int = 0, sequences: str = "pack"
 ) -> None:
-    """train_model with two checkpoints and a learning curve; 100 targets a step."""
+    """Finishes a run of train_model with two checkpoints and a learning curve, 100 targets a step."""
     inputs = {"sequences": runs.output(sequences, "sequences")}
     if objective == "distill":
         inputs["logits"] = runs.output("cache", "logits")
@@ -182,7 +182,7 @@ def add_evaluation(runs: FakeRuns, model: str, loss: float, step: int, unigram: 
 
 
 def add_texts(runs: FakeRuns, model: str, texts: Mapping[str, str]) -> None:
-    """generate_text; `texts` is prompt -> continuation."""
+    """Finishes a run of generate_text. `texts` is prompt -> continuation."""
     inputs = {"checkpoint": runs.output(model, "checkpoints"), "tokenizer": runs.output("tokenizer", "tokenizer")}
     directory = runs.directory("generate", "generate_text", inputs)
     rows = [
@@ -199,7 +199,7 @@ def add_texts(runs: FakeRuns, model: str, texts: Mapping[str, str]) -> None:
 
 
 def falling(steps: int, first: float, last: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    """A loss that falls, noisily."""
+    """A loss that falls with noise."""
     place = np.arange(steps) / max(1, steps - 1)
     wobble = np.random.Generator(np.random.Philox(seed)).normal(0, noise, steps) if noise else 0.0
     return last + (first - last) * np.exp(-7 * place) + wobble
@@ -208,7 +208,7 @@ def falling(steps: int, first: float, last: float, noise: float = 0.0, seed: int
 def whole_path(
     root: str, *, distilled: float = 4.5, scratch: float = 4.75, steps: int = 40, noise: float = 0.0
 ) -> FakeRuns:
-    """What `demo` leaves: a teacher, its cache, two students, their evaluations, texts."""
+    """The runs of `demo`: a teacher, its cache, two students, their evaluations, texts."""
     runs = FakeRuns(root=root)
     add_text_path(runs, dropped={"not_utf8": 2, "<b>bad</b>": 1})
     add_training(runs, "teacher", objective="next_token", width=64, losses=falling(steps, 7.6, 4.2, noise, 1))

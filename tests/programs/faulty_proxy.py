@@ -1,7 +1,7 @@
 """A proxy in front of an HTTP server on this machine that fails as a busy object store does.
 
-Of the requests, a seeded share is answered 429 or 503, or loses its connection: before the server has seen it, or after
-it did what was asked (the answer that gets lost is the hard one). `outage` refuses all for a while.
+A seeded share of the requests is answered by 429 or 503, or loses its connection, either before the server has seen it
+or after the server has carried it out (the lost answer is the hard case). `outage` refuses all requests for some time.
 """
 
 import http.client
@@ -20,7 +20,7 @@ HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive"}
 
 
 class FaultyProxy:
-    """A running one. `counts` tells what it did, `listings` the prefix of each listing of objects it was asked for."""
+    """A running proxy. `counts` has its faults, `listings` the prefix of each requested listing of objects."""
 
     def __init__(self, target: str, share: float, seed: int = 0) -> None:
         self.target = urlsplit(target).netloc
@@ -32,7 +32,7 @@ class FaultyProxy:
         self._down_until = 0.0
 
     def outage(self, seconds: float) -> None:
-        """Every request that comes in the next `seconds` is answered 503 or loses its connection."""
+        """Answers every request of the next `seconds` by 503, or drops its connection."""
         self._down_until = time.monotonic() + seconds
 
     def note(self, method: str, path: str) -> None:
@@ -42,7 +42,7 @@ class FaultyProxy:
             self.listings.append(parse_qs(asked.query).get("prefix", [""])[0])
 
     def draw(self) -> str:
-        """What becomes of the next request: a fault, or "" for none."""
+        """The fault of the next request, or "" for none."""
         with self._lock:
             down = time.monotonic() < self._down_until
             fault = ""
@@ -56,7 +56,7 @@ class FaultyProxy:
 
 @contextmanager
 def faulty_proxy(target: str, share: float, seed: int = 0) -> Iterator[tuple[str, FaultyProxy]]:
-    """(its URL, the proxy); ends with the block."""
+    """(URL, proxy). The proxy ends with the block."""
     proxy = FaultyProxy(target, share, seed)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,8 +1,8 @@
-"""Caches of logits that are not what they say, each as good a forgery as can be made: every hash in it is sound.
+"""Caches of logits with false contents, as good forgeries as possible: every hash in them is correct.
 
     forged(name, runs, cache, folder, seed) -> directory
 
-What cannot be forged is left: the teacher, the packed rows, and what the teacher says of them.
+Three things cannot be forged: the teacher, the packed rows, and the teacher's output on the rows.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ HASHES = (
     "rows",
     "readable",
 )
-"""checks of what the cache says of itself; of the others one draws again, the rest are statistics"""
+"""checks of the cache's own statements; of the other checks one draws again, and the rest are statistics"""
 
 
 def forged(fault: str, runs: Runs, cache: str, folder: Path, seed: int) -> str:
@@ -81,7 +81,7 @@ def forged(fault: str, runs: Runs, cache: str, folder: Path, seed: int) -> str:
 
 
 def checks(runs: Runs, cache: str, device: str = "cpu", **config: object) -> dict[str, bool | None]:
-    """What `audit_logits` says: check -> whether it holds."""
+    """The verdict of `audit_logits`: check -> whether it holds."""
     # a ROOT for each: a forgery has the reference of what it was made from
     root = f"{cache}/audits-{device}"
     task = runs.task("audit_logits", config, root=root, logits=cache, sequences=runs.sequences, teacher=runs.teacher)
@@ -96,7 +96,7 @@ def checks(runs: Runs, cache: str, device: str = "cpu", **config: object) -> dic
 
 
 def kinds_that_fail(passed_by_check: dict[str, bool | None]) -> set[str]:
-    """Of "hashes", "again" and "numbers": those with a check that does not hold."""
+    """Those of "hashes", "again" and "numbers" that have a failed check."""
     kinds = {
         name: "hashes" if name in HASHES else "again" if name == "made again" else "numbers" for name in passed_by_check
     }
@@ -117,7 +117,7 @@ def _captured(
     step: int | None = None,
     temperature: float | None = None,
 ) -> pa.Table:
-    """The shard as another teacher, or another temperature, fills it; drawn by the key of the honest one."""
+    """The shard as drawn from another teacher or temperature, by the key of the honest shard."""
     config = _config(manifest)
     if temperature is not None:
         config = replace(config, temperature=temperature)
@@ -133,7 +133,7 @@ def _captured(
 
 
 def _renormalized(runs: Runs, manifest: Manifest, number: int, table: pa.Table) -> pa.Table:
-    """p_i / sum p over the kept ids in place of what was drawn, as counts that sum to the draws; without a tail."""
+    """Counts of p_i / sum p over the kept ids, without a tail, instead of drawn counts. They sum to the draws."""
     config, teacher = _config(manifest), teacher_of(runs)
     ranking, batches = _shard(runs, manifest, number)
     spec = cache_logits.kept_kind(config).codec(len(ranking.ids))

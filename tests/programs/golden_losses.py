@@ -62,7 +62,7 @@ Curves = dict[str, list[float]]
 
 
 def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
-    """The curves of each device, from processes that run side by side. Raises RuntimeError if one of them fails."""
+    """The curves of each device, from processes that run at the same time. Raises RuntimeError if a process fails."""
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
         "PJRT_DEVICE": "CPU",
@@ -87,7 +87,7 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
 
 
 def trained(device: str, objective: str, directory: Path) -> list[float]:
-    """The loss of each step, out of the metrics that the loop kept beside its checkpoint."""
+    """The loss of each step, from the metrics beside the checkpoint of the loop."""
     job = golden_job(device, objective, directory)
     run_training(job, make_backend(job.setup), direct_feed(job))
     metrics = read_rows(job.checkpoints_uri, "metrics")
@@ -97,7 +97,7 @@ def trained(device: str, objective: str, directory: Path) -> list[float]:
 
 
 def golden_job(device: Any, objective: Any, directory: Path) -> TrainJob:
-    """The job, behind its rows and, for `distill`, its cached logits."""
+    """The job, after its rows and, for `distill`, its cached logits are written."""
     sequences = write_rows(directory)
     distill: dict[str, Any] = {}
     if objective == "distill":

@@ -1,11 +1,11 @@
 """Command lines in this process, over a Ray that is started once.
 
     run_here(*words)                      in tests: on the Ray of the session (tests/conftest.py)
-    python -m tests.programs.here LINES   in a process of its own, where the environment has to be another one
+    python -m tests.programs.here LINES   in its own process, for another environment
 
-LINES is JSON: a list of command lines, each a list of words; one that begins with "!" is another program's. A word
-"$0" stands for what the first line printed last, the directory of its run. Prints a JSON list of [exit code, stdout,
-stderr].
+LINES is JSON: a list of command lines, each a list of words. A line that begins with "!" is for another program. A word
+"$0" stands for the last line that the first command printed, the directory of its run. Prints a JSON list of
+[exit code, stdout, stderr].
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def address_of(session: RaySession) -> dict[str, str]:
 
 @contextlib.contextmanager
 def kept_session(session: RaySession) -> Iterator[None]:
-    """While it is open, commands of this process use that session."""
+    """Inside this context, commands of this process use the session."""
     before = commands.RaySession
     commands.RaySession = lambda cpus=None: Kept(session)  # type: ignore[assignment,misc]
     try:
@@ -75,7 +75,7 @@ def kept_session(session: RaySession) -> Iterator[None]:
 
 
 def done(words: Sequence[str]) -> Done:
-    """What a command line of ours ends with."""
+    """The result of one of our command lines."""
     from pipelines.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -88,7 +88,7 @@ def done(words: Sequence[str]) -> Done:
 
 
 def in_own_process(*lines: Sequence[str], before: Sequence[str] = (), **environment: str) -> list[Done]:
-    """What each of the lines ends with. `before`: words before the interpreter's."""
+    """The result of each line. `before` are words in front of the interpreter's."""
     process = subprocess.run(
         [*before, sys.executable, "-m", "tests.programs.here", json.dumps(lines)],
         cwd=REPOSITORY,

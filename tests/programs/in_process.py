@@ -1,7 +1,7 @@
 """The data stages in this process, without Ray: the same work, the same sink, the same commits.
 
-python -m tests.programs.in_process ROOT CORPUS [KILL_AT]: runs every data stage over CORPUS and prints how many places
-there were to die at: just before and just after each rename, link and removal. With KILL_AT, that place is a kill -9.
+python -m tests.programs.in_process ROOT CORPUS [KILL_AT]: runs every data stage over CORPUS and prints the number of
+places to die at: just before and just after each rename, link and removal. With KILL_AT, it dies there by kill -9.
 """
 
 import os
@@ -40,7 +40,7 @@ CHAIN: tuple[tuple[str, dict[str, Any], dict[str, tuple[str, str]]], ...] = (
 
 
 class InProcess(RaySession):
-    """Runs tasks one after another in this process; what Ray would send travels as bytes."""
+    """Runs tasks one after another in this process. Objects that Ray would send are turned into bytes and back."""
 
     def start(self) -> None:
         self.started_seconds = 0.0
@@ -61,7 +61,7 @@ class InProcess(RaySession):
 
 
 def chain(root: str, corpus: str, changed: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> dict[str, Task]:
-    """The tasks of all data stages, by stage; `changed`: stage -> fields of its config that are others."""
+    """The tasks of all data stages, by stage. `changed`: stage -> changed fields of its config."""
     tasks: dict[str, Task] = {}
     for name, fields, sources in CHAIN:
         stage = load_stage(name)
@@ -77,13 +77,13 @@ def chain(root: str, corpus: str, changed: Mapping[str, Mapping[str, Any]] = Map
 
 
 def run_chain(root: str, corpus: str, session: RaySession) -> dict[str, Manifest]:
-    """Manifests of all data stages, by stage; runs what has none."""
+    """Manifests of all data stages, by stage. Runs the stages that have none."""
     tasks = chain(root, corpus)
     return {name: run_task(task, Resources(), session, say=lambda _: None) for name, task in tasks.items()}
 
 
 def count_places(kill_at: int | None) -> Callable[[], int]:
-    """Counts the places to die at from here on, and dies at one; returns the count when called."""
+    """Counts the places to die at from here on, and dies at one of them. A call returns the count."""
     seen = 0
 
     def place() -> None:

@@ -3,7 +3,7 @@
     python -m tests.programs.kills DIRECTORY STEPS DEVICE EVERY KILL_AT MOMENT DYING RANK
 
 Device `pair` is two workers on CPUs that divide the model (FSDP2 over gloo) and each write their files of a checkpoint.
-When one is killed the other is too, as Ray does it.
+If one is killed, the second is killed too, as Ray does.
 """
 
 import os
@@ -33,7 +33,7 @@ SECONDS = 500
 def in_process(
     directory: Path, steps: int, device: str, every: int, kill_at: int = 0, moment: float = -1.0, dying: int = 0
 ) -> int:
-    """The exit code of `train_and_die` in a fresh process; of a pair, that of the worker `dying`."""
+    """The exit code of `train_and_die` in a new process. With two workers, that of the worker `dying`."""
     count = 2 if device == PAIR else 1
     dying %= count
     words = [str(directory), str(steps), device, str(every), str(kill_at), str(moment), str(dying)]
@@ -62,7 +62,7 @@ def in_process(
 
 
 def first_step(directory: Path) -> int:
-    """Where the newest process began: steps that were done."""
+    """Number of steps that were done when the newest process began."""
     return int((directory.parent / f"{directory.name}-first-step").read_text())
 
 

@@ -1,4 +1,4 @@
-"""What `test_scan.py` looks at, on four virtual devices: `python -m tests.programs.mesh_run`."""
+"""The measurements of `test_scan.py`, on four virtual devices: `python -m tests.programs.mesh_run`."""
 
 import json
 from functools import partial
@@ -31,7 +31,7 @@ CONFIG, BATCH = example_config(3), example_batch()
 
 
 def differences(backends: dict[str, XlaBackend]) -> dict[str, float]:
-    """Of each mesh from plain PyTorch."""
+    """Differences of each mesh from plain PyTorch."""
     by_mesh = {}
     for objective in ("next_token", "distill"):
         expected = loss_and_gradients(CONFIG, TorchBackend("cpu"), objective, BATCH)

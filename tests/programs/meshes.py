@@ -1,9 +1,9 @@
 """Runs of one job on meshes of virtual devices, in processes of their own: one for each number of devices.
 
-    python -m tests.programs.meshes DIRECTORY RUN ...    a RUN: 2x2x2, or 1x4x2<2x2x2, which goes on from its step 10
+    python -m tests.programs.meshes DIRECTORY RUN ...    a RUN: 2x2x2, or 1x4x2<2x2x2, which resumes 2x2x2 at step 10
 
-The numbers are chips along replica, data and model; all runs of a process have the same number of chips. Each prints
-what it found as one JSON object, its last line. `remat` is what it is on a TPU.
+The numbers are chips along replica, data and model. All runs of a process have the same number of chips. Each prints
+its results as one JSON object in its last line. `remat` is that of a TPU.
 """
 
 import itertools
@@ -36,14 +36,14 @@ from training.optim import OptimizerState, init_state
 STEPS, SAVED = 20, 10
 CHIPS = (1, 2, 4, 8)
 SHAPES = [shape for chips in CHIPS for shape in itertools.product(CHIPS, repeat=3) if math.prod(shape) == chips]
-"""(replica, data, model), every one whose product is 1, 2, 4 or 8"""
+"""(replica, data, model) of every mesh of 1, 2, 4 or 8 chips"""
 CONTINUED = ("1x1x1<2x2x2", "1x4x2<2x2x2")
 # Programs this small run for milliseconds: what the compiler saves by optimizing them less is most of the time.
 QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def records_of(runs: Iterable[str], directory: Path) -> dict[str, dict[str, Any]]:
-    """What each run found, in a process for each number of chips: the most first, from which others go on."""
+    """The results of each run, in a process for each number of chips. The largest number is first; others resume it."""
     runs, by_run = list(runs), {}
     for chips in reversed(CHIPS):
         mine = [run for run in runs if mesh_of(run).chips == chips]
@@ -77,7 +77,7 @@ def mesh_of(run: str) -> MeshShape:
 
 
 def mesh_job(checkpoints: Path) -> TrainJob:
-    """Two pairs of layers, of which every width that a mesh divides is a multiple of 8."""
+    """Two pairs of layers. Every width that a mesh divides is a multiple of 8."""
     model = gemma2_tiny(
         vocab_size=VOCAB, d_model=64, layers=4, heads=8, kv_heads=8, head_dim=8, ffw_dim=128, query_scale=8, window=9
     )
@@ -128,7 +128,7 @@ def trained(run: str, directory: Path) -> dict[str, Any]:
 
 
 def differences(saved: Path, weights: dict[str, Tensor], state: OptimizerState) -> list[str]:
-    """Names of tensors on the chips that are not, bit for bit, those of the checkpoint."""
+    """Names of tensors on the chips whose bits differ from the checkpoint's."""
     checkpoint = load_checkpoint(str(saved))
     assert checkpoint.optimizer is not None
     wrong = []
@@ -145,7 +145,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def layout(parameters: dict[str, Tensor], state: OptimizerState) -> dict[str, list[str]]:
-    """By parameter: how it, its moments and its average lie on the chips, in the compiler's words."""
+    """Parameter -> how it, its moments and its average are divided over the chips, in the compiler's words."""
     import torch_xla
 
     torch_xla.sync(wait=True)

@@ -1,7 +1,7 @@
 """Three Ray nodes on this machine (ray.cluster_utils.Cluster) in a process of their own, so that nodes can be lost.
 
-python -m tests.programs.mini_cluster: obeys lines and answers each in JSON: `lose` kills a node, `grow` adds one.
-The driver belongs on the head, which stays and has no CPU for tasks. A loss is noticed in about two seconds.
+python -m tests.programs.mini_cluster: reads commands and answers each in JSON: `lose` kills a node, `grow` adds one.
+The driver belongs on the head, which is never lost and has no CPU for tasks. Ray notices a loss in about two seconds.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.programs.places import REPOSITORY
 
 WORKER_NODES = 2
 WORK_SECONDS = 5.0
-"""how long a question for a node that works waits for one"""
+"""seconds to wait for a node that works"""
 SOON_NOTICED = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -32,11 +32,11 @@ SOON_NOTICED = {
 
 @dataclass(frozen=True)
 class MiniCluster:
-    """A running one."""
+    """A running cluster."""
 
     process: "subprocess.Popen[str]"
     environment: dict[str, str]
-    """for whoever wants to use it: RAY_ADDRESS and the token"""
+    """variables for users of the cluster: RAY_ADDRESS and the token"""
 
     def lose(self) -> str | None:
         """kill -9 to all processes of a worker node that works; its id. None, and all nodes stay, where none soon
@@ -62,7 +62,7 @@ class MiniCluster:
 
 @contextmanager
 def mini_cluster(folder: Path) -> Iterator[MiniCluster]:
-    """Starts it and ends it. `folder` must have a short name: Ray puts sockets below it."""
+    """Starts a cluster and ends it. `folder` must have a short name: Ray puts sockets below it."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on 127.0.0.1
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _working(cluster: Any, nodes: list[Any]) -> Any:
-    """The first node whose CPU is taken by a task; None where none is for WORK_SECONDS."""
+    """The first node on which a task runs. None if no task runs within WORK_SECONDS."""
     deadline = time.monotonic() + WORK_SECONDS
     while time.monotonic() < deadline:
         free = cluster.global_state.available_resources_per_node()

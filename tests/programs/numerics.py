@@ -1,7 +1,7 @@
 """What bfloat16 costs, where implementations round: `python -m tests.programs.numerics` prints docs/numerics.md's.
 
-Each function below is one place where transformers, gemma_pytorch or DeepMind's JAX round and ours does not (or the
-other way round), written for our model, so that its effect can be seen alone.
+Each function below is one place at which transformers, gemma_pytorch or DeepMind's JAX round and our model does not, or
+the reverse. It is written for our model, so that its effect can be measured alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +86,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def rounding(
     ours: Gemma2, *, rope: Any = None, attention: Any = None, norm: Any = None, head: Any = None
 ) -> Iterator[None]:
-    """Our model, rounding where others do."""
+    """Our model, with the roundings of other implementations."""
     with ExitStack() as stack:
         for owner, name, other in (
             (model.gemma2, "rotate", rope), (ours, "attention", attention), (model.gemma2.RMSNorm, "forward", norm),
@@ -104,7 +104,7 @@ def example(seed: int) -> Gemma2:
 
 @torch.no_grad()
 def bfloat16_logits(seeds: Iterable[int]) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """For each seed: exact logits (float32), transformers' in bfloat16, and those of each of VARIANTS."""
+    """For each seed: exact logits (float32), those of transformers in bfloat16, and those of each of VARIANTS."""
     for seed in seeds:
         ours = example(seed)
         tokens = random_tokens(4, 32, ours.config, seed)

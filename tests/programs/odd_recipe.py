@@ -1,11 +1,11 @@
-"""Does a change keep the bytes? An odd recipe, run on the code of before and of after, and its contents compared.
+"""Whether a change keeps the bytes: an odd recipe is run on the code before and after it, and the contents compared.
 
     python -m tests.programs.odd_recipe run ROOT           26 runs, of every kind of stage with unusual options
     python -m tests.programs.odd_recipe contents ROOT      {file and column, or tensor: sha256} as JSON
     python -m tests.programs.odd_recipe compare A B        what differs between two such files
 
-Runs are named by stage and by when they finished, so a change of fingerprints does not hide what is equal. Copy this
-file into the checkout of before; it uses only what both have.
+Runs are named by stage and by the order in which they finished, so a change of fingerprints does not hide equal
+contents. Copy this file into the earlier checkout; it uses only code that both have.
 """
 
 import hashlib
@@ -134,7 +134,7 @@ def steps(exported: Path | None) -> Iterator[Step]:
 
 
 def run(root: str) -> int:
-    """The recipe twice: the second time with what reads its own export."""
+    """Runs the recipe twice, the second time with the steps that read its own export."""
     for _ in range(2):
         exported = next(Path(root).glob("export_model/*/model"), None)
         recipe = Recipe(name="odd", summary="Unusual options.", steps=tuple(steps(exported)))
@@ -145,7 +145,7 @@ def run(root: str) -> int:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Column, tensor or file -> sha256. What has clock times is left out."""
+    """Column, tensor or file -> sha256, without contents that have clock times."""
     hashes = {}
     by_stage: dict[str, list[Path]] = {}
     for manifest in sorted(root.glob("*/*/_MANIFEST.json"), key=lambda path: path.stat().st_mtime_ns):

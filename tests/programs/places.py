@@ -1,4 +1,4 @@
-"""Where things are, for tests and their programs: the repository, its environments, files that tests may use."""
+"""Paths for tests and their programs: the repository, its environments, files that tests may use."""
 
 from pathlib import Path
 

@@ -50,7 +50,7 @@ def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
-    """Kills the worker with SIGKILL once; Ray starts it again and it continues from a checkpoint."""
+    """Kills the worker with SIGKILL once. Ray starts it again, and it continues from a checkpoint."""
     logs = str(directory / "killed" / "logs")
     job = job_named(directory, "killed", steps=600, checkpoint_every_steps=20, logs_uri=logs, **overrides)
     kills: list[int] = []
@@ -65,7 +65,7 @@ def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
 
 
 def stopped(directory: Path) -> dict[str, Any]:
-    """SIGTERM to the driver, as a stopped job gets it."""
+    """Sends SIGTERM to the driver, as when a job is stopped."""
     job = job_named(directory, "stopped", steps=100_000, checkpoint_every_steps=50_000)
     handler = signal.getsignal(signal.SIGTERM)
     asked: list[int] = []
@@ -84,7 +84,7 @@ def stopped(directory: Path) -> dict[str, Any]:
 
 
 def refused(directory: Path) -> str:
-    """The message of an error that the worker meets: this run's checkpoints are of another config."""
+    """The message of an error in the worker: the checkpoints of the run have another config."""
     job = example_job(directory / "direct" / "checkpoints", order_seed=5)
     try:
         train_under_ray(job)
@@ -94,7 +94,7 @@ def refused(directory: Path) -> str:
 
 
 def controller_killed(directory: Path) -> dict[str, Any]:
-    """Kills Ray Train's controller with SIGKILL once; `straight` is the same run without Ray."""
+    """Kills Ray Train's controller with SIGKILL once. `straight` is the same run without Ray."""
     sizes = {"steps": 600, "checkpoint_every_steps": 100, "threads": 1}
     straight = job_named(directory, "straight", **sizes)
     run_training(straight, TorchBackend("cpu"), direct_feed(straight))
@@ -123,7 +123,7 @@ def controller_killed(directory: Path) -> dict[str, Any]:
 
 
 def counted() -> list[str]:
-    """What the policies of three controllers, one after another, decide on one failure and one preemption each."""
+    """The decisions of the policies of three controllers in turn, on one failure and one preemption each."""
     failure = WorkerGroupError("a worker died", {0: RuntimeError("killed")})
     preemption = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]}))
     limits, key = Limits(failures=2, preemptions=1), b"training-counts/a-test"
@@ -137,7 +137,7 @@ def counted() -> list[str]:
 
 
 def ray_processes(title: str) -> list[int]:
-    """The pids of Ray's processes of that title among the descendants of this process."""
+    """The pids of Ray's processes with a title, among the descendants of this process."""
     parents: dict[int, int] = {}
     pids = []
     for entry in Path("/proc").iterdir():

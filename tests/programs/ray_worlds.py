@@ -20,7 +20,7 @@ WORLDS = (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 
 
 
 def main(directory: Path) -> dict[str, Any]:
-    """The workers that each run had, and the summary of the one on XLA."""
+    """The workers of each run, and the summary of the run on XLA."""
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
     outcome: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Helpers of the model's tests: models whose every part matters, and the same weights in transformers."""
+"""Helpers of the model's tests: models in which every part has an effect, and the same weights in transformers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from model import Gemma2, Gemma2Config, gemma2_tiny
 
 
 def lively_model(config: Gemma2Config | None = None, seed: int = 0, **overrides: Any) -> Gemma2:
-    """A model with weights so large that both caps bend and with norms that are not 0, so that no part is idle."""
+    """A model in which no part is idle: its weights are so large that both caps have an effect, and no norm is 0."""
     config = config or gemma2_tiny(**{"init_std": 0.15, "window": 5, "layers": 4, **overrides})
     model = Gemma2(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What `test_scan.py` looks at: `python -m tests.programs.scan_run`."""
+"""The measurements of `test_scan.py`: `python -m tests.programs.scan_run`."""
 
 import json
 from typing import Any, get_args
@@ -42,7 +42,7 @@ def differences(plain: TorchBackend) -> dict[str, float]:
 
 
 def forward_differences(plain: TorchBackend) -> dict[str, float]:
-    """Of logits, and of the loss without gradients."""
+    """Differences of logits, and of the loss without gradients."""
     config = example_config(5)
     outputs = []
     for backend in (plain, XlaBackend()):
@@ -57,7 +57,7 @@ def forward_differences(plain: TorchBackend) -> dict[str, float]:
 
 
 def program(layers: int, remat: Remat) -> dict[str, int]:
-    """Instructions, and products among them, of the loss and its gradients."""
+    """Number of instructions, and of products, in the loss and its gradients."""
     backend = XlaBackend(remat=remat)
     model = backend.place_model(Gemma2(example_config(layers)), training=True)
     batch = backend.to_device(batch_of("next_token", BATCH))
@@ -69,7 +69,7 @@ def program(layers: int, remat: Remat) -> dict[str, int]:
 
 
 def compiles_by_step(objective: str, remat: Remat) -> list[int]:
-    """Programs compiled up to the end of each step, two micro-batches a step, other rows in each."""
+    """Number of programs compiled by the end of each step, with two micro-batches a step and new rows in each."""
     backend = XlaBackend(remat=remat)
     model = backend.place_model(Gemma2(example_config(3)), training=True)
     state = init_state({name: parameter.detach() for name, parameter in model.named_parameters()})
@@ -85,7 +85,7 @@ def compiles_by_step(objective: str, remat: Remat) -> list[int]:
 
 
 def round_trip() -> bool:
-    """Weights that were stacked, and taken apart for a checkpoint, are the model's own."""
+    """Whether weights that were stacked and unstacked for a checkpoint are the model's own."""
     plain = Gemma2(example_config(5))
     placed = XlaBackend().place_model(Gemma2(example_config(5)), training=True)
     unstacked = unstack_tensors({name: parameter.detach().cpu() for name, parameter in placed.named_parameters()})

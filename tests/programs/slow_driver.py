@@ -1,6 +1,6 @@
 """A driver of `filter_text`, in a process of its own: work on a shard waits until a file GATE.<shard> is there.
 
-python -m tests.programs.slow_driver ROOT REFERENCE GATE: it is the stage as it is, fingerprint and bytes, only slower.
+python -m tests.programs.slow_driver ROOT REFERENCE GATE: the fingerprint and the bytes are the stage's.
 """
 
 import os
@@ -41,7 +41,7 @@ FILTER = filter_text._Filter
 
 
 def main(root: str, reference: str, gate: str) -> None:
-    """Runs the stage, and says which driver came first."""
+    """Runs the stage, and prints which driver came first."""
     stage = load_stage("filter_text")
     config = filter_text.Config()
 

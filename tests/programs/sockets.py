@@ -1,4 +1,4 @@
-"""Who listens where on this machine, as the kernel says."""
+"""Processes that listen on this machine and their addresses, from the kernel."""
 
 import os
 import re
@@ -9,7 +9,7 @@ LOOPBACK = re.compile(r"(0100007F|0000000000000000FFFF00000100007F|0000000000000
 
 
 def descendants() -> set[int]:
-    """This process and all below it."""
+    """This process and all its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -35,7 +35,7 @@ def with_environment(name: str, value: str) -> set[int]:
 
 
 def listening(pids: set[int]) -> dict[str, str]:
-    """Local address (hex, as the kernel has it) of every TCP socket that one of the processes listens on -> who."""
+    """Local address (the kernel's hex) of each TCP socket on which one of the processes listens -> the process."""
     owners = {}
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
@@ -54,5 +54,5 @@ def listening(pids: set[int]) -> dict[str, str]:
 
 
 def open_to_others(sockets: dict[str, str]) -> dict[str, str]:
-    """Those of `listening` that another machine could reach."""
+    """The sockets of `listening` that another machine could reach."""
     return {address: who for address, who in sockets.items() if not LOOPBACK.match(address)}

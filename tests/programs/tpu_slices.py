@@ -1,8 +1,8 @@
 """Run by test_tpu_slices.py in a process of its own: XlaConfig on a cluster of nodes that say they are TPU hosts.
 
-Three slices v4:2x2x2 of two hosts: `a` lacks host 1, `b` and `c` are whole. The workers write down what they are told
+Three slices v4:2x2x2 of two hosts: `a` lacks host 1, `b` and `c` are whole. The workers record what they receive
 and never import torch_xla. Prints JSON. The folder's name chooses: `spare`, a run on one slice that loses a host, or
-`elastic`, a run on two slices, one of which goes and comes back.
+`elastic`, a run on two slices, one of which is lost and returns.
 """
 
 import json
@@ -39,7 +39,7 @@ SOON_NOTICED = {
     "health_check_failure_threshold": 3,
 }
 STALE = {"MEGASCALE_NUM_SLICES": "9", "MEGASCALE_SLICE_ID": "7"}
-"""as an image or an earlier run left it on every host"""
+"""value that an image or an earlier run left on every host"""
 
 
 def host(cluster: Cluster, name: str, number: int) -> Any:
@@ -59,7 +59,7 @@ def host(cluster: Cluster, name: str, number: int) -> Any:
 
 
 def remember(config: dict[str, Any]) -> None:
-    """What each worker runs: notes its place and environment; in all attempts but the last it waits to be ended."""
+    """The work of each worker: records its place and environment, and waits for its end in all but the last attempt."""
     import torch.distributed
 
     asked = Asked(config["ask_key"])
@@ -106,7 +106,7 @@ def run(tpu: TpuSlices, folder: Path, attempts: int, sizes: tuple[int, ...]) -> 
 
 
 def main(directory: Path) -> dict[str, Any]:
-    """What the case that the directory is named after shows."""
+    """The result of the case that the directory is named after."""
     return without_a_cluster() if directory.name == "without_a_cluster" else on_a_cluster(directory)
 
 
@@ -129,7 +129,7 @@ def on_a_cluster(directory: Path) -> dict[str, Any]:
     nodes = {(name, number): host(cluster, name, number) for name, number in HOSTS}
 
     def after_attempt(folder: Path, number: int) -> str:
-        """The slice of the attempt's first worker, when it has begun."""
+        """The slice of the attempt's first worker, after it has begun."""
         begun = folder / f"attempt-{number}"
         while not begun.exists():
             assert not running.done(), running.result()
@@ -154,7 +154,7 @@ def on_a_cluster(directory: Path) -> dict[str, Any]:
 
 
 def without_a_cluster() -> dict[str, Any]:
-    """What Ray calls our slices, what it is asked for a single host, and the devices of jobs on a TPU and off."""
+    """Whether Ray's names of slices are ours, its resources for a single host, and devices of jobs on and off TPUs."""
     pod_types = {}
     for name in ("v4:2x2x2", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"):
         place = parse_topology(name)

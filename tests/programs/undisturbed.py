@@ -1,4 +1,4 @@
-"""The undisturbed run of all data stages, and what others are compared with it by."""
+"""The undisturbed run of all data stages, and how other runs are compared with it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from tests.programs.places import REPOSITORY
 
 
 class Reference:
-    """The undisturbed run, in a process of its own that counts the places to die at."""
+    """The undisturbed run, in its own process, which counts the places to die at."""
 
     def __init__(self, folder: Path, documents: int = 300) -> None:
         self.corpus = mixed_corpus(folder / "corpus", documents)
@@ -37,7 +37,7 @@ def drive(root: Path, corpus: Path, kill_at: int | None = None) -> "subprocess.C
 
 
 def listed(root: Path) -> dict[str, str]:
-    """Every file that a manifest lists, and the manifests -> sha256; checks that each is what its manifest says."""
+    """Each manifest, and each file that one lists -> sha256. Checks that each file is as in its manifest."""
     hashes = {}
     for manifest_file in root.glob("*/*/_MANIFEST.json"):
         manifest = read_manifest(str(manifest_file.parent))
@@ -53,7 +53,7 @@ def listed(root: Path) -> dict[str, str]:
 
 
 def finished(root: Path) -> dict[Path, int]:
-    """Files of tasks that have a receipt -> when they were written; a rerun must leave them alone."""
+    """Files of tasks with a receipt -> time of writing. A rerun must not touch them."""
     times = {}
     for receipt in root.glob(f"*/*/{RECEIPTS}/*/*.json"):
         for many in json.loads(receipt.read_text())["shards"].values():

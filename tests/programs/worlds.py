@@ -1,4 +1,4 @@
-"""The rows of each step on 1, 2, 4 and 4 -> 2 -> 4 workers, out of the runs' own lineage. Without Ray, over gloo."""
+"""The rows of each step on 1, 2, 4 and 4 -> 2 -> 4 workers, from the lineage of the runs. Without Ray, over gloo."""
 
 import dataclasses
 from pathlib import Path
@@ -45,7 +45,7 @@ def world_job(directory: Path) -> TrainJob:
 
 
 def run_all(_: Any, directory: str, job: TrainJob, runs: dict[str, tuple[tuple[int, int], ...]]) -> None:
-    """In each of the most workers there are: takes part in every stretch that has room for it."""
+    """The work of each of the largest number of workers: takes part in every stretch that includes this worker."""
     rank = torch.distributed.get_rank()
     torch.distributed.destroy_process_group()
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def train_until(job: TrainJob, rank: int, stop: int) -> None:
 
 
 def rows_by_world(directory: Path, names: tuple[str, ...] = tuple(RUNS)) -> dict[str, Any]:
-    """Whether all runs recorded the same rows in the same steps, and how far their losses lie apart."""
+    """Whether all runs recorded the same rows in the same steps, and the largest difference of their losses."""
     job = world_job(directory)
     runs = {name: RUNS[name] for name in names}
     most = max(workers for stretches in runs.values() for workers, _ in stretches)

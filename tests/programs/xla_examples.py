@@ -24,7 +24,7 @@ LOSSES: Mapping[str, tuple[Callable[..., tuple[Tensor, Tensor]], DistillConfig]]
     "full": (distill_full_loss, DistillConfig(temperature=0.7)),
 }
 CHUNK = 20
-"""positions in a chunk: several chunks, the last one filled up"""
+"""positions in a chunk, so that there are several chunks and the last one is padded"""
 
 
 def example_config(layers: int) -> Gemma2Config:
@@ -72,7 +72,7 @@ def batch_of(objective: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def loss_function(objective: str, backend: Backend) -> LossFunction:
-    """The objective, its chunks walked as the backend does."""
+    """The objective, with its loop over chunks as in the backend."""
     loss, distill = LOSSES[objective]
     return partial(loss, options=LossOptions(distill=distill, chunk_positions=CHUNK, run_head=backend.run_head))
 
@@ -84,7 +84,7 @@ def loss_and_gradients(
     batch: Mapping[str, np.ndarray],
     attention: Attention = attend,
 ) -> tuple[float, dict[str, Tensor]]:
-    """On the host, gradients by Hugging Face's names."""
+    """Gradients on the host, by Hugging Face's names."""
     model = backend.place_model(Gemma2(config), training=True)
     model.attention = attention
     on_device = backend.to_device(batch_of(objective, batch))
@@ -98,7 +98,7 @@ def loss_and_gradients(
 
 
 def largest_difference(actual: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> float:
-    """Of the loss and of every gradient, relative to its norm."""
+    """Differences of the loss and of every gradient, relative to its norm."""
     assert actual[1].keys() == expected[1].keys()
     differences = [abs(actual[0] - expected[0]) / abs(expected[0])]
     for name, gradient in expected[1].items():
