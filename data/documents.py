@@ -1,6 +1,7 @@
-"""JSON objects from users and from earlier runs: parsed, with an error that says what is wrong with them."""
+"""JSON objects: those of users and earlier runs parsed, with an error that says what is wrong, and metadata written."""
 
 import json
+import math
 from typing import Any
 
 from data.errors import UserError
@@ -15,3 +16,27 @@ def parse_object(content: bytes | str, where: str, advice: str) -> dict[str, Any
     if not isinstance(document, dict):
         raise UserError(f"{where} is JSON, but not an object of names and values; {advice}")
     return document
+
+
+def json_text(values: dict[str, Any]) -> str:
+    """The values as strict JSON with sorted names. NaN, infinity and other types than JSON's become strings."""
+    try:
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str, allow_nan=False)
+    except (ValueError, TypeError):  # NaN or infinity; names of several types, which cannot be sorted
+        text = json.dumps(_strict(values), sort_keys=True, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold only as an escape
+        return json.dumps(json.loads(text), sort_keys=True)
+    return text
+
+
+def _strict(value: Any) -> Any:
+    """The value with strings in place of what JSON has no notation for."""
+    if isinstance(value, dict):
+        return {str(name): _strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

