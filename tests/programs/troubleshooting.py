@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from data import storage
 from pipelines.__main__ import main
 from pipelines.engine.lease import hold_lease
 from tests.programs.places import REPOSITORY
@@ -91,12 +92,13 @@ def _circumstances(words: list[str], folder: Path) -> Iterator[tuple[list[str], 
                 r"heartbeat \d+ s": "heartbeat 3 s",
             }
         elif any(word.startswith("gs://") for word in words):
+            nowhere = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{_closed_port()}"}
+            stack.enter_context(mock.patch.dict(os.environ, nowhere))
+            storage.filesystem(words[-1])  # first, since it says to gcsfs, before its import, how to ask buckets
             from gcsfs import retry
 
             no_wait = SimpleNamespace(random=lambda: -60.0)  # six tries, but no wait between them
             stack.enter_context(mock.patch.object(retry, "random", no_wait))
-            nowhere = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{_closed_port()}"}
-            stack.enter_context(mock.patch.dict(os.environ, nowhere))
             google = "storage.googleapis.com:443 ssl:default [Name or service not known]"
             replaced = {r"host 127\.0\.0\.1:\d+ ssl:\w+ \[[^]]*\]": f"host {google}"}
         yield words, replaced
