@@ -1,12 +1,15 @@
 """Personal data is found where it is, and what only looks like it is let be."""
 
+import hashlib
 import time
 
 import pyarrow as pa
 import pytest
 
 from data import pii
+from tests.benchmarks import personal_data
 
+LOCKED_SHA256 = "62c7ed1402701f9e03560c06ad48275c49e152a5f6d70ada1d5909140bf1f8c3"
 FOUND = {
     "email": ["ann.lee+news@mail.firma.de", "A@b.co", "jane@counterexample.com"],
     "phone": ["+49 30 1234567", "+1 (415) 555-2671", "+442071838750", "(415) 555-2671", "415-555-2671", "415.555.2671"],
@@ -89,3 +92,7 @@ def test_time_is_linear_whatever_the_text(unit: str) -> None:
     seconds(1000)
     small, large = min(seconds(200_000) for _ in range(3)), seconds(2_000_000)
     assert large < 60 * small + 0.5  # ten times the text; a quadratic pattern takes a hundred times
+
+
+def test_the_locked_lines_are_those_that_were_written_before_the_rules() -> None:
+    assert hashlib.sha256((personal_data.FOLDER / "locked.jsonl").read_bytes()).hexdigest() == LOCKED_SHA256
