@@ -71,9 +71,9 @@ def scores(labelled: Sequence[Line], find: Find, classes: Sequence[str] = pii.CL
     missed: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     for line in labelled:
-        found = {each for each in find(line.text) if each[0] in classes}
+        answer = {each for each in find(line.text) if each[0] in classes}
         wanted = {each for each in line.ranges if each[0] in classes}
-        for counter, ranges in ((right, found & wanted), (missed, wanted - found), (wrong, found - wanted)):
+        for counter, ranges in ((right, answer & wanted), (missed, wanted - answer), (wrong, answer - wanted)):
             counter.update(name for name, _, _ in ranges)
     return {name: Score(right=right[name], missed=missed[name], wrong=wrong[name]) for name in classes}
 
@@ -112,7 +112,7 @@ def rivals() -> Iterator[tuple[str, Find, tuple[str, ...]]]:
         for match in phonenumbers.PhoneNumberMatcher(text, "US"):
             yield "phone", match.start, match.end
 
-    yield "phonenumbers, region US", numbers, ("phone",)
+    yield "`phonenumbers`, region US", numbers, ("phone",)
     try:
         formatter = importlib.import_module("datatrove.pipeline.formatters.pii").PIIFormatter()
     except ImportError:
@@ -138,7 +138,7 @@ def table() -> Iterator[str]:
             figures = [
                 figure for half in HALVES for figure in (by_half[half][kind].precision, by_half[half][kind].recall)
             ]
-            yield f"| {name} | {kind} | {' | '.join(f'{figure:.3f}' for figure in figures)} |"
+            yield f"| {name} | `{kind}` | {' | '.join(f'{figure:.3f}' for figure in figures)} |"
 
 
 def counts() -> str:
@@ -155,8 +155,8 @@ def counts() -> str:
 def failures(half: str) -> Iterator[str]:
     """The lines of a half with a range that was missed or found wrongly."""
     for line in lines(half):
-        found = set(ours(line.text))
-        for what, ranges in (("missed", line.ranges - found), ("wrong", found - line.ranges)):
+        answer = set(ours(line.text))
+        for what, ranges in (("missed", line.ranges - answer), ("wrong", answer - line.ranges)):
             for name, start, end in sorted(ranges):
                 yield f"{what} {name} {line.text[start:end]!r} in {line.text!r}"
 
