@@ -67,7 +67,7 @@ class Config:
     pii_email: Treatment = absent("keep")
     """Treatment of email addresses."""
     pii_phone: Treatment = absent("keep")
-    """Treatment of phone numbers with a country code, or as written in North America."""
+    """Treatment of phone numbers: with a country code, as written in North America, or after a word such as "phone"."""
     pii_ip: Treatment = absent("keep")
     """Treatment of public IP addresses."""
     pii_card: Treatment = absent("keep")
