@@ -167,6 +167,8 @@ def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
+        # transformers 4 takes sdpa otherwise, which leaves out the cap on attention logits
+        "_attn_implementation": "eager",
         **{key: getattr(config, name) for name, key in _CONFIG_KEYS.items()},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
