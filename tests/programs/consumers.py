@@ -32,7 +32,8 @@ def texts() -> list[str]:
         "  two spaces before, and two after  ",
         "The year 1984, the price 3,000.50, and \u0661\u0662\u0663.",
         "def f(x):\n\treturn {'a': [x**2 for x in range(10)]}\n",
-        "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3001\u0440\u0443\u0441\u0441\u043a\u0438\u0439, \u0939\u093f\u0928\u094d\u0926\u0940, \u0e44\u0e17\u0e22",
+        "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3001\u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+        "\u0939\u093f\u0928\u094d\u0926\u0940, \u0e44\u0e17\u0e22",
         "e\u0301 \u00e9 \ufb01 \u2126 \u200b\u00a0\ufeff",
         "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0010ffff",
         "<s> </s> <0x41> <p>text</p> a<b>c",
@@ -41,9 +42,8 @@ def texts() -> list[str]:
     runs = [character * count for character in " \n\t" for count in range(1, 36)]
     runs += [f"a{character * count}b" for character, count in product(" \n\t", (1, 2, 3, 17, 31, 32, 63, 64, 70))]
     runs += [f"x{' ' * spaces}{chr(10) * lines}{' ' * spaces}y" for spaces, lines in product((1, 2, 5), (1, 2, 3))]
-    names = (
-        "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 blockquote strong em b i u s sub sup code".split()
-    )
+    names = ["table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6"]
+    names += ["blockquote", "strong", "em", "b", "i", "u", "s", "sub", "sup", "code"]
     tags = [f"{before}<{slash}{name}>{before}" for name, slash, before in product(names, ("", "/"), ("", "x"))]
     return plain + runs + tags
 
@@ -69,9 +69,9 @@ def write(directory: Path) -> None:
     from tests.programs.places import GEMMA_TOKENIZERS
     from tests.programs.reference import lively_model
 
-    found = next((path for path in GEMMA_TOKENIZERS if path.exists()), None)
+    gemma = next((path for path in GEMMA_TOKENIZERS if path.exists()), None)
     sample = [f"{word} {word[::-1]}. " * 9 for word in Path(__file__).read_text().split()]
-    tokenizer_model = found.read_bytes() if found else train_tokenizer(sample, 1024)
+    tokenizer_model = gemma.read_bytes() if gemma else train_tokenizer(sample, 1024)
     tokenizer = Tokenizer.from_bytes(tokenizer_model)
     model = lively_model(vocab_size=tokenizer.vocab_size, window=32)
     directory.mkdir(parents=True)
