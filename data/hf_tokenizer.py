@@ -2,11 +2,15 @@
 
     tokenizer.model            the SentencePiece model itself, byte for byte
     tokenizer.json             the model as a BPE of the `tokenizers` library: pieces, merges, symbols, byte fallback
-    tokenizer_config.json      the class that reads tokenizer.json, and the names of the special tokens
+    tokenizer_config.json      the class that reads tokenizer.json, the special tokens, and all symbols by id
 
 SentencePiece joins the two neighbours whose join has the best score. `tokenizers` joins the pair that comes first in a
 list, so the list holds every way to cut every piece in two, best score first. Cost: 256,000 pieces take seconds, and
 tokenizer.json has some 20 MB.
+
+The control symbols and the two turn marks are special: `decode(ids, skip_special_tokens=True)` leaves them out. The
+symbols are in both JSON files, because llama.cpp's converter reads the kind of a symbol only from
+`added_tokens_decoder` in tokenizer_config.json.
 
 One difference is left: named symbols in a text (`<start_of_turn>`, `<bos>`) are matched, as `transformers` does for
 every Gemma. `Tokenizer.encode` spells them out.
@@ -18,24 +22,31 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from data.tokenizer import BOS, CONTROL, SPACE, UNKNOWN, USER_DEFINED
+from data.tokenizer import BOS, CONTROL, END_OF_TURN, SPACE, START_OF_TURN, UNKNOWN, USER_DEFINED
 
 MODEL_FILE = "tokenizer.model"
 NORMAL = 1
 """piece type of sentencepiece_model.proto"""
 NAMES = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+TURN_MARKS = {START_OF_TURN: "<start_of_turn>", END_OF_TURN: "<end_of_turn>"}
 
 
 def tokenizer_files(model: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each file, from the bytes of a SentencePiece model with Gemma's layout."""
+    fast = _fast_tokenizer(model)
     yield MODEL_FILE, model
-    yield "tokenizer.json", json.dumps(_fast_tokenizer(model), ensure_ascii=False).encode()
+    yield "tokenizer.json", json.dumps(fast, ensure_ascii=False).encode()
     yield (
         "tokenizer_config.json",
         _json(
             {
                 "tokenizer_class": "GemmaTokenizer",
                 **NAMES,
+                "additional_special_tokens": list(TURN_MARKS.values()),
+                "added_tokens_decoder": {
+                    str(symbol["id"]): {name: value for name, value in symbol.items() if name != "id"}
+                    for symbol in fast["added_tokens"]
+                },
                 "add_bos_token": True,
                 "add_eos_token": False,
                 "clean_up_tokenization_spaces": False,
@@ -66,7 +77,7 @@ def _fast_tokenizer(model: bytes) -> dict[str, Any]:
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": SPACE in piece.piece,  # runs of spaces are matched after spaces are replaced
-                "special": piece.type != USER_DEFINED,
+                "special": piece.type != USER_DEFINED or id in TURN_MARKS,
             }
             for id, piece in enumerate(pieces)
             if piece.type in (CONTROL, UNKNOWN, USER_DEFINED)

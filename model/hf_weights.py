@@ -1,10 +1,11 @@
-"""Hugging Face directories: `config.json` and safetensors, in one file or in shards with an index.
+"""Hugging Face directories: `config.json` and weights, in one file or in shards with an index.
 
 Both directions are strict. A directory is refused, before any weight is read, if a tensor is missing, unknown or of
 another shape, or if the configuration is not Gemma 2's. The error names the tensor or the key. `transformers` loads
 what `save_hf` writes, and `load_hf` returns it bit for bit.
 
-Directories are local. Peak memory: the model, and one tensor in its stored dtype.
+Weights are safetensors. A directory without safetensors may have the older `pytorch_model.bin`, of which only tensors
+are unpickled. Directories are local. Peak memory: the model, and one tensor in its stored dtype.
 """
 
 import json
@@ -21,6 +22,7 @@ from torch import Tensor
 from model.config import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2Config
 from model.errors import UserError
 from model.gemma2 import Gemma2
+from model.weight_files import PICKLED_FILE, PICKLED_INDEX_FILE, read_json, read_pickled, read_weight_map
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -57,23 +59,41 @@ def load_hf(
     Raises UserError, naming the tensor, for one that is missing, unknown or of a wrong shape.
     """
     directory = Path(directory)
-    config = config_from_hf(_read_json(directory / CONFIG_FILE))
+    config = config_from_hf(read_json(directory / CONFIG_FILE))
+    if _only_pickled(directory):
+        stored = read_pickled(directory)
+        return checked_model(config, stored.items(), _shapes(stored), directory, dtype, vocab_size=vocab_size)
     listing = _list_tensors(directory)
     shapes = {name: shape for name, (_, shape) in listing.items()}
-    config = fit_vocabulary(config, shapes, vocab_size, directory)
-    check_tensors(config, shapes, directory)
+    return checked_model(config, _read_tensors(listing), shapes, directory, dtype, vocab_size=vocab_size)
 
+
+def checked_model(
+    config: Gemma2Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: Path,
+    dtype: torch.dtype | None,
+    *,
+    vocab_size: int | None,
+) -> Gemma2:
+    """A model of the tensors from `source`, whose shapes are checked before the first tensor is read.
+
+    The tensors are copied, as they may be views of a mapped file. Raises UserError as `load_hf` does.
+    """
+    config = fit_vocabulary(config, shapes, vocab_size, source)
+    check_tensors(config, shapes, source)
     state: dict[str, Tensor] = {}
-    for name, tensor in _read_tensors(listing):
+    for name, tensor in tensors:
         if not tensor.is_floating_point():
             raise UserError(
-                f"{directory}: {name} holds {tensor.dtype}, but weights are floating point; export it unquantized"
+                f"{source}: {name} holds {tensor.dtype}, but weights are floating point; export it unquantized"
             )
-        state[name] = tensor if dtype is None else tensor.to(dtype)
+        state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     head = state.pop(HEAD, None)
     if head is not None and not torch.equal(head, state[EMBEDDING]):
         raise UserError(
-            f"{directory}: {HEAD} differs from {EMBEDDING}, but Gemma 2's head is its embedding; "
+            f"{source}: {HEAD} differs from {EMBEDDING}, but Gemma 2's head is its embedding; "
             f"remove {HEAD} if the embedding is the one to keep"
         )
     return assemble(config, state)
@@ -167,6 +187,8 @@ def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
+        # transformers 4 takes sdpa otherwise, which leaves out the cap on attention logits
+        "_attn_implementation": "eager",
         **{key: getattr(config, name) for name, key in _CONFIG_KEYS.items()},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -268,6 +290,17 @@ def _rope_theta(stored: Mapping[str, Any]) -> float:
     return values.pop() if values else 10_000.0
 
 
+def _only_pickled(directory: Path) -> bool:
+    """Whether a directory has its weights as `pytorch_model.bin` or its shards, and no safetensors."""
+    if any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
+        return False
+    return any((directory / name).exists() for name in (PICKLED_FILE, PICKLED_INDEX_FILE))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Name -> (file, shape) of every stored tensor. Reads only headers."""
     index_path, single_path = directory / INDEX_FILE, directory / SINGLE_FILE
@@ -282,7 +315,7 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         if not path.exists():
             raise UserError(
                 f"{directory} has no {path.name}; a model needs {SINGLE_FILE}, or {INDEX_FILE} and its shards: fetch "
-                "the directory again"
+                f"the directory again{_others(directory) if weight_map is None else ''}"
             )
         try:
             with safe_open(path, framework="pt") as file:
@@ -298,31 +331,19 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     return listing
 
 
+def _others(directory: Path) -> str:
+    """What a directory without a whole model holds instead, to end a message with."""
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    if any(name.startswith("adapter_") for name in names):
+        return " (it holds an adapter: merge the adapter into its model first, and give the merged model)"
+    return f" (it holds {', '.join(names[:3])})" if names else ""
+
+
 def _read_tensors(listing: Mapping[str, tuple[Path, tuple[int, ...]]]) -> Iterable[tuple[str, Tensor]]:
     for path in dict.fromkeys(path for path, _ in listing.values()):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
-
-
-def read_weight_map(index_path: Path) -> dict[str, str]:
-    """Name of a tensor -> name of its file. Raises UserError for an index without such a map."""
-    weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
-        raise UserError(f"{index_path} has no weight_map of tensors to files; fetch it again")
-    return weight_map
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; give the directory of a Hugging Face model") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is JSON, but not an object of names and values; fetch it again")
-    return content
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from data.absent import present
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
-from training.backends.make import check_setup
+from training.backends.make import check_divides, check_setup
 from training.config import BadStep, FeedKind, TrainingConfig, at_least, one_of
 from training.errors import UserError
 from training.setup import Setup
@@ -72,6 +72,7 @@ class TrainJob:
         one_of("feed", self.feed, get_args(FeedKind))
         one_of("on_bad_step", self.on_bad_step, get_args(BadStep))
         check_setup(self.setup)
+        check_divides(self.setup, self.config.model)
         at_least("sequence_length", self.sequence_length, 2)
         if not self.sequences:
             raise UserError("got no sequences to train on; name at least one SEQUENCES dataset")

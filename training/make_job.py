@@ -7,6 +7,8 @@ The fields of `TrainJob` for the run's other outputs, and for how it runs, are s
 
 from collections.abc import Sequence
 
+from data.order import Order
+from training.checkpoints.identity import check_can_be_carried_on
 from training.checkpoints.save_load import check_same_model
 from training.config import DistillConfig, TrainingConfig
 from training.distill.kinds import kind_of
@@ -58,11 +60,13 @@ def make_job(
         check_one_tokenizer(checkpoint, sequences[0])
         check_same_model(checkpoint.uri, config.model)
     sources = [source_of(dataset) for dataset in sequences]
-    return TrainJob(
+    phases = phases_of(mixture, sources, carried.uri if carried else None)
+    Order(sources, phases, config.global_batch, order_seed)  # refuses phases that do not fit the sources
+    job = TrainJob(
         config=config,
         checkpoints_uri=checkpoints_uri,
         sequences=tuple((source, dataset.uris) for source, dataset in zip(sources, sequences, strict=True)),
-        phases=phases_of(mixture, sources, carried.uri if carried else None),
+        phases=phases,
         order_seed=order_seed,
         sequence_length=facts[0]["sequence_length"],
         vocab_size=facts[0]["vocab_size"],
@@ -75,3 +79,6 @@ def make_job(
         carried_uri=carried.uri if carried else None,
         setup=setup,
     )
+    if carried:
+        check_can_be_carried_on(carried.uri, job)
+    return job

@@ -146,8 +146,8 @@ class Run:
                 self.metrics += checkpoint.tables["metrics"].to_pylist()
         elif job.carried_uri is not None:
             check_same_model(job.carried_uri, job.config.model)
+            check_can_be_carried_on(job.carried_uri, job)
             checkpoint = load_checkpoint(job.carried_uri)
-            check_can_be_carried_on(checkpoint, job)
         elif job.initial_uri is not None:
             check_same_model(job.initial_uri, job.config.model)
             self.model.load_state_dict(load_checkpoint(job.initial_uri, with_optimizer=False).weights)

@@ -19,9 +19,9 @@ from pipelines.engine.inputs import Input
 from pipelines.engine.stage import Context
 from training.backends.base import Backend
 from training.backends.devices import TPU_DEVICE, resolve_device
-from training.backends.make import check_setup, make_backend
+from training.backends.make import check_divides, check_setup, make_backend
 from training.backends.names import Device
-from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit
+from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit, read_state
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
 from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
@@ -98,6 +98,26 @@ FORGET.append(open_model.cache_clear)
 def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
     """The sizes of the checkpoint's model. Raises UserError if the checkpoint does not have them all."""
     return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
+
+
+def model_config_at(uri: str) -> Gemma2Config:
+    """The sizes of a checkpoint's model, from its records: before Ray starts, and without a tensor.
+
+    Raises UserError if the checkpoint is not committed, or if its record does not have all sizes.
+    """
+    return from_dict(Gemma2Config, read_state(uri)["identity"]["config"]["model"], uri)
+
+
+def checked_checkpoint(checkpoints: Input, setup: Setup, forward_rows: int | None = None) -> tuple[str, Gemma2Config]:
+    """The directory of the checkpoint that the input names, and the sizes of its model.
+
+    Raises UserError if the checkpoint is not committed, or if the mesh cannot divide the model or the rows of a forward
+    pass: what the records decide is refused before Ray starts.
+    """
+    uri = checkpoint_of(checkpoints)
+    sizes = model_config_at(uri)
+    check_divides(setup, sizes, forward_rows)
+    return uri, sizes
 
 
 def device_of(context: Context) -> Device:

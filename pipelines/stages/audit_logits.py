@@ -21,7 +21,7 @@ from data.loader import LogitsReader
 from data.logits import CodecSpec, Ragged, Ranking, Targets, decode, encode
 from data.manifest import Dataset
 from data.schema import sequence_hashes
-from pipelines.checkpoints.loaded import batches_of, checkpoint_of, dataset_given, open_model, setup_of
+from pipelines.checkpoints.loaded import batches_of, dataset_given, open_model, setup_of
 from pipelines.engine import config as configs
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
@@ -103,7 +103,6 @@ class _Audit:
 
     def __call__(self, task: _Task) -> ShardOutput:
         teacher = open_model(self.checkpoint, self.setup)
-        cache_logits.check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(task.sequences, self.cached.forward_rows)
         tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
         ranking = Ranking.of_tokens(tokens, self.spec.vocab_size)
@@ -163,7 +162,7 @@ def run(context: Context, config: Config) -> Outcome:
         )
     work = _Audit(
         cached,
-        checkpoint_of(teacher),
+        cache_logits.checked_teacher(teacher, setup, cached.forward_rows, spec.vocab_size),
         setup,
         spec,
         facts["max_unique"],

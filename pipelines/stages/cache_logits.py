@@ -21,14 +21,14 @@ from pipelines.checkpoints.loaded import (
     LoadedModel,
     batches_of,
     check_same_tokenizer,
-    checkpoint_of,
+    checked_checkpoint,
     open_model,
     setup_of,
 )
 from pipelines.engine.config import digest, hashed
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
-from pipelines.engine.inputs import Read
+from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -94,7 +94,6 @@ class _Cache:
 
     def __call__(self, uri: str) -> ShardOutput:
         teacher = open_model(self.checkpoint, self.setup)
-        check_vocabulary(teacher, self.spec.vocab_size)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
             np.concatenate([batch["tokens"][:count] for count, batch in batches]), self.spec.vocab_size
@@ -150,14 +149,16 @@ def captured(
         yield batch, rows[:count]
 
 
-def check_vocabulary(teacher: LoadedModel, vocab_size: int) -> None:
-    """Raises UserError if the teacher and the sequences have different vocabularies."""
-    if teacher.model.config.vocab_size != vocab_size:
+def checked_teacher(teacher: Input, setup: Setup, forward_rows: int, vocab_size: int) -> str:
+    """The teacher's directory. Raises UserError if the teacher and the sequences have different vocabularies."""
+    uri, sizes = checked_checkpoint(teacher, setup, forward_rows)
+    if sizes.vocab_size != vocab_size:
         raise UserError(
-            f"the teacher's vocabulary has {teacher.model.config.vocab_size} ids and the sequences' vocabulary has "
+            f"the teacher's vocabulary has {sizes.vocab_size} ids and the sequences' vocabulary has "
             f"{vocab_size}; give a teacher that was trained with the tokenizer of these sequences (import_model "
             "--vocab-size 256000 leaves out the padding rows of an embedding of 256128)"
         )
+    return uri
 
 
 def run(context: Context, config: Config) -> Outcome:
@@ -166,7 +167,7 @@ def run(context: Context, config: Config) -> Outcome:
     check_same_tokenizer(sequences, teacher)
     spec = kept_kind(config).codec(sequences.data.facts["vocab_size"])
     setup = setup_of(context)
-    work = _Cache(config, checkpoint_of(teacher), setup, spec)
+    work = _Cache(config, checked_teacher(teacher, setup, config.forward_rows, spec.vocab_size), setup, spec)
     receipts = map_shards(
         context,
         "cache",

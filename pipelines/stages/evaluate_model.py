@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.account.costs import HeldoutPassCost
-from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checkpoint_of, open_model, setup_of
+from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checked_checkpoint, open_model, setup_of
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
@@ -55,11 +55,6 @@ class _Evaluate:
 
     def __call__(self, uris: list[str]) -> ShardOutput:
         loaded = open_model(self.checkpoint, self.setup)
-        if loaded.model.config.vocab_size < self.vocab_size:
-            raise UserError(
-                f"the held-out rows hold ids up to {self.vocab_size - 1}, beyond the model's vocabulary of "
-                f"{loaded.model.config.vocab_size}; evaluate the model on rows made with its own tokenizer"
-            )
         sums = evaluate(loaded.model, loaded.backend, self._batches(uris))
         figures = _figures(sums["loss_sum"], sums)
         if self.sequences:
@@ -88,14 +83,14 @@ def run(context: Context, config: Config) -> Outcome:
     sequences = context.inputs.get("sequences", [])
     for source in sequences:
         check_same_tokenizer(source, heldout)
-    setup = setup_of(context)
-    work = _Evaluate(
-        config,
-        checkpoint_of(checkpoint),
-        setup,
-        tuple(uri for source in sequences for uri in source.uris()),
-        heldout.data.facts["vocab_size"],
-    )
+    setup, vocab_size = setup_of(context), heldout.data.facts["vocab_size"]
+    uri, sizes = checked_checkpoint(checkpoint, setup, config.forward_rows)
+    if sizes.vocab_size < vocab_size:
+        raise UserError(
+            f"the held-out rows hold ids up to {vocab_size - 1}, beyond the model's vocabulary of {sizes.vocab_size}; "
+            "evaluate the model on rows made with its own tokenizer"
+        )
+    work = _Evaluate(config, uri, setup, tuple(uri for source in sequences for uri in source.uris()), vocab_size)
     (receipt,) = map_shards(
         context,
         "evaluate",

@@ -29,7 +29,7 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.stage import Context, Outcome
 from training.checkpoints.save_load import load_checkpoint
 
-VERSION = 1
+VERSION = 2
 READS = {
     "checkpoint": Read(help="checkpoint to export", dataset="checkpoints"),
     "tokenizer": Read(help="tokenizer of the checkpoint", dataset="tokenizer", file_allowed=True),
@@ -96,7 +96,7 @@ def run(context: Context, config: Config) -> Outcome:
 
     def files() -> Iterator[tuple[str, bytes]]:
         yield "README.md", card.encode()
-        yield "generation_config.json", _generation_config()
+        yield "generation_config.json", generation_config()
         yield from tokenizer_files(tokenizer_model)
         yield from hf_files(model, shard_bytes=config.shard_bytes)
 
@@ -116,7 +116,7 @@ def _model(uri: str, config: Config) -> tuple[Gemma2, int]:
     return model.requires_grad_(False), checkpoint.step
 
 
-def _generation_config() -> bytes:
+def generation_config() -> bytes:
     """A config that ends a text at the same tokens as `generate_text`."""
     document = {"bos_token_id": BOS, "eos_token_id": [EOS, END_OF_TURN], "pad_token_id": PAD}
     return (json.dumps(document, indent=2) + "\n").encode()

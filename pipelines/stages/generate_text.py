@@ -15,7 +15,7 @@ from data import schema, storage
 from data.absent import absent
 from data.tokenizer import BOS, Tokenizer
 from model import generate
-from pipelines.checkpoints.loaded import checkpoint_of, open_model
+from pipelines.checkpoints.loaded import checkpoint_of, model_config_at, open_model
 from pipelines.engine.declaration import Declaration, Places
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
@@ -74,11 +74,6 @@ class _Generate:
 
     def __call__(self, prompts: list[str]) -> ShardOutput:
         loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
-        if tokenizer.vocab_size > loaded.model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} ids and the model has {loaded.model.config.vocab_size}; "
-                "give the tokenizer that the model was trained with"
-            )
         began = time.monotonic()
         continued = generate(
             loaded.model,
@@ -114,11 +109,18 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError without a prompt, or with another tokenizer than the checkpoint's."""
     checkpoint, tokenizer = context.input("checkpoint"), context.input("tokenizer")
     (uri,) = tokenizer.uris()
-    trained_with, given = checkpoint.manifest.tokenizer_sha256, Tokenizer.load(uri).sha256
+    loaded = Tokenizer.load(uri)
+    trained_with, given = checkpoint.manifest.tokenizer_sha256, loaded.sha256
     if trained_with != given:
         raise UserError(
             f"got tokenizer {given} ({uri}), but {checkpoint.reference} was trained with {trained_with}; give the "
             "tokenizer that it was trained with"
+        )
+    checkpoint_uri = checkpoint_of(checkpoint)
+    if loaded.vocab_size > (rows := model_config_at(checkpoint_uri).vocab_size):
+        raise UserError(
+            f"the tokenizer has {loaded.vocab_size} ids and the model has {rows}; give the tokenizer that the model "
+            "was trained with"
         )
     prompts = list(config.prompt)
     for source in context.inputs.get("prompts", []):
@@ -135,7 +137,7 @@ def run(context: Context, config: Config) -> Outcome:
     if abilities_of(device).compiles and not has_tpu():
         device = "cpu"  # XLA would compile a program for every cache length: eager PyTorch decodes faster on a CPU
     setup = Setup(device=device)
-    work = _Generate(config, checkpoint_of(checkpoint), uri, setup, context.fingerprint)
+    work = _Generate(config, checkpoint_uri, uri, setup, context.fingerprint)
     (receipt,) = map_shards(context, "generate", [prompts], work, whole_node=True, setup=setup.forward_record())
     facts = dict(receipt.facts)
     seconds = facts.pop("seconds")

@@ -1,8 +1,9 @@
 """Makes a checkpoint of published weights: a Hugging Face directory, or a google/gemma_pytorch `.ckpt`.
 
-The weights keep their type and every bit. The checkpoint is like those of `train_model`: later stages evaluate it,
-cache its logits, generate text with it and train it on. The stage runs in the driver, without Ray. Cost: the files are
-read twice (once to hash them), and the model is held in memory once.
+A Hugging Face directory has safetensors, or the older `pytorch_model.bin`. The weights keep their type and every bit.
+The checkpoint is like those of `train_model`: later stages evaluate it, cache its logits, generate text with it and
+train it on. The stage runs in the driver, without Ray. Cost: the files are read twice (once to hash them), and the
+model is held in memory once.
 """
 
 import json
@@ -20,6 +21,8 @@ from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
+from model.hf_weights import config_from_hf
+from model.weight_files import PICKLED_FILE, PICKLED_INDEX_FILE, read_json
 from pipelines.account.costs import ImportCost
 from pipelines.checkpoints.card_sections import imported_weights
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
@@ -43,7 +46,9 @@ def belongs(config: Any, name: str) -> bool:
 VERSION = 1
 READS = {
     "weights": Read(
-        help="Hugging Face directory, or google's .ckpt (or the directory of a sharded .ckpt)", select=belongs
+        help="Hugging Face directory (safetensors, or pytorch_model.bin), or google's .ckpt (or the directory of a "
+        "sharded .ckpt)",
+        select=belongs,
     ),
     "tokenizer": Read(
         help="tokenizer.model of the weights, if their directory holds none",
@@ -123,7 +128,7 @@ def _load(weights: Input, config: Config) -> Gemma2:
         try:
             if any(name.endswith(HF_ENDINGS) for name in names):
                 return _load_hf(folder, config, names)
-            return _load_google(folder, config, names)
+            return _load_pickled(folder, config, names)
         except ValueError as error:
             if exit_code(error) is None:
                 raise
@@ -138,20 +143,40 @@ def _load_hf(folder: Path, config: Config, names: list[str]) -> Gemma2:
     return load_hf(folder, dtype=None, vocab_size=config.vocab_size)
 
 
-def _load_google(folder: Path, config: Config, names: list[str]) -> Gemma2:
+def _load_pickled(folder: Path, config: Config, names: list[str]) -> Gemma2:
+    """The model of a `.ckpt` or of `pytorch_model.bin`, by Google's or Hugging Face's names of tensors."""
     files = [name for name in names if name.endswith(".ckpt")]
     if len(files) > 1:
         raise UserError(f"{folder} holds {len(files)} checkpoints, {', '.join(files)}; give one of them")
-    if not files and not any(name.endswith(GOOGLE_ENDINGS) for name in names):
+    binaries = [name for name in names if name.endswith(".bin")]
+    if not files and not binaries and PICKLED_INDEX_FILE not in names:
         raise UserError(f"{folder} holds no weights; give a directory of safetensors and {CONFIG_FILE}, or a .ckpt")
-    if config.model is None:
-        raise UserError(
-            f"{folder} holds a .ckpt, which does not name the model's sizes; give --model gemma2_2b, gemma2_9b or "
-            "gemma2_27b"
-        )
-    return load_gemma_pytorch(
-        folder / files[0] if files else folder, config.model, dtype=None, vocab_size=config.vocab_size
-    )
+    if not files and not {PICKLED_FILE, PICKLED_INDEX_FILE} & set(names):
+        if len(binaries) > 1:
+            raise UserError(
+                f"{folder} holds {', '.join(binaries[:3])} and no {PICKLED_INDEX_FILE}, which names their tensors; "
+                "fetch the index too"
+            )
+        files = binaries
+    sizes = _sizes(folder, config, names, files[0] if files else PICKLED_FILE)
+    path = folder / files[0] if files else folder
+    return load_gemma_pytorch(path, sizes, dtype=None, vocab_size=config.vocab_size)
+
+
+def _sizes(folder: Path, config: Config, names: list[str], weights: str) -> Gemma2Config:
+    """The model's sizes: from Hugging Face's config.json if it is there, otherwise as given."""
+    stored = read_json(folder / CONFIG_FILE) if CONFIG_FILE in names else {}
+    if "model_type" not in stored:  # google's own config.json, or none
+        if config.model is None:
+            beside = f"and its {CONFIG_FILE} has no model_type" if CONFIG_FILE in names else f"and no {CONFIG_FILE}"
+            raise UserError(
+                f"{folder} holds {weights}, which does not name the model's sizes, {beside}; give --model gemma2_2b, "
+                "gemma2_9b or gemma2_27b, or a directory with Hugging Face's config.json"
+            )
+        return config.model
+    if config.model is not None:
+        raise UserError(f"got --model for {folder}, which has the model's sizes in {CONFIG_FILE}; leave --model out")
+    return config_from_hf(stored)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ PICKLE_MAY = {
     "infra/ray_session.py": "tasks to our own workers, within one cluster and its token",
     "infra/warm_process.py": "tasks to our own process on the embedded Ray, and what they return",
     "training/backends/local_workers.py": "answers of our own child processes, in a directory that only we can read",
-    "model/google_weights.py": "names an exception; torch.load there has weights_only=True",
+    "model/weight_files.py": "names an exception; torch.load there has weights_only=True",
 }
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 CALLS = {"eval", "exec", "compile", "__import__"}

@@ -52,6 +52,21 @@ def test_a_round_trip_changes_no_bit(tmp_path, dtype, shard_bytes):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_pickled_weights_are_read_when_there_are_no_safetensors(saved):
+    model, directory = saved
+    torch.save(dict(load_file(directory / "model.safetensors")), directory / "pytorch_model.bin")
+    assert_same(model, load_hf(directory))
+    (directory / "model.safetensors").unlink()
+    assert_same(model, load_hf(directory))
+    torch.save({"model.norm.weight": torch.zeros(64)}, directory / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight is missing"):
+        load_hf(directory)
+
+
+def test_the_config_asks_transformers_for_the_attention_that_has_the_cap(saved):
+    assert json.loads((saved[1] / "config.json").read_text())["_attn_implementation"] == "eager"
+
+
 def test_shards_stay_within_their_size_and_are_indexed(tmp_path):
     model = lively_model(layers=2)
     save_hf(model, tmp_path, shard_bytes=300_000)

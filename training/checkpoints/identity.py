@@ -14,6 +14,7 @@ from data import storage
 from data.absent import with_absent
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
+from training.checkpoints.records import read_commit, read_state
 from training.checkpoints.save_load import Checkpoint
 from training.errors import StoppedError, UserError
 from training.job import TrainJob
@@ -66,23 +67,23 @@ def _differences(saved: Any, ours: Any, path: str = "") -> Iterable[str]:
         yield f"{path} was {saved!r} and is {ours!r}"
 
 
-def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
+def check_can_be_carried_on(uri: str, job: TrainJob) -> None:
     """Raises UserError if the job cannot continue at the checkpoint's place in the order of rows.
 
     Up to the checkpoint's step both orders must be the same: equal batch, seed and phases over the same rows. Datasets
-    that gave no rows until then may be added.
+    that gave no rows until then may be added. Reads the checkpoint's records and none of its tensors, so that a run is
+    refused before Ray starts.
     """
-    step = checkpoint.step
-    if checkpoint.optimizer is None or not checkpoint.optimizer.first:
-        raise UserError(
-            f"{checkpoint.uri} has no moments to carry on with; give it as --initial to start from its weights"
-        )
+    state = read_state(uri)
+    step = int(state["step"])
+    if not any(name.startswith("optimizer") for name in (read_commit(uri) or {"files": ()})["files"]):
+        raise UserError(f"{uri} has no moments to carry on with; give it as --initial to start from its weights")
     if step >= job.config.steps:
         raise UserError(
-            f"{checkpoint.uri} has done {step} steps, and this run ends after {job.config.steps}, counted from "
+            f"{uri} has done {step} steps, and this run ends after {job.config.steps}, counted from "
             f"the start of the first run; give --steps more than {step}"
         )
-    saved, ours = _whole(checkpoint.state["identity"], job), _whole(job.identity(), job)
+    saved, ours = _whole(state["identity"], job), _whole(job.identity(), job)
     wrong = [
         f"{name} was {saved[name]!r} and is {ours[name]!r}"
         for name in ("sequence_length", "order_seed")
@@ -98,4 +99,4 @@ def check_can_be_carried_on(checkpoint: Checkpoint, job: TrainJob) -> None:
     if before[0] != before[1]:
         wrong.append(f"the mixture before step {step} was {before[0]} and is {before[1]}; later phases may differ")
     if wrong:
-        raise UserError(f"{checkpoint.uri} cannot be carried on by this run: {'; '.join(wrong)}")
+        raise UserError(f"{uri} cannot be carried on by this run: {'; '.join(wrong)}")

@@ -71,7 +71,7 @@ class MetricsLog:
         self._flushed = time.monotonic()
         self._name = f"metrics-{first_step:08d}-{int(time.time() * 1000):013d}"
         self._first_step = self._repeat_until = self._furthest = first_step
-        self._board = _board(self._uri) if self._uri is not None and job.tensorboard else None
+        self._board = _board(self._uri, first_step) if self._uri is not None and job.tensorboard else None
 
     def begin(self) -> None:
         """Takes over the account of the attempt before and writes a line, when all is ready for the first rows."""
@@ -246,7 +246,8 @@ def peak_flops_per_second(job: TrainJob, abilities: Abilities) -> float | None:
     return None if chip is None else chip * job.setup.chips
 
 
-def _board(logs_uri: str) -> Any:
+def _board(logs_uri: str, first_step: int) -> Any:
+    """The writer of an event file of its own, which hides what earlier attempts drew from its first step on."""
     directory = storage.local_path(logs_uri)
     if directory is None:
         raise UserError(
@@ -255,7 +256,9 @@ def _board(logs_uri: str) -> Any:
         )
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(directory))
+    # the name that tensorboardX gives has whole seconds, in which a second attempt would write over the first's file
+    suffix = f".{time.time_ns() // 1_000_000}"
+    return SummaryWriter(str(directory), purge_step=first_step + 1, filename_suffix=suffix)
 
 
 def held_seconds(logs_uri: str) -> dict[str, float]:

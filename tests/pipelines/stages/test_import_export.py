@@ -20,7 +20,7 @@ from pipelines.engine.runner import run_task
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import export_model, import_model
-from tests.model.test_google_weights import google_layout
+from tests.model.test_google_weights import Malicious, google_layout
 from tests.programs.reference import lively_model, random_tokens
 from training.setup import Setup
 
@@ -174,7 +174,19 @@ def drop_a_tensor(directory: Path) -> None:
         (lambda directory: (directory / "model.safetensors").unlink(), {}, "holds no weights"),
         (lambda _: None, {"model": gemma2_tiny()}, r"has the model's sizes in config\.json; leave --model out"),
         (lambda directory: (directory / "tokenizer.model").write_bytes(b"no"), {}, "not a SentencePiece model"),
-        (lambda directory: swap_for_ckpt(directory), {}, r"does not name the model's sizes; give --model gemma2_2b"),
+        (lambda directory: swap_for_adapter(directory), {}, r"no model\.safetensors.*holds an adapter: merge"),
+        (
+            lambda directory: swap_for_bins(directory, "b.bin", "c.bin"),
+            {},
+            r"b\.bin, c\.bin and no pytorch_model\.bin\.",
+        ),
+        (lambda directory: of_google(directory), {}, r"config\.json has no model_type; give --model gemma2_2b"),
+        (
+            lambda directory: swap_for_bins(directory, "pytorch_model.bin"),
+            {"model": gemma2_tiny()},
+            "leave --model out",
+        ),
+        (lambda directory: unfinished(directory), {}, r"there is no .*two\.bin"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_by_its_name(
@@ -189,8 +201,58 @@ def test_what_cannot_be_imported_is_refused_by_its_name(
     assert not list(stages.root.glob("import_model/*/_MANIFEST.json"))
 
 
-def swap_for_ckpt(directory: Path) -> None:
+def swap_for_adapter(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
+
+
+def swap_for_bins(directory: Path, *names: str, legacy: bool = False) -> dict[str, str]:
+    """The weights as pickles of these names; name of a tensor -> file."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files = {tensor: names[number % len(names)] for number, tensor in enumerate(tensors)}
+    for name in names:
+        part = {tensor: tensors[tensor].clone() for tensor in files if files[tensor] == name}
+        torch.save(part, directory / name, _use_new_zipfile_serialization=not legacy)
+    return files
+
+
+def of_google(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "model.ckpt")
+    (directory / "config.json").write_text('{"vocab_size": 256000}')
+
+
+def unfinished(directory: Path) -> None:
+    files = swap_for_bins(directory, "one.bin", "two.bin")
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    (directory / "two.bin").unlink()
+
+
+@pytest.mark.parametrize("kind", ["one file", "before PyTorch 1.6", "shards", "one file alone", "google's names"])
+def test_pickled_weights_give_the_same_checkpoint_as_safetensors(stages: Stages, tmp_path: Path, kind: str) -> None:
+    model = lively_model(layers=2)
+    wanted = hashes(stages.bring_in(write_hf(tmp_path / "safe", model)))
+    given = write_hf(tmp_path / "pickled", model)
+    if kind == "shards":
+        files = swap_for_bins(given, "one.bin", "two.bin")
+        (given / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    else:
+        swap_for_bins(given, "pytorch_model.bin", legacy=kind == "before PyTorch 1.6")
+    if kind == "google's names":
+        torch.save({"model_state_dict": google_layout(model)}, given / "pytorch_model.bin")
+    (given / "training_args.bin").write_bytes(b"a pickle that is not opened")
+    if kind == "one file alone":
+        brought = stages.bring_in(given / "pytorch_model.bin", tokenizer=given / "tokenizer.model", model=model.config)
+    else:
+        brought = stages.bring_in(given)
+    assert hashes(brought) == wanted
+
+
+def test_a_pickle_that_would_run_code_is_refused(stages: Stages, tmp_path: Path) -> None:
+    given = write_hf(tmp_path / "hf", lively_model(layers=1))
+    swap_for_bins(given, "pytorch_model.bin")
+    torch.save(Malicious(), given / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+        stages.bring_in(given)
 
 
 def test_another_tokenizer_than_the_one_beside_the_weights_is_refused(stages: Stages, tmp_path: Path) -> None:

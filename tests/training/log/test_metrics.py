@@ -43,6 +43,68 @@ def scalars(directory: Path) -> Iterator[tuple[int, str, float]]:
             yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
 
 
+def shown_by_tensorboard(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value), by TensorBoard's rule: files in the order of their names, and a START of a session drops
+    what was read before it of the same and later steps."""
+    from tensorboardX.proto import event_pb2
+
+    shown: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        data, start = path.read_bytes(), 0
+        while start < len(data):
+            (length,) = struct.unpack_from("<Q", data, start)
+            event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
+            start += 16 + length
+            if event.session_log.status == event_pb2.SessionLog.START:
+                shown = {tag: [entry for entry in line if entry[0] < event.step] for tag, line in shown.items()}
+            for value in event.summary.value:
+                shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return shown
+
+
+def a_run_that_was_stopped(tmp_path: Path) -> Path:
+    """The logs of a run of 24 steps that ended in step 16, with a checkpoint after step 8, and was resumed."""
+    job = job_with_logs(tmp_path, tensorboard=True, config={"steps": 24, "checkpoint_every_steps": 8})
+    feed = made_up_feed(job)
+
+    def stopped(start_step: int, stop_step: int) -> Iterator[Any]:
+        for step, batch in feed(start_step, stop_step):
+            if step == 15:
+                raise ConnectionError("the machine is gone")
+            yield step, batch
+
+    with pytest.raises(ConnectionError):
+        run_training(job, CPU, stopped)
+    run_training(job, CPU, feed)
+    lines = read_lines(str(job.logs_uri))
+    done = [line["step"] for line in lines if line["kind"] == "step"]
+    assert len(done) > len(set(done)) == 24, "the log tells of steps that were done twice"
+    return tmp_path / "logs"
+
+
+def test_tensorboard_shows_each_step_once_after_a_stop(tmp_path: Path) -> None:
+    logs = a_run_that_was_stopped(tmp_path)
+    assert len(list(logs.glob("events.out.tfevents.*"))) == 2, "two files, even within one second"
+    shown = shown_by_tensorboard(logs)
+    assert [step for step, _ in shown["loss"]] == list(range(1, 25))
+    newest = {line["step"]: line["step_seconds"] for line in read_lines(str(logs)) if line["kind"] == "step"}
+    assert dict(shown["step_seconds"]) == pytest.approx(newest), "the values of the last attempt"
+
+
+@pytest.mark.slow  # imports tensorboard
+def test_tensorboard_itself_shows_each_step_once_after_a_stop(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    logs = a_run_that_was_stopped(tmp_path)
+    events = accumulators.EventAccumulator(str(logs))
+    events.Reload()
+    shown = shown_by_tensorboard(logs)
+    assert set(events.Tags()["scalars"]) == set(shown)
+    for tag, line in shown.items():
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == line
+
+
 def report(step: int) -> dict[str, Any]:
     values = {"learning_rate": 0.1, "grad_norm": 1.5, "tokens_seen": 10 * step}
     return {"step": step, "loss_sum": 20.0, "targets": 10, **values}
