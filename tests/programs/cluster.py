@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.programs.places import REPOSITORY
 
 RAY = Path(sys.executable).parent / "ray"
+START_SECONDS = 400
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
 
 
 def _wait_until_up(pages: Sequence[str], token: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + START_SECONDS
     waiting = list(pages)
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -93,7 +94,7 @@ def _wait_until_up(pages: Sequence[str], token: str, process: subprocess.Popen[b
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)
-    raise RuntimeError(f"the cluster did not come up in 90 s:\n{log.read_text()}")
+    raise RuntimeError(f"the cluster did not come up in {START_SECONDS} s:\n{log.read_text()}")
 
 
 def _free_ports(count: int) -> list[int]:
