@@ -18,9 +18,17 @@ import io
 import sys
 from collections.abc import Sequence
 
-from pipelines.engine.config import no_such
-from pipelines.engine.errors import UserError, run_command
+try:
+    from pipelines.engine.config import no_such
+    from pipelines.engine.errors import UserError, run_command
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: the package {missing.name!r} is not installed for {sys.executable}; run `make .venv` once, then "
+        "`. .venv/bin/activate`"
+    )
 
+OWN_HELP = ("run", "plan", "fit", "manifests")
+"""commands whose parser prints a help of its own"""
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
 
@@ -35,6 +43,10 @@ def main(words: Sequence[str]) -> int:
 def _dispatch(command: str, words: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(no_such("command", command, COMMANDS))
+    if command not in OWN_HELP and {"-h", "--help"} & set(words):
+        print("\n".join(line for line in __doc__.splitlines() if f"pipelines {command} " in line or "| status" in line))
+        print("`python -m pipelines --help` prints the lines of all commands, and their exit codes.")
+        return 0
     # Imported late, because a typo in the command should not wait for the import of torch.
     if command == "fit":
         from pipelines.fit.command import fit

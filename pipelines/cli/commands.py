@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
 import os
@@ -27,7 +28,7 @@ from pipelines.cli.arguments import (
     take,
 )
 from pipelines.cli.plan import last_of_stage, plan_lines
-from pipelines.cli.status import status_lines
+from pipelines.cli.status import no_runs, status_lines
 from pipelines.engine import config as configs
 from pipelines.engine import damage
 from pipelines.engine.errors import UserError
@@ -48,7 +49,7 @@ def list_(words: list[str]) -> int:
     if words == ["--runs"]:
         return _list_runs(root)
     if words:
-        raise UserError(f"got {' '.join(words)!r} after list; give nothing, or --runs [--root ROOT]")
+        raise UserError(f"got {' '.join(words)!r} after list; give nothing, or --runs [--root ROOT]{_meant(words)}")
     width = max(map(len, [*stage_names(), *recipes.names()]))
     print("recipes")
     for name in recipes.names():
@@ -79,8 +80,14 @@ def _list_runs(root: str) -> int:
             print(f"{name}/{fingerprint}  {started:<25}  {state}")
             count += 1
     if not count:
-        print(f"no runs under {root}")
+        print(no_runs(root))
     return 0
+
+
+def _meant(words: list[str]) -> str:
+    """What a user who typed these words may have meant."""
+    close = difflib.get_close_matches(words[0].lstrip("-"), ("runs", "root"), n=1)
+    return f"; did you mean --{close[0]}?" if close and len(words) <= 2 else ""
 
 
 def _listed(directory: str) -> tuple[str, str]:
@@ -97,7 +104,7 @@ def status(words: list[str]) -> int:
     """Prints the state and progress of all runs below ROOT; asks no cluster."""
     words, root = _take_root(words)
     if words:
-        raise UserError(f"got {' '.join(words)!r} after status; give nothing, or --root ROOT")
+        raise UserError(f"got {' '.join(words)!r} after status; give nothing, or --root ROOT{_meant(words)}")
     for line in status_lines(storage.absolute(root)):
         print(line)
     return 0

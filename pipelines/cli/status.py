@@ -66,7 +66,12 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
         yield "other runs" if listed else "runs"
         yield from aligned_left([_row(state.reference, state) for state in unlisted])
     if not listed and not unlisted:
-        yield f"no runs under {root}"
+        yield no_runs(root)
+
+
+def no_runs(root: str) -> str:
+    root = storage.absolute(root)
+    return f"no runs under {root}" + ("" if storage.exists(root) else ", which is not there")
 
 
 def _state_or_damage(root: str, stage: str, fingerprint: str, now: float) -> RunState:

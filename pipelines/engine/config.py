@@ -66,12 +66,22 @@ def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str =
             check_fields(fields[name], value, where, f"{prefix}{name}.")
 
 
+MOST_LISTED = 40
+"""names that an error lists at most"""
+
+
 def no_such(what: str, got: str, allowed: Iterable[str]) -> str:
-    """ "no field 'vocab_sise'; did you mean 'vocab_size'?", or all allowed names if none of them is similar."""
+    """ "no field 'vocab_sise'; did you mean 'vocab_size'?"
+
+    If no allowed name is similar, it lists all of them, or of very many the most similar ones.
+    """
     names = sorted(allowed)
-    close = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(names) or 'none'}"
-    return f"no {what} {got!r}; {hint}"
+    if close := difflib.get_close_matches(got, names, n=1, cutoff=0.6):
+        return f"no {what} {got!r}; did you mean {close[0]!r}?"
+    if len(names) > MOST_LISTED:
+        nearest = difflib.get_close_matches(got, names, n=5, cutoff=0.0)
+        return f"no {what} {got!r}; {len(names)} names are allowed, the most similar are {', '.join(nearest)}"
+    return f"no {what} {got!r}; allowed: {', '.join(names) or 'none'}"
 
 
 def same_names(what: str, got: Iterable[str], wanted: Iterable[str], where: str) -> None:

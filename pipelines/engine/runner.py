@@ -66,12 +66,12 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     )
     save_config(task)
     storage.remove(storage.join(task.directory, FAILED_NAME))
-    say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
         if lease is not None and (published := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
             return published
+        say(f"{where}: running")
         try:
             outcome = task.stage.run(replace(context, lease=lease), task.config)
         except Exception as error:

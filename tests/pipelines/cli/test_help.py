@@ -1,0 +1,60 @@
+"""What a newcomer types first: help of each command, a word in the wrong place, a Python without the packages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import COMMANDS
+from tests.programs import here
+from tests.programs.places import REPOSITORY
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command: str) -> None:
+    words = {"run": ["smoke"], "plan": ["smoke"], "submit": ["smoke"], "manifests": ["train_model"]}.get(command, [])
+    done = here.done([command, *words, "--help"])
+    assert done.returncode == 0, done.stderr
+    assert f"python -m pipelines {command}" in done.stdout or f"| {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("list runs", "got 'runs' after list; give nothing, or --runs [--root ROOT]; did you mean --runs?"),
+        ("status --rot x", "got '--rot x' after status; give nothing, or --root ROOT; did you mean --root?"),
+        ("run demo --dry-run", " names are allowed, the most similar are "),
+    ],
+)
+def test_a_word_in_the_wrong_place_gets_a_hint(line: str, message: str) -> None:
+    done = here.done(line.split())
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr) < 400
+
+
+@pytest.mark.parametrize("command", [["list", "--runs"], ["status"]])
+def test_a_root_that_is_not_there_is_named_as_such(command: list[str], tmp_path: Path) -> None:
+    done = here.done([*command, "--root", str(tmp_path / "none")])
+    assert (done.returncode, done.stdout) == (0, f"no runs under {tmp_path}/none, which is not there\n")
+
+
+def test_a_python_without_the_packages_is_told_in_a_line() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import pipelines.__main__",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is not installed for" in line
+    assert "run `make .venv` once" in line
