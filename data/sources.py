@@ -66,6 +66,8 @@ class Batch:
     rejects: pa.Table
     fixed: int
     """number of texts that ftfy changed"""
+    broken: int
+    """number of U+FFFD in the texts of web pages: bytes that are no character of the page's encoding"""
     passed_over: int
     """number of records of web archives without a page (requests, metadata)"""
 
@@ -78,6 +80,8 @@ class Record:
     """number of the record in the file, from 0"""
     text: str
     metadata: dict[str, Any]
+    broken: int = 0
+    """number of U+FFFD that stand for broken bytes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,7 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
                 size += rows.reject(name, record)
             else:
                 size += rows.document(name, record, options.fix_encoding)
+                rows.broken += record.broken
             if size >= batch_bytes:
                 yield rows.batch()
                 rows, size = _Rows(source), 0
@@ -141,7 +146,7 @@ class _Rows:
         self.source = source
         self.texts: dict[str, list[Any]] = {name: [] for name in schema.TEXT.names}
         self.rejects: dict[str, list[Any]] = {name: [] for name in schema.REJECTS.names}
-        self.fixed = self.passed_over = 0
+        self.fixed = self.broken = self.passed_over = 0
 
     def document(self, name: str, record: Record, fix_encoding: bool) -> int:
         """Adds a document. Returns its approximate size in memory, in bytes."""
@@ -174,6 +179,7 @@ class _Rows:
             text=pa.table(self.texts, schema=schema.TEXT),
             rejects=pa.table(self.rejects, schema=schema.REJECTS),
             fixed=self.fixed,
+            broken=self.broken,
             passed_over=self.passed_over,
         )
 
@@ -244,7 +250,7 @@ def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Re
                     detail = f"{page.metadata.get('url', '')}: {page.detail}"
                     yield Reject(offset=offset, reason=page.reason, detail=detail, content=page.content)
                 else:
-                    yield Record(offset=offset, text=page.text, metadata=page.metadata)
+                    yield Record(offset=offset, text=page.text, metadata=page.metadata, broken=page.broken)
         except (OSError, EOFError) as error:
             raise UserError(f"{name} is no web archive, or breaks ({error}); fetch {uri} again") from error
 

@@ -1,19 +1,19 @@
 """Web archives -> text: WARC responses (HTML by resiliparse's extraction, or plain text) and WET conversions.
 
-Records are read one at a time, up to a largest size. The encoding of markup is that of its HTTP header, its meta tag,
-or its bytes. Cost: about 10 MB/s of HTML a core.
+Records are read one at a time, up to a largest size. Bytes are decoded as browsers do it (data/encoding.py). Broken
+characters become U+FFFD and are counted, and a page with too many of them is no document. Cost: about 10 MB/s of HTML
+a core.
 """
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
+from data import encoding, html_depth
 from data.compressed import Expansion
 from data.errors import UserError
 
@@ -21,9 +21,6 @@ SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz", ".warc.wet.gz")
 MARKUP = ("text/html", "application/xhtml+xml")
 MOST_DEPTH = 1000
 """largest depth of nested elements: the parser's time grows with the square of the depth"""
-# linear in the page: no quantifier backtracks, and a tag ends before the next one begins
-_TAG = re.compile(rb"<(/?)([A-Za-z][A-Za-z0-9]*+)[^<>]*+>")
-_VOID = frozenset(b"area base br col embed hr img input link meta param source track wbr p li".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +32,8 @@ class Page:
     """reason of the reject; empty if `text` is a document"""
     detail: str = ""
     content: bytes = b""
+    broken: int = 0
+    """number of U+FFFD in the text"""
     metadata: dict[str, Any]
 
 
@@ -85,35 +84,31 @@ def _page(record: WarcRecord, content: bytes, most_bytes: int, main_content: boo
         return reject("http_status", f"status {status}")
     if kind not in (*MARKUP, "text/plain"):
         return reject("not_text", f"content type {kind or 'not given'}")
-    encoding = _encoding(record, content, kind)
-    if kind == "text/plain":
-        return Page(text=bytes_to_str(content, encoding), metadata=metadata)
-    if (depth := _depth(content)) > MOST_DEPTH:
-        return reject("html_too_deep", f"elements {depth:,} deep; at most {MOST_DEPTH:,}")
-    text = extract_plain_text(HTMLTree.parse_from_bytes(content, encoding), main_content=main_content)
+    charset = encoding.charset_of(record.http_headers.get("Content-Type") or "") if record.http_headers else "utf-8"
+    outcome = text_of(content, charset, main_content) if kind in MARKUP else plain_text(content, charset)
+    return replace(outcome, metadata=metadata | outcome.metadata, content=content[:4096] if outcome.reason else b"")
+
+
+def plain_text(content: bytes, charset: str = "") -> Page:
+    """The text of a page without markup."""
+    decoded = encoding.decode(content, charset)
+    return _checked(decoded.text, decoded.encoding)
+
+
+def text_of(content: bytes, charset: str, main_content: bool) -> Page:
+    """The text of a page of HTML, whose header declares `charset`."""
+    if html_depth.depth(content, MOST_DEPTH) > MOST_DEPTH:
+        return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
+    decoded = encoding.decode(content, charset, markup=True)
+    text = extract_plain_text(HTMLTree.parse(decoded.text), main_content=main_content)
     if not text.strip():
-        return reject("no_text", "no text was found in the page")
-    return Page(text=text, metadata=metadata)
+        return Page(reason="no_text", detail="no text was found in the page", metadata={})
+    return _checked(text, decoded.encoding)
 
 
-def _encoding(record: WarcRecord, content: bytes, kind: str) -> str:
-    if record.http_headers is None:
-        return "utf-8"  # conversions are always UTF-8
-    declared = record.http_charset
-    if declared and map_encoding_to_html5(declared, False):
-        return str(declared)
-    return str(detect_encoding(content, from_html_meta=kind in MARKUP))
-
-
-def _depth(content: bytes) -> int:
-    """Depth of nested elements, counted from their tags in one pass; exact if all are closed in order."""
-    if content.count(b"<") <= MOST_DEPTH:
-        return 0
-    depth = deepest = 0
-    for match in _TAG.finditer(content):
-        closes, tag = match.groups()
-        if tag.lower() in _VOID:
-            continue
-        depth = max(depth - 1, 0) if closes else depth + 1
-        deepest = max(deepest, depth)
-    return deepest
+def _checked(text: str, codec: str) -> Page:
+    broken = text.count(encoding.BROKEN)
+    if encoding.too_broken(text):
+        detail = f"{broken:,} of {len(text):,} characters are broken in {codec}"
+        return Page(reason="broken_encoding", detail=detail, metadata={})
+    return Page(text=text, broken=broken, metadata={"encoding": codec} | ({"broken": broken} if broken else {}))

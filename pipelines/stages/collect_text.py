@@ -21,7 +21,7 @@ from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 3
+VERSION = 4
 WRITER = shards.WRITER
 WRITES = ("text", "rejects")
 DECLARES = Declaration(
@@ -105,6 +105,7 @@ class _Collect:
                 facts={
                     "text_bytes": schema.text_bytes(batch.text["text"]),
                     "fixed": batch.fixed,
+                    "broken": batch.broken,
                     "passed_over": batch.passed_over,
                 },
             )
@@ -121,7 +122,8 @@ def run(context: Context, config: Config) -> Outcome:
         groups[-1].append(file)
         held += file.bytes
     receipts = map_shards(context, "collect", [tuple(group) for group in groups], _Collect(config))
-    facts = {name: sum(receipt.facts[name] for receipt in receipts) for name in ("text_bytes", "fixed", "passed_over")}
+    names = ("text_bytes", "fixed", "broken", "passed_over")
+    facts = {name: sum(receipt.facts[name] for receipt in receipts) for name in names}
     text = dataset_of(receipts, "text", **facts)
     dropped = total_dropped(receipts)
     if not text.rows:

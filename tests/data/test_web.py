@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data import sources, web
+from data import encoding, html_depth, sources, web
 
 HTML = (
     "<html><head><title>T</title><script>x()</script></head><body><nav><a>Menu</a></nav>"
@@ -107,9 +107,129 @@ def test_a_broken_archive_is_an_error_that_names_it(tmp_path: Path, damage: str)
         list(sources.collect("web", [(path.name, str(path))], sources.Options(), 1 << 30))
 
 
+def depth(content: bytes) -> int:
+    """Depth of a page of any size; short pages are not counted."""
+    return html_depth.depth(b"<br>" * 1000 + content, 1000)
+
+
 def test_tags_that_never_close_are_read_in_linear_time() -> None:
     began = time.process_time()
-    assert web._depth(b"<a " * 500_000) == 0
-    assert web._depth(b"<" + b"a" * 500_000) == 0
-    assert web._depth(b"<a><b x=1>" * 500 + b"<br>" * 900) == 1000
+    assert depth(b"<a " * 100_000) == 0
+    assert depth(b"<" + b"a" * 500_000) == 0
+    assert depth(b"<script>" * 100_000) == depth(b"<!--" * 100_000) == 0
+    assert depth(b"<i><b x=1>" * 500) == 1000
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        "<dl>" + "<dt>a<dd>b" * 1500,
+        "<table>" + "<tr><td>a<td>b" * 1500,
+        "<table><tbody>" + "<tr><th>a<td>b<tbody>" * 1500,
+        "<ul>" + "<li>a<p>b" * 1500,
+        "<p><span>a" * 1500,
+        "<a name=x>a" * 1500,
+        "<select>" + "<option>a" * 1500,
+        "<ruby>" + "<rb>a<rt>b" * 1500,
+        "<svg>" + "<path d='M1'/>" * 1500,
+        "<script>" + "document.write('<div>');" * 1500 + "</script>",
+        "<!--" + "<div>" * 1500 + "-->",
+        "<div title='<'></div>" * 1500,
+        "<font><div></font></div>" * 1500,
+    ],
+)
+def test_a_page_without_end_tags_that_html_implies_is_flat(flat: str) -> None:
+    assert depth(flat.encode()) < 10
+    assert not web.text_of(f"<p>Some words.</p>{flat}<p>The end.</p>".encode(), "utf-8", False).reason
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<div>",
+        "<ul><li>",
+        "<table><tr><td>",
+        "<b><div></b>",
+        "<li><ul></li>",
+        "<DIV x='>'>",
+        "<span><div></span>",
+        "<o:p/>",
+        "<div/>",
+        "<div title='<'>",
+    ],
+)
+def test_what_nests_is_deep(unit: str) -> None:
+    assert depth(unit.encode() * 1500) > 1000
+
+
+RIGHT = "L\u2019\u00e9t\u00e9 \u00e0 la mer, d\u00e9j\u00e0."
+
+
+@pytest.mark.parametrize(
+    ("content", "charset", "text"),
+    [
+        (RIGHT.encode() + b" \xe9!", "utf-8", RIGHT + " \ufffd!"),
+        (RIGHT.encode() + b" \xe9!", "", RIGHT + " \ufffd!"),
+        (RIGHT.encode() + b" \xc3", "", RIGHT + " \ufffd"),
+        ("It\u2019s".encode(), "", "It\u2019s"),
+        ("It\u2019s".encode(), "iso-8859-1", "It\u2019s"),
+        (RIGHT.encode(), '"utf-8"', RIGHT),
+        (RIGHT.encode(), "'UTF-8'", RIGHT),
+        (b"\xef\xbb\xbf" + RIGHT.encode(), "iso-8859-1", RIGHT),
+        (b"\xff\xfe" + RIGHT.encode("utf-16-le"), "utf-8", RIGHT),
+        (b"\xfe\xff" + RIGHT.encode("utf-16-be"), "", RIGHT),
+        (RIGHT.encode("cp1252"), "latin1", RIGHT),
+        (RIGHT.encode("cp1252"), "windows-1252", RIGHT),
+        (RIGHT.encode("utf-16-le"), "utf-16", RIGHT),
+        ("\ub620\ubc29\uac01\ud558, \uc559".encode("cp949"), "euc-kr", "\ub620\ubc29\uac01\ud558, \uc559"),
+        ("\uc559".encode("cp949"), "ks_c_5601-1987", "\uc559"),
+        ("\u2460\u3231\u9ad9 \uff5e".encode("cp932"), "Shift_JIS", "\u2460\u3231\u9ad9 \uff5e"),
+        ("\u2460\u3231".encode("cp932"), "x-sjis", "\u2460\u3231"),
+        ("\u570b\u9996\u9f8d".encode("gbk"), "gb2312", "\u570b\u9996\u9f8d"),
+        ("\u3400\U00020000\u20ac".encode("gb18030"), "gb2312", "\u3400\U00020000\u20ac"),
+        (b"\x80 5", "gbk", "\u20ac 5"),
+        ("\u5605\u5481\u54cb".encode("big5hkscs"), "big5", "\u5605\u5481\u54cb"),
+        ("\u5605".encode("big5hkscs"), "Big5-HKSCS", "\u5605"),
+        (b"\xad\xa1\xad\xea", "euc-jp", "\u2460\u3231"),
+        (b"\x1b$B-!-j\x1b(B x", "iso-2022-jp", "\u2460\u3231 x"),
+        (b"\xb1\xb2", "tis-620", "\u0e11\u0e12"),
+    ],
+)  # fmt: skip
+def test_bytes_are_read_as_browsers_read_them(content: bytes, charset: str, text: str) -> None:
+    header = encoding.charset_of(f"text/html; Charset = {charset}")
+    assert encoding.decode(content, header).text == text
+
+
+def test_markup_declares_its_encoding_where_the_header_does_not(tmp_path: Path) -> None:
+    head = "<html><head><!-- <meta charset=koi8-r> --><meta {0}></head><body><p>{1}</p></body></html>"
+    word = "\u043f\u0440\u0438\u0432\u0435\u0442 \u0432\u0441\u0435\u043c"
+    content = b""
+    for meta in ('charset="windows-1251"', "http-equiv=Content-Type content='text/html; charset=windows-1251'"):
+        content += record("response", f"http://{len(meta)}", head.format(meta, word).encode("cp1251"))
+    content += record(
+        "response",
+        "http://both",
+        head.format("charset=cp1251", word * 9).encode("cp1251"),
+        content_type="text/html; charset=utf-8",
+    )
+    texts, rejects, _ = read(tmp_path / "a.warc", content, main_content=False)
+    assert [str(row["text"]).strip() for row in texts] == [word, word, word * 9]
+    assert not rejects
+
+
+def test_broken_characters_are_counted_and_too_many_are_a_reject(tmp_path: Path) -> None:
+    page = b"<html><body><p>%s</p></body></html>"
+    content = record("response", "http://a", page % (RIGHT.encode() + b"\xe9"), content_type="text/html; charset=utf-8")
+    content += record(
+        "response", "http://b", page % ("\u00e9" * 50).encode("latin-1"), content_type="text/html; charset=utf-8"
+    )
+    content += record("conversion", "http://c", b"caf\xe9 \xff", http=None)
+    path = tmp_path / "a.warc"
+    path.write_bytes(content)
+    (batch,) = sources.collect("web", [("a.warc", str(path))], sources.Options(), 1 << 30)
+    assert [text.strip() for text in batch.text["text"].to_pylist()] == [RIGHT + "\ufffd", "caf\ufffd \ufffd"]
+    assert batch.broken == 3
+    (reject,) = batch.rejects.to_pylist()
+    assert reject["reason"] == "broken_encoding"
+    assert "50 of 50 characters are broken in utf-8" in reject["detail"]

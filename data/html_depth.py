@@ -1,0 +1,247 @@
+"""Depth of an HTML page, counted from its tags in one pass, as an HTML parser would nest them.
+
+End tags that HTML lets an author leave out are implied: a new <dt> ends the last <dd>, a <tr> the last row, a block the
+last <p>. What a parser reopens (<b>, <font>) counts until it is closed. Scripts and comments hold no tags. Cost: linear
+in the page, because each element is opened and closed once.
+"""
+
+import re
+
+_BEGIN = re.compile(rb"<(?:!--|(/?)([A-Za-z][^\s/>]*+))")
+_REST = re.compile(rb"""(?:[^>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')?+|["'])*+>""")
+
+
+def _names(text: str) -> frozenset[bytes]:
+    return frozenset(text.encode().split())
+
+
+_VOID = _names(
+    "area base basefont bgsound br col embed frame hr img input link meta param source track wbr html head body"
+)
+_RAW = _names("script style textarea title xmp iframe noembed noframes")
+_FORMATS = _names("a b big code em font i nobr s small strike strong tt u")
+_ONCE = _names("a nobr")
+_HEADINGS = _names("h1 h2 h3 h4 h5 h6")
+_ITEMS = _names("li dt dd")
+_CELLS = _names("td th caption")
+_SECTIONS = _names("tbody thead tfoot colgroup")
+_TABLE_PARTS = _CELLS | _SECTIONS | {b"tr"}
+_RUBY = _names("rb rt rtc rp")
+_ENDS_P = _HEADINGS | _ITEMS | _names(
+    "address article aside blockquote center details dialog dir div dl fieldset figcaption figure footer form header "
+    "hgroup hr listing main menu nav ol p plaintext pre search section summary table ul"
+)  # fmt: skip
+# an end tag reaches no further out than the last of these
+_SCOPES = _CELLS | _names("table template button object marquee applet")
+# an item ends the last item unless one of these was opened since
+_SPECIAL = (_ENDS_P | _SCOPES | _TABLE_PARTS | _names("select iframe details")) - _names("address div p")
+_BLOCKS = _SPECIAL | _names("address div p")
+_MARKERS = _SCOPES - _names("table button")
+# in <svg> and <math> all but these are elements of theirs, which may close themselves
+_LEAVE_SVG = _HEADINGS | _names(
+    "b big blockquote body br center code dd div dl dt em embed head hr i img li listing menu meta nobr ol p pre "
+    "ruby s small span strong strike sub sup table tt u ul var"
+)  # fmt: skip
+_INTEGRATE = _names("foreignobject desc annotation-xml")
+
+
+def depth(content: bytes, enough: int) -> int:
+    """Largest depth of nested elements in a page. Counting ends when it is more than `enough`."""
+    if content.count(b"<") <= enough:
+        return 0
+    page, deepest, place = _Page(), 0, 0
+    lower = b""
+    while begin := _BEGIN.search(content, place):
+        place = begin.end()
+        if begin[2] is None:
+            place = content.find(b"-->", place) + 3
+            if place < 3:
+                break
+            continue
+        rest = _REST.match(content, place)
+        if rest is None:  # the page ends inside a tag
+            break
+        place, name = rest.end(), begin[2].lower()
+        if begin[1]:
+            page.close(name)
+            continue
+        page.open(name, content[place - 2 : place] == b"/>")
+        deepest = max(deepest, page.depth)
+        if deepest > enough:
+            break
+        if name in _RAW and page.foreign < 0:
+            lower = lower or content.lower()
+            place = lower.find(b"</" + name, place)
+            if place < 0:
+                break
+    return deepest
+
+
+class _Page:
+    """The open elements of a page."""
+
+    def __init__(self) -> None:
+        self.stack: list[bytes | None] = []
+        """names of the open elements; None: closed out of order"""
+        self.places: dict[bytes, list[int]] = {}
+        """name -> places in the stack"""
+        self.scopes: list[int] = []
+        self.specials: list[int] = []
+        self.blocks: list[int] = []
+        """places of special elements and of the blocks that do not end an item"""
+        self.open_elements = self.reopened_elements = 0
+        self.reopened: dict[bytes, int] = {}
+        """formatting elements that ended with an element around them, by name"""
+
+    @property
+    def depth(self) -> int:
+        return self.open_elements + self.reopened_elements
+
+    @property
+    def foreign(self) -> int:
+        """Place of the <svg> or <math> that the next tag belongs to; -1: none."""
+        outer = max(map(self._last, _INTEGRATE))
+        return next((place for root in (b"svg", b"math") for place in self.places.get(root, ()) if place > outer), -1)
+
+    def open(self, name: bytes, self_closing: bool) -> None:
+        foreign = self.foreign
+        if foreign >= 0:
+            if name not in _LEAVE_SVG:
+                if not self_closing:
+                    self._push(name if name in _INTEGRATE else b":" + name)
+                return
+            self._pop_to(foreign)
+        if name in _ENDS_P:
+            self._end_last(b"p", self._last_scope())
+        if name in _VOID or name in _RAW or (self_closing and name in (b"svg", b"math")):
+            return
+        if name == b"form" and self._last(name) >= 0:
+            return
+        if name in _ITEMS:
+            last = self.specials[-1] if self.specials else -1
+            if last >= 0 and (element := self.stack[last]) and self._same_items(element, name):
+                self._pop_to(last)
+        elif name in _TABLE_PARTS:
+            if not self._open_table_part(name):
+                return
+        elif name == b"table":
+            inside = self._last(b"table")
+            if inside >= 0 and inside == self._last_scope():  # a table in no cell ends the table around it
+                self._pop_to(inside)
+        elif name in _HEADINGS:
+            self._end_top(_HEADINGS)
+        elif name in _RUBY:
+            self._end_top(_RUBY)
+        elif name in (b"option", b"optgroup"):
+            self._end_top(_names("option") if name == b"option" else _names("option optgroup"))
+        elif name in _ONCE:
+            self.close(name)
+        self._push(name)
+
+    def close(self, name: bytes) -> None:
+        last = self._last(name)
+        if 0 <= self.foreign < (inside := self._last(b":" + name)):
+            self._pop_to(inside)
+            return
+        if name in _FORMATS:
+            if last > self._last_scope():
+                self._remove(last)
+            elif self.reopened.get(name):
+                self.reopened[name] -= 1
+                self.reopened_elements -= 1
+        elif name in _TABLE_PARTS or name == b"table":
+            if last >= self._last(b"table"):
+                self._pop_to(last)
+        elif name in _SCOPES:
+            self._pop_to(last)
+        elif name == b"form":
+            self._remove(last)
+        elif name == b"li":
+            self._end_last(name, max(self._last_scope(), self._last(b"ul"), self._last(b"ol")))
+        elif name in _HEADINGS:
+            self._pop_to(
+                max((last for level in _HEADINGS if (last := self._last(level)) > self._last_scope()), default=-1)
+            )
+        elif name in _BLOCKS:
+            self._end_last(name, self._last_scope())
+        else:
+            self._end_last(name, self.blocks[-1] if self.blocks else -1)
+
+    def _open_table_part(self, name: bytes) -> bool:
+        table = self._last(b"table")
+        if table < 0:
+            return False
+        ended = _CELLS if name in (b"td", b"th") else _CELLS | {b"tr"} if name == b"tr" else _TABLE_PARTS
+        outer = min((last for part in ended if (last := self._last(part)) > table), default=-1)
+        self._pop_to(outer)
+        for implied in (b"tbody", b"tr"):
+            if name in (b"td", b"th") or (name == b"tr" and implied == b"tbody"):
+                known = _SECTIONS if implied == b"tbody" else (b"tr",)
+                if all(self._last(part) < table for part in known):
+                    self._push(implied)
+        return True
+
+    @staticmethod
+    def _same_items(last: bytes, new: bytes) -> bool:
+        return last == new or (last != b"li" and new != b"li" and last in _ITEMS)
+
+    def _last(self, name: bytes) -> int:
+        places = self.places.get(name)
+        return places[-1] if places else -1
+
+    def _last_scope(self) -> int:
+        return self.scopes[-1] if self.scopes else -1
+
+    def _end_last(self, name: bytes, outside: int) -> None:
+        last = self._last(name)
+        if last > outside:
+            self._pop_to(last)
+
+    def _end_top(self, names: frozenset[bytes]) -> None:
+        while self.stack and self.stack[-1] and self.stack[-1] in names:
+            self._pop_to(len(self.stack) - 1)
+
+    def _push(self, name: bytes) -> None:
+        place = len(self.stack)
+        self.stack.append(name)
+        self.places.setdefault(name, []).append(place)
+        if name in _SCOPES:
+            self.scopes.append(place)
+        if name in _SPECIAL:
+            self.specials.append(place)
+        if name in _BLOCKS:
+            self.blocks.append(place)
+        self.open_elements += 1
+
+    def _pop_to(self, place: int) -> None:
+        """Ends the element at `place` and all in it; -1: none."""
+        if place < 0:
+            return
+        marked = self.stack[place] in _MARKERS
+        while len(self.stack) > place:
+            name = self.stack.pop()
+            if name is None:
+                continue
+            self.places[name].pop()
+            for places in (self.scopes, self.specials, self.blocks):
+                if places and places[-1] == len(self.stack):
+                    places.pop()
+            self.open_elements -= 1
+            if name in _FORMATS and not marked and not (name in _ONCE and self.reopened.get(name)):
+                self.reopened[name] = self.reopened.get(name, 0) + 1
+                self.reopened_elements += 1
+
+    def _remove(self, place: int) -> None:
+        """Ends a formatting element or a form alone: what is in it stays open. -1: none."""
+        if place < 0:
+            return
+        name = self.stack[place]
+        assert name is not None
+        self.places[name].pop()
+        for places in (self.specials, self.blocks):
+            if place in places:
+                places.remove(place)
+        self.stack[place] = None
+        self.open_elements -= 1
+        while self.stack and self.stack[-1] is None:
+            self.stack.pop()
