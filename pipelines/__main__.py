@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError, run_command
+from pipelines.engine.printed import wrap
 
 COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
 
@@ -71,4 +72,5 @@ def _dispatch(command: str, words: list[str]) -> int:
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line at once, to a file or pipe too
+    wrap()
     sys.exit(main(sys.argv[1:]))

@@ -30,6 +30,7 @@ from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.finished import Finished
 from pipelines.engine.lease import hold_lease
+from pipelines.engine.printed import unwrapped
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
 from pipelines.engine.stage import FAILURE, Context, Outcome, VerdictError
@@ -62,7 +63,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         resources=resources,
         attempt=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
         session=session,
-        quiet=os.environ.get("CI") == "true" or not sys.stderr.isatty(),
+        quiet=os.environ.get("CI") == "true" or not unwrapped(sys.stderr).isatty(),
     )
     save_config(task)
     storage.remove(storage.join(task.directory, FAILED_NAME))
