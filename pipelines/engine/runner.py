@@ -29,6 +29,7 @@ from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.finished import Finished
+from pipelines.engine.inputs import left_out_lines
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.printed import unwrapped
 from pipelines.engine.resources import Resources
@@ -67,6 +68,8 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     )
     save_config(task)
     storage.remove(storage.join(task.directory, FAILED_NAME))
+    for line in left_out_lines(task.inputs):
+        say(f"{where}: {line}")
     say(f"{where}: running")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
