@@ -21,6 +21,7 @@ from collections.abc import Sequence
 try:
     from pipelines.engine.config import no_such
     from pipelines.engine.errors import UserError, run_command
+    from pipelines.engine.printed import wrap
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: the package {missing.name!r} is not installed for {sys.executable}; run `make .venv` once, then "
@@ -83,4 +84,5 @@ def _dispatch(command: str, words: list[str]) -> int:
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line at once, to a file or pipe too
+    wrap()
     sys.exit(main(sys.argv[1:]))

@@ -14,8 +14,8 @@ from data.storage.by_uri import (
     create_exclusive,
     download,
     exists,
-    files_of,
     filesystem,
+    find_files,
     is_directory,
     is_relative,
     is_remote,
@@ -34,9 +34,10 @@ from data.storage.by_uri import (
     what_failed,
     write_bytes,
 )
-from data.storage.store import FullError, join
+from data.storage.store import Found, FullError, join
 
 __all__ = [
+    "Found",
     "FullError",
     "absolute",
     "check_bucket",
@@ -44,8 +45,8 @@ __all__ = [
     "create_exclusive",
     "download",
     "exists",
-    "files_of",
     "filesystem",
+    "find_files",
     "is_directory",
     "is_relative",
     "is_remote",

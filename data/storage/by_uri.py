@@ -7,7 +7,7 @@ from data.errors import UserError
 from data.storage.gcs import Gcs
 from data.storage.local import Local
 from data.storage.memory import Memory
-from data.storage.store import Store
+from data.storage.store import Found, Store
 
 STORES: tuple[Store, ...] = (Local(), Gcs(), Memory())
 
@@ -142,13 +142,13 @@ def list_level(uri: str) -> list[tuple[str, float]]:
     return store_of(uri).list_level(uri)
 
 
-def files_of(uri: str) -> list[tuple[str, str, int]]:
-    """(relative name, URI, bytes) of each file that `uri` names as a file, folder or glob. Empty if there is none.
+def find_files(uri: str) -> Found:
+    """The files that `uri` names as a file, folder or glob, and what else it names that is no regular file.
 
     Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError for
     a glob that is not valid.
     """
-    return store_of(uri).files_of(uri)
+    return store_of(uri).find_files(uri)
 
 
 def content(uri: str) -> str:

@@ -7,18 +7,23 @@ exclusive create, hard-linked. A full disk is a FullError.
 import errno
 import glob
 import hashlib
+import itertools
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from data.storage.store import FullError, Store
+from data.errors import UserError
+from data.storage.store import Found, FullError, Store, fixed_part, is_glob, join
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LINKED = "linked folder"
 
 
 class Local(Store):
@@ -30,7 +35,7 @@ class Local(Store):
     read_threads = 1  # a read hardly waits, and each thread would hold memory
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
-        return fsspec.filesystem("file"), str(_path(uri).absolute())
+        return fsspec.filesystem("file"), self.absolute(uri)
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         _, path = self.filesystem(uri)
@@ -52,31 +57,98 @@ class Local(Store):
             os.makedirs(os.path.dirname(target_path), exist_ok=True)
             os.replace(source_path, target_path)
 
-    def files_of(self, uri: str) -> list[tuple[str, str, int]]:
-        files = super().files_of(uri if self.exists(uri) else uri.removeprefix("file://"))
-        if not self.is_directory(uri):
-            return files
-        return [file for file in files if os.path.isfile(file[1].removeprefix("file://"))]  # no pipe or broken link
+    def find_files(self, uri: str) -> Found:
+        """Regular files, and links to them. A folder below the given path is entered unless it is a link."""
+        path = str(_path(uri))
+        if os.path.isdir(path):
+            return _sorted(_below(path, uri))
+        if os.path.lexists(path):
+            return _sorted([(os.path.basename(path), uri, path)])
+        if not is_glob(path):
+            return Found()
+        fixed = fixed_part(path)
+        entries = [(os.path.relpath(name, fixed), name, name) for name in _glob(path, uri)]
+        linked = {name for name, _, _ in entries for name in _linked_above(name, fixed)}
+        found = _sorted(
+            entry for entry in entries if not os.path.isdir(entry[2]) and not _linked_above(entry[0], fixed)
+        )
+        return Found(found.files, sorted({*found.left_out, *((LINKED, os.path.join(fixed, name)) for name in linked)}))
 
     def content(self, uri: str) -> str:
         with open(_path(uri), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def local_path(self, uri: str) -> Path | None:
-        return _path(uri).absolute()
+        return Path(self.absolute(uri))
 
     def absolute(self, uri: str) -> str:
-        return os.path.abspath(_path(uri))
+        path = _path(uri).absolute()
+        if ".." not in path.parts:
+            return str(path)
+        # `link/..` is the folder above the link's target: what the system opens, and not what the text looks like
+        end = len(path.parts) - path.parts[::-1].index("..")
+        return str(Path(os.path.realpath(Path(*path.parts[:end])), *path.parts[end:]))
 
     def is_relative(self, uri: str) -> bool:
         return not _path(uri).is_absolute()
 
-    def _glob(self, uri: str) -> list[str]:
-        return glob.glob(uri, recursive=True)
-
 
 def _path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
+
+
+def _below(folder: str, uri: str) -> Iterator[tuple[str, str, str]]:
+    """(name relative to `folder`, URI, path) of each entry that is no folder, at any depth, and of linked folders."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that cannot be read is not an empty one
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in [*names, *linked]:
+            path = os.path.join(parent, name)
+            below = os.path.relpath(path, folder)
+            yield below, join(uri, below), path
+
+
+def _glob(pattern: str, uri: str) -> list[str]:
+    try:
+        return glob.glob(pattern, recursive=True)
+    except (ValueError, re.error) as error:
+        raise UserError(f"got the glob {uri!r}, which is not valid ({error}); give one that is") from error
+
+
+def _linked_above(name: str, fixed: str) -> list[str]:
+    """The first linked folder, if any, that `name` is inside, relative to `fixed`; `name` itself if it is one."""
+    parts = Path(name).parts
+    heads = [os.path.join(*parts[:count]) for count in range(1, len(parts) + 1)]
+    linked = (head for head in heads if os.path.islink(path := os.path.join(fixed, head)) and os.path.isdir(path))
+    return list(itertools.islice(linked, 1))
+
+
+def _sorted(entries: Iterable[tuple[str, str, str]]) -> Found:
+    files, left_out = [], []
+    for name, uri, path in entries:
+        kind, size = _kind(path)
+        if kind is None:
+            files.append((name, uri, size))
+        else:
+            left_out.append((kind, path))
+    return Found(sorted(files), sorted(left_out))
+
+
+def _kind(path: str) -> tuple[str | None, int]:
+    """The kind of a file that is not regular, else None; and its size in bytes."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return "broken link", 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "broken link", 0
+        raise
+    kinds = {stat.S_IFREG: None, stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: LINKED}
+    return kinds.get(stat.S_IFMT(found.st_mode), "device"), found.st_size
 
 
 def _temporary_beside(path: str, data: bytes) -> str:

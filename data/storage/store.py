@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from data.errors import UserError
 
@@ -23,6 +23,15 @@ class FullError(OSError):
     """The disk is full or read-only, so trying again at once would not help."""
 
     exit_code = 1
+
+
+class Found(NamedTuple):
+    """What a path names."""
+
+    files: Sequence[tuple[str, str, int]] = ()
+    """(relative name, URI, bytes) of each regular file"""
+    left_out: Sequence[tuple[str, str]] = ()
+    """(kind, path) of each pipe, device, socket, broken link and linked folder"""
 
 
 class Store(ABC):
@@ -127,24 +136,27 @@ class Store(ABC):
             return []
         return sorted((name, _changed(entry)) for entry in entries if (name := _last(entry["name"])))
 
-    def files_of(self, uri: str) -> list[tuple[str, str, int]]:
-        """(relative name, URI, bytes) of each file that `uri` names as a file, folder or glob. Empty if there is none.
+    def find_files(self, uri: str) -> Found:
+        """The files that `uri` names as a file, folder or glob, and what else it names that is no regular file.
 
         Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError
         for a glob that is not valid.
         """
         if self.exists(uri):
             if not self.is_directory(uri):
-                return [(PurePosixPath(uri).name, uri, self._size(uri))]
-            return [(name, join(uri, name), size) for name, size in self.list_files(uri)]
-        if not any(character in uri for character in GLOB):
-            return []
-        fixed = uri[: min(uri.index(character) for character in GLOB if character in uri)].rpartition("/")[0] or "."
+                return Found([(PurePosixPath(uri).name, uri, self._size(uri))])
+            return Found([(name, join(uri, name), size) for name, size in self.list_files(uri)])
+        if not is_glob(uri):
+            return Found()
         try:
             names = self._glob(uri)
         except ValueError as error:  # fsspec takes ** only as a whole part of a path
             raise UserError(f"got the glob {uri!r}, which is not valid ({error}); write ** between slashes") from error
-        return [(os.path.relpath(name, fixed), name, self._size(name)) for name in names if not self.is_directory(name)]
+        fixed = fixed_part(uri)
+        found = [
+            (os.path.relpath(name, fixed), name, self._size(name)) for name in names if not self.is_directory(name)
+        ]
+        return Found(found)
 
     def content(self, uri: str) -> str:
         """A fingerprint of the object's bytes: their sha256, or the store's own generation and checksum."""
@@ -178,6 +190,16 @@ class Store(ABC):
         fs, path = self.filesystem(uri)
         scheme = uri.partition("://")[0]
         return [f"{scheme}://{name.lstrip('/')}" for name in fs.glob(path)]
+
+
+def is_glob(uri: str) -> bool:
+    return any(character in uri for character in GLOB)
+
+
+def fixed_part(uri: str) -> str:
+    """The folder above the first part of a glob that has a special character."""
+    folder = uri[: min(uri.index(character) for character in GLOB if character in uri)].rpartition("/")
+    return folder[0] or folder[1] or "."
 
 
 def join(uri: str, *parts: str) -> str:

@@ -11,6 +11,7 @@ import tyro
 
 from pipelines.checkpoints.trained_run import open_run
 from pipelines.engine.inputs import DEFAULT_ROOT
+from pipelines.engine.printed import print_line
 from training.replay import replay
 
 
@@ -33,7 +34,7 @@ def replay_(words: list[str]) -> int:
     result = replay(run.job(question.step), question.step)
     steps = f"steps {result.first_step + 1} to {result.first_step + result.steps}"
     for line in result.differences:
-        print(line)
+        print_line(line)
     if result.differences:
         print(
             f"{run.name}: {steps} computed again: NOT the same; this machine or the one that trained computes wrongly"

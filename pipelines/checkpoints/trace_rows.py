@@ -22,6 +22,7 @@ from data.lineage import Place, documents_of_rows, find_document
 from pipelines.checkpoints.trained_run import CHECKPOINTS, TrainedRun, has_steps, open_run
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import DEFAULT_ROOT, Input
+from pipelines.engine.printed import print_line
 from training.checkpoints.records import checkpoint_uri, read_rows
 
 SHOWN_STEPS = 12
@@ -79,7 +80,7 @@ def trace(words: list[str]) -> int:
         assert question.row is not None
         lines = row_lines(run, question.row)
     for line in lines:
-        print(line)
+        print_line(line)
     return 0
 
 

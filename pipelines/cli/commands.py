@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import os
 import sys
 import textwrap
@@ -33,6 +34,7 @@ from pipelines.engine import config as configs
 from pipelines.engine import damage
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import REFERENCE
+from pipelines.engine.printed import one_line, print_line
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import read_run, run_task
 from pipelines.engine.stage import Stage, load_stage
@@ -77,10 +79,10 @@ def _list_runs(root: str) -> int:
     for name in stage_names():
         for fingerprint in storage.list_folders(storage.join(root, name)):
             started, state = _listed(storage.join(root, name, fingerprint))
-            print(f"{name}/{fingerprint}  {started:<25}  {state}")
+            print_line(f"{name}/{fingerprint}  {started:<25}  {state}")
             count += 1
     if not count:
-        print(no_runs(root))
+        print_line(no_runs(root))
     return 0
 
 
@@ -106,7 +108,7 @@ def status(words: list[str]) -> int:
     if words:
         raise UserError(f"got {' '.join(words)!r} after status; give nothing, or --root ROOT{_meant(words)}")
     for line in status_lines(storage.absolute(root)):
-        print(line)
+        print_line(line)
     return 0
 
 
@@ -125,7 +127,7 @@ def show(words: list[str]) -> int:
             raise UserError(
                 f"no finished run {name!r} under {root}; `list --runs --root {root}` lists the finished runs"
             )
-        print(manifest.to_json().decode(), end="")
+        print(_readable(manifest.to_json().decode()), end="")
         return 0
     target = _stage_or_recipe(name)
     print(f"{name}: {target.summary}")
@@ -158,7 +160,7 @@ def plan(words: list[str]) -> int:
         storage.check_bucket(command.root)
         inputs = resolve_inputs(target, command.config, command.inputs, command.root)
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
-        before = last_of_stage(tasks[target.name], print)
+        before = last_of_stage(tasks[target.name], print_line)
         notes: dict[str, str] = {}
         root = command.root
     else:
@@ -166,16 +168,16 @@ def plan(words: list[str]) -> int:
         storage.check_bucket(wanted.root)
         tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
         notes = {step.name: step.note for step in wanted.recipe.steps}
-    print(f"{target.name} in {root}: {target.summary}")
+    print_line(f"{target.name} in {root}: {target.summary}")
     for line in plan_lines(tasks, before, notes):
-        print(line)
+        print_line(line)
     if isinstance(target, Recipe):
         if missing := wanted.recipe.not_given():
             print(f"`run` also needs: {', '.join(missing)}")
         if prices_file is not None or target.name in PUBLISHED:
             print()
             for line in estimate_lines(wanted.recipe, prices):
-                print(line)
+                print_line(line)
     return 0
 
 
@@ -191,13 +193,13 @@ def account(words: list[str]) -> int:
     damaged: list[str] = []
     amounts = measured(tasks_of(command.recipe, command.root), damaged.append)
     for line in damaged:
-        print(line)
+        print_line(line)
     if not amounts:
         raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or give its --root")
     steps = len(command.recipe.steps)
-    print(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
+    print_line(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
     for line in measured_lines(amounts, prices):
-        print(line)
+        print_line(line)
     return 0
 
 
@@ -217,7 +219,7 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
         run_task(task, command.resources, session, _say)
     finally:
         session.close()
-    print(f"{task.directory}")
+    print_line(task.directory)
     return 0
 
 
@@ -298,13 +300,21 @@ def _field_docs(kind: Any) -> dict[str, str]:
     return docs
 
 
+def _readable(document: str) -> str:
+    """JSON with the characters escaped, in JSON's own way, that would steer a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
+        for character in document
+    )
+
+
 def _tell(text: str) -> None:
     """Prints a line. A recipe runs on if its output is no longer read, as after `| head`."""
     try:
-        print(text, flush=True)
+        print(one_line(text), flush=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from data.manifest import Manifest, read_manifest
 from pipelines.engine import config as configs
 from pipelines.engine import damage
 from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.inputs import left_out_lines
 from pipelines.engine.runner import read_run
 from pipelines.engine.task import Task
 from pipelines.report.words import holds
@@ -40,6 +41,8 @@ def plan_lines(
         detail = holds(manifest) if manifest is not None else why(name, tasks, before, waiting)
         detail = damaged[name][0].removeprefix("damaged: ") if damaged[name] else detail
         yield f"{'':<{width + 8}}{task.stage.name}/{task.fingerprint}: {detail}"
+        for line in left_out_lines(task.inputs):
+            yield f"{'':<{width + 8}}{line}"
         for line in task.stage.plan_notes(task.config, task.inputs) if task.stage.plan_notes else ():
             yield f"{'':<{width + 8}}{line}"
     changed: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
 from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
+from pipelines.engine.printed import one_line, print_line
 from pipelines.engine.registry import stage_names
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import refuse_given
@@ -62,7 +63,7 @@ def submit(words: Sequence[str]) -> int:
     _say(f"job {job}: {entrypoint} ({size(shipped)} of code shipped)")
     _say_how(job, address)
     if detach:
-        print(job)
+        print_line(job)
         return 0
     return follow(client, job, address)
 
@@ -255,4 +256,4 @@ def _names() -> list[str]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from data import storage
+from pipelines.engine.printed import one_line, shown
 
 FIRST_WORDS = {1: "failed", 2: "error", 130: "stopped"}
 """exit code -> first word of the line that ends a command"""
@@ -53,12 +54,18 @@ def run_command(command: Callable[[], int]) -> int:
 
     PIPELINES_TRACEBACK=1 in the environment prints the error's traceback first. A bug of ours is raised.
     """
+    with shown():
+        return _run_command(command)
+
+
+def _run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except BrokenPipeError:  # the reader of our output has ended
         return 1
     except KeyboardInterrupt as stop:
-        print(f"stopped: {stop}" if str(stop) else "stopped: run the same command again to resume it", file=sys.stderr)
+        message = str(stop) or "run the same command again to resume it"
+        print(f"stopped: {one_line(message)}", file=sys.stderr)
         return 130
     except Exception as error:
         if (ending := _ending(error)) is None:
@@ -66,7 +73,7 @@ def run_command(command: Callable[[], int]) -> int:
         if os.environ.get("PIPELINES_TRACEBACK") == "1":
             traceback.print_exc()
         code, message = ending
-        print(f"{FIRST_WORDS[code]}: {message}", file=sys.stderr)
+        print(f"{FIRST_WORDS[code]}: {one_line(message)}", file=sys.stderr)
         return code
 
 

@@ -7,8 +7,9 @@ On gs://, generation and crc32c take the place of sha256. The location of the fi
 
 import functools
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -43,6 +44,8 @@ class Read:
 
 
 DEFAULT_ROOT = "./runs"
+AGAIN = "file given twice"
+"""kind of a file that two of the given paths name"""
 REFERENCE = re.compile(
     r"^(?P<stage>[a-z_]+)/(?P<fingerprint>[0-9a-f]{16})(?:@(?P<step>\d{1,18}))?(?::(?P<dataset>\w+))?$"
 )
@@ -74,6 +77,8 @@ class Input:
     dataset: str = ""
     step: int | None = None
     files: tuple[ExternalFile, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(kind, path) of what the given paths name besides regular files; not hashed"""
 
     @property
     def external(self) -> bool:
@@ -192,12 +197,15 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     A file's name is relative to the given directory. With several paths, each directory's own name stands before it.
     Raises UserError if a path is missing or no file is left.
     """
-    files: dict[str, ExternalFile] = {}
+    by_place: dict[str, tuple[str, str, int]] = {}  # place -> name, URI, bytes: a file that is given twice counts once
     passed_over: list[str] = []
+    left_out: list[tuple[str, str]] = []
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
-        for below, uri, size in _files_of(path):
+        found = _find(path)
+        left_out += found.left_out
+        for below, uri, size in found.files:
             name = folder + below
             if select is not None and not select(name):
                 passed_over.append(name)
@@ -206,13 +214,21 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
                 raise UserError(
                     f"got the file {uri!r}, whose name is not UTF-8; rename it, or leave it out with --exclude"
                 )
-            if name in files and files[name].uri != uri:
-                raise UserError(
-                    f"got {files[name].uri} and {uri} with the same name {name!r}; give the folder above both instead"
-                )
-            files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=storage.content(uri))
+            entry, place = (name, uri, size), _place(uri)
+            if (before := by_place.setdefault(place, entry)) is not entry:
+                left_out.append((AGAIN, uri))
+                by_place[place] = min(before, entry, key=_longest_name)  # the same in whatever order they are given
+    files: dict[str, ExternalFile] = {}
+    for name, uri, size in by_place.values():
+        if name in files:
+            raise UserError(
+                f"got {files[name].uri} and {uri} with the same name {name!r}; give the folder above both instead"
+            )
+        files[name] = ExternalFile(name=name, uri=uri, bytes=size, content=storage.content(uri))
     if not files:
         problem = f"no file to read in {', '.join(paths)}"
+        if not passed_over and left_out:
+            raise UserError(f"{problem}: {left_out_line(left_out)}; give regular files, or the target of a link")
         if not passed_over:
             raise UserError(f"{problem}: no file is there; give files, directories or globs that match files")
         raise UserError(
@@ -224,7 +240,33 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
         reference="content:" + digest([(file.name, file.bytes, file.content) for file in ordered], 32),
         given=json.dumps([storage.absolute(path) for path in paths]),
         files=ordered,
+        left_out=tuple(sorted(set(left_out))),
     )
+
+
+def _longest_name(entry: tuple[str, str, int]) -> tuple[int, str]:
+    return -entry[0].count("/"), entry[0]
+
+
+def left_out_line(left_out: Sequence[tuple[str, str]]) -> str:
+    """What is no file to read, counted by kind, with an example of each kind."""
+    kinds: dict[str, list[str]] = {}
+    for kind, path in left_out:
+        kinds.setdefault(kind, []).append(path)
+    counts = (f"{len(some):,} {kind}{'s' * (len(some) > 1)} ({some[0]})" for kind, some in sorted(kinds.items()))
+    return f"left out {', '.join(counts)}"
+
+
+def left_out_lines(inputs: Mapping[str, Sequence[Input]]) -> list[str]:
+    """A line for each input with something left out."""
+    lines = ((name, source.left_out) for name, sources in inputs.items() for source in sources)
+    return [f"--{name}: {left_out_line(left_out)}" for name, left_out in lines if left_out]
+
+
+def _place(uri: str) -> str:
+    """The same text for the same file, however it is spelled or linked."""
+    path = storage.local_path(uri)
+    return uri if path is None else os.path.realpath(path)
 
 
 def _is_text(name: str) -> bool:
@@ -232,9 +274,8 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _files_of(path: str) -> list[tuple[str, str, int]]:
-    if files := storage.files_of(path):
-        return files
-    if storage.exists(path):
-        return []
+def _find(path: str) -> storage.Found:
+    found = storage.find_files(path)
+    if found.files or found.left_out or storage.exists(path):
+        return found
     raise UserError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")

@@ -29,7 +29,9 @@ from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.finished import Finished
+from pipelines.engine.inputs import left_out_lines
 from pipelines.engine.lease import hold_lease
+from pipelines.engine.printed import unwrapped
 from pipelines.engine.resources import Resources
 from pipelines.engine.shard_map import clean_up
 from pipelines.engine.stage import FAILURE, Context, Outcome, VerdictError
@@ -62,10 +64,12 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         resources=resources,
         attempt=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
         session=session,
-        quiet=os.environ.get("CI") == "true" or not sys.stderr.isatty(),
+        quiet=os.environ.get("CI") == "true" or not unwrapped(sys.stderr).isatty(),
     )
     save_config(task)
     storage.remove(storage.join(task.directory, FAILED_NAME))
+    for line in left_out_lines(task.inputs):
+        say(f"{where}: {line}")
     began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
         if lease is not None and (published := read_manifest(task.directory)) is not None:

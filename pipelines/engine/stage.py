@@ -22,6 +22,7 @@ from pipelines.engine.config import no_such
 from pipelines.engine.declaration import Declaration
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Read
+from pipelines.engine.printed import one_line, unwrapped
 from pipelines.engine.progress import Lines
 from pipelines.engine.registry import stage_names
 from pipelines.engine.resources import Resources
@@ -123,15 +124,18 @@ class Context:
         """
         title = title or self.stage
         if self.quiet:
-            yield Lines(total, unit, title, lambda text: print(text, file=sys.stderr, flush=True), before).advance
+            yield Lines(
+                total, unit, title, lambda text: print(one_line(text), file=sys.stderr, flush=True), before
+            ).advance
             return
         from tqdm import tqdm
 
-        with tqdm(total=total, initial=before, unit=unit, desc=title, file=sys.stderr, leave=False) as bar:
+        stderr = unwrapped(sys.stderr)
+        with tqdm(total=total, initial=before, unit=unit, desc=one_line(title), file=stderr, leave=False) as bar:
 
             def advance(units: int, note: str = "") -> None:
                 if note:
-                    bar.set_postfix_str(note, refresh=False)
+                    bar.set_postfix_str(one_line(note), refresh=False)
                 bar.update(units)
 
             yield advance

@@ -23,6 +23,7 @@ from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
 from pipelines.engine.config import from_dict, no_such
 from pipelines.engine.errors import UserError, exit_code
+from pipelines.engine.printed import one_line
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
 from pipelines.fit.programs import TRAINING_STEP, program_of
@@ -174,4 +175,4 @@ def _run(request: FitRequest, command: Command) -> Cell:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

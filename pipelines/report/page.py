@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 
+from pipelines.engine.printed import visible
 from pipelines.report import charts
 from pipelines.report.figures import Completion, Curve, Figures, read_curve
 from pipelines.report.tables import (
@@ -20,7 +21,7 @@ from pipelines.report.tables import (
     stages_table,
     times_table,
 )
-from pipelines.report.words import duration, visible
+from pipelines.report.words import duration
 
 WIDE, NARROW = (860, 420), (400, 340)
 """width and height of the chart in pixels; a phone gets a chart of its own, so that the letters stay readable"""

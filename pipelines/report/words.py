@@ -37,11 +37,3 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-
-
-def visible(text: str) -> str:
-    """The text with control characters, escapes and lone surrogates spelled out, so that no terminal obeys them."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
-        for character in text
-    )

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from data import storage
 from data.manifest import MANIFEST_NAME, RUN_NAME
+from pipelines.engine.printed import unwrapped, visible
 from pipelines.engine.task import Task
 from pipelines.report.figures import Figures, read_figures
 from pipelines.report.page import page
@@ -28,7 +29,6 @@ from pipelines.report.tables import (
     stages_table,
     times_table,
 )
-from pipelines.report.words import visible
 
 REPORT_NAME = "report.html"
 PIPED_WIDTH = 120
@@ -51,7 +51,7 @@ def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
 
 def print_report(figures: Figures) -> None:
     """Prints the tables to stdout: with colours and the terminal's width on a terminal, otherwise as plain text."""
-    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console = Console(file=unwrapped(sys.stdout), markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     console.print()

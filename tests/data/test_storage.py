@@ -117,13 +117,14 @@ def test_the_same_files_have_the_same_names_from_a_folder_and_from_a_glob(place:
     for name in ("b/x.txt", "a.txt", "c.bin"):
         storage.write_bytes(storage.join(place, name), b"12")
     below = [(name, storage.join(place, name), 2) for name in ("a.txt", "b/x.txt", "c.bin")]
-    assert storage.files_of(place) == below
-    assert sorted(storage.files_of(storage.join(place, "**", "*.txt"))) == below[:2]
-    assert storage.files_of(storage.join(place, "a.txt")) == below[:1]
-    assert storage.files_of(storage.join(place, "missing")) == storage.files_of(storage.join(place, "*.md")) == []
+    assert storage.find_files(place).files == below
+    assert sorted(storage.find_files(storage.join(place, "**", "*.txt")).files) == below[:2]
+    assert storage.find_files(storage.join(place, "a.txt")).files == below[:1]
+    assert not storage.find_files(storage.join(place, "missing")).files
+    assert not storage.find_files(storage.join(place, "*.md")).files
     if "://" in place:  # fsspec's globs; Python's take it
         with pytest.raises(ValueError, match=r"the glob .* is not valid .*; write \*\* between slashes"):
-            storage.files_of(storage.join(place, "**.md"))
+            storage.find_files(storage.join(place, "**.md"))
 
 
 def test_the_content_of_an_object_is_its_bytes(place: str) -> None:

@@ -105,8 +105,7 @@ def test_a_config_of_another_shape_is_refused(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("name", "act"),
     [
-        ("_RUN.json", lambda root, run: __main__.main(["status", "--root", root])),
-        ("_MANIFEST.json", lambda root, run: __main__.main(["status", "--root", root])),
+        ("_MANIFEST.json", lambda root, run: __main__.main(["show", f"train_model/{FINGERPRINT}", "--root", root])),
         ("_CONFIG.json", lambda root, run: __main__.main(["trace", "--checkpoint", run, "--step", "1"])),
     ],
 )

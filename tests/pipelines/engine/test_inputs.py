@@ -1,14 +1,15 @@
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data import shards
+from data import shards, storage
 from data.manifest import Dataset, Manifest, publish_manifest
-from pipelines.engine.inputs import Input, Read, external_input, resolve
+from pipelines.engine.inputs import Input, Read, external_input, left_out_line, left_out_lines, resolve
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, resolve_inputs
 from pipelines.stages import collect_text
@@ -187,6 +188,86 @@ def test_a_file_whose_name_is_not_utf8_is_told_so(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
     with pytest.raises(ValueError, match="is not UTF-8; rename it"):
         external_input([str(tmp_path)], None)
+
+
+def test_regular_files_are_read_and_the_rest_is_counted_by_kind(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "in")
+    corpus(tmp_path / "far")
+    os.mkfifo(folder / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(folder / "s.txt"))
+    (folder / "broken.txt").symlink_to("nowhere")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    (folder / "linked").symlink_to(tmp_path / "far")
+    (folder / "around").symlink_to(folder)
+    (folder / "null.txt").symlink_to("/dev/null")
+    (folder / "to_far.txt").symlink_to(tmp_path / "far" / "a.txt")
+    (folder / "to_a.txt").symlink_to("a.txt")
+    expected = (
+        "left out 2 broken links (), 1 device (), 1 file given twice (), 2 linked folders (), 1 pipe (), 1 socket ()"
+    )
+    for spelling in (str(folder), f"file://{folder}", f"{folder}/**/*", f"file://{folder}/**"):
+        found = external_input([spelling], None)
+        assert [file.name for file in found.files] == ["a.txt", "b/c.txt", "b/d.md", "to_far.txt"], spelling
+        assert re.sub(r"\(.*?\)", "()", left_out_line(found.left_out)) == expected, spelling
+    assert left_out_lines({"input": [found]}) == [f"--input: {left_out_line(found.left_out)}"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pipe", "1 pipe"), ("broken", "1 broken link"), ("null", "1 device")])
+def test_what_is_no_regular_file_is_refused_by_name_and_by_glob(tmp_path: Path, name: str, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (f"{tmp_path}/{name}", f"{tmp_path}/{name[:2]}*", f"file://{tmp_path}/{name}"):
+        with pytest.raises(ValueError, match=f"no file to read in .*: left out {kind} .*; give regular files"):
+            external_input([path], None)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = corpus(tmp_path)
+    plain = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="/b"):
+        external_input([str(folder)], None)
+
+
+def test_a_file_that_is_given_twice_counts_once_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    d = corpus(tmp_path / "d")
+    (tmp_path / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path)
+    given = [
+        [str(d), str(d / "a.txt")],
+        [str(d / "a.txt"), str(d)],
+        ["d", "./d/a.txt"],
+        ["d/a.txt", "d/"],
+        ["d", "d/*.txt"],
+        ["d", "link/a.txt"],
+        ["d", f"file://{d}/a.txt"],
+    ]
+    inputs = [external_input(paths, None) for paths in given]
+    assert {tuple(file.name for file in found.files) for found in inputs} == {("d/a.txt", "d/b/c.txt", "d/b/d.md")}
+    assert len({found.reference for found in inputs}) == 1
+    assert all([kind for kind, _ in found.left_out] == ["file given twice"] for found in inputs)
+
+
+def test_a_root_above_a_link_means_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`link/..` is the folder above the link's target, for whoever opens it and for whoever writes its name."""
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "below")
+    monkeypatch.chdir(tmp_path)
+    for root in ("link/../x", f"{tmp_path}/link/../x", f"file://{tmp_path}/link/../x", "./link/.././x/"):
+        assert storage.absolute(root) == str(tmp_path / "far" / "x")
+        assert storage.filesystem(root)[1] == str(tmp_path / "far" / "x")
+        assert storage.local_path(root) == tmp_path / "far" / "x"
+    storage.write_bytes("link/../x/a", b"1")
+    assert (tmp_path / "far" / "x" / "a").read_bytes() == storage.read_bytes(storage.absolute("link/../x/a")) == b"1"
+    assert storage.absolute("a/../b") == str(tmp_path / "b")
 
 
 def task(root: Path, *inputs: str, **config: object) -> Task:

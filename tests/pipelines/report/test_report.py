@@ -10,12 +10,12 @@ import pytest
 
 from data import storage
 from data.manifest import RUN_NAME
+from pipelines.engine.printed import visible
 from pipelines.report import charts
 from pipelines.report import write as report
 from pipelines.report.figures import read_curve, read_figures
 from pipelines.report.page import page
 from pipelines.report.tables import headline, rejects_table
-from pipelines.report.words import visible
 from tests.programs.fake_runs import FakeRuns, add_evaluation, add_text_path, add_training, falling, whole_path
 
 
