@@ -86,7 +86,7 @@ def decode(content: bytes, charset: str = "", markup: bool = False) -> Decoded:
     for mark, codec in _BOMS:
         if content.startswith(mark):
             return Decoded(text=_text(content[len(mark) :], codec), encoding=codec)
-    declared = [codec for label in _declared(content, charset, markup) if (codec := codec_of(label))]
+    declared = [codec for codec in map(codec_of, _declared(content, charset, markup)) if codec]
     try:
         text = content.decode()
     except UnicodeDecodeError:
