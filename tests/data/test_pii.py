@@ -1,4 +1,4 @@
-"""Personal data is found where it is, and what only looks like it is let be."""
+"""Personal data is found where it is, and what only looks like it stays."""
 
 import hashlib
 import time

@@ -111,7 +111,7 @@ def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
 
 
 def status(cluster: RayCluster, token: str | None) -> int:
-    """Of the dashboard's answer to who brings this token."""
+    """The dashboard's answer to a request with this token."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers=headers)
     try:

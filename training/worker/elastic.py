@@ -91,7 +91,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         return max((size for size in self._sizes if size <= possible and not self._is_missed(size)), default=0)
 
     def _is_missed(self, size: int) -> bool:
-        """Whether the size was tried in vain lately, with the present nodes, which other runs may use."""
+        """whether the size failed lately, with the present nodes, which other runs may use."""
         if size == self._sizes[0] or size not in self._missed:
             return False
         when, nodes = self._missed[size]
