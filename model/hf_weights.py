@@ -187,7 +187,7 @@ def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
-        # transformers 4 takes sdpa otherwise, which leaves out the cap on attention logits
+        # transformers 4 otherwise takes PyTorch's fused attention, which leaves out the cap on attention logits
         "_attn_implementation": "eager",
         **{key: getattr(config, name) for name, key in _CONFIG_KEYS.items()},
         "rope_theta": config.rope_theta,

@@ -57,6 +57,10 @@ def model_card(exported: Exported, checkpoint: Input, step: int, evaluations: Se
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         "```",
         "",
+        "The tokenizer begins each text with `<bos>`. lm-evaluation-harness puts one more before a text whose "
+        "perplexity it measures: for such tasks give `add_bos_token=False` among its model arguments. For tasks with "
+        "questions leave the argument out, as they would have no `<bos>` at all.",
+        "",
         "## Training",
         "",
         *_training(checkpoint, step, runs),

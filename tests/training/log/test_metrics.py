@@ -91,10 +91,10 @@ def test_tensorboard_shows_each_step_once_after_a_stop(tmp_path: Path) -> None:
     assert dict(shown["step_seconds"]) == pytest.approx(newest), "the values of the last attempt"
 
 
-@pytest.mark.slow  # imports tensorboard
+@pytest.mark.slow  # imports TensorBoard
 def test_tensorboard_itself_shows_each_step_once_after_a_stop(tmp_path: Path) -> None:
     accumulators = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
     )
     logs = a_run_that_was_stopped(tmp_path)
     events = accumulators.EventAccumulator(str(logs))
