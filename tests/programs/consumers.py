@@ -32,7 +32,7 @@ def texts() -> list[str]:
         "  two spaces before, and two after  ",
         "The year 1984, the price 3,000.50, and \u0661\u0662\u0663.",
         "def f(x):\n\treturn {'a': [x**2 for x in range(10)]}\n",
-        "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3001\u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+        "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3001\u0440\u0443\u0441\u0441\u043a\u0438\u0439, "
         "\u0939\u093f\u0928\u094d\u0926\u0940, \u0e44\u0e17\u0e22",
         "e\u0301 \u00e9 \ufb01 \u2126 \u200b\u00a0\ufeff",
         "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0010ffff",
