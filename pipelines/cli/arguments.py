@@ -168,12 +168,17 @@ def _what(recipe: Recipe, step: str, name: str) -> str:
 
 
 def _with_config(step: Step, parsed: Any, own_text: bool) -> Step:
-    """The step with the config of the command line. A step that reads the user's text gets another config and note."""
+    """The step with the config of the command line.
+
+    A step that reads the user's text gets another note, and another config but for the fields that the line gives.
+    """
     config = getattr(parsed, step.name, step.config)
     declared = load_stage(step.stage).declares.own_text
-    if own_text and declared is not None and config == step.config:
-        return replace(step, config=declared.config(config), note=declared.note)
-    return replace(step, config=config)
+    if not own_text or declared is None:
+        return replace(step, config=config)
+    names = [entry.name for entry in dataclasses.fields(config)]
+    given = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(step.config, name)}
+    return replace(step, config=replace(declared.config(step.config), **given), note=declared.note)
 
 
 def _config_field(kind: type, saved: Any, overrides: dict[str, Any]) -> tuple[str, Any, Any]:
