@@ -1,12 +1,17 @@
 """Duplicates, exact and near: which document of a cluster is kept, and which documents are dropped.
 
     TEXT shard -> keys_of -> (by key) links_in -> (components.py) -> (node, kept) -> drop_rows -> TEXT, CLUSTERS
+                             candidates -> (by shard) shingles_of -> (by first document) similar -> links
 
-A node is a document's place, shard * 2**32 + row. Documents that share a key are linked. A document has one key for its
-normalized text (128 bits, lower case, white space as single spaces), and one key for each band of MinHash (minhash.py).
-Each connected component keeps its first document, in the order of the shards. Texts stay in place; only keys and links
-are shuffled.
+A node is a document's place, shard * 2**32 + row. Documents that share a key may be duplicates. A document has one key
+for its normalized text (128 bits, lower case, white space as single spaces), and one key for each band of MinHash
+(minhash.py). Equal texts are linked at once. Documents that only share a band are candidates: their shingles are
+compared, and they are linked if the Jaccard similarity is high enough. Each connected component keeps its first
+document, in the order of the shards. Only keys, links and the shingles of candidates are shuffled.
 """
+
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +21,14 @@ from data import minhash, schema
 
 KEYS = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("node", pa.int64())])
 LINKS = pa.schema([("node", pa.int64()), ("other", pa.int64())])
+SHINGLES = pa.schema(
+    [("group", pa.int64()), ("node", pa.int64()), ("shingles", pa.large_list(pa.field("item", pa.uint32())))]
+)
+"""a candidate of a group; the group is the first document of a bucket. Shingles are sorted, distinct and cut to 32
+bits: two documents of 10,000 shingles each share one by chance in 2 of 100 cases, which moves their similarity by
+1 in 20,000"""
+MOST_LEADERS = 8
+"""documents of a group that each later one is compared with: time is linear in the size of the group"""
 DROPS = pa.schema([("node", pa.int64()), ("kept_id", pa.string()), ("kept_text", pa.string())])
 """documents that a shard drops; kept_text is the `normalized_hash` of the document that is kept instead"""
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
@@ -32,25 +45,29 @@ def normalized_hash(text: str) -> str:
 
 
 def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words: int, seed: int) -> pa.Table:
-    """KEYS of the documents of one shard. With 0 `bands`, only exact duplicates share a key."""
+    """KEYS of the documents of one shard. With 0 `bands`, only exact duplicates share a key.
+
+    Of equal texts in the shard, only the first has keys of bands: the others are linked to it by their text.
+    """
     texts = table["text"].to_pylist()
     digests = [normalized_hash(text) for text in texts]
     halves = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2).astype(np.uint64)
     nodes = place(shard, np.arange(len(texts)))
     high, low, node = [halves[:, 0]], [halves[:, 1]], [nodes]
     if bands and len(texts):
-        signatures = minhash.signatures(table["text"], shingle_words, bands * rows, seed)
+        first = np.sort(np.unique(halves, axis=0, return_index=True)[1])
+        signatures = minhash.signatures(table["text"].take(pa.array(first)), shingle_words, bands * rows, seed)
         worded = minhash.has_words(signatures)
         keys = minhash.band_keys(signatures[worded], bands)
         for band in range(bands):
             high.append(keys[:, band])
             low.append(np.full(len(keys), band, np.uint64))
-            node.append(nodes[worded])
+            node.append(nodes[first[worded]])
     return pa.table([np.concatenate(high), np.concatenate(low), np.concatenate(node)], schema=KEYS)
 
 
-def links_in(keys: pa.Table) -> np.ndarray:
-    """Links of each document to the first document with the same key, int64 [links, 2].
+def links_in(keys: pa.Table, bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """(links of equal texts, candidates that share a band), each int64 [links, 2]: a document, the first with its key.
 
     `keys` must hold all rows of each of its keys.
     """
@@ -60,7 +77,59 @@ def links_in(keys: pa.Table) -> np.ndarray:
     new = np.ones(len(node), bool)
     new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     first = node[np.flatnonzero(new)][np.cumsum(new) - 1] if len(node) else node
-    return np.unique(np.stack([node[~new], first[~new]], axis=1), axis=0).reshape(-1, 2)
+    links, of_band = np.stack([node[~new], first[~new]], axis=1), low[~new] < bands
+    return _distinct(links[~of_band]), _distinct(links[of_band])
+
+
+def _distinct(links_E2: np.ndarray) -> np.ndarray:
+    return np.unique(links_E2, axis=0).reshape(-1, 2)
+
+
+def shingles_of(table: pa.Table, candidates: pa.Table, shingle_words: int) -> pa.Table:
+    """SHINGLES for the (node, group) of `candidates`, in order. All nodes are in this TEXT shard."""
+    pairs = _distinct(np.stack([candidates["node"].to_numpy(), candidates["other"].to_numpy()], axis=1))
+    rows, number = np.unique(pairs[:, 0] & 0xFFFFFFFF, return_inverse=True)
+    sets: list[np.ndarray] = []
+    for block in minhash.blocks(table["text"].take(pa.array(rows))):
+        hashes, offsets = minhash.shingle_hashes(block, shingle_words)
+        cut = (hashes >> np.uint64(32)).astype(np.uint32)
+        sets += [np.unique(cut[start:end]) for start, end in itertools.pairwise(offsets)]
+    ends = np.cumsum([0, *map(len, sets)])
+    values = pa.array(np.concatenate([*sets, np.zeros(0, np.uint32)]))
+    shingles = pa.LargeListArray.from_arrays(pa.array(ends), values).take(pa.array(number))
+    return pa.table([pa.array(pairs[:, 1]), pa.array(pairs[:, 0]), shingles], schema=SHINGLES)
+
+
+def similar(tables: Iterable[pa.Table], min_similarity: float) -> np.ndarray:
+    """Links of candidates to the first document of their group that is similar enough, int64 [links, 2].
+
+    `tables` are SHINGLES with all rows of each of their groups, in the order of the nodes. A document that is similar
+    to none of the leaders of its group becomes a leader, if the group has fewer than MOST_LEADERS.
+    """
+    leaders: dict[int, list[tuple[int, np.ndarray]]] = {}
+    links = []
+    for table in tables:
+        for chunk in table.to_batches():
+            ends, values = chunk["shingles"].offsets.to_numpy(), chunk["shingles"].values.to_numpy()
+            groups, nodes = chunk["group"].to_pylist(), chunk["node"].to_pylist()
+            for group, node, start, end in zip(groups, nodes, ends[:-1], ends[1:], strict=True):
+                shingles, known = values[start:end], leaders.setdefault(group, [])
+                for leader, others in known:
+                    if _at_least(shingles, others, min_similarity):
+                        links.append((node, leader))
+                        break
+                else:
+                    if len(known) < MOST_LEADERS:
+                        known.append((node, shingles.copy()))
+    return np.array(links, np.int64).reshape(-1, 2)
+
+
+def _at_least(a: np.ndarray, b: np.ndarray, min_similarity: float) -> bool:
+    """Whether the Jaccard similarity of two sets, as sorted distinct values, is at least `min_similarity`."""
+    if min(len(a), len(b)) < min_similarity * max(len(a), len(b)):
+        return False
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared >= min_similarity * (len(a) + len(b) - shared)
 
 
 def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:

@@ -9,7 +9,7 @@ with one hop and with two, so the number of hops changes no byte of the result.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,11 @@ class Shuffled:
         """The rows of one part, in the order of the first hop's files. Raises UserError if a file is damaged."""
         band, place = divmod(part, self.width)
         return exchange.gather(self.files[band], place, schema)
+
+    def each(self, part: int, schema: pa.Schema) -> Iterator[pa.Table]:
+        """The rows of one part as `gather` has them, one file after the other, so that few are in memory."""
+        band, place = divmod(part, self.width)
+        return (exchange.gather([file], place, schema) for file in self.files[band])
 
 
 def plan_split(files: int, parts: int, part_of: Callable[[pa.Table], np.ndarray]) -> Split:

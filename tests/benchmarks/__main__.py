@@ -4,6 +4,7 @@
     device                                          the basis of `--device auto` without an accelerator: cpu and xla
     rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
+    similar                                         what comparing candidates costs deduplicate_text
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
 Without a PART, all parts run: about half an hour on two cores. The train step on a GPU is
@@ -37,6 +38,7 @@ from tests.benchmarks import (
     memory,
     million_rows,
     model_speed,
+    similar,
     step_speed,
     tokenize_speed,
     train_step,
@@ -114,6 +116,7 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "rows": million_rows.rows,
     "tokenize": lambda: with_corpus(tokenize_speed.rows),
     "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
+    "similar": similar.rows,
     "filter": lambda: with_corpus(dedup_speed.filter_rows),
     "memory": lambda: with_corpus(memory.rows),
     "manifests": manifest_size.rows,

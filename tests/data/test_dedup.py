@@ -1,5 +1,6 @@
 """Who stays of a cluster, over any split into shards; precision and recall against exact Jaccard and datasketch."""
 
+import functools
 import itertools
 import random
 import sysconfig
@@ -32,13 +33,22 @@ def text_table(texts: list[str], start: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, schema.TEXT)
 
 
-def deduplicated(shards: list[list[str]], bands: int = 0) -> tuple[list[str], list[dict[str, str]]]:
+def deduplicated(
+    shards: list[list[str]], bands: int = 0, min_similarity: float = 0.75
+) -> tuple[list[str], list[dict[str, str]]]:
     """(texts that stay, clusters): the stage's phases, without Ray."""
     starts = np.cumsum([0, *map(len, shards)]).tolist()
     tables = [text_table(texts, start) for texts, start in zip(shards, starts, strict=False)]
     settings_ = {"bands": bands, "rows": BAND_HASHES, "shingle_words": SHINGLE_WORDS, "seed": 0}
     keys = pa.concat_tables([dedup.keys_of(table, number, **settings_) for number, table in enumerate(tables)])
-    stars = components.stars(dedup.links_in(keys))
+    linked, candidates = dedup.links_in(keys, bands)
+    firsts = np.repeat(np.unique(candidates[:, 1])[:, None], 2, axis=1)
+    requests = np.concatenate([candidates, firsts])
+    wanted = pa.table([requests[:, 0], requests[:, 1]], schema=dedup.LINKS)
+    shingles = [
+        dedup.shingles_of(table, of_shard(wanted, "node", number), SHINGLE_WORDS) for number, table in enumerate(tables)
+    ]
+    stars = components.stars(np.concatenate([linked, dedup.similar(shingles, min_similarity)]))
     links = pa.table([stars[:, 0], stars[:, 1]], schema=dedup.LINKS)
     drops = pa.concat_tables(
         [dedup.name_kept(table, of_shard(links, "other", number)) for number, table in enumerate(tables)]
@@ -81,11 +91,83 @@ def test_clusters_name_the_document_that_stays_and_why() -> None:
     ]
 
 
+def jaccard(a: str, b: str) -> float:
+    """The similarity of two texts by their shingles, computed plainly."""
+    sets = []
+    for text in (a, b):
+        words = text.lower().split()
+        sets.append({tuple(words[k : k + SHINGLE_WORDS]) for k in range(max(len(words) - SHINGLE_WORDS + 1, 1))})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def family(*, header: int, body: int, pages: int) -> list[str]:
+    """Pages of words of their own after one header."""
+    draw = random.Random(7)
+    words = [f"w{number}" for number in range(5000)]
+    top = " ".join(draw.sample(words, header))
+    return [top + " " + " ".join(draw.sample(words, body)) for _ in range(pages)]
+
+
+def test_pages_with_one_header_are_not_one_document() -> None:
+    """Half of each page is the header: many share a band, none are similar enough."""
+    pages = family(header=120, body=60, pages=106)
+    assert jaccard(pages[0], pages[1]) == pytest.approx(0.5, abs=0.05)
+    keys = dedup.keys_of(text_table(pages), 0, bands=BANDS, rows=BAND_HASHES, shingle_words=SHINGLE_WORDS, seed=0)
+    assert len(dedup.links_in(keys, BANDS)[1]) > 10
+    kept, clusters = deduplicated([pages[:50], pages[50:]], bands=BANDS)
+    assert kept == pages
+    assert clusters == []
+
+
+@pytest.mark.parametrize("least", [0.5, 0.75, 0.9])
+def test_a_dropped_document_is_similar_to_one_of_its_cluster(least: float) -> None:
+    texts = labelled_texts()
+    kept, clusters = deduplicated([texts[:200], texts[200:]], bands=BANDS, min_similarity=least)
+    by_id = dict(zip(text_table(texts)["id"].to_pylist(), texts, strict=True))
+    assert len(kept) + len(clusters) == len(texts)
+    members: dict[str, list[str]] = {}
+    for row in clusters:
+        if row["reason"] == dedup.NEAR:
+            others = members.setdefault(row["kept_id"], [by_id[row["kept_id"]]])
+            others.append(by_id[row["id"]])
+    assert members
+    for family_texts in members.values():
+        for text in family_texts:
+            assert max(shared(text, other) for other in family_texts if other is not text) >= least
+
+
+def shared(a: str, b: str) -> float:
+    """The similarity of two texts by all 64 bits of their shingles."""
+    hashes, (_, middle, _) = minhash.shingle_hashes(pa.array([a, b]), SHINGLE_WORDS)
+    sets = set(hashes[:middle].tolist()), set(hashes[middle:].tolist())
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 27), min_size=2, max_size=40), st.integers(1, 4))
+def test_what_is_kept_does_not_depend_on_the_shards(numbers: list[int], count: int) -> None:
+    texts = [labelled_texts()[number] for number in numbers]
+    whole = deduplicated([texts], bands=BANDS)
+    cuts = np.linspace(0, len(texts), count + 1).astype(int).tolist()
+    assert deduplicated([texts[a:b] for a, b in itertools.pairwise(cuts)], bands=BANDS) == whole
+
+
+def test_a_group_is_compared_with_a_bounded_number_of_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is linear in the size of a bucket of documents that are not similar."""
+    calls = []
+    monkeypatch.setattr(dedup, "_at_least", lambda *_: calls.append(0) is not None)
+    pages = family(header=10, body=10, pages=200)
+    wanted = pa.table([np.arange(200), np.zeros(200, np.int64)], schema=dedup.LINKS)
+    assert len(dedup.similar([dedup.shingles_of(text_table(pages), wanted, SHINGLE_WORDS)], 0.75)) == 0
+    assert len(calls) <= 200 * dedup.MOST_LEADERS
+
+
 def test_documents_without_words_are_no_near_duplicates() -> None:
     kept, _ = deduplicated([["!!!", "???", "", "-"]], bands=BANDS)
     assert kept == ["!!!", "???", "", "-"]
 
 
+@functools.cache
 def labelled_texts() -> list[str]:
     """Passages of the standard library, each with copies of which more and more words are replaced."""
     draw = random.Random(5)
