@@ -59,7 +59,9 @@ def _strings(values: list[Any]) -> Iterator[str]:
 
 
 def set_name(file_name: str) -> str:
-    return PurePosixPath(file_name).name.partition(".")[0]
+    """The name of the set in a file: the file's relative path without the endings, so folders tell sets apart."""
+    path = PurePosixPath(file_name)
+    return str(path.with_name(path.name.partition(".")[0] or path.name))
 
 
 def index_of(sets: Sequence[Sequence[str | None]], ngram_words: int) -> tuple[pa.Table, list[int]]:

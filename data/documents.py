@@ -18,6 +18,15 @@ def parse_object(content: bytes | str, where: str, advice: str) -> dict[str, Any
     return document
 
 
+def lines_of(content: bytes) -> list[str]:
+    """The lines of a UTF-8 file without their ends. Lines end at a newline only, not at U+2028, U+0085 or a form feed.
+
+    A byte order mark is left out. Raises UnicodeDecodeError if the file is not UTF-8.
+    """
+    lines = content.decode("utf-8-sig").split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
 def json_text(values: dict[str, Any]) -> str:
     """The values as strict JSON with sorted names. NaN, infinity and other types than JSON's become strings."""
     try:

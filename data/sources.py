@@ -189,7 +189,7 @@ def _read_whole(uri: str, most_bytes: int) -> Record | Reject:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         return _too_long(0, data, most_bytes)
-    text, problem = _decode(data)
+    text, problem = _decode(data.removeprefix(codecs.BOM_UTF8))
     if problem:
         return Reject(offset=0, reason="invalid_utf8", detail=problem, content=data)
     return Record(offset=0, text=text, metadata={})
@@ -303,8 +303,10 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
     kind = file.schema_arrow.field(text_field).type
     dictionary = pa.types.is_dictionary(kind)
     kind = kind.value_type if dictionary else kind
-    bytes_kind = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
-    if bytes_kind not in (pa.binary(), pa.large_binary()):
+    bytes_kind = {
+        pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()
+    }.get(kind, kind)  # fmt: skip
+    if bytes_kind not in (pa.binary(), pa.large_binary(), pa.binary_view()):
         raise UserError(
             f"{name}: column {text_field!r} holds {kind}, not strings: set --text-field to a column of strings"
         )
@@ -314,22 +316,40 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
             # as bytes: the writer may not have checked that its strings are UTF-8
             column = batch.column(text_field)
             column = column.dictionary_decode() if dictionary else column
-            metadata = batch.select(list(options.metadata_fields)).to_pylist() if options.metadata_fields else []
+            metadata = _metadata(batch, options.metadata_fields)
             for place, value in enumerate(column.cast(bytes_kind).to_pylist()):
                 yield _parse_value(value, offset, metadata[place] if metadata else {}, options.max_document_bytes)
                 offset += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{name} is damaged ({error}); fetch {uri} again, or leave it out with --exclude") from error
-    except (ValueError, OverflowError) as error:  # a time before year 1, after year 9999, or in nanoseconds
-        raise UserError(
-            f"{name} holds values that Python has no number or time for ({error}); leave their column out of "
-            "--metadata-fields"
-        ) from error
     if offset != file.metadata.num_rows:
         raise UserError(
             f"{name} is damaged ({offset} rows where its footer says {file.metadata.num_rows}); fetch {uri} again, "
             "or leave it out with --exclude"
         )
+
+
+def _metadata(batch: pa.RecordBatch, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The fields of each row. A time that Python has no value for (before year 1, after 9999) is kept as text."""
+    columns = []
+    for field in fields:
+        try:
+            columns.append(batch.column(field).to_pylist())
+        except (ValueError, OverflowError):
+            columns.append([_value_or_text(scalar) for scalar in batch.column(field)])
+    return [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _value_or_text(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _value_or_text(value) for name, value in scalar.items()}
+        if isinstance(scalar, pa.ListScalar):
+            return [_value_or_text(value) for value in scalar.values]
+        text = str(scalar.cast(pa.string()).as_py())
+        return text.removeprefix("<value out of range: ").removesuffix(">")
 
 
 def _parse_value(value: bytes | None, offset: int, metadata: dict[str, Any], most_bytes: int) -> Record | Reject:

@@ -43,6 +43,8 @@ class Config:
     """Patterns of the file names to read, relative to the given directory (* crosses folders)."""
     exclude: tuple[str, ...] = absent(())
     """Patterns of the file names to leave out."""
+    hidden: bool = absent(False)
+    """Reading of hidden files too: those whose name, or the name of a folder around them, begins with a dot."""
     text_field: str = "text"
     """Field (JSONL; a.b is field b inside field a) or column (Parquet) that holds the text."""
     metadata_fields: tuple[str, ...] = absent(())
@@ -69,6 +71,8 @@ class Config:
 
 def selected(config: Config, name: str) -> bool:
     """Whether the file with this relative name is read."""
+    if not config.hidden and any(part.startswith(".") for part in name.split("/")):
+        return False
     included = _any_of(config.include).match(name) is not None
     return included and _any_of(config.exclude).match(name) is None
 

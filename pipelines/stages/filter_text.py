@@ -8,7 +8,7 @@ FineWeb, personal data, classifiers.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from data import filters, pii, schema, shards, storage
+from data import documents, filters, pii, schema, shards, storage
 from data.absent import absent
 from data.filters import Rules, Treatment
 from data.heuristics import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
@@ -132,7 +132,7 @@ def read_words(uris: list[str]) -> tuple[str, ...]:
     words: set[str] = set()
     for uri in uris:
         try:
-            lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+            lines = documents.lines_of(storage.read_bytes(uri))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"the word list {uri} is not UTF-8 ({error}); save it as UTF-8, one word in a line"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from data import schema, storage
+from data import documents, schema, storage
 from data.absent import absent
 from data.tokenizer import BOS, Tokenizer
 from model import generate
@@ -126,7 +126,7 @@ def run(context: Context, config: Config) -> Outcome:
     for source in context.inputs.get("prompts", []):
         for file in source.files:
             try:
-                prompts += storage.read_bytes(file.uri).decode("utf-8").splitlines()
+                prompts += documents.lines_of(storage.read_bytes(file.uri))
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one in each line"

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data import sources
+from data import decontaminate, documents, sources
+from pipelines.stages import collect_text
 from tests.programs.places import REPOSITORY
 
 
@@ -209,3 +210,55 @@ def test_what_a_batch_holds_is_counted_with_its_metadata_and_rows(tmp_path: Path
     assert len(batches) > 20
     path.write_text('{"text": ""}\n' * 3000)
     assert len(list(sources.collect("s", [("a.jsonl", str(path))], sources.Options(), 100_000))) > 5
+
+
+def test_metadata_is_strict_json_and_times_of_any_year_are_kept_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {
+        "text": pa.array(["x", "y"], pa.string_view()),
+        "day": pa.array([-(10**6), 0], pa.date32()),
+        "days": pa.array([[2**31 - 1], [0]], pa.list_(pa.date32())),
+        "time": pa.array([10**13, 0], pa.timestamp("s")),
+        "score": [float("nan"), 0.5],
+    }
+    pq.write_table(pa.table(columns), path)
+    options = sources.Options(metadata_fields=("day", "days", "time", "score"))
+    (batch,) = sources.collect("s", [("a.parquet", str(path))], options, 1 << 20)
+    assert batch.text["text"].to_pylist() == ["x", "y"]
+    first, second = (
+        json.loads(text, parse_constant=pytest.fail)["record"] for text in batch.text["metadata"].to_pylist()
+    )
+    assert first["day"] == "-0768-02-04"
+    assert first["score"] == "nan"
+    assert isinstance(first["time"], str)
+    assert first["days"] == ["2147483647"]
+    assert second == {"day": "1970-01-01", "days": ["1970-01-01"], "time": "1970-01-01 00:00:00", "score": 0.5}
+
+
+def test_infinite_numbers_of_json_lines_become_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "a": NaN, "b": [Infinity, {"c": -Infinity}], "d": 1e999, "e": 1.5}\n')
+    (batch,) = sources.collect("s", [("a.jsonl", str(path))], sources.Options(), 1 << 20)
+    (metadata,) = (json.loads(text, parse_constant=pytest.fail) for text in batch.text["metadata"].to_pylist())
+    assert metadata["record"] == {"a": "nan", "b": ["inf", {"c": "-inf"}], "d": "inf", "e": 1.5}
+
+
+def test_lines_end_at_a_newline_only() -> None:
+    content = "\ufeffa\u2028b\u0085c\x0cd\r\ne\x1cf\n\ng".encode()
+    assert documents.lines_of(content) == ["a\u2028b\u0085c\x0cd", "e\x1cf", "", "g"]
+    assert documents.lines_of(b"") == []
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffa\ufeffb".encode())
+    assert read(path) == (["a\ufeffb"], [])
+
+
+def test_hidden_files_are_left_out_and_sets_are_named_by_path() -> None:
+    names = ["a.txt", "._a.txt", ".git/x.txt", "b/.c/d.txt", "b/c.d.txt", "b/.e.jsonl"]
+    assert [name for name in names if collect_text.selected(collect_text.Config(), name)] == ["a.txt", "b/c.d.txt"]
+    shown = collect_text.Config(hidden=True)
+    assert [name for name in names if collect_text.selected(shown, name)] == names
+    assert decontaminate.set_name("mmlu/test.jsonl") == "mmlu/test"
+    assert decontaminate.set_name("test.jsonl") == "test"

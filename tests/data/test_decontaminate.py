@@ -100,7 +100,7 @@ def test_all_strings_of_an_item_are_looked_for_or_the_named_fields(tmp_path: Pat
     assert list(decontaminate.read_items(str(file), file.name, ["q"])) == ["ask", None]
     with pytest.raises(ValueError, match=r"line 1 has no field answer; it has q, choices, n, bad: set --fields"):
         list(decontaminate.read_items(str(file), file.name, ["answer"]))
-    assert decontaminate.set_name("a/arc.test.jsonl") == "arc"
+    assert decontaminate.set_name("a/arc.test.jsonl") == "a/arc"
 
 
 @pytest.mark.parametrize(("line", "mistake"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])
