@@ -1,11 +1,13 @@
-"""Compressed streams and long lines, read in bounded memory: gzip and zstd, with a guard against bombs.
+"""Compressed streams and long lines, read in bounded memory: gzip, zstd, bzip2 and xz, with a guard against bombs.
 
 A stream that has given more than EXPANSION times its compressed size, and more than FREE_BYTES, raises an error. Text
 does not compress that well, and the content of such a stream could fill a disk.
 """
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -16,9 +18,9 @@ from data.errors import UserError
 
 EXPANSION = 200
 FREE_BYTES = 256 << 20
-SUFFIXES = (".gz", ".zst")
+SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _SKIP_BYTES = 1 << 20
-BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 """exceptions that a broken stream raises, in any of its layers"""
 
 
@@ -40,6 +42,11 @@ class Expansion:
 
 def open_stream(name: str, raw: BinaryIO) -> BinaryIO:
     """A stream of the content of a file, decompressed as the ending of its name says."""
+    name = name.lower()
+    if name.endswith(".bz2"):
+        return io.BufferedReader(_Guarded(bz2.BZ2File(raw), name, raw), 1 << 16)
+    if name.endswith(".xz"):
+        return io.BufferedReader(_Guarded(lzma.LZMAFile(raw), name, raw), 1 << 16)
     if name.endswith(".gz"):
         # gzip reads all members of a concatenated file, and _ZstdStream reads all frames
         return io.BufferedReader(_Guarded(gzip.GzipFile(fileobj=raw), name, raw), 1 << 16)

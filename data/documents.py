@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from data.errors import UserError
 
@@ -49,3 +52,26 @@ def _strict(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
+
+
+def rows_of(batch: pa.RecordBatch, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The fields of each row. A time that Python has no value for (before year 1, after 9999) is kept as text."""
+    columns = []
+    for field in fields:
+        try:
+            columns.append(batch.column(field).to_pylist())
+        except (ValueError, OverflowError):
+            columns.append([_value_or_text(scalar) for scalar in batch.column(field)])
+    return [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _value_or_text(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _value_or_text(value) for name, value in scalar.items()}
+        if isinstance(scalar, pa.ListScalar):
+            return [_value_or_text(value) for value in scalar.values]
+        text = str(scalar.cast(pa.string()).as_py())
+        return text.removeprefix("<value out of range: ").removesuffix(">")

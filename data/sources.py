@@ -15,14 +15,17 @@ import ftfy
 import pyarrow as pa
 
 from data import compressed, schema, shards, storage, web
-from data.documents import json_text
+from data.documents import json_text, rows_of
 from data.errors import UserError
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 KEPT_BYTES = 4096
 """largest number of bytes kept of a rejected record"""
 ROW_BYTES = 400
 """approximate size of a row beside its text (ids, hashes), in bytes"""
+FIRST_LINE_BYTES = 16 << 20
+"""size of the longest first line that is looked at to tell JSON lines from a text, in bytes"""
 PARQUET_ROWS = 64
 """rows that are read at a time: one huge value, repeated, is small in the file but not in memory"""
 MOJIBAKE = ftfy.TextFixerConfig(
@@ -37,7 +40,10 @@ MOJIBAKE = ftfy.TextFixerConfig(
     explain=False,
 )
 """ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
-MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
+COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
+MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF",
+    b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +126,32 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
 
 def read_records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
     """The records of one file; None for a record that is not a document. Raises UserError for a bad file."""
-    if name.endswith(JSONL_SUFFIXES):
+    kind = name.lower()
+    for suffix in compressed.SUFFIXES:
+        kind = kind.removesuffix(suffix)
+    if kind.endswith(JSONL_SUFFIXES):
         yield from _read_jsonl(name, uri, options)
-    elif name.endswith(".parquet"):
+    elif name.lower().endswith(".parquet"):
         yield from _read_parquet(name, uri, options)
-    elif name.endswith(web.SUFFIXES):
+    elif name.lower().endswith(web.SUFFIXES):
         yield from _read_archive(name, uri, options)
+    elif _looks_like_json_lines(name, uri):
+        yield from _read_jsonl(name, uri, options)
     else:
-        yield _read_whole(uri, options.max_document_bytes)
+        yield _read_whole(name, uri, options, kind.endswith(HTML_SUFFIXES))
+
+
+def _looks_like_json_lines(name: str, uri: str) -> bool:
+    """Whether the first line of the file is a JSON object."""
+    if not uri.lower().endswith(compressed.SUFFIXES):
+        with storage.open_input(uri) as file:
+            if not file.read(4).removeprefix(codecs.BOM_UTF8).startswith(b"{"):
+                return False
+    line = next(_lines(name, uri, FIRST_LINE_BYTES), (b"", 0))[0].removeprefix(codecs.BOM_UTF8)
+    try:
+        return line.startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _what_is_wrong(name: str, uri: str, options: Options) -> str:
@@ -184,11 +208,21 @@ class _Rows:
         )
 
 
-def _read_whole(uri: str, most_bytes: int) -> Record | Reject:
-    with storage.open_input(uri) as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        return _too_long(0, data, most_bytes)
+def _read_whole(name: str, uri: str, options: Options, html: bool) -> Record | Reject:
+    with storage.open_input(uri) as raw:
+        try:
+            data = compressed.open_stream(name, raw).read(options.max_document_bytes + 1)
+        except compressed.BROKEN as error:
+            raise UserError(
+                f"{name} is not compressed as its name says, or breaks ({error}); fetch {uri} again"
+            ) from error
+    if len(data) > options.max_document_bytes:
+        return _too_long(0, data, options.max_document_bytes)
+    if html:
+        page = web.text_of(data, "", options.main_content)
+        if page.reason:
+            return Reject(offset=0, reason=page.reason, detail=page.detail, content=data)
+        return Record(offset=0, text=page.text, metadata=page.metadata, broken=page.broken)
     text, problem = _decode(data.removeprefix(codecs.BOM_UTF8))
     if problem:
         return Reject(offset=0, reason="invalid_utf8", detail=problem, content=data)
@@ -202,7 +236,7 @@ def _too_long(offset: int, start: bytes, most_bytes: int) -> Reject:
 
 def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
     """One JSON object a line. Blank lines are skipped."""
-    _refuse_magic(name, uri, allowed={".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}.get(name[name.rfind(".") :]))
+    _refuse_magic(name, uri, allowed=COMPRESSED.get(name[name.rfind(".") :].lower()))
     objects = 0
     bad: list[Reject] = []
     for offset, (line, length) in enumerate(_lines(name, uri, options.max_document_bytes)):
@@ -316,7 +350,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
             # as bytes: the writer may not have checked that its strings are UTF-8
             column = batch.column(text_field)
             column = column.dictionary_decode() if dictionary else column
-            metadata = _metadata(batch, options.metadata_fields)
+            metadata = rows_of(batch, options.metadata_fields)
             for place, value in enumerate(column.cast(bytes_kind).to_pylist()):
                 yield _parse_value(value, offset, metadata[place] if metadata else {}, options.max_document_bytes)
                 offset += 1

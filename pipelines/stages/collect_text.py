@@ -37,10 +37,12 @@ class Config:
     source: str = "text"
     """Name of the source, kept with every document."""
     include: tuple[str, ...] = (
-        "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz",
-        "*.txt", "*.md", "*.rst", "*.py",
+        "*.jsonl", "*.jsonl.*", "*.ndjson", "*.ndjson.*", "*.json.gz", "*.json.zst", "*.json.bz2", "*.json.xz",
+        "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz", "*.html", "*.htm", "*.xhtml", "*.html.gz",
+        "*.txt", "*.txt.gz", "*.txt.zst", "*.txt.bz2", "*.txt.xz", "*.md", "*.rst", "*.py",
     )  # fmt: skip
-    """Patterns of the file names to read, relative to the given directory (* crosses folders)."""
+    """Patterns of the file names to read, relative to the given directory, in any case (* crosses
+    folders)."""
     exclude: tuple[str, ...] = absent(())
     """Patterns of the file names to leave out."""
     hidden: bool = absent(False)
@@ -80,7 +82,7 @@ def selected(config: Config, name: str) -> bool:
 @functools.cache
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
     """A regular expression that matches the names that any of the shell patterns matches; none without patterns."""
-    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE)
 
 
 READS = {"input": Read(help="files, directories or globs of text", many=True, select=selected)}

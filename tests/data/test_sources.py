@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -236,3 +238,23 @@ def test_any_bytes_are_documents_rejects_or_an_error_of_the_file(
             raise
         return
     assert len(texts) + len(reasons) == sum(bool(line.strip()) for line in content.split(b"\n"))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
+def test_files_are_read_by_content_and_suffix_in_any_case(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    ending = {gzip.compress: ".GZ", zstandard.compress: ".zst", bz2.compress: ".bz2", lzma.compress: ".xz"}[compress]
+    records = lines({"text": "one"}, {"text": "two"})
+    for name in ("a.json", "a.ndjson", "a.JSONL", "a.txt"):
+        assert collect(tmp_path, name + ending, compress(records)) == (["one", "two"], [])
+    assert collect(tmp_path, "b.txt" + ending, compress(b"plain\n")) == (["plain\n"], [])
+    assert collect(tmp_path, "b.html" + ending, compress(b"<p>Some <b>words</b></p>"))[0] == ["Some words"]
+    with pytest.raises(ValueError, match=r"b\.txt"):
+        collect(tmp_path, "b.txt" + ending, compress(b"plain\n" * 50)[:-9])
+
+
+def test_a_file_that_looks_like_json_lines_is_never_one_document(tmp_path: Path) -> None:
+    records = lines({"text": "one"}, {"text": "two"})
+    for name in ("a.NDJSON", "a.txt", "a.json", "a.md"):
+        assert collect(tmp_path, name, records) == (["one", "two"], [])
+    assert collect(tmp_path, "b.txt", b"{braces}\n") == (["{braces}\n"], [])
+    assert collect(tmp_path, "c.HTML", "<p>\u00e9t\u00e9</p>".encode())[0] == ["\u00e9t\u00e9"]
