@@ -23,6 +23,12 @@ FeedKind = Literal["direct", "ray"]
 Remat = Literal["none", "projections", "full"]
 
 
+MAX_STEPS = 99_999_999
+"""most steps of a run: the name of a checkpoint has eight digits"""
+MAX_BATCH_ROWS = 2**20
+"""most rows of a step; the order of a step's rows is held in memory"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW, its learning rate schedule, and the running mean of the weights.
@@ -65,7 +71,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         one_of("decay", self.decay, get_args(Decay))
-        at_least("learning_rate", self.learning_rate, 0.0)
+        if not 0.0 < self.learning_rate < math.inf:
+            raise UserError(
+                f"learning_rate is {self.learning_rate}; it must be above 0, so that the run learns, and finite "
+                "(default: 1e-3)"
+            )
         at_least("warmup_steps", self.warmup_steps, 0)
         at_least("weight_decay", self.weight_decay, 0.0)
         at_least("grad_clip", self.grad_clip, 0.0)
@@ -152,8 +162,10 @@ class TrainingConfig:
                 f"objective {self.objective!r} takes no {self.distill}; set --objective distill, or leave these "
                 "fields out"
             )
-        at_least("steps", self.steps, 1)
-        at_least("global_batch", self.global_batch, 1)
+        for name, most in (("steps", MAX_STEPS), ("global_batch", MAX_BATCH_ROWS)):
+            at_least(name, getattr(self, name), 1)
+            if getattr(self, name) > most:
+                raise UserError(f"{name} is {getattr(self, name)}; allowed are 1 to {most:,}")
         at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         at_least("keep_every_steps", self.keep_every_steps, 0)
         at_least("z_loss", self.z_loss, 0.0)

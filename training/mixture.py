@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from data.order import MixturePhase, Order, SequenceDataset
-from training.checkpoints.records import read_state
+from training.checkpoints.records import entry_of, read_state
 from training.errors import UserError
 from training.inputs import InputDataset
 
@@ -57,10 +57,10 @@ def phases_of(
 def _carried_phases(uri: str, given: tuple[MixturePhase, ...]) -> tuple[MixturePhase, ...]:
     """The phases of the run that is carried on, up to its step, and then the given phases."""
     state = read_state(uri)
-    step = state["step"]
+    step = entry_of(state, uri, "step")
     before = tuple(
         MixturePhase(start_step=phase["start_step"], weights=tuple((name, weight) for name, weight in phase["weights"]))
-        for phase in state["identity"]["phases"]
+        for phase in entry_of(state, uri, "identity", "phases")
     )
     if not given:
         return before

@@ -21,7 +21,15 @@ from training.backends.base import Backend
 from training.backends.devices import TPU_DEVICE, resolve_device
 from training.backends.make import check_divides, check_setup, make_backend
 from training.backends.names import Device
-from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, checkpoint_uri, list_tables, read_commit, read_state
+from training.checkpoints.records import (
+    COMMIT_NAME,
+    TABLES_NAME,
+    checkpoint_uri,
+    entry_of,
+    list_tables,
+    read_commit,
+    read_state,
+)
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
 from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
@@ -97,7 +105,9 @@ FORGET.append(open_model.cache_clear)
 
 def model_config_of(checkpoint: Checkpoint) -> Gemma2Config:
     """The sizes of the checkpoint's model. Raises UserError if the checkpoint does not have them all."""
-    return from_dict(Gemma2Config, checkpoint.state["identity"]["config"]["model"], checkpoint.uri)
+    return from_dict(
+        Gemma2Config, entry_of(checkpoint.state, checkpoint.uri, "identity", "config", "model"), checkpoint.uri
+    )
 
 
 def model_config_at(uri: str) -> Gemma2Config:
@@ -105,7 +115,7 @@ def model_config_at(uri: str) -> Gemma2Config:
 
     Raises UserError if the checkpoint is not committed, or if its record does not have all sizes.
     """
-    return from_dict(Gemma2Config, read_state(uri)["identity"]["config"]["model"], uri)
+    return from_dict(Gemma2Config, entry_of(read_state(uri), uri, "identity", "config", "model"), uri)
 
 
 def checked_checkpoint(checkpoints: Input, setup: Setup, forward_rows: int | None = None) -> tuple[str, Gemma2Config]:

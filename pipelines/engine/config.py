@@ -18,6 +18,8 @@ from data.absent import present, with_absent
 from pipelines.engine.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+LARGEST = 2**63 - 1
+"""largest whole number of 64 bits, which seeds and counts are computed in"""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -64,6 +66,19 @@ def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str =
             raise UserError(f"{where}: {no_such('field', prefix + name, [prefix + known for known in fields])}")
         if dataclasses.is_dataclass(fields[name]):
             check_fields(fields[name], value, where, f"{prefix}{name}.")
+
+
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """Raises UserError, naming the field, for a whole number beyond 64 bits, and for a seed below 0, at any depth."""
+    for entry in dataclasses.fields(config):
+        value, name = getattr(config, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{name}.")
+        elif isinstance(value, int):
+            least = 0 if entry.name.endswith("seed") else -LARGEST - 1
+            if not least <= value <= LARGEST:
+                allowed = "0 to 2**63 - 1" if least == 0 else "whole numbers of 64 bits"
+                raise UserError(f"{name} is {_short(value)}; allowed are {allowed}")
 
 
 MOST_LISTED = 40
@@ -134,5 +149,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:  # Python writes no number of thousands of digits
+        return f"a number of about 10**{int(value.bit_length() * 0.30103)}"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

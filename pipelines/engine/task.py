@@ -21,6 +21,9 @@ class Task:
     inputs: Mapping[str, tuple[Input, ...]]
     root: str
 
+    def __post_init__(self) -> None:
+        configs.check_numbers(self.config)
+
     @property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the sha256 over `hashed()`."""

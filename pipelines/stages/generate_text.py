@@ -7,6 +7,7 @@ collected again.
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -27,6 +28,9 @@ from training.backends.make import abilities_of
 from training.setup import Setup
 
 VERSION = 2
+CONTEXT_TOKENS = 8192
+"""most tokens of a prompt and its continuation together: the context of Gemma 2. Attention over a prompt takes memory
+that grows with the square of its length."""
 READS = {
     "checkpoint": Read(help="checkpoint to generate with", dataset="checkpoints"),
     "tokenizer": Read(help="tokenizer of the checkpoint", dataset="tokenizer", file_allowed=True),
@@ -54,8 +58,10 @@ class Config:
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1 (default: 64)")
+        if not 1 <= self.max_new_tokens < CONTEXT_TOKENS:
+            raise UserError(
+                f"max_new_tokens is {self.max_new_tokens}; allowed are 1 to {CONTEXT_TOKENS - 1:,} (default: 64)"
+            )
         if not 0.0 <= self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; it must be finite and at least 0 (0: greedy)")
         if self.top_k is not None and self.top_k < 1:
@@ -133,6 +139,7 @@ def run(context: Context, config: Config) -> Outcome:
                 ) from error
     if not prompts:
         raise UserError("got no prompt; give --prompt 'some text', or --prompts FILE with one prompt in each line")
+    _check_lengths(prompts, Tokenizer.load(uri), config.max_new_tokens)
     device = resolve_device(context.resources.device)
     if abilities_of(device).compiles and not has_tpu():
         device = "cpu"  # XLA would compile a program for every cache length: eager PyTorch decodes faster on a CPU
@@ -147,3 +154,15 @@ def run(context: Context, config: Config) -> Outcome:
         setup=setup.forward_record(),
         log={"new_tokens_per_second": facts["new_tokens"] / seconds, "new_tokens": facts["new_tokens"]},
     )
+
+
+def _check_lengths(prompts: Sequence[str], tokenizer: Tokenizer, max_new_tokens: int) -> None:
+    """Raises UserError, before anything starts, for a prompt that does not fit the context with its continuation."""
+    most = CONTEXT_TOKENS - max_new_tokens
+    for number, prompt in enumerate(prompts, start=1):
+        tokens = 1 + len(tokenizer.encode(prompt))
+        if tokens > most:
+            raise UserError(
+                f"prompt {number} ({prompt[:40]!r}...) has {tokens:,} tokens; allowed are {most:,}, so that it and "
+                f"max_new_tokens {max_new_tokens:,} fit in {CONTEXT_TOKENS:,} tokens: shorten the prompt"
+            )

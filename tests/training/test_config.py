@@ -1,6 +1,7 @@
 """Mistakes in a config are refused with a sentence that says what to do."""
 
 import dataclasses
+import math
 import pickle
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_a_job_that_cannot_run_is_refused(tmp_path: Path, change: dict[str, Any]
     [
         ({"objective": "destill"}, "allowed are 'next_token', 'distill'"),
         ({"steps": 0}, "it must be finite and at least 1"),
+        ({"steps": 10**23}, "steps is 1.*; allowed are 1 to 99,999,999"),
+        ({"steps": 10**8}, "allowed are 1 to 99,999,999"),
+        ({"global_batch": 10**9}, "global_batch is 1.*; allowed are 1 to 1,048,576"),
         ({"optimizer": OptimizerConfig(warmup_steps=11)}, "give fewer of them, or more --steps"),
         ({"distill": DistillConfig(alpha=0.5)}, "set --objective distill, or leave these fields out"),
     ],
@@ -71,7 +75,16 @@ def test_a_training_config_that_cannot_run_is_refused(change: dict[str, Any], me
 
 @pytest.mark.parametrize(
     "change",
-    [{"beta1": 1.0}, {"eps": 0.0}, {"decay": "cosin"}, {"final_learning_rate_fraction": 2.0}, {"grad_clip": -1.0}],
+    [
+        {"beta1": 1.0},
+        {"eps": 0.0},
+        {"decay": "cosin"},
+        {"learning_rate": 0.0},
+        {"learning_rate": -1.0},
+        {"learning_rate": math.inf},
+        {"final_learning_rate_fraction": 2.0},
+        {"grad_clip": -1.0},
+    ],
 )
 def test_an_optimizer_that_cannot_work_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -14,7 +14,7 @@ from data import storage
 from data.absent import with_absent
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
-from training.checkpoints.records import read_commit, read_state
+from training.checkpoints.records import entry_of, read_commit, read_state
 from training.checkpoints.save_load import Checkpoint
 from training.errors import StoppedError, UserError
 from training.job import TrainJob
@@ -75,7 +75,7 @@ def check_can_be_carried_on(uri: str, job: TrainJob) -> None:
     refused before Ray starts.
     """
     state = read_state(uri)
-    step = int(state["step"])
+    step = int(entry_of(state, uri, "step"))
     if not any(name.startswith("optimizer") for name in (read_commit(uri) or {"files": ()})["files"]):
         raise UserError(f"{uri} has no moments to carry on with; give it as --initial to start from its weights")
     if step >= job.config.steps:
@@ -83,7 +83,7 @@ def check_can_be_carried_on(uri: str, job: TrainJob) -> None:
             f"{uri} has done {step} steps, and this run ends after {job.config.steps}, counted from "
             f"the start of the first run; give --steps more than {step}"
         )
-    saved, ours = _whole(state["identity"], job), _whole(job.identity(), job)
+    saved, ours = _whole(entry_of(state, uri, "identity"), job), _whole(job.identity(), job)
     wrong = [
         f"{name} was {saved[name]!r} and is {ours[name]!r}"
         for name in ("sequence_length", "order_seed")

@@ -107,8 +107,34 @@ def read_state(uri: str) -> dict[str, Any]:
         raise Damaged(
             f"{uri} is not a committed checkpoint; name a directory step-XXXXXXXX that holds a {COMMIT_NAME} file"
         )
-    state: dict[str, Any] = json.loads(read_verified(uri, record, STATE_NAME))
+    return parse_state(uri, record)
+
+
+def parse_state(uri: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The state.json of a checkpoint whose COMMIT is `record`. Raises `Damaged` if it holds no JSON object."""
+    try:
+        state = json.loads(read_verified(uri, record, STATE_NAME))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(
+            f"{storage.join(uri, STATE_NAME)} is not JSON ({error}); use another checkpoint of that run"
+        ) from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{storage.join(uri, STATE_NAME)} holds no JSON object; use another checkpoint of that run")
     return state
+
+
+def entry_of(state: Mapping[str, Any], uri: str, *names: str) -> Any:
+    """What the state of the checkpoint at `uri` holds under the nested names. Raises `Damaged` if it is not there."""
+    value: Any = state
+    for name in names:
+        if not isinstance(value, Mapping) or name not in value:
+            raise Damaged(
+                f"{storage.join(uri, STATE_NAME)} has no {'.'.join(names)}; use another checkpoint of that run"
+            )
+        value = value[name]
+    return value
 
 
 def parse_table(data: bytes) -> pa.Table:
@@ -124,8 +150,11 @@ def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -
         commit: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, name)))
         if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
             return None
-        complete = all(sizes.get(name) == file["bytes"] for name, file in commit["files"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        complete = all(
+            sizes.get(name) == file["bytes"] and isinstance(file["sha256"], str)
+            for name, file in commit["files"].items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError):
         return None
     return commit if complete and STATE_NAME in commit["files"] else None
 

@@ -16,7 +16,6 @@ COMMIT; the next regular checkpoint holds its rows too and replaces it.
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,7 +46,9 @@ from training.checkpoints.records import (
     Damaged,
     checkpoint_uri,
     encode_record,
+    entry_of,
     list_checkpoints,
+    parse_state,
     parse_table,
     read_commit,
     read_state,
@@ -183,7 +184,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
         )
         if with_optimizer
         else None,
-        state=json.loads(read_verified(uri, commit, STATE_NAME)),
+        state=parse_state(uri, commit),
         tables={
             name.removesuffix(".parquet"): parse_table(read_verified(uri, commit, name))
             for name in commit["files"]
@@ -195,7 +196,7 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
 
 def check_same_model(uri: str, config: Gemma2Config) -> None:
     """Raises UserError, naming the differences, if the checkpoint's model computes something else than `config`'s."""
-    saved = with_absent(type(config), read_state(uri)["identity"]["config"]["model"])
+    saved = with_absent(type(config), entry_of(read_state(uri), uri, "identity", "config", "model"))
     wanted = dataclasses.asdict(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"

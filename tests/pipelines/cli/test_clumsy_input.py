@@ -1,5 +1,6 @@
 """Clumsy command lines and damaged files: each ends with one line that names what is wrong, and exit code 2."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from data import sources
 from data.errors import UserError
 from model.hf_weights import config_from_hf
 from pipelines import __main__
+from pipelines.checkpoints.loaded import model_config_at
 from pipelines.checkpoints.trained_run import open_run
 from pipelines.cli import commands
 from pipelines.engine import lease
@@ -78,7 +80,7 @@ def test_a_file_of_json_that_is_none_is_named(
     assert str(path) in line
 
 
-@pytest.mark.parametrize("text", ["0:web=e", "0:web=--", f"{MANY_DIGITS}:web=1"])
+@pytest.mark.parametrize("text", ["0:web=e", "0:web=--", "0:web=1e", "0:web=1e+", "0:web=.", f"{MANY_DIGITS}:web=1"])
 def test_a_mixture_without_numbers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="mixture phase") as caught:
         parse_phase(text)
@@ -178,3 +180,46 @@ def test_a_recipe_goes_on_where_nobody_reads_its_lines(monkeypatch: pytest.Monke
     for _ in range(2):
         commands._tell("[1/14] collect: running")
     sys.stdout.close()  # what it opened instead
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (b"{", r"state\.json is not JSON"),
+        (b"\xff", r"state\.json is not JSON"),
+        (DEEP.encode(), r"state\.json is not JSON"),
+        (b"[]", r"state\.json holds no JSON object"),
+        (b"{}", r"state\.json has no identity\.config\.model"),
+        (b'{"identity": []}', r"state\.json has no identity\.config\.model"),
+        (b'{"identity": {"config": {"model": 3}}}', "it must be an object of fields"),
+    ],
+)
+def test_a_state_that_is_damaged_with_its_commit_is_named(state: bytes, message: str, tmp_path: Path) -> None:
+    uri = committed(tmp_path, state)
+    with pytest.raises(ValueError, match=message) as caught:
+        model_config_at(uri)
+    assert exit_code(caught.value) == 2
+    assert uri in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [3, [], {}, {"bytes": 2}, {"bytes": 2, "sha": "0"}, {"bytes": 2, "sha256": 0}, {"bytes": "2", "sha256": "0"}],
+)
+def test_a_commit_with_other_keys_commits_nothing(file: object, tmp_path: Path) -> None:
+    uri = committed(tmp_path, b"{}", file)
+    with pytest.raises(ValueError, match="is not a committed checkpoint") as caught:
+        model_config_at(uri)
+    assert exit_code(caught.value) == 2
+    assert uri in str(caught.value)
+
+
+def committed(folder: Path, state: bytes, file: object = None) -> str:
+    """A checkpoint of a state alone, whose COMMIT fits it."""
+    checkpoint = folder / "step-00000001"
+    checkpoint.mkdir()
+    (checkpoint / "state.json").write_bytes(state)
+    right = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    files = {"state.json": right if file is None else file}
+    (checkpoint / "COMMIT").write_text(json.dumps({"format": 1, "step": 1, "files": files}))
+    return str(checkpoint)

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import gemma2_tiny
 from pipelines.cli.arguments import parse_stage
 from pipelines.engine import config as configs
+from pipelines.engine.errors import exit_code
 from pipelines.engine.registry import stage_names
 from pipelines.engine.stage import load_stage
+from pipelines.engine.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +127,39 @@ def test_an_input_may_be_named_like_a_word_of_python() -> None:
     assert parse_stage(load_stage("train_model"), words).inputs["from"] == ("train_model/0123456789abcdef@4",)
     with pytest.raises(ValueError, match="no field 'form'; did you mean 'from'"):
         parse_stage(load_stage("train_model"), ["--form", "x"])
+
+
+SEEDS = [
+    (stage, field.name)
+    for stage in stage_names()
+    for field in dataclasses.fields(load_stage(stage).config)
+    if field.name.endswith("seed")
+]
+
+
+@pytest.mark.parametrize(("stage", "name"), SEEDS)
+def test_a_seed_has_63_bits(stage: str, name: str) -> None:
+    loaded = load_stage(stage)
+    needed = {
+        field.name: 1
+        for field in dataclasses.fields(loaded.config)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if "model" in needed:
+        needed |= {"model": gemma2_tiny(), "steps": 1, "global_batch": 1}
+    if loaded.name == "train_tokenizer":
+        needed |= {"vocab_size": 1024}
+    for value in (-1, 2**63, 10**5000):
+        with pytest.raises(ValueError, match=rf"{name} is .*; allowed are 0 to 2\*\*63 - 1") as caught:
+            Task(stage=loaded, config=loaded.config(**needed | {name: value}), inputs={}, root="r")
+        assert exit_code(caught.value) == 2
+    for value in (0, 2**63 - 1):
+        Task(stage=loaded, config=loaded.config(**needed | {name: value}), inputs={}, root="r")
+
+
+def test_a_whole_number_has_64_bits_at_any_depth() -> None:
+    inner = dataclasses.make_dataclass("inner", [("rows", int)])
+    outer = dataclasses.make_dataclass("outer", [("part", inner), ("limit", int)])
+    configs.check_numbers(outer(inner(-5), 2**63 - 1))
+    with pytest.raises(ValueError, match=r"part\.rows is 100000000000000000000000; allowed are whole numbers of 64"):
+        configs.check_numbers(outer(inner(10**23), 1))

@@ -115,6 +115,26 @@ def test_a_model_with_fewer_ids_than_its_rows_or_its_tokenizer(root: Root, tmp_p
     root.refused("generate_text", config, message, CPU, checkpoint=checkpoint, tokenizer=str(tokenizer))
 
 
+@pytest.mark.parametrize("prompt", ["many words " * 100_000, "x" * 1_000_000, "🙂" * 9000], ids=["words", "x", "bytes"])
+def test_a_prompt_that_is_longer_than_the_context(root: Root, tmp_path: Path, prompt: str) -> None:
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(TOKENIZER)
+    given = {"checkpoint": root.checkpoint(), "tokenizer": str(tokenizer)}
+    message = r"prompt 2 \(.*\) has [0-9,]+ tokens; allowed are 8,128, so that it and max_new_tokens 64 fit in 8,192"
+    root.refused("generate_text", generate_text.Config(prompt=("a", prompt)), message, CPU, **given)
+    (tmp_path / "prompts.txt").write_text("a\n" + "b " * 9000)
+    config = generate_text.Config(max_new_tokens=8191)
+    root.refused(
+        "generate_text", config, "prompt 1 .* allowed are 1,", CPU, prompts=str(tmp_path / "prompts.txt"), **given
+    )
+
+
+@pytest.mark.parametrize("count", [0, -1, 8192, 10**9])
+def test_a_continuation_that_is_longer_than_the_context(count: int) -> None:
+    with pytest.raises(ValueError, match="allowed are 1 to 8,191"):
+        generate_text.Config(max_new_tokens=count)
+
+
 def test_a_checkpoint_that_is_not_whole(root: Root) -> None:
     sequences, teacher = root.sequences(), root.checkpoint()
     (root.directory / teacher / "checkpoints" / "step-00000000" / "COMMIT").unlink()
