@@ -69,10 +69,12 @@ class Local(Store):
         fixed = fixed_part(path)
         entries = [(os.path.relpath(name, fixed), name, name) for name in _glob(path, uri)]
         linked = {name for name, _, _ in entries for name in _linked_above(name, fixed)}
-        found = _sorted(
+        listing = _sorted(
             entry for entry in entries if not os.path.isdir(entry[2]) and not _linked_above(entry[0], fixed)
         )
-        return Found(found.files, sorted({*found.left_out, *((LINKED, os.path.join(fixed, name)) for name in linked)}))
+        return Found(
+            listing.files, sorted({*listing.left_out, *((LINKED, os.path.join(fixed, name)) for name in linked)})
+        )
 
     def content(self, uri: str) -> str:
         with open(_path(uri), "rb") as file:
@@ -140,7 +142,7 @@ def _sorted(entries: Iterable[tuple[str, str, str]]) -> Found:
 def _kind(path: str) -> tuple[str | None, int]:
     """The kind of a file that is not regular, else None; and its size in bytes."""
     try:
-        found = os.stat(path)
+        listing = os.stat(path)
     except FileNotFoundError:
         return "broken link", 0
     except OSError as error:
@@ -148,7 +150,7 @@ def _kind(path: str) -> tuple[str | None, int]:
             return "broken link", 0
         raise
     kinds = {stat.S_IFREG: None, stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: LINKED}
-    return kinds.get(stat.S_IFMT(found.st_mode), "device"), found.st_size
+    return kinds.get(stat.S_IFMT(listing.st_mode), "device"), listing.st_size
 
 
 def _temporary_beside(path: str, data: bytes) -> str:

@@ -153,10 +153,10 @@ class Store(ABC):
         except ValueError as error:  # fsspec takes ** only as a whole part of a path
             raise UserError(f"got the glob {uri!r}, which is not valid ({error}); write ** between slashes") from error
         fixed = fixed_part(uri)
-        found = [
+        listing = [
             (os.path.relpath(name, fixed), name, self._size(name)) for name in names if not self.is_directory(name)
         ]
-        return Found(found)
+        return Found(listing)
 
     def content(self, uri: str) -> str:
         """A fingerprint of the object's bytes: their sha256, or the store's own generation and checksum."""

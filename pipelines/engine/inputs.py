@@ -203,9 +203,9 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
-        found = _find(path)
-        left_out += found.left_out
-        for below, uri, size in found.files:
+        listing = _find(path)
+        left_out += listing.left_out
+        for below, uri, size in listing.files:
             name = folder + below
             if select is not None and not select(name):
                 passed_over.append(name)
@@ -276,7 +276,7 @@ def _is_text(name: str) -> bool:
 
 
 def _find(path: str) -> storage.Found:
-    found = storage.find_files(path)
-    if found.files or found.left_out or storage.exists(path):
-        return found
+    listing = storage.find_files(path)
+    if listing.files or listing.left_out or storage.exists(path):
+        return listing
     raise UserError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")

@@ -207,10 +207,10 @@ def test_regular_files_are_read_and_the_rest_is_counted_by_kind(tmp_path: Path) 
         "left out 2 broken links (), 1 device (), 1 file given twice (), 2 linked folders (), 1 pipe (), 1 socket ()"
     )
     for spelling in (str(folder), f"file://{folder}", f"{folder}/**/*", f"file://{folder}/**"):
-        found = external_input([spelling], None)
-        assert [file.name for file in found.files] == ["a.txt", "b/c.txt", "b/d.md", "to_far.txt"], spelling
-        assert re.sub(r"\(.*?\)", "()", left_out_line(found.left_out)) == expected, spelling
-    assert left_out_lines({"input": [found]}) == [f"--input: {left_out_line(found.left_out)}"]
+        given = external_input([spelling], None)
+        assert [file.name for file in given.files] == ["a.txt", "b/c.txt", "b/d.md", "to_far.txt"], spelling
+        assert re.sub(r"\(.*?\)", "()", left_out_line(given.left_out)) == expected, spelling
+    assert left_out_lines({"input": [given]}) == [f"--input: {left_out_line(given.left_out)}"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("pipe", "1 pipe"), ("broken", "1 broken link"), ("null", "1 device")])
@@ -251,9 +251,9 @@ def test_a_file_that_is_given_twice_counts_once_in_any_order(tmp_path: Path, mon
         ["d", f"file://{d}/a.txt"],
     ]
     inputs = [external_input(paths, None) for paths in given]
-    assert {tuple(file.name for file in found.files) for found in inputs} == {("d/a.txt", "d/b/c.txt", "d/b/d.md")}
-    assert len({found.reference for found in inputs}) == 1
-    assert all([kind for kind, _ in found.left_out] == ["file given twice"] for found in inputs)
+    assert {tuple(file.name for file in given.files) for given in inputs} == {("d/a.txt", "d/b/c.txt", "d/b/d.md")}
+    assert len({given.reference for given in inputs}) == 1
+    assert all([kind for kind, _ in given.left_out] == ["file given twice"] for given in inputs)
 
 
 def test_a_root_above_a_link_means_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
