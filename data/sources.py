@@ -363,29 +363,6 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
         )
 
 
-def _metadata(batch: pa.RecordBatch, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The fields of each row. A time that Python has no value for (before year 1, after 9999) is kept as text."""
-    columns = []
-    for field in fields:
-        try:
-            columns.append(batch.column(field).to_pylist())
-        except (ValueError, OverflowError):
-            columns.append([_value_or_text(scalar) for scalar in batch.column(field)])
-    return [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _value_or_text(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError):
-        if isinstance(scalar, pa.StructScalar):
-            return {name: _value_or_text(value) for name, value in scalar.items()}
-        if isinstance(scalar, pa.ListScalar):
-            return [_value_or_text(value) for value in scalar.values]
-        text = str(scalar.cast(pa.string()).as_py())
-        return text.removeprefix("<value out of range: ").removesuffix(">")
-
-
 def _parse_value(value: bytes | None, offset: int, metadata: dict[str, Any], most_bytes: int) -> Record | Reject:
     if value is None:
         return Reject(offset=offset, reason="no_text", detail=f"row {offset}: null", content=b"")
