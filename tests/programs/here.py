@@ -60,6 +60,7 @@ def address_of(session: RaySession) -> dict[str, str]:
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": own_token(),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the address stays 127.0.0.1
     }
 
 
