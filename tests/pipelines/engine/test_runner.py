@@ -210,7 +210,9 @@ def start_driver(tmp_path: Path, collected: str) -> Iterator[StartDriver]:
     yield start
     for driver in drivers:
         driver.kill()
-        driver.communicate()
+        driver.wait()
+        assert driver.stdout is not None
+        driver.stdout.close()
 
 
 def wait_for(what: Callable[[], bool], driver: "subprocess.Popen[str]", seconds: float = 500) -> None:
