@@ -8,6 +8,7 @@ sets the defaults.
 import dataclasses
 import json
 import keyword
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -215,6 +216,9 @@ def _parse(program: str, fields: list[Any], words: list[str], summary: str, root
     ]
     command = make_dataclass("Command", fields, kw_only=True, frozen=True)
     refuse_unknown(words, sorted(_flags(fields)))
+    for place, word in enumerate(words):
+        if re.match("-[a-z_]{2}", word) or (place == 0 and not word.startswith("-")):
+            raise UserError(f"got {word!r}, which is no flag; a flag is -- and the name of the field, then its value")
     return tyro.cli(
         command,
         args=words,

@@ -125,7 +125,8 @@ def show(words: list[str]) -> int:
         manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
         if manifest is None:
             raise UserError(
-                f"no finished run {name!r} under {root}; `list --runs --root {root}` lists the finished runs"
+                f"no finished run {name!r} under {storage.absolute(root)}; `list --runs --root {root}` lists the "
+                "finished runs"
             )
         print(_readable(manifest.to_json().decode()), end="")
         return 0
@@ -141,7 +142,7 @@ def show(words: list[str]) -> int:
     else:
         for step in target.steps:
             sources = [str(getattr(source, "step", source)) for group in step.inputs.values() for source in group]
-            print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(sources)}")
+            print(f"  {step.name:<20} {step.stage:<18} <- {', '.join(dict.fromkeys(sources))}")
     return 0
 
 

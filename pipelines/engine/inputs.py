@@ -233,8 +233,9 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
         if not passed_over:
             raise UserError(f"{problem}: no file is there; give files, directories or globs that match files")
         raise UserError(
-            f"{problem}: --include and --exclude leave out all {len(passed_over):,} files, such as "
-            f"{min(passed_over)!r}; give a pattern that files match, such as --include '*.txt'"
+            f"{problem}: the stage does not read any of the {len(passed_over):,} files there, such as "
+            f"{min(passed_over)!r}; `show` of the stage says which it reads, and patterns of --include and --exclude, "
+            "where it has them, choose others"
         )
     ordered = tuple(files[name] for name in sorted(files))
     return Input(

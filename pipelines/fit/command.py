@@ -21,7 +21,7 @@ from model import Gemma2Config
 from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
-from pipelines.engine.config import from_dict, no_such
+from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.printed import one_line
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
@@ -128,7 +128,7 @@ def _model(name: str) -> Gemma2Config:
         return MODEL_PRESETS[name]()
     path = Path(name)
     if not name.endswith(".json"):
-        raise UserError(f"{no_such('model', name, MODEL_PRESETS)} (or give the path of a config.json)")
+        raise UserError(f"no model {name!r}; give one of {', '.join(MODEL_PRESETS)}, or the path of a config.json")
     if not path.is_file():
         raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
     stored = parse_object(path.read_bytes(), name, "give a Hugging Face config.json")

@@ -156,12 +156,18 @@ def test_a_number_that_is_not_finite_is_refused() -> None:
     assert exit_code(caught.value) == 2
 
 
-def test_parquet_that_python_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_parquet_with_a_time_that_python_cannot_hold_is_read_as_text(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     far = pa.array([1 << 60], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["a"], "when": far}), path)
-    with pytest.raises(UserError, match="leave their column out of --metadata-fields"):
-        list(sources.read_records("a.parquet", str(path), sources.Options(metadata_fields=("when",))))
+    (record,) = sources.read_records("a.parquet", str(path), sources.Options(metadata_fields=("when",)))
+    assert isinstance(record, sources.Record)
+    assert set(record.metadata) == {"when"}
+    assert isinstance(record.metadata["when"], str)
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(twice, path)
     with pytest.raises(UserError, match="has 2 columns 'text'"):

@@ -25,6 +25,8 @@ def test_every_command_has_a_help(command: str) -> None:
     [
         ("list runs", "got 'runs' after list; give nothing, or --runs [--root ROOT]; did you mean --runs?"),
         ("status --rot x", "got '--rot x' after status; give nothing, or --root ROOT; did you mean --root?"),
+        ("plan demo -input notes", "got '-input', which is no flag; a flag is -- and the name of the field, then"),
+        ("plan demo teacher.steps=600", "got 'teacher.steps=600', which is no flag"),
         ("run demo --dry-run", " names are allowed, the most similar are "),
     ],
 )
