@@ -67,7 +67,7 @@ def test_a_mesh_that_cannot_be_is_told(
     ):
         assert main([*train, "--root", str(tmp_path), "--mesh", mesh, "--device", device]) == 2
         assert sentence in capsys.readouterr().err
-    done = run_here(*train, "--root", str(tmp_path), "--mesh", "data=3", "--device", "xla")
+    done = run_here(*train, "--root", str(tmp_path), "--mesh", "data=2", "--device", "xla")
     assert done.returncode == 2, done.stderr
-    assert "has 3 chips, and the process has" in done.stderr
+    assert "has 2 chips, and the process has" in done.stderr
     assert "Traceback" not in done.stderr
