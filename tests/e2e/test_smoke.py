@@ -79,7 +79,7 @@ def test_its_status_and_its_account_follow_from_its_files(smoke: SmokeRun, capsy
 def test_a_relative_root_inside_a_job_is_refused(cluster: RayCluster) -> None:
     done = cluster.submit("python", "-m", "pipelines", "run", "smoke", "--root", "runs", timeout=120)
     assert done.returncode == 1  # ray's own: the job failed
-    assert "is relative" in done.stdout
+    assert "got the relative --root 'runs' in a submitted job" in done.stdout
     assert "exit code 2" in done.stdout
 
 

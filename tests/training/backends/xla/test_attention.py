@@ -64,7 +64,7 @@ def test_the_program_for_a_tpu_calls_one_kernel_forward_and_two_backward(report:
 
 def test_what_the_kernel_cannot_compute_is_refused(report: dict[str, Any]) -> None:
     head_dim, length, cache = report["refused"]
-    assert "head_dim 64 and rows of 128 tokens; both must be multiples of 128" in head_dim
+    assert "head_dim 64 and rows of 128 tokens for splash attention; both must be multiples of 128" in head_dim
     assert "head_dim 128 and rows of 100 tokens" in length
     assert "splash attention reads no cache" in cache
 
