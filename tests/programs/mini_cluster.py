@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import ray_private
 from tests.programs.places import REPOSITORY
 
 WORKER_NODES = 2
+START_SECONDS = 240.0
 WORK_SECONDS = 5.0
 """seconds to wait for a node that works"""
 SOON_NOTICED = {
@@ -96,7 +98,12 @@ def mini_cluster(folder: Path) -> Iterator[MiniCluster]:
 
 
 def main() -> None:
-    """Runs until its input ends."""
+    """Runs until its input ends. A busy machine may take longer to start a node than Ray gives it."""
+    with ray_private.patient_start(START_SECONDS):
+        _serve()
+
+
+def _serve() -> None:
     from ray.cluster_utils import Cluster
 
     shared = {"object_store_memory": 128 << 20}
