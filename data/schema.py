@@ -67,7 +67,7 @@ CLUSTERS = pa.schema(
 HITS = pa.schema(
     [
         _field("id", pa.string(), "Id of a document that shares an n-gram with an evaluation item."),
-        _field("set", pa.string(), "Evaluation set: the relative path of its file without the ending."),
+        _field("set", pa.string(), "Evaluation set: the name of its file without the ending."),
         _field("item", pa.int64(), "Line of the item in its file, from 0."),
         _field("ngrams", pa.int64(), "How many n-grams of the document are the item's."),
         _field("start", pa.int64(), "Character at which the first of them begins."),
