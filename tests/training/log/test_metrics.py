@@ -132,7 +132,7 @@ def test_all_three_tell_the_same_names(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("mesh", "workers", "chips"), [("replica=2,data=8,model=2", 8, 32), ("", 1, 1)])
+@pytest.mark.parametrize(("mesh", "workers", "chips"), [("replica=2,data=16", 8, 32), ("", 1, 1)])
 def test_mfu_on_tpus_is_against_the_peak_of_all_chips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: str, workers: int, chips: int
 ) -> None:
@@ -173,7 +173,7 @@ def test_mfu_on_a_gpu_is_against_the_peak_of_the_first_part_of_its_name(
 
 
 def test_chips_follow_an_elastic_run(tmp_path: Path) -> None:
-    job = job_with_logs(tmp_path, device="xla", mesh="replica=2,data=8,model=2", workers=8, config={"global_batch": 32})
+    job = job_with_logs(tmp_path, device="xla", mesh="replica=2,data=16", workers=8, config={"global_batch": 32})
     assert (job.setup.chips, job_at(job, 4).setup.chips) == (32, 16)
 
 
