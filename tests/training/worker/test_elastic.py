@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model import gemma2_tiny
 from model.sharding import MeshShape
 from tests.programs.chaos_log import Counts
-from tests.programs.examples import example_job
+from tests.programs.examples import VOCAB, example_job
 from tests.training.worker.test_worker import in_process, losses, table
 from training.worker.sizes import allowed_workers, job_at
 
@@ -55,8 +56,10 @@ def test_the_mesh_has_a_copy_for_each_slice_that_is_left(tmp_path: Path) -> None
     assert allowed_workers(job, 4, hosts=4) == (4, 8)
     assert (job_at(job, 4).setup.workers, job_at(job, 4).setup.mesh) == (4, MeshShape(data=16))
     assert job_at(job, 8) == job
+    sizes = {"d_model": 32, "ffw_dim": 64, "heads": 8, "kv_heads": 8, "head_dim": 16, "query_scale": 16}
+    config = {"global_batch": 4, "model": gemma2_tiny(vocab_size=VOCAB, **sizes)}
     together = example_job(
-        tmp_path, config={"global_batch": 4}, device="xla", workers=8, mesh="replica=2,data=2,model=8"
+        tmp_path, config=config, device="xla", workers=8, mesh="replica=2,data=2,model=8"
     )  # of 4 chips each: two workers read the same rows
     assert (together.worker_rows, allowed_workers(together, 4, hosts=4)) == (1, (4, 8))
     across = example_job(tmp_path, config={"global_batch": 64}, device="xla", workers=8, mesh="data=32")
