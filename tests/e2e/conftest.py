@@ -49,7 +49,7 @@ def smoke(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Smok
     root = tmp_path_factory.mktemp("smoke") / "runs"
     # Ray Data feeds this one; the demo uses the direct feed
     words = ["python", "-m", "pipelines", "run", "smoke", "--root", str(root), "--feed", "ray"]
-    done = cluster.submit(*words, timeout=560)
+    done = cluster.submit(*words, timeout=1100)
     return SmokeRun(root, done.stdout + done.stderr, done.returncode)
 
 

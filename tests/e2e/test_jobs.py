@@ -22,7 +22,7 @@ from tests.programs.chaos_log import Counts, chaos_run
 from tests.programs.cluster import RAY, RayCluster, ray_cluster
 from tests.programs.places import REPOSITORY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STAGES = sorted({step.stage for step in recipes.load("smoke").steps})
 OTHER_STAGES = [name for name in stage_names() if name not in STAGES]

@@ -24,7 +24,7 @@ LONGEST_SECONDS = 400.0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_working_node_lost_while_text_is_tokenized_changes_no_byte(
     smoke: SmokeRun, nodes: MiniCluster, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tests.programs import here
 from tests.programs.cluster import RAY, RayCluster
 from tests.programs.sockets import listening, open_to_others, with_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_submitted_job_runs_the_whole_path(smoke: SmokeRun) -> None:

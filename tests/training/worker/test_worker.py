@@ -48,7 +48,7 @@ def in_process(module: str, directory: Path) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=550,
+        timeout=1100,
     )
     assert done.returncode == 0
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
