@@ -21,6 +21,7 @@ from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Context
 from tests.programs import chaos_log, cost_by_file, credentials, here
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 
 # Warnings are errors (pyproject.toml). These come from other packages, each with the reason why it is ignored.
 WARNINGS_OF_OTHERS = (
@@ -37,6 +38,7 @@ READ_BY_RAY = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("XLA_FLAGS", QUICK_COMPILES)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in READ_BY_RAY.items():
             patch.setenv(name, value)

@@ -107,10 +107,10 @@ def _below(folder: str, uri: str) -> Iterator[tuple[str, str, str]]:
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        inside = os.path.relpath(parent, folder)
         for name in [*names, *linked]:
-            path = os.path.join(parent, name)
-            below = os.path.relpath(path, folder)
-            yield below, join(uri, below), path
+            below = name if inside == os.curdir else os.path.join(inside, name)
+            yield below, join(uri, below), os.path.join(parent, name)
 
 
 def _glob(pattern: str, uri: str) -> list[str]:

@@ -209,7 +209,7 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
             name = folder + below
             if select is not None and not select(name):
                 passed_over.append(name)
-                left_out.append((f"{PurePosixPath(name).suffix or 'other'} file", uri))
+                left_out.append((f"{os.path.splitext(name)[1] or 'other'} file", uri))
                 continue
             if not _is_text(name):
                 raise UserError(

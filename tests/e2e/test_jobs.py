@@ -91,6 +91,7 @@ def test_a_driver_that_the_cluster_does_not_let_in_is_told_in_a_line(
     )
 
 
+@pytest.mark.chaos("no code to an open cluster")
 def test_a_cluster_that_is_open_to_anyone_gets_no_code(tmp_path: Path) -> None:
     """A real one on loopback, as at the end of a tunnel, with a token of ours that it does not ask for."""
     with (

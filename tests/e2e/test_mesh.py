@@ -11,10 +11,10 @@ from pipelines.__main__ import main
 from tests.e2e.conftest import SmokeRun
 from tests.e2e.test_errors import only
 from tests.programs.here import Done, RunHere, in_own_process
+from tests.programs.xla_flags import QUICK_COMPILES
 from training.checkpoints.records import read_rows
 
 MODEL = ("--model", "gemma2_tiny", "--model.vocab-size", "1024")
-QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 DEVICES = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "XLA_FLAGS": QUICK_COMPILES}
 
 

@@ -23,15 +23,7 @@ STEPS = [step.name for step in recipes.load("smoke").steps]
 LONGEST_SECONDS = 400.0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_working_node_lost_while_text_is_tokenized_changes_no_byte(
-    smoke: SmokeRun, nodes: MiniCluster, tmp_path: Path
-) -> None:
-    lose_a_node(smoke, nodes, tmp_path, "tokenize")
-
-
-@pytest.mark.slow
+@pytest.mark.chaos("loopback only")
 def test_three_nodes_listen_on_loopback_only(nodes: MiniCluster) -> None:
     sockets = listening(with_environment("RAY_AUTH_TOKEN", nodes.environment["RAY_AUTH_TOKEN"]))
     assert len(sockets) >= 7, "store of state, and a raylet and its agent on each node"

@@ -25,7 +25,7 @@ for number in range(2):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos("a second Ray of a process")
 def test_a_second_session_of_a_process_starts_too() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -20,8 +20,9 @@ from typing import Any
 
 from model import Gemma2
 from tests.programs.examples import made_up_feed, moved
-from tests.programs.meshes import QUICK_COMPILES, mesh_job, mesh_of
+from tests.programs.meshes import mesh_job, mesh_of
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 from training.backends.base import Backend
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import checkpoint_uri, read_commit

@@ -1,7 +1,12 @@
-"""The measurements of `test_attention.py`: `python -m tests.programs.attention_run`."""
+"""The measurements of `test_attention.py`: `python -m tests.programs.attention_run`.
+
+With the word `all`, more windows and each remat.
+"""
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import numpy as np
@@ -43,11 +48,11 @@ def output_and_gradients(attention: Attention, device: Any, window: int | None) 
     return [tensor.detach().cpu() for tensor in (out, *gradients)]
 
 
-def kernel_differences() -> dict[str, list[float]]:
+def kernel_differences(windows: Iterable[int | None]) -> dict[str, list[float]]:
     """By window: differences of the output and of the gradients of queries, keys and values."""
     device = torch_xla.device()
     by_window = {}
-    for window in (None, 1, 100, 128):
+    for window in windows:
         expected = output_and_gradients(attend, "cpu", window)
         got = output_and_gradients(splash_attention(interpret=True), device, window)
         by_window[str(window)] = [
@@ -56,13 +61,13 @@ def kernel_differences() -> dict[str, list[float]]:
     return by_window
 
 
-def model_differences() -> dict[str, float]:
+def model_differences(remats: Iterable[Remat]) -> dict[str, float]:
     """Differences in scanned layers, with each remat, on one device and on a mesh."""
     config = dataclasses.replace(example_config(2), head_dim=LANES, window=50)
     batch = example_batch(rows=2, length=LANES)
     expected = loss_and_gradients(config, TorchBackend("cpu"), "next_token", batch)
     by_remat = {}
-    for remat in get_args(Remat):
+    for remat in remats:
         mesh = MeshShape(data=2, model=2) if remat == "full" else None
         attention = splash_attention(mesh, interpret=True)
         got = loss_and_gradients(config, XlaBackend(remat=remat, mesh=mesh), "next_token", batch, attention)
@@ -87,16 +92,17 @@ def refusal(head_dim: int, length: int, cache: bool) -> str:
     return ""
 
 
-def main() -> dict[str, Any]:
+def main(*words: str) -> dict[str, Any]:
+    everything = words == ("all",)
     xr.use_spmd()
     xr.global_runtime_device_count()  # starts the client, before PyTorch's engine counts devices once for all
     return {
-        "kernel": kernel_differences(),
-        "model": model_differences(),
+        "kernel": kernel_differences((None, 1, 100, 128) if everything else (None, 100)),
+        "model": model_differences(get_args(Remat) if everything else ("none", "full")),
         "tpu": kernels_in_tpu_programs(),
         "refused": [refusal(64, LANES, False), refusal(LANES, 100, False), refusal(LANES, LANES, True)],
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    print(json.dumps(main(*sys.argv[1:])))

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.programs.places import REPOSITORY
+from tests.programs.ray_start import START_SECONDS
 
 RAY = Path(sys.executable).parent / "ray"
-START_SECONDS = 400
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCluster]:
-    """Starts `ray start --head --block`, ends it by its pid. `temporary` must be short: Ray puts sockets below it.
+    """Starts `ray start --head --block`, and ends it by its pid. `temporary` must be short: Ray puts sockets below it.
 
     `open_to_anyone`: it asks nobody for a token.
     """
@@ -57,13 +57,19 @@ def ray_cluster(temporary: Path, open_to_anyone: bool = False) -> Iterator[RayCl
     }
     if open_to_anyone:
         environment["RAY_AUTH_MODE"] = "disabled"
-    command = [str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command = [sys.executable, "-m", "tests.programs.ray_start", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command += [f"--num-cpus={os.cpu_count()}", "--object-store-memory=268435456", f"--temp-dir={temporary}"]
     log = temporary / "start.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         urls = [f"http://127.0.0.1:{http_port}" for http_port in (dashboard, agent)]
@@ -94,7 +100,7 @@ def _wait_until_up(pages: Sequence[str], token: str, process: subprocess.Popen[b
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)
-    raise RuntimeError(f"the cluster did not come up in {START_SECONDS} s:\n{log.read_text()}")
+    raise RuntimeError(f"the cluster did not come up in {START_SECONDS:.0f} s:\n{log.read_text()}")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Losses of 100 steps of a very small Gemma 2, through the product's own loop: two devices, two objectives.
 
     python -m tests.programs.golden_losses > tests/golden/losses.json     remakes the file (half a minute on two cores)
-    python -m tests.programs.golden_losses cpu distill                    prints the curve of one device and objective
+    python -m tests.programs.golden_losses 20 cpu distill                 prints the first 20 losses of a curve
 
 `tests/golden/test_losses.py` compares the curves with the file. A pure refactor leaves the file alone. A change of the
 numbers remakes it, and its commit explains the difference.
@@ -14,12 +14,13 @@ the time is tracing, step by step, so each objective has its process. A draw of 
 be rounded to another id on another kind of CPU. There are too few draws for that to be likely.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,8 +34,8 @@ from data.packing import Document, pack_documents
 from data.schema import LOGITS
 from data.shards import write_table
 from model import Gemma2, gemma2_tiny
-from tests.programs.meshes import QUICK_COMPILES
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 from training.backends.make import make_backend
 from training.backends.torch_backend import TorchBackend
 from training.checkpoints.records import read_rows
@@ -43,7 +44,7 @@ from training.distill.kinds.sample import Sample
 from training.distill.teacher import capture
 from training.feed import direct_feed
 from training.job import TrainJob
-from training.loop import run_training
+from training.loop import StepMetrics, run_training
 from training.setup import Setup
 
 DEVICES = ("cpu", "xla")
@@ -61,8 +62,11 @@ Curves = dict[str, list[float]]
 """objective -> loss of each step, in nats a target"""
 
 
-def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
-    """The curves of each device, from processes that run at the same time. Raises RuntimeError if a process fails."""
+def curves_of(steps: Mapping[str, int]) -> dict[str, Curves]:
+    """The first losses of each device in `steps`, from processes that run at the same time.
+
+    Raises RuntimeError if a process fails.
+    """
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
         "PJRT_DEVICE": "CPU",
@@ -72,11 +76,11 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
         "TF_CPP_MIN_LOG_LEVEL": "2",  # errors
         "PYTHONPATH": str(REPOSITORY),
     }
-    curves: dict[str, Curves] = {device: {} for device in devices}
+    curves: dict[str, Curves] = {device: {} for device in steps}
     running = []
     for device, *objectives in PROCESSES:
         if device in curves:
-            words = [sys.executable, "-m", "tests.programs.golden_losses", device, *objectives]
+            words = [sys.executable, "-m", "tests.programs.golden_losses", str(steps[device]), device, *objectives]
             running.append((device, subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE)))
     printed = [(device, process.communicate()[0], process.returncode) for device, process in running]
     for device, output, code in printed:
@@ -86,10 +90,24 @@ def curves_of(devices: Iterable[str]) -> dict[str, Curves]:
     return curves
 
 
-def trained(device: str, objective: str, directory: Path) -> list[float]:
-    """The loss of each step, from the metrics beside the checkpoint of the loop."""
+class Enough(Exception):
+    """Ends a run of the loop."""
+
+
+def trained(device: str, objective: str, directory: Path, steps: int) -> list[float]:
+    """The loss of each of the first steps. That of all steps is from the metrics beside the checkpoint of the loop."""
     job = golden_job(device, objective, directory)
-    run_training(job, make_backend(job.setup), direct_feed(job))
+    losses: list[float] = []
+
+    def keep(metrics: StepMetrics) -> None:
+        losses.append(metrics.loss)
+        if len(losses) == steps < STEPS:
+            raise Enough
+
+    with contextlib.suppress(Enough):
+        run_training(job, make_backend(job.setup), direct_feed(job), keep)
+    if steps < STEPS:
+        return losses
     metrics = read_rows(job.checkpoints_uri, "metrics")
     assert metrics is not None
     assert metrics["step"].to_pylist() == list(range(1, STEPS + 1))
@@ -168,11 +186,12 @@ def write_logits(directory: Path, sequences: tuple[str, ...]) -> tuple[str, ...]
 
 def main(*words: str) -> None:
     if not words:
-        print(json.dumps(curves_of(DEVICES), indent=1, sort_keys=True))
+        print(json.dumps(curves_of(dict.fromkeys(DEVICES, STEPS)), indent=1, sort_keys=True))
         return
-    device, *objectives = words
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps({objective: trained(device, objective, Path(directory)) for objective in objectives}))
+    steps, device, *objectives = words
+    with tempfile.TemporaryDirectory() as folder:
+        curves = {objective: trained(device, objective, Path(folder), int(steps)) for objective in objectives}
+    print(json.dumps(curves))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from model import gemma2_tiny
 from model.sharding import MeshShape
 from tests.programs.examples import VOCAB, example_job, made_up_feed
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 from training import loop
 from training import run as run_module
 from training.checkpoints.records import checkpoint_uri
@@ -38,8 +39,6 @@ CHIPS = (1, 2, 4, 8)
 SHAPES = [shape for chips in CHIPS for shape in itertools.product(CHIPS, repeat=3) if math.prod(shape) == chips]
 """(replica, data, model) of every mesh of 1, 2, 4 or 8 chips"""
 CONTINUED = ("1x1x1<2x2x2", "1x4x2<2x2x2")
-# Programs this small run for milliseconds: what the compiler saves by optimizing them less is most of the time.
-QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def records_of(runs: Iterable[str], directory: Path) -> dict[str, dict[str, Any]]:

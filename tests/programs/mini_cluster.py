@@ -106,6 +106,7 @@ def main() -> None:
 def _serve() -> None:
     from ray.cluster_utils import Cluster
 
+    Cluster._wait_for_node.__defaults__ = (START_SECONDS,)  # type: ignore[attr-defined]  # its own limit is 30 s
     shared = {"object_store_memory": 128 << 20}
     head = {**shared, "num_cpus": 0, "include_dashboard": False, "_system_config": SOON_NOTICED}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -28,9 +28,8 @@ def main(directory: Path) -> dict[str, Any]:
     temporary = tempfile.mkdtemp(prefix="g2r-", dir="/tmp")  # Unix sockets below it: a short name
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
     results = {
-        "direct": run(directory, "direct"),
-        "ray": run(directory, "ray", feed="ray"),
-        "two": run(directory, "two", workers=2),
+        "direct": straight(directory, "direct"),
+        "ray": run(directory, "ray", feed="ray", threads=1),
         "divided": run(directory, "divided", workers=2, mesh="data=2"),
         "killed": killed(directory),
         "controller": controller_killed(directory),
@@ -47,6 +46,12 @@ def run(directory: Path, name: str, **overrides: Any) -> dict[str, Any]:
     began = time.monotonic()
     summary = train_under_ray(job_named(directory, name, **overrides))
     return {**dataclasses.asdict(summary), "seconds": time.monotonic() - began}
+
+
+def straight(directory: Path, name: str, **sizes: Any) -> dict[str, Any]:
+    """The same run without Ray."""
+    job = job_named(directory, name, threads=1, **sizes)
+    return dataclasses.asdict(run_training(job, TorchBackend("cpu"), direct_feed(job)))
 
 
 def killed(directory: Path, **overrides: Any) -> dict[str, Any]:
@@ -94,10 +99,9 @@ def refused(directory: Path) -> str:
 
 
 def controller_killed(directory: Path) -> dict[str, Any]:
-    """Kills Ray Train's controller with SIGKILL once. `straight` is the same run without Ray."""
-    sizes = {"steps": 600, "checkpoint_every_steps": 100, "threads": 1}
-    straight = job_named(directory, "straight", **sizes)
-    run_training(straight, TorchBackend("cpu"), direct_feed(straight))
+    """Kills Ray Train's controller with SIGKILL once."""
+    sizes = {"steps": 600, "checkpoint_every_steps": 100}
+    straight(directory, "straight", **sizes)
     killed_at: list[int] = []
     workers: list[int] = []
     most = 0
@@ -111,7 +115,9 @@ def controller_killed(directory: Path) -> dict[str, Any]:
             killed_at.append(metrics.step)
             os.kill(only(ray_processes("TrainController")), signal.SIGKILL)
 
-    summary = train_under_ray(job_named(directory, "controller", **sizes), max_failures=1, on_progress=kill_once)
+    summary = train_under_ray(
+        job_named(directory, "controller", threads=1, **sizes), max_failures=1, on_progress=kill_once
+    )
     groups = [group["state"] for group in ray.util.placement_group_table().values()]
     return {
         "first_step": summary.first_step,

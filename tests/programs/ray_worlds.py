@@ -1,6 +1,6 @@
-"""Run by test_worker.py in a process of its own: fits under Ray Train with one worker and with four.
+"""Run by test_worker.py in a process of its own: fits under Ray Train with one, two and four workers.
 
-On four, the model is whole, divided, and divided in each of two groups; with one, it also runs on XLA.
+On two, the model is whole. On four, the model is whole, divided, and divided in each of two groups; with one, it also runs on XLA.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import ray
 from tests.programs.ray_runs import job_named
 from training.worker.driver import train_under_ray
 
-WORLDS = (("one", 1, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 4, "replica=2,data=2"))
+WORLDS = (("one", 1, ""), ("two", 2, ""), ("four", 4, ""), ("divided", 4, "data=4"), ("groups", 4, "replica=2,data=2"))
 
 
 def main(directory: Path) -> dict[str, Any]:

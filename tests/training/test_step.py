@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 from training.checkpoints.records import latest_checkpoint, read_rows
 from training.loop import run_training
 
@@ -39,6 +40,7 @@ def start(directory: Path, device: str, rank: int = 0, workers: int = 1, port: i
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(REPOSITORY),
         "HOME": str(directory.parent),
+        "XLA_FLAGS": QUICK_COMPILES,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -1,6 +1,5 @@
 """A job on a mesh is the job on one device: losses, what is saved, and where parameters, moments and average lie."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,21 @@ import pytest
 pytest.importorskip("torch_xla")
 
 from tests.programs.chaos_log import chaos_run
-from tests.programs.meshes import CONTINUED, SAVED, SHAPES, STEPS, farthest, mesh_of, records_of
+from tests.programs.meshes import CONTINUED, SAVED, SHAPES, STEPS, farthest, records_of
 
 NAMES = ["x".join(map(str, shape)) for shape in SHAPES]
-ALONE, SAVING = "1x1x1", "2x2x2"
+ALONE, DIVIDED, SAVING = "1x1x1", "1x2x2", "2x2x2"
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Runs on one device, on a mesh with all axes and on another."""
-    other = random.Random(0).choice([name for name in NAMES if mesh_of(name).chips == 8 and name != SAVING])
-    return records_of([ALONE, SAVING, other], tmp_path_factory.mktemp("meshes"))
+    """A run on one device and one on a mesh of four; `make chaos` has all meshes of up to eight."""
+    return records_of([ALONE, DIVIDED], tmp_path_factory.mktemp("meshes"))
 
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_the_mesh(records: dict[str, dict[str, Any]]) -> None:
-    assert [len(record["losses"]) for record in records.values()].count(STEPS) == 3
+    assert [len(record["losses"]) for record in records.values()].count(STEPS) == 2
     check_losses(records)
 
 
@@ -32,8 +30,8 @@ def test_losses_do_not_depend_on_the_mesh(records: dict[str, dict[str, Any]]) ->
 def test_moments_lie_as_their_parameters_from_before_the_first_step(records: dict[str, dict[str, Any]]) -> None:
     """A copy of all moments on each chip, even for one step, is what a large model has no room for."""
     check_layout(records)
-    table = records[SAVING]["lies"][0]["model.embed_tokens.weight"]
-    assert table == ["{devices=[2,2,2]0,4,2,6,1,5,3,7 last_tile_dim_replicate}"] * 4
+    table = records[DIVIDED]["lies"][0]["model.embed_tokens.weight"]
+    assert table == ["{devices=[2,2]0,2,1,3}"] * 4
 
 
 @pytest.mark.slow
@@ -51,6 +49,8 @@ def test_every_mesh_of_up_to_eight_chips(tmp_path: Path) -> None:
         assert len(NAMES) == 20
         check_losses(records)
         check_layout(records)
+        table = records[SAVING]["lies"][0]["model.embed_tokens.weight"]
+        assert table == ["{devices=[2,2,2]0,4,2,6,1,5,3,7 last_tile_dim_replicate}"] * 4
         for run in CONTINUED:
             assert list(records[run]["losses"]) == [str(step) for step in range(SAVED + 1, STEPS + 1)]
             assert records[run]["restored"] == []

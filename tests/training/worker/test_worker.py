@@ -66,7 +66,7 @@ def losses(directory: Path, name: str) -> np.ndarray:
     return np.array(rows["loss_sum"]) / np.array(rows["targets"])
 
 
-def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_the_direct_one(
+def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_a_run_without_ray(
     directory: Path, runs: dict[str, Any]
 ) -> None:
     assert runs["direct"]["steps"] == runs["ray"]["steps"] == 12
@@ -74,17 +74,15 @@ def test_the_feed_through_ray_data_gives_the_rows_and_losses_of_the_direct_one(
     assert table(directory, "ray", "metrics").equals(table(directory, "direct", "metrics"))
 
 
-@pytest.mark.parametrize("name", ["two", "divided"])
-def test_two_workers_take_the_steps_of_one(directory: Path, runs: dict[str, Any], name: str) -> None:
-    """Each with the whole model, or with half of it."""
-    assert runs[name]["workers"] == 2
-    assert table(directory, name, "lineage").equals(table(directory, "direct", "lineage"))
-    np.testing.assert_allclose(losses(directory, name), losses(directory, "direct"), rtol=1e-5)
+def test_two_workers_with_half_of_the_model_each_take_the_steps_of_one(directory: Path, runs: dict[str, Any]) -> None:
+    assert runs["divided"]["workers"] == 2
+    assert table(directory, "divided", "lineage").equals(table(directory, "direct", "lineage"))
+    np.testing.assert_allclose(losses(directory, "divided"), losses(directory, "direct"), rtol=1e-5)
 
 
 @pytest.mark.chaos("training on four workers")
 def test_four_workers_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> None:
-    """Beside the two above: the same global batch on four, whole, divided, and divided in each of two groups.
+    """The same global batch on two whole models, on four, divided over four, and divided in each of two groups.
 
     And on one worker whose device is XLA.
     """
@@ -92,8 +90,8 @@ def test_four_workers_take_the_steps_of_one(tmp_path: Path, counts: Counts) -> N
     xla = workers_by_run.pop("xla")
     assert (xla["device"], xla["compiles"]) == ("xla", 2)
     np.testing.assert_allclose(losses(tmp_path, "xla"), losses(tmp_path, "one"), rtol=1e-5)
-    assert workers_by_run == {"one": 1, "four": 4, "divided": 4, "groups": 4}
-    for name in ("four", "divided", "groups"):
+    assert workers_by_run == {"one": 1, "two": 2, "four": 4, "divided": 4, "groups": 4}
+    for name in ("two", "four", "divided", "groups"):
         assert table(tmp_path, name, "lineage").equals(table(tmp_path, "one", "lineage"))
         np.testing.assert_allclose(losses(tmp_path, name), losses(tmp_path, "one"), rtol=1e-5)
         counts.add(runs=1, compared=len(losses(tmp_path, name)))

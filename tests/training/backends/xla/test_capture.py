@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from tests.programs.places import REPOSITORY
-
-QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+from tests.programs.xla_flags import QUICK_COMPILES
 
 
 @pytest.mark.slow

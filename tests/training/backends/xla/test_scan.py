@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.programs.places import REPOSITORY
+from tests.programs.xla_flags import QUICK_COMPILES
 
 pytest.importorskip("torch_xla")
 pytestmark = pytest.mark.slow
 
-# Programs this small run for milliseconds: what the compiler saves by optimizing them less is most of the time.
-QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return reports_of(tmp_path_factory.mktemp("logs"))
+
+
+def reports_of(folder: Path, *words: str) -> dict[str, Any]:
     """What the two programs found: `scan` on one device, `mesh` on four virtual ones, in processes of their own."""
     environment = os.environ | {
         "PJRT_DEVICE": "CPU",
@@ -27,12 +30,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "XLA_FLAGS": QUICK_COMPILES,
         "TF_CPP_MIN_LOG_LEVEL": "1",  # warnings
     }
-    logs = {name: tmp_path_factory.mktemp("logs") / name for name in ("scan", "mesh")}
+    logs = {name: folder / name for name in ("scan", "mesh")}
     processes = {}
     for name, log in logs.items():
         with log.open("w") as stderr:
             processes[name] = subprocess.Popen(
-                [sys.executable, "-m", f"tests.programs.{name}_run"],
+                [sys.executable, "-m", f"tests.programs.{name}_run", *words],
                 cwd=REPOSITORY,
                 env=environment | ({"CPU_NUM_DEVICES": "4"} if name == "mesh" else {}),
                 text=True,
@@ -41,15 +44,31 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             )
     by_program = {}
     for name, process in processes.items():
-        out, _ = process.communicate(timeout=500)
+        out, _ = process.communicate(timeout=900)
         assert process.returncode == 0, logs[name].read_text()
         by_program[name] = json.loads(out.splitlines()[-1]) | {"log": logs[name].read_text()}
     return by_program
 
 
-def test_losses_and_gradients_are_the_loops_with_every_remat_and_objective(reports: dict[str, Any]) -> None:
+@pytest.mark.chaos("scanned layers")
+def test_every_remat_and_every_mesh_with_both_objectives(tmp_path: Path) -> None:
+    reports = reports_of(tmp_path, "all")
+    assert len(reports["scan"]["differences"]) == 2 * 3 + 3
+    assert len(reports["mesh"]["differences"]) == 2 * len(reports["mesh"]["parts"])
+    for program in ("scan", "mesh"):
+        assert max(reports[program]["differences"].values()) <= 1e-5, reports[program]["differences"]
+
+
+def test_losses_and_gradients_are_the_loops_with_each_remat_and_objective(reports: dict[str, Any]) -> None:
     differences = reports["scan"]["differences"]
-    assert {"3 layers, none", "4 layers, projections", "4 layers, full", "distill", "topk", "full"} < differences.keys()
+    assert {
+        "3 layers, none",
+        "4 layers, projections",
+        "4 layers, full",
+        "distill",
+        "topk",
+        "full",
+    } == differences.keys()
     assert max(differences.values()) <= 1e-5, differences
 
 
@@ -78,7 +97,7 @@ def test_a_checkpoint_of_stacked_layers_has_the_models_own_tensors(reports: dict
 
 def test_losses_and_gradients_on_a_mesh_are_those_of_one_device(reports: dict[str, Any]) -> None:
     differences = reports["mesh"]["differences"]
-    assert len(differences) == 2 * len(reports["mesh"]["parts"])
+    assert {name.partition(" ")[2] for name in differences} == reports["mesh"]["parts"].keys()
     assert max(differences.values()) <= 1e-5, differences
 
 
