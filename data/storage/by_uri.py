@@ -7,7 +7,7 @@ from data.errors import UserError
 from data.storage.gcs import Gcs
 from data.storage.local import Local
 from data.storage.memory import Memory
-from data.storage.store import Found, Store
+from data.storage.store import Enter, Found, Store
 
 STORES: tuple[Store, ...] = (Local(), Gcs(), Memory())
 
@@ -142,13 +142,13 @@ def list_level(uri: str) -> list[tuple[str, float]]:
     return store_of(uri).list_level(uri)
 
 
-def find_files(uri: str) -> Found:
+def find_files(uri: str, enter: Enter = lambda folder: True) -> Found:
     """The files that `uri` names as a file, folder or glob, and what else it names that is no regular file.
 
-    Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError for
-    a glob that is not valid.
+    The files of a folder below a given folder for which `enter` is false may be left out. Names are relative to the
+    folder, or to the part of a glob before its first special character. Raises UserError for a glob that is not valid.
     """
-    return store_of(uri).find_files(uri)
+    return store_of(uri).find_files(uri, enter)
 
 
 def content(uri: str) -> str:

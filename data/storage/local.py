@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 
 from data.errors import UserError
-from data.storage.store import Found, FullError, Store, fixed_part, is_glob, join
+from data.storage.store import Enter, Found, FullError, Store, fixed_part, is_glob, join
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LINKED = "linked folder"
@@ -57,11 +57,11 @@ class Local(Store):
             os.makedirs(os.path.dirname(target_path), exist_ok=True)
             os.replace(source_path, target_path)
 
-    def find_files(self, uri: str) -> Found:
+    def find_files(self, uri: str, enter: Enter) -> Found:
         """Regular files, and links to them. A folder below the given path is entered unless it is a link."""
         path = str(_path(uri))
         if os.path.isdir(path):
-            return _sorted(_below(path, uri))
+            return _sorted(_below(path, uri, enter))
         if os.path.lexists(path):
             return _sorted([(os.path.basename(path), uri, path)])
         if not is_glob(path):
@@ -99,7 +99,7 @@ def _path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def _below(folder: str, uri: str) -> Iterator[tuple[str, str, str]]:
+def _below(folder: str, uri: str, enter: Enter) -> Iterator[tuple[str, str, str]]:
     """(name relative to `folder`, URI, path) of each entry that is no folder, at any depth, and of linked folders."""
 
     def refuse(error: OSError) -> None:
@@ -107,9 +107,11 @@ def _below(folder: str, uri: str) -> Iterator[tuple[str, str, str]]:
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        inside = os.path.relpath(parent, folder)
+        relative = os.path.relpath(parent, folder)
+        inside = "" if relative == os.curdir else relative + "/"
+        folders[:] = [name for name in folders if enter(f"{inside}{name}/")]
         for name in [*names, *linked]:
-            below = name if inside == os.curdir else os.path.join(inside, name)
+            below = inside + name
             yield below, join(uri, below), os.path.join(parent, name)
 
 

@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -32,6 +32,10 @@ class Found(NamedTuple):
     """(relative name, URI, bytes) of each regular file"""
     left_out: Sequence[tuple[str, str]] = ()
     """(kind, path) of each pipe, device, socket, broken link and linked folder"""
+
+
+Enter = Callable[[str], bool]
+"""name of a folder relative to the given one, with a / behind it -> whether its files are wanted"""
 
 
 class Store(ABC):
@@ -136,9 +140,10 @@ class Store(ABC):
             return []
         return sorted((name, _changed(entry)) for entry in entries if (name := _last(entry["name"])))
 
-    def find_files(self, uri: str) -> Found:
+    def find_files(self, uri: str, enter: Enter) -> Found:
         """The files that `uri` names as a file, folder or glob, and what else it names that is no regular file.
 
+        A store that lists folder by folder asks `enter` before it lists one. Others list all.
         Names are relative to the folder, or to the part of a glob before its first special character. Raises UserError
         for a glob that is not valid.
         """

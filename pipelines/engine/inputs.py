@@ -37,6 +37,8 @@ class Read:
     """whether the stage can run without the input"""
     select: Callable[[Any, str], bool] | None = None
     """(config, relative name) -> whether a file from outside belongs to the input; None: every file does"""
+    exclude: Callable[[Any, str], bool] | None = None
+    """(config, relative name) -> whether the user leaves the file out, or, if the name ends in /, the whole folder"""
 
     @property
     def external(self) -> bool:
@@ -44,6 +46,8 @@ class Read:
 
 
 DEFAULT_ROOT = "./runs"
+MOST_KINDS = 6
+"""most kinds of files that a line names"""
 AGAIN = "file given twice"
 """kind of a file that two of the given paths name"""
 REFERENCE = re.compile(
@@ -191,10 +195,14 @@ def _suffixed(directory: str, match: re.Match[str]) -> str:
     return directory + step + (f":{match['dataset']}" if match["dataset"] else "")
 
 
-def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -> Input:
+def external_input(
+    paths: Sequence[str], select: Callable[[str], bool] | None, exclude: Callable[[str], bool] | None = None
+) -> Input:
     """Files, directories and globs from outside, as one input.
 
     A file's name is relative to the given directory. With several paths, each directory's own name stands before it.
+    What is not selected is listed as left out. What is excluded is not: somebody has asked for that. A folder is asked
+    about by its name with a / behind it.
     Raises UserError if a path is missing or no file is left.
     """
     by_place: dict[str, tuple[str, str, int]] = {}  # place -> name, URI, bytes: a file that is given twice counts once
@@ -203,10 +211,13 @@ def external_input(paths: Sequence[str], select: Callable[[str], bool] | None) -
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
-        listing = _find(path)
+        listing = _find(path, lambda below, folder=folder: exclude is None or not exclude(folder + below))
         left_out += listing.left_out
         for below, uri, size in listing.files:
             name = folder + below
+            if exclude is not None and exclude(name):
+                passed_over.append(name)
+                continue
             if select is not None and not select(name):
                 passed_over.append(name)
                 left_out.append((f"{os.path.splitext(name)[1] or 'other'} file", uri))
@@ -251,11 +262,15 @@ def _longest_name(entry: tuple[str, str, int]) -> tuple[int, str]:
 
 
 def left_out_line(left_out: Sequence[tuple[str, str]]) -> str:
-    """What is no file to read, counted by kind, with an example of each kind."""
+    """What is no file to read, counted by kind, with an example of each kind. Of many kinds, the largest."""
     kinds: dict[str, list[str]] = {}
     for kind, path in left_out:
         kinds.setdefault(kind, []).append(path)
-    counts = (f"{len(some):,} {kind}{'s' * (len(some) > 1)} ({some[0]})" for kind, some in sorted(kinds.items()))
+    largest = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
+    named = largest if len(largest) <= MOST_KINDS else largest[: MOST_KINDS - 1]
+    counts = [f"{len(some):,} {kind}{'s' * (len(some) > 1)} ({some[0]})" for kind in named for some in (kinds[kind],)]
+    if rest := largest[len(named) :]:
+        counts.append(f"{sum(len(kinds[kind]) for kind in rest):,} of {len(rest)} other kinds")
     return f"left out {', '.join(counts)}"
 
 
@@ -276,8 +291,8 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _find(path: str) -> storage.Found:
-    listing = storage.find_files(path)
+def _find(path: str, enter: Callable[[str], bool]) -> storage.Found:
+    listing = storage.find_files(path, enter)
     if listing.files or listing.left_out or storage.exists(path):
         return listing
     raise UserError(f"no file or directory {path!r}; give an existing path, a glob in quotes, or a gs:// URI")

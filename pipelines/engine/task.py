@@ -1,5 +1,6 @@
 """A stage with its config and inputs: the document that is hashed to a fingerprint, and the resolution of inputs."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,10 @@ def refuse_given(stage: Stage, given: Mapping[str, Sequence[str]]) -> None:
 
 def resolve_texts(read: Read, config: Any, texts: Sequence[str], root: str) -> tuple[Input, ...]:
     if read.external:
-        chosen = read.select
-        return (external_input(texts, None if chosen is None else lambda name: chosen(config, name)),)
+        select, exclude = (
+            None if chosen is None else functools.partial(chosen, config) for chosen in (read.select, read.exclude)
+        )
+        return (external_input(texts, select, exclude),)
     return tuple(resolve(text, read, root) for text in texts)
 
 

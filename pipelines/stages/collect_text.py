@@ -75,8 +75,15 @@ def selected(config: Config, name: str) -> bool:
     """Whether the file with this relative name is read."""
     if not config.hidden and any(part.startswith(".") for part in name.split("/")):
         return False
-    included = _any_of(config.include).match(name) is not None
-    return included and _any_of(config.exclude).match(name) is None
+    return _any_of(config.include).match(name) is not None
+
+
+def excluded(config: Config, name: str) -> bool:
+    """Whether `--exclude` names the file with this relative name, or all files of a folder, whose name ends in /."""
+    patterns = config.exclude
+    if name.endswith("/"):  # a pattern that ends in * and matches a folder matches all that is below it
+        patterns = tuple(pattern for pattern in patterns if pattern.endswith("*"))
+    return _any_of(patterns).match(name) is not None
 
 
 @functools.cache
@@ -85,7 +92,7 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE)
 
 
-READS = {"input": Read(help="files, directories or globs of text", many=True, select=selected)}
+READS = {"input": Read(help="files, directories or globs of text", many=True, select=selected, exclude=excluded)}
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _make(sizes: Sizes, directory: str) -> None:
 
 def _documents(max_files: int | None) -> Iterator[tuple[str, str]]:
     """(id, text) of the modules that a person wrote, without duplicates. They depend on the version of Python."""
-    files = external_input([sysconfig.get_paths()["stdlib"]], _selected).files[:max_files]
+    files = external_input([sysconfig.get_paths()["stdlib"]], _selected, _excluded).files[:max_files]
     seen: set[str] = set()
     named = [(file.name, file.uri) for file in files]
     for batch in sources.collect("stdlib", named, sources.Options(), 1 << 22):
@@ -132,7 +132,11 @@ def _documents(max_files: int | None) -> Iterator[tuple[str, str]]:
 
 
 def _selected(name: str) -> bool:
-    return name.endswith((".py", ".txt", ".rst")) and not any(fnmatch(name, pattern) for pattern in STDLIB_EXCLUDE)
+    return name.endswith((".py", ".txt", ".rst"))
+
+
+def _excluded(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in STDLIB_EXCLUDE)
 
 
 def _packed(texts: dict[str, str], tokenizer: Tokenizer, sizes: Sizes) -> pa.Table:

@@ -79,7 +79,7 @@ def test_a_line_of_a_gigabyte_is_skipped_in_little_memory(tmp_path: Path) -> Non
     assert peak_bytes(path) < 600 << 20
 
 
-@pytest.mark.slow
+@pytest.mark.chaos("a million documents")
 def test_a_million_empty_documents_take_little_time_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_bytes(b'{"text": ""}\n' * 1_000_000)
@@ -118,6 +118,7 @@ def parquet(path: Path, texts: list[str], **options: object) -> Path:
     return path
 
 
+@pytest.mark.chaos("one huge value")
 def test_one_huge_value_repeated_is_read_in_little_memory(tmp_path: Path) -> None:
     value = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2000, np.int32)), pa.array(["x" * 2_000_000]))
     path = tmp_path / "repeated.parquet"

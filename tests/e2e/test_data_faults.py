@@ -29,7 +29,7 @@ LONGEST_SECONDS = 600.0
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Reference(tmp_path_factory.mktemp("reference"), documents=400)
+    return Reference(tmp_path_factory.mktemp("reference"), documents=240)
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def listings(proxy: FaultyProxy, work: Callable[[], object]) -> list[str]:
 
 
 def test_a_stage_lists_as_often_for_many_shards_as_for_few(proxy: FaultyProxy, tmp_path: Path) -> None:
-    few, many = (listings_of_stages(proxy, tmp_path, documents) for documents in (10, 50))
+    few, many = (listings_of_stages(proxy, tmp_path, documents) for documents in (8, 32))
     assert many.pop("shards") >= 3 * few.pop("shards"), "otherwise nothing was tested"
     assert many == few, "it grew with the shards"
     for name, a_phase in many.items():

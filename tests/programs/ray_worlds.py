@@ -1,6 +1,7 @@
 """Run by test_worker.py in a process of its own: fits under Ray Train with one, two and four workers.
 
-On two, the model is whole. On four, the model is whole, divided, and divided in each of two groups; with one, it also runs on XLA.
+On two, the model is whole. On four, it is whole, divided, and divided in each of two groups. On one, it also runs
+on XLA.
 """
 
 import dataclasses

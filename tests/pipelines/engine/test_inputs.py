@@ -204,13 +204,42 @@ def test_regular_files_are_read_and_the_rest_is_counted_by_kind(tmp_path: Path) 
     (folder / "to_far.txt").symlink_to(tmp_path / "far" / "a.txt")
     (folder / "to_a.txt").symlink_to("a.txt")
     expected = (
-        "left out 2 broken links (), 1 device (), 1 file given twice (), 2 linked folders (), 1 pipe (), 1 socket ()"
+        "left out 2 broken links (), 2 linked folders (), 1 device (), 1 file given twice (), 1 pipe (), 1 socket ()"
     )
     for spelling in (str(folder), f"file://{folder}", f"{folder}/**/*", f"file://{folder}/**"):
         given = external_input([spelling], None)
         assert [file.name for file in given.files] == ["a.txt", "b/c.txt", "b/d.md", "to_far.txt"], spelling
         assert re.sub(r"\(.*?\)", "()", left_out_line(given.left_out)) == expected, spelling
     assert left_out_lines({"input": [given]}) == [f"--input: {left_out_line(given.left_out)}"]
+
+
+def test_a_line_about_many_kinds_of_files_names_the_largest() -> None:
+    left_out = [(f".{kind} file", f"/{kind}{number}") for kind in range(20) for number in range(kind + 1)]
+    line = left_out_line(left_out)
+    assert line.startswith("left out 20 .19 files (/190), 19 .18 files (/180), ")
+    assert line.endswith(" 16 .15 files (/150), 120 of 15 other kinds")
+
+
+def test_what_is_excluded_is_not_entered_and_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = corpus(tmp_path)
+    (folder / "b" / "picture.png").write_bytes(b"")
+    (folder / "sound.wav").write_bytes(b"")
+
+    def texts(name: str) -> bool:
+        return name.endswith((".txt", ".md"))
+
+    assert [kind for kind, _ in external_input([str(folder)], texts).left_out] == [".png file", ".wav file"]
+    plain, entered = os.scandir, []
+
+    def seen(path: str) -> object:
+        entered.append(Path(path).name)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", seen)
+    given = external_input([str(folder)], texts, exclude=lambda name: name.startswith("b/"))
+    assert [file.name for file in given.files] == ["a.txt"]
+    assert [kind for kind, _ in given.left_out] == [".wav file"]
+    assert "b" not in entered
 
 
 @pytest.mark.parametrize(("name", "kind"), [("pipe", "1 pipe"), ("broken", "1 broken link"), ("null", "1 device")])
