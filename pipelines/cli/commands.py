@@ -10,6 +10,7 @@ from infra.ray_session import RaySession
 from pipelines.account.amounts import measured, speeds
 from pipelines.account.table import estimate_lines, measured_lines
 from pipelines.cli.arguments import parse_recipe, parse_run, parse_stage, refuse_missing
+from pipelines.cli.device import device_lines, refuse_device
 from pipelines.cli.listing import stage_or_recipe
 from pipelines.cli.plan import last_of_stage, plan_lines
 from pipelines.cli.words import take
@@ -42,14 +43,17 @@ def plan(words: list[str]) -> int:
         tasks = {target.name: Task(stage=target, config=command.config, inputs=inputs, root=command.root)}
         before = last_of_stage(tasks[target.name], print_line)
         notes: dict[str, str] = {}
-        root = command.root
+        root, resources = command.root, command.resources
     else:
         wanted = parse_recipe(target, rest)
         storage.check_bucket(wanted.root)
-        tasks, before, root = tasks_of(wanted.recipe, wanted.root), last_run(wanted.recipe, wanted.root), wanted.root
+        root, resources = wanted.root, wanted.resources
+        tasks, before = tasks_of(wanted.recipe, root), last_run(wanted.recipe, root)
         notes = {step.name: step.note for step in wanted.recipe.steps}
     print_line(f"{target.name} in {root}: {target.summary}")
     for line in plan_lines(tasks, before, notes):
+        print_line(line)
+    for line in device_lines(resources.device, tasks.values()):
         print_line(line)
     if isinstance(target, Recipe):
         if missing := wanted.recipe.not_given():
@@ -94,6 +98,7 @@ def _run_stage(stage: Stage, words: list[str]) -> int:
     storage.check_bucket(command.root)
     inputs = resolve_inputs(stage, command.config, command.inputs, command.root)
     task = Task(stage=stage, config=command.config, inputs=inputs, root=command.root)
+    refuse_device(command.resources.device, [task])
     session = RaySession(command.resources.cpus)
     try:
         run_task(task, command.resources, session, _say)
@@ -109,6 +114,7 @@ def _run_recipe(recipe: Recipe, words: list[str]) -> int:
     refuse_missing(command.recipe, chosen)
     tasks = tasks_of(command.recipe, command.root)
     waiting = [name for name, task in tasks.items() if name in chosen and task.manifest() is None]
+    refuse_device(command.resources.device, [tasks[name] for name in waiting])
     began = time.monotonic()
     session = RaySession(command.resources.cpus)
     if not waiting:

@@ -250,12 +250,24 @@ def _longest_name(entry: tuple[str, str, int]) -> tuple[int, str]:
     return -entry[0].count("/"), entry[0]
 
 
+MOST_KINDS = 3
+"""kinds of files that a line names; a folder of programs has a hundred"""
+
+
 def left_out_line(left_out: Sequence[tuple[str, str]]) -> str:
-    """What is no file to read, counted by kind, with an example of each kind."""
+    """What is no file to read, counted by kind, with an example of each kind.
+
+    Of files that the stage does not choose, the most frequent kinds are named and the others are counted together.
+    """
     kinds: dict[str, list[str]] = {}
     for kind, path in left_out:
         kinds.setdefault(kind, []).append(path)
-    counts = (f"{len(some):,} {kind}{'s' * (len(some) > 1)} ({some[0]})" for kind, some in sorted(kinds.items()))
+    files = sorted((kind for kind in kinds if kind.endswith(" file")), key=lambda kind: (-len(kinds[kind]), kind))
+    shown = [*sorted(kinds.keys() - files), *files[:MOST_KINDS]]
+    counts = [f"{len(kinds[kind]):,} {kind}{'s' * (len(kinds[kind]) > 1)} ({kinds[kind][0]})" for kind in shown]
+    if rest := files[MOST_KINDS:]:
+        number = sum(len(kinds[kind]) for kind in rest)
+        counts.append(f"{number:,} file{'s' * (number > 1)} of {len(rest)} other kind{'s' * (len(rest) > 1)}")
     return f"left out {', '.join(counts)}"
 
 

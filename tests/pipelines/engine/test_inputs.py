@@ -213,6 +213,16 @@ def test_regular_files_are_read_and_the_rest_is_counted_by_kind(tmp_path: Path) 
     assert left_out_lines({"input": [given]}) == [f"--input: {left_out_line(given.left_out)}"]
 
 
+def test_of_many_kinds_of_files_the_most_frequent_are_named() -> None:
+    """The standard library has about 150 kinds beside .py, which were a line of 9,000 characters."""
+    left_out = [(f".{letter} file", f"a.{letter}") for letter in "abcde" for _ in range(ord("f") - ord(letter))]
+    assert left_out_line([*left_out, ("pipe", "p")]) == (
+        "left out 1 pipe (p), 5 .a files (a.a), 4 .b files (a.b), 3 .c files (a.c), 3 files of 2 other kinds"
+    )
+    assert left_out_line(left_out[:-3]) == "left out 5 .a files (a.a), 4 .b files (a.b), 3 .c files (a.c)"
+    assert left_out_line([*left_out[:-3], (".d file", "a.d")]).endswith(", 1 file of 1 other kind")
+
+
 @pytest.mark.parametrize(("name", "kind"), [("pipe", "1 pipe"), ("broken", "1 broken link"), ("null", "1 device")])
 def test_what_is_no_regular_file_is_refused_by_name_and_by_glob(tmp_path: Path, name: str, kind: str) -> None:
     os.mkfifo(tmp_path / "pipe")
