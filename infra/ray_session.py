@@ -53,6 +53,11 @@ def in_submitted_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def on_cluster() -> bool:
+    """Whether a session of this process joins a cluster; False: it embeds a Ray on this machine."""
+    return in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 def refuse_open_cluster(environment: Mapping[str, str]) -> None:
     """Raises UserError if other machines can reach the cluster in RAY_ADDRESS and no token is in use.
 
@@ -167,7 +172,7 @@ class RaySession:
             return
         began = time.monotonic()
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # stages have bars of their own
-        if in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        if on_cluster():
             refuse_open_cluster(os.environ)
             protect_token_file(os.environ)
             import ray
@@ -223,7 +228,7 @@ class RaySession:
 
     def has_tpu(self) -> bool:
         """Whether a node of the cluster has TPU chips. Joins the cluster. False for a Ray on this machine."""
-        if not (in_submitted_job() or os.environ.get("RAY_ADDRESS", "") not in ("", "local")):
+        if not on_cluster():
             return False
         import ray
 

@@ -14,6 +14,7 @@ PIPELINES_TRACEBACK=1 in the environment, its traceback is printed first. Any ot
 prints its traceback and ends with exit code 1.
 """
 
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,20 @@ except ModuleNotFoundError as missing:
 
 OWN_HELP = ("run", "plan", "fit", "manifests")
 """commands whose parser prints a help of its own"""
-COMMANDS = ("list", "status", "show", "plan", "account", "run", "submit", "fit", "manifests", "trace", "replay")
+COMMANDS = {
+    "list": "pipelines.cli.listing:list_",
+    "status": "pipelines.cli.listing:status",
+    "show": "pipelines.cli.listing:show",
+    "plan": "pipelines.cli.commands:plan",
+    "account": "pipelines.cli.commands:account",
+    "run": "pipelines.cli.commands:run",
+    "submit": "pipelines.cluster.submit:submit",
+    "fit": "pipelines.fit.command:fit",
+    "manifests": "pipelines.cluster.kubernetes:print_objects",
+    "trace": "pipelines.checkpoints.trace_rows:trace",
+    "replay": "pipelines.checkpoints.replay:replay_",
+}
+"""command -> its function, imported when the command is given: many import torch, for which a typo should not wait"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -48,37 +62,9 @@ def _dispatch(command: str, words: list[str]) -> int:
         print("\n".join(line for line in __doc__.splitlines() if f"pipelines {command} " in line or "| status" in line))
         print("`python -m pipelines --help` prints the lines of all commands, and their exit codes.")
         return 0
-    # Imported late, because a typo in the command should not wait for the import of torch.
-    if command == "fit":
-        from pipelines.fit.command import fit
-
-        return fit(words)
-    if command == "submit":
-        from pipelines.cluster.submit import submit
-
-        return submit(words)
-    if command == "manifests":
-        from pipelines.cluster.kubernetes import print_objects
-
-        return print_objects(words)
-    if command == "trace":
-        from pipelines.checkpoints.trace_rows import trace
-
-        return trace(words)
-    if command == "replay":
-        from pipelines.checkpoints.replay import replay_
-
-        return replay_(words)
-    from pipelines.cli import commands
-
-    return {
-        "list": commands.list_,
-        "status": commands.status,
-        "show": commands.show,
-        "plan": commands.plan,
-        "account": commands.account,
-        "run": commands.run,
-    }[command](words)
+    module, _, function = COMMANDS[command].partition(":")
+    code: int = getattr(importlib.import_module(module), function)(words)
+    return code
 
 
 if __name__ == "__main__":

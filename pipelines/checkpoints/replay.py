@@ -5,11 +5,10 @@ command needs a machine of that kind. It does not start Ray. Exit codes: 0 if th
 differ.
 """
 
-from dataclasses import dataclass
-
-import tyro
+from dataclasses import dataclass, fields
 
 from pipelines.checkpoints.trained_run import open_run
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.inputs import DEFAULT_ROOT
 from pipelines.engine.printed import print_line
 from training.replay import replay
@@ -29,7 +28,8 @@ class Question:
 
 def replay_(words: list[str]) -> int:
     """Prints the verdict; returns the exit code. Raises UserError if the run has no record of the step."""
-    question = tyro.cli(Question, args=words, prog="python -m pipelines replay", description=__doc__.strip())
+    refuse_unknown(words, [entry.name for entry in fields(Question)])
+    question = parse(Question, words, program="python -m pipelines replay", description=__doc__.strip())
     run = open_run(question.run, question.root)
     result = replay(run.job(question.step), question.step)
     steps = f"steps {result.first_step + 1} to {result.first_step + result.steps}"

@@ -10,17 +10,17 @@ another run or began from its weights, the answers cover that run too.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from data.lineage import Place, documents_of_rows, find_document
 from pipelines.checkpoints.trained_run import CHECKPOINTS, TrainedRun, has_steps, open_run
 from pipelines.engine.errors import UserError
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.inputs import DEFAULT_ROOT, Input
 from pipelines.engine.printed import print_line
 from training.checkpoints.records import checkpoint_uri, read_rows
@@ -70,7 +70,8 @@ class Seen:
 
 def trace(words: list[str]) -> int:
     """Answers one question; returns the exit code. Raises UserError if there is no such run, step or row."""
-    question = tyro.cli(Question, args=words, prog="python -m pipelines trace", description=__doc__.strip())
+    refuse_unknown(words, [entry.name for entry in fields(Question)])
+    question = parse(Question, words, program="python -m pipelines trace", description=__doc__.strip())
     run = open_run(question.checkpoint, question.root)
     if question.document is not None:
         lines = _document_lines(question.document, run)

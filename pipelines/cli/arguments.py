@@ -8,7 +8,6 @@ sets the defaults.
 import dataclasses
 import json
 import keyword
-import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,10 @@ import tyro
 import model
 from data import storage
 from infra.ray_session import in_submitted_job
+from pipelines.cli.words import refuse_loose, refuse_memory, take
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.inputs import DEFAULT_ROOT
 from pipelines.engine.resources import Resources
 from pipelines.engine.stage import Stage, load_stage
@@ -216,15 +217,14 @@ def _parse(program: str, fields: list[Any], words: list[str], summary: str, root
     ]
     command = make_dataclass("Command", fields, kw_only=True, frozen=True)
     refuse_unknown(words, sorted(_flags(fields)))
-    for place, word in enumerate(words):
-        if re.match("-[a-z_]{2}", word) or (place == 0 and not word.startswith("-")):
-            raise UserError(f"got {word!r}, which is no flag; a flag is -- and the name of the field, then its value")
-    return tyro.cli(
+    refuse_loose(words)
+    return parse(
         command,
-        args=words,
-        prog=f"python -m pipelines {program}",
+        words,
+        program=f"python -m pipelines {program}",
         description=summary,
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        instead={"--model.": f"--model {'|'.join(MODEL_PRESETS)} (or each of its sizes)"},
     )
 
 
@@ -254,29 +254,8 @@ def _nested(kind: Any, prefix: str) -> Iterator[str]:
             yield prefix + entry.name
 
 
-def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:
-    """Raises UserError, naming the most similar flag, for a word that is no flag. `flags` have underscores."""
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("-", "_")
-            if name not in flags and name != "help":
-                raise UserError(f"{configs.no_such('field', name, flags)} (a flag is -- and the name of the field)")
-
-
 def _field_names(kind: type) -> set[str]:
     return {entry.name for entry in dataclasses.fields(kind)}
-
-
-def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
-    """`words` without `flag VALUE` (or `flag=VALUE`), and the value; None if the flag is not given."""
-    for place, word in enumerate(words):
-        if word.startswith(flag + "="):
-            return words[:place] + words[place + 1 :], word.partition("=")[2]
-        if word == flag:
-            if place + 1 == len(words) or words[place + 1].startswith("--"):
-                raise UserError(f"got {flag} without a value; give a value after it")
-            return words[:place] + words[place + 2 :], words[place + 1]
-    return words, None
 
 
 def _preset(name: str) -> Any:
@@ -329,12 +308,3 @@ def _root(text: str) -> str:
     if on_disk is not None and on_disk.exists() and not on_disk.is_dir():
         raise UserError(f"got --root {text!r}, which is a file; give a directory, existing or not")
     return root
-
-
-def refuse_memory(root: str) -> None:
-    """Raises UserError for a root in this process's memory, which no worker sees and which ends with the process."""
-    if not storage.is_shared(root):
-        raise UserError(
-            f"got --root {root!r}, which only this process sees and which ends with it; give a directory or "
-            "gs://bucket/path"
-        )

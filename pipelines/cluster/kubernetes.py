@@ -21,9 +21,11 @@ import yaml
 from data import storage
 from infra.kubernetes import Request, kubernetes_objects, rented_slice
 from infra.slices import Topology
-from pipelines.cli.arguments import parse_run, refuse_missing, refuse_unknown, take
+from pipelines.cli.arguments import parse_run, refuse_missing
+from pipelines.cli.words import take
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.placement import place
 from pipelines.engine.stage import load_stage
@@ -73,7 +75,7 @@ def print_objects(words: list[str]) -> int:
     words, further = _parted(words)
     flags = {field.name for field in dataclasses.fields(Command)} - {"stage"}
     refuse_unknown(words, sorted(flags | {"no_spot"}))
-    command = tyro.cli(Command, args=words, prog="python -m pipelines manifests", description=__doc__)
+    command = parse(Command, words, program="python -m pipelines manifests", description=__doc__)
     request, place = request_of(command, further)
     # Through JSON: YAML would write a value that two places share as an anchor, which few readers expect.
     objects = yaml.safe_dump_all(json.loads(json.dumps(kubernetes_objects(request))), sort_keys=False, width=120)

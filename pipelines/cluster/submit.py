@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from data import storage
 from infra.ray_private import WORKING_DIR_LOGGER
 from infra.ray_session import REPOSITORY, protect_token_file, refuse_open_host
-from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing, take
+from pipelines.cli.arguments import parse_run, parse_stage, refuse_missing
+from pipelines.cli.words import take
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
 from pipelines.engine.printed import one_line, print_line

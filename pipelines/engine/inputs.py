@@ -46,8 +46,6 @@ class Read:
 
 
 DEFAULT_ROOT = "./runs"
-MOST_KINDS = 6
-"""most kinds of files that a line names"""
 AGAIN = "file given twice"
 """kind of a file that two of the given paths name"""
 REFERENCE = re.compile(
@@ -261,16 +259,24 @@ def _longest_name(entry: tuple[str, str, int]) -> tuple[int, str]:
     return -entry[0].count("/"), entry[0]
 
 
+MOST_KINDS = 3
+"""kinds of files that a line names; a folder of programs has a hundred"""
+
+
 def left_out_line(left_out: Sequence[tuple[str, str]]) -> str:
-    """What is no file to read, counted by kind, with an example of each kind. Of many kinds, the largest."""
+    """What is no file to read, counted by kind, with an example of each kind.
+
+    Of files that the stage does not choose, the most frequent kinds are named and the others are counted together.
+    """
     kinds: dict[str, list[str]] = {}
     for kind, path in left_out:
         kinds.setdefault(kind, []).append(path)
-    largest = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
-    named = largest if len(largest) <= MOST_KINDS else largest[: MOST_KINDS - 1]
-    counts = [f"{len(some):,} {kind}{'s' * (len(some) > 1)} ({some[0]})" for kind in named for some in (kinds[kind],)]
-    if rest := largest[len(named) :]:
-        counts.append(f"{sum(len(kinds[kind]) for kind in rest):,} of {len(rest)} other kinds")
+    files = sorted((kind for kind in kinds if kind.endswith(" file")), key=lambda kind: (-len(kinds[kind]), kind))
+    shown = [*sorted(kinds.keys() - files), *files[:MOST_KINDS]]
+    counts = [f"{len(kinds[kind]):,} {kind}{'s' * (len(kinds[kind]) > 1)} ({kinds[kind][0]})" for kind in shown]
+    if rest := files[MOST_KINDS:]:
+        number = sum(len(kinds[kind]) for kind in rest)
+        counts.append(f"{number:,} file{'s' * (number > 1)} of {len(rest)} other kind{'s' * (len(rest) > 1)}")
     return f"left out {', '.join(counts)}"
 
 

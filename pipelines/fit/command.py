@@ -13,16 +13,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import tyro
-
 from data.documents import parse_object
 from infra.slices import divisors, parse_topology
 from model import Gemma2Config
 from model.hf_weights import config_from_hf
 from model.sharding import MeshShape
-from pipelines.cli.arguments import MODEL_PRESETS, refuse_unknown
+from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.config import from_dict
 from pipelines.engine.errors import UserError, exit_code
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.printed import one_line
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
@@ -69,7 +68,7 @@ class Command:
 def fit(words: list[str]) -> int:
     """Answers one question; returns the exit code. Raises UserError, before any compile, for a wrong question."""
     refuse_unknown(words, sorted([field.name for field in dataclasses.fields(Command)] + ["no_search", "no_json"]))
-    command = tyro.cli(Command, args=words, prog="python -m pipelines fit", description=__doc__)
+    command = parse(Command, words, program="python -m pipelines fit", description=__doc__)
     request = request_of(command)
     cell = _run(request, command)
     tried = [cell]

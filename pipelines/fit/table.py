@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import tyro
-
 from infra.chips import GIB
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.errors import run_command
+from pipelines.engine.flags import parse
 from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
 from pipelines.fit.figures import figures, gib, headline
 from pipelines.report.paragraphs import wrapped
@@ -97,7 +96,7 @@ def requests() -> dict[str, FitRequest]:
 
 def main(words: list[str]) -> int:
     """Compiles the missing cells and writes the table."""
-    command = tyro.cli(Command, args=words, prog="python -m pipelines.fit.table", description=__doc__)
+    command = parse(Command, words, program="python -m pipelines.fit.table", description=__doc__)
     CELLS.mkdir(exist_ok=True)
     code = code_digest()
     for name, request in requests().items():

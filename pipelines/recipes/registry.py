@@ -1,12 +1,20 @@
-"""All recipes by name."""
+"""All recipes by name. A recipe's module, which imports torch, is imported when the recipe is loaded."""
 
+import functools
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 from pipelines.engine.config import no_such
 from pipelines.engine.errors import UserError
-from pipelines.recipes.demo import demo, smoke
-from pipelines.recipes.gemma2 import gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain
+from pipelines.engine.registry import first_line
 from pipelines.recipes.recipe import Recipe
+
+MODULES = {
+    "pipelines.recipes.demo": ("demo", "smoke"),
+    "pipelines.recipes.gemma2": ("gemma2_27b_pretrain", "gemma2_9b_distill", "gemma2_2b_distill"),
+}
+"""module -> functions in it that return a recipe of their name"""
 
 
 def names() -> list[str]:
@@ -21,6 +29,19 @@ def load(name: str) -> Recipe:
     return _RECIPES[name]()
 
 
+def summary(name: str) -> str:
+    """The first line of the recipe's docstring, read without an import."""
+    (module,) = [module for module, functions in MODULES.items() if name in functions]
+    return first_line(Path(__file__).with_name(f"{module.rpartition('.')[2]}.py"), name)
+
+
+def _made_by(module: str, function: str) -> Recipe:
+    recipe: Recipe = getattr(importlib.import_module(module), function)()
+    return recipe
+
+
 _RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (demo, smoke, gemma2_2b_distill, gemma2_9b_distill, gemma2_27b_pretrain)
+    function: functools.partial(_made_by, module, function)
+    for module, functions in MODULES.items()
+    for function in functions
 }

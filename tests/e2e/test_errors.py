@@ -39,13 +39,6 @@ def test_a_mistake_is_told_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_type_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["run", "collect_text", "--input", ".", "--shard-bytes", "many"])
-    assert end.value.code == 2
-    assert "--shard-bytes" in capsys.readouterr().err
-
-
 def test_an_empty_directory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "collect_text", "--input", str(tmp_path), "--root", str(tmp_path / "runs")]) == 2
     assert "no file to read" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from pipelines.__main__ import main
-from pipelines.cli.arguments import take
+from pipelines.cli.words import take
 from pipelines.cluster.submit import check_line
 from pipelines.engine.registry import stage_names
 from pipelines.fit import table as fit_table

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from pipelines.__main__ import COMMANDS
 from pipelines.checkpoints import replay, trace_rows
 from pipelines.cli import arguments
+from pipelines.cli.words import take
 from pipelines.cluster import kubernetes
+from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.inputs import REFERENCE
 from pipelines.engine.registry import stage_names
 from pipelines.engine.resources import Resources
@@ -146,23 +146,23 @@ def _read(words: list[str]) -> None:
     if target and not whole and not REFERENCE.match(target):
         raise ValueError(f"no stage, recipe or run {target!r}")
     flags = flags_of(target) | DRIVER_FLAGS.get(name, set()) if whole else known_flags()
-    arguments.refuse_unknown(rest, sorted(flags))
+    refuse_unknown(rest, sorted(flags))
     if name in ("run", "plan") and target in stage_names() and not is_cut:
-        arguments.parse_stage(load_stage(target), arguments.take(rest, "--config")[0])
+        arguments.parse_stage(load_stage(target), take(rest, "--config")[0])
 
 
 def _read_own(name: str, words: list[str], is_cut: bool) -> None:
     kind = OWN_COMMANDS[name]
     place = words.index("--") if "--" in words else len(words)
     own, further = words[:place], words[place + 1 :]
-    arguments.refuse_unknown(own, [entry.name for entry in dataclasses.fields(kind)])
+    refuse_unknown(own, [entry.name for entry in dataclasses.fields(kind)])
     if is_cut:
         return
-    command = tyro.cli(kind, args=own, prog=name)
+    command = parse(kind, own, program=name, description=None)
     if name == "fit":
         fit.request_of(command)
     if name == "manifests":  # tests/e2e/test_laptop_to_pod.py makes the objects
-        arguments.refuse_unknown(further, sorted(flags_of(command.recipe)))
+        refuse_unknown(further, sorted(flags_of(command.recipe)))
 
 
 def flags_of(name: str) -> set[str]:

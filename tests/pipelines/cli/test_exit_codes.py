@@ -9,7 +9,7 @@ import pytest
 
 from data.storage import FullError
 from pipelines import __main__
-from pipelines.cli import commands
+from pipelines.cli import listing
 from pipelines.engine.errors import FailedError
 from pipelines.engine.stage import VerdictError
 from tests.programs.places import REPOSITORY
@@ -47,7 +47,7 @@ def test_an_error_is_one_line_and_an_exit_code(
     def raises(words: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(commands, "list_", raises)
+    monkeypatch.setattr(listing, "list_", raises)
     assert __main__.main(["list"]) == code
     assert capsys.readouterr().err == f"{line}\n"
 
@@ -70,7 +70,7 @@ def test_an_error_without_an_exit_code_of_its_class_is_a_bug_with_its_traceback(
     def raises(words: list[str]) -> int:
         raise bug
 
-    monkeypatch.setattr(commands, "list_", raises)
+    monkeypatch.setattr(listing, "list_", raises)
     with pytest.raises(type(bug)) as caught:  # Python prints its traceback and ends with 1
         __main__.main(["list"])
     assert caught.value is bug
@@ -91,5 +91,5 @@ def test_every_list_of_exit_codes_names_all_of_them() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     lists = re.findall(r"Exit codes: [^.]+", f"{readme}\n{__main__.__doc__}")
     assert len(lists) == 2
-    for listing in lists:
-        assert set(re.findall(r"\b\d+\b", listing)) == CODES, listing
+    for text in lists:
+        assert set(re.findall(r"\b\d+\b", text)) == CODES, text
