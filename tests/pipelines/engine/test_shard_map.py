@@ -21,7 +21,6 @@ from pipelines.engine.shard_map import (
     Part,
     Receipt,
     ShardOutput,
-    clean_up,
     dataset_of,
     map_shards,
     total_dropped,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data import storage
+from data.changes import Changes
 from training.checkpoints import files as checkpoint_files
 from training.checkpoints import save_load as module
 from training.checkpoints.background import BackgroundSaver
@@ -220,7 +221,9 @@ def test_an_interrupted_retirement_is_finished(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
     first = str(tmp_path / "step-00000001")
-    retire(first, read_commit(first) or {})  # TABLES is there, COMMIT is gone, the tensors are still there
+    retire(
+        first, read_commit(first) or {}, Changes(directory=str(tmp_path))
+    )  # TABLES is there, COMMIT is gone, the tensors are still there
     assert (tmp_path / "step-00000001" / "model.safetensors").exists()
     apply_retention(str(tmp_path), keep_last=1, keep_every_steps=0)
     assert not (tmp_path / "step-00000001" / "model.safetensors").exists()
