@@ -75,8 +75,9 @@ class Store(ABC):
 
         `into` is a new folder of the caller's own, through which a file on a disk goes.
         """
+        remove = self.remove_tree if self.is_directory(uri) else self.remove
         check()
-        self.remove_tree(uri)
+        remove(uri)
 
     def exists(self, uri: str) -> bool:
         fs, path = self.filesystem(uri)

@@ -17,7 +17,7 @@ COMMIT; the next regular checkpoint holds its rows too and replaces it.
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -92,18 +92,17 @@ def save_checkpoint(
     optimizer: OptimizerState | None,
     state: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
-    before_commit: Callable[[], None] | None = None,
     interim: bool = False,
     writer: Writer = ALONE,
     changes: Changes | None = None,
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
-    `tables` maps a name to a table that is kept as `name.parquet`. `before_commit` is called last; if it raises, there
-    is no commit. `interim`: the next regular checkpoint replaces this one. `writer` is one of several writers, each
-    with its part of the tensors; the first writer waits for the other writers and commits. `changes`: the way to write
-    below `root` (default: without a lease). Raises StoppedError if a committed checkpoint of this step exists already
-    and no lease says that it is ours to replace, LeaseLost if another driver has taken over.
+    `tables` maps a name to a table that is kept as `name.parquet`. `interim`: the next regular checkpoint replaces this
+    one. `writer` is one of several writers, each with its part of the tensors; the first writer waits for the other
+    writers and commits. `changes`: the way to write below `root` (default: without a lease). Raises StoppedError if a
+    committed checkpoint of this step exists already and no lease says that it is ours to replace, LeaseLost if another
+    driver has taken over.
     """
     uri = checkpoint_uri(root, step)
     changes = changes or Changes(directory=root)
@@ -134,8 +133,6 @@ def save_checkpoint(
     if writer.count > 1:
         files |= collect_notes(uri, writer)
         remove_notes(changes, uri)
-    if before_commit is not None:
-        before_commit()
     commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
     changes.create(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri

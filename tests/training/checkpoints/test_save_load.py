@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from data import storage
-from data.changes import Changes
+from data.changes import Changes, LeaseLost
 from training.checkpoints import files as checkpoint_files
 from training.checkpoints import save_load as module
 from training.checkpoints.background import BackgroundSaver
-from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_commit, read_rows
+from training.checkpoints.records import latest_checkpoint, list_checkpoints, list_directories, read_commit, read_rows
 from training.checkpoints.retention import apply_retention, retire
 from training.checkpoints.save_load import load_checkpoint, load_newest, save_checkpoint
 from training.optim import OptimizerState
@@ -173,13 +173,12 @@ def test_a_committed_step_is_never_overwritten(tmp_path: Path) -> None:
         save(tmp_path, 6)
 
 
-def test_what_stops_the_commit_leaves_no_checkpoint(tmp_path: Path) -> None:
-    def lost() -> None:
-        raise RuntimeError("lost")
-
-    with pytest.raises(RuntimeError, match="lost"):
-        save(tmp_path, 6, before_commit=lost)
-    assert latest_checkpoint(str(tmp_path)) is None
+def test_a_driver_whose_lease_is_lost_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text('{"token": "theirs"}')
+    changes = Changes(directory=str(tmp_path), lease_uri=str(tmp_path / "lease"), token="ours")
+    with pytest.raises(LeaseLost, match="lease lost"):
+        save(tmp_path, 6, changes=changes)
+    assert list_directories(str(tmp_path)) == []
 
 
 def test_commit_lists_every_other_file(tmp_path: Path) -> None:
