@@ -49,8 +49,11 @@ class Local(Store):
             os.link(temporary, path)
         except FileExistsError:
             raise FileExistsError(f"{uri} exists") from None
+        except FileNotFoundError:  # a driver that has just finished the run took it for the file of a killed process
+            self.create_exclusive(uri, data)
         finally:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
     def move(self, source: str, target: str, exclusive: bool = False) -> None:
         source_path, target_path = (self.filesystem(uri)[1] for uri in (source, target))

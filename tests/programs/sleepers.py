@@ -7,12 +7,14 @@ The run has all that a leased stage does to its directory: shards with receipts,
 checkpoint, a file of the driver's own. The bytes depend on the driver's name, so a file of the wrong driver shows.
 """
 
+import hashlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pytest
 import torch
 
 from data import shards, storage
-from data.manifest import Dataset, Manifest
+from data.manifest import Dataset, Manifest, read_manifest
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
@@ -109,21 +111,83 @@ def watched(owner: Any, calls: tuple[str, ...], place: Callable[[], None]) -> It
 
 @dataclass
 class Sleeper:
-    """Counts the places to sleep at. At the place `at`, it does `meanwhile`, once, in which no place is counted."""
+    """Counts the places of one thread. At the place `at`, it does `meanwhile`, in which no place is counted."""
 
     at: int
     meanwhile: Callable[[], object]
     seen: int = 0
     awake: bool = True
+    thread: int = field(default_factory=threading.get_ident)
 
     def place(self) -> None:
-        if not self.awake:
+        if not self.awake or threading.get_ident() != self.thread:
             return
         self.seen += 1
         if self.seen == self.at:
             self.awake = False
             self.meanwhile()
             self.awake = True
+
+
+class Overlap:
+    """A sleeper in a thread of its own, asleep at its place until a successor in this thread is at a place of its own.
+
+    There the sleeper wakes and runs to its end, before the successor goes on.
+    """
+
+    def __init__(self, root: str, at: int, wake_at: int) -> None:
+        self.root = root
+        self.said: list[str] = []
+        self.asleep, self.wake = threading.Event(), threading.Event()
+        self.sleeper: Sleeper | None = None
+        self.thread = threading.Thread(target=self._sleep, args=(at,))
+        self.successor = Sleeper(wake_at, self._wake)
+        self.worked = False
+        self.error: BaseException | None = None
+
+    def _sleep(self, at: int) -> None:
+        def fall_asleep() -> None:
+            self.worked = any(line.endswith(": running") for line in self.said)
+            self.asleep.set()
+            self.wake.wait()
+
+        self.sleeper = Sleeper(at, fall_asleep)
+        try:
+            run_driver(self.root, "sleeper", self.said.append)
+        except BaseException as error:  # judged by the test
+            self.error = error
+        self.asleep.set()
+
+    def _wake(self) -> None:
+        self.wake.set()
+        self.thread.join()
+
+    def place(self) -> None:
+        if self.sleeper is not None:
+            self.sleeper.place()
+        self.successor.place()
+
+    def run(self) -> None:
+        """Runs both drivers; raises what the successor raises."""
+        self.successor.awake = False
+        self.thread.start()
+        self.asleep.wait()
+        self.successor.awake = True
+        try:
+            run_driver(self.root, "successor")
+        finally:
+            self._wake()
+
+
+def check_listed(directory: str) -> None:
+    """Every file that the manifest lists has its bytes, and there is no other file in the datasets' folders."""
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    listed = {shard.name: shard.sha256 for dataset in manifest.datasets.values() for shard in dataset.shards}
+    found = {
+        name: hashlib.sha256(data).hexdigest() for name, data in contents(directory).items() if not name.startswith("_")
+    }
+    assert found == listed
 
 
 def contents(directory: str) -> dict[str, bytes]:

@@ -263,7 +263,7 @@ def test_to_take_a_lease_lists_one_level(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fs, "walk", lambda *_, **__: pytest.fail("everything below is walked"))
     mine = lease._acquire(directory)
     assert holds(mine)
-    assert asked == [path, f"{path}/_staging"]
+    assert asked == [path]
 
 
 def test_old_numbers_never_rule_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A driver that slept past its lease touches nothing of its successor's, wherever it slept, and says that it lost."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from data.changes import LeaseLost
 from pipelines.engine import lease
 from tests.programs import sleepers
 from tests.programs.places import REPOSITORY
-from tests.programs.sleepers import Sleeper, contents, run_driver, task_of, watched
+from tests.programs.sleepers import Overlap, Sleeper, check_listed, contents, run_driver, task_of, watched
 
 STRIDE, REMOTE_STRIDE = 23, 131
 """places of a run between two at which a driver sleeps in `make test`; `make chaos` has them all"""
@@ -54,12 +55,7 @@ def sleep_at(root: str, at: int, owner: Any, calls: tuple[str, ...]) -> int:
     if worked and after["own/00000"] == b"successor":
         assert lost.startswith("lease lost: "), at
     assert not [name for name in after if name.startswith(("_staging", "_receipts", "_LEASE"))], at
-    listed = {
-        shard.name
-        for dataset in task_of(root, "").manifest().datasets.values()  # type: ignore[union-attr]
-        for shard in dataset.shards
-    }
-    assert {name for name in after if not name.startswith("_")} == listed, at
+    check_listed(directory)
     return sleeper.seen
 
 
@@ -77,6 +73,35 @@ def check_places(tmp_path: Path, stride: int) -> None:
     while sleep_at(str(tmp_path / str(at)), at, os, sleepers.LOCAL_CALLS):
         at += stride
     assert at > 100
+
+
+def wake_in(root: str, at: int, wake_at: int, owner: Any, calls: tuple[str, ...]) -> None:
+    """Lets a driver sleep at a place, and wake while its successor is at a place of its own."""
+    overlap = Overlap(root, at, wake_at)
+    with watched(owner, calls, overlap.place):
+        overlap.run()
+    directory = task_of(root, "").directory
+    check_listed(directory)
+    own = storage.read_bytes(f"{directory}/own/00000")
+    if overlap.worked and own == b"successor":
+        assert isinstance(overlap.error, LeaseLost), (at, wake_at)
+    elif overlap.error is not None:
+        raise overlap.error
+
+
+def check_overlaps(root: str, count: int, seed: int, owner: Any, calls: tuple[str, ...], places: int) -> None:
+    draw = random.Random(seed)
+    for number in range(count):
+        wake_in(f"{root}/{number}", draw.randint(20, places), draw.randint(1, places), owner, calls)
+
+
+def test_a_driver_that_wakes_while_its_successor_works_touches_nothing(tmp_path: Path) -> None:
+    check_overlaps(str(tmp_path), 12, 0, os, sleepers.LOCAL_CALLS, 300)
+
+
+@pytest.mark.chaos
+def test_drivers_that_wake_at_any_place_of_their_successors_touch_nothing(tmp_path: Path) -> None:
+    check_overlaps(str(tmp_path), 500, 1, os, sleepers.LOCAL_CALLS, 360)
 
 
 @pytest.fixture
@@ -128,3 +153,13 @@ def test_a_stopped_process_loses_its_lease(tmp_path: Path) -> None:
     assert first.returncode == 1
     assert said.startswith("lease lost: ")
     assert contents(directory) == after
+
+
+@pytest.mark.slow
+def test_a_driver_that_wakes_between_requests_of_its_successor_touches_nothing(bucket: str) -> None:
+    check_overlaps(f"{bucket}/runs/overlaps", 2, 0, type(storage.filesystem(bucket)[0]), sleepers.GCS_CALLS, 600)
+
+
+@pytest.mark.chaos
+def test_drivers_that_wake_between_any_requests_of_their_successors_touch_nothing(bucket: str) -> None:
+    check_overlaps(f"{bucket}/runs/overlaps", 100, 1, type(storage.filesystem(bucket)[0]), sleepers.GCS_CALLS, 700)
