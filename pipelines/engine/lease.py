@@ -24,7 +24,7 @@ from typing import Any
 
 from data import storage
 from data.changes import Changes, LeaseLost
-from pipelines.engine.errors import UserError
+from pipelines.engine.errors import UserError, exit_code
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -123,7 +123,9 @@ def _acquire(directory: str, say: Callable[[str], object] = lambda _: None) -> L
             if current is not None:
                 lease.changes.write(current_uri, _record("", superseded=True))
             lease.changes.sweep()
-        except LeaseLost:
+        except Exception:
+            if lease.changes.held():
+                raise
             continue  # this driver slept until yet another driver took over: look again
         return lease
 
@@ -145,12 +147,12 @@ def _renew(lease: Lease, stop: threading.Event) -> None:
         beat += 1
         try:
             lease.changes.write(lease.uri, _record(lease.token, beat=beat))
-        except LeaseLost:
-            return
         except Exception as error:
-            if not (isinstance(error, OSError) or storage.what_failed(error)):
+            if isinstance(error, OSError) or storage.what_failed(error):
+                continue  # if storage fails for a moment, the next heartbeat tries again
+            if exit_code(error) is None:
                 raise
-            continue  # if storage fails for a moment, the next heartbeat tries again
+            return  # the lease is lost
 
 
 def _uri(directory: str, number: int) -> str:

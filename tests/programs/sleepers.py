@@ -184,10 +184,10 @@ def check_listed(directory: str) -> None:
     manifest = read_manifest(directory)
     assert manifest is not None
     listed = {shard.name: shard.sha256 for dataset in manifest.datasets.values() for shard in dataset.shards}
-    found = {
+    files = {
         name: hashlib.sha256(data).hexdigest() for name, data in contents(directory).items() if not name.startswith("_")
     }
-    assert found == listed
+    assert files == listed
 
 
 def contents(directory: str) -> dict[str, bytes]:
