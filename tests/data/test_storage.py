@@ -129,9 +129,9 @@ def test_what_is_taken_away_is_gone_and_a_failed_check_takes_nothing(place: str)
 
     for name in ("a/b/1", "a/2", "a2"):
         storage.write_bytes(f"{place}/{name}", b"1")
-    for uri in (f"{place}/a", f"{place}/a2"):
+    for name in ("a", "a2"):
         with pytest.raises(RuntimeError, match="not ours"):
-            storage.take_away(uri, f"{place}/own/1", refuse)
+            storage.take_away(f"{place}/{name}", f"{place}/own/of-{name}", refuse)
     assert len(storage.list_files(place)) == 3
     storage.take_away(f"{place}/a2", f"{place}/own/2", lambda: None)
     assert [name for name, _ in storage.list_files(place)] == ["a/2", "a/b/1"]

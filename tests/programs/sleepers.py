@@ -24,6 +24,7 @@ import torch
 
 from data import shards, storage
 from data.manifest import Dataset, Manifest, read_manifest
+from data.storage.gcs import Gcs
 from pipelines.checkpoints.loaded import CHECKPOINTS, committed_files
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
@@ -37,7 +38,7 @@ from training.checkpoints.save_load import load_newest, save_checkpoint
 
 STEPS, INTERIM_STEP = 4, 3
 LOCAL_CALLS = ("replace", "rename", "link", "unlink", "makedirs", "rmdir")
-GCS_CALLS = ("pipe_file", "cp_file", "rm_file", "call", "info", "cat_file")
+GCS_CALLS = ("pipe_file", "cp_file", "rm_file", "rm", "call", "info", "cat_file", "find", "ls", "exists")
 QUIET: Callable[[str], None] = lambda _: None  # noqa: E731
 
 
@@ -93,20 +94,42 @@ def run_driver(root: str, driver: str, say: Callable[[str], None] = QUIET) -> Ma
 
 
 @contextmanager
-def watched(owner: Any, calls: tuple[str, ...], place: Callable[[], None]) -> Iterator[None]:
-    """Calls `place` just before and just after each of `calls` of the owner."""
+def watched_disk(place: Callable[[], None]) -> Iterator[None]:
+    """Calls `place` just before and just after each call that changes the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in calls:
-            plain = getattr(owner, name)
-
-            def call(*arguments: Any, plain: Callable[..., Any] = plain, **named: Any) -> Any:
-                place()
-                made = plain(*arguments, **named)
-                place()
-                return made
-
-            patch.setattr(owner, name, call)
+        for name in LOCAL_CALLS:
+            patch.setattr(os, name, between(getattr(os, name), place))
         yield
+
+
+@contextmanager
+def watched_bucket(place: Callable[[], None]) -> Iterator[None]:
+    """Calls `place` just before and just after each call of gcsfs."""
+
+    class Watched:
+        def __init__(self, fs: Any) -> None:
+            self.fs = fs
+
+        def __getattr__(self, name: str) -> Any:
+            plain = getattr(self.fs, name)
+            return between(plain, place) if name in GCS_CALLS else plain
+
+    filesystem = Gcs.filesystem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gcs, "filesystem", lambda store, uri: (Watched((opened := filesystem(store, uri))[0]), opened[1]))
+        yield
+
+
+def between(plain: Callable[..., Any], place: Callable[[], None]) -> Callable[..., Any]:
+    """The call with `place` before and after it."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        place()
+        made = plain(*arguments, **named)
+        place()
+        return made
+
+    return call
 
 
 @dataclass
@@ -201,7 +224,7 @@ def main(root: str, driver: str, at: str = "0") -> None:
 
     lease.HEARTBEAT_SECONDS, lease.STALE_SECONDS, lease.LOOK_SECONDS = 0.2, 1, 0.1  # type: ignore[assignment]
     sleeper = Sleeper(int(at), lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    with watched(os, LOCAL_CALLS, sleeper.place):
+    with watched_disk(sleeper.place):
         try:
             run_driver(str(Path(root)), driver)
         except LeaseLost as error:

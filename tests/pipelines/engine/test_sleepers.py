@@ -6,20 +6,29 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data import storage
 from data.changes import LeaseLost
 from pipelines.engine import lease
-from tests.programs import sleepers
 from tests.programs.places import REPOSITORY
-from tests.programs.sleepers import Overlap, Sleeper, check_listed, contents, run_driver, task_of, watched
+from tests.programs.sleepers import (
+    Overlap,
+    Sleeper,
+    check_listed,
+    contents,
+    run_driver,
+    task_of,
+    watched_bucket,
+    watched_disk,
+)
 
-STRIDE, REMOTE_STRIDE = 23, 131
+Watched = Callable[[Callable[[], None]], AbstractContextManager[None]]
+STRIDE, REMOTE_STRIDE = 23, 67
 """places of a run between two at which a driver sleeps in `make test`; `make chaos` has them all"""
 
 
@@ -29,7 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "STALE_SECONDS", 0)
 
 
-def sleep_at(root: str, at: int, owner: Any, calls: tuple[str, ...]) -> int:
+def sleep_at(root: str, at: int, watched: Watched) -> int:
     """Lets a driver sleep at a place, until a successor has finished. Returns the number of places; 0: none left."""
     directory = task_of(root, "sleeper").directory
     after: dict[str, bytes] = {}
@@ -43,7 +52,7 @@ def sleep_at(root: str, at: int, owner: Any, calls: tuple[str, ...]) -> int:
         after.update(contents(directory))
 
     sleeper = Sleeper(at, succeed)
-    with watched(owner, calls, sleeper.place):
+    with watched(sleeper.place):
         try:
             run_driver(root, "sleeper", said.append)
             lost = ""
@@ -70,15 +79,15 @@ def test_a_driver_that_sleeps_at_any_call_touches_nothing_of_its_successor(tmp_p
 
 def check_places(tmp_path: Path, stride: int) -> None:
     at = 1
-    while sleep_at(str(tmp_path / str(at)), at, os, sleepers.LOCAL_CALLS):
+    while sleep_at(str(tmp_path / str(at)), at, watched_disk):
         at += stride
     assert at > 100
 
 
-def wake_in(root: str, at: int, wake_at: int, owner: Any, calls: tuple[str, ...]) -> None:
+def wake_in(root: str, at: int, wake_at: int, watched: Watched) -> None:
     """Lets a driver sleep at a place, and wake while its successor is at a place of its own."""
     overlap = Overlap(root, at, wake_at)
-    with watched(owner, calls, overlap.place):
+    with watched(overlap.place):
         overlap.run()
     directory = task_of(root, "").directory
     check_listed(directory)
@@ -89,19 +98,19 @@ def wake_in(root: str, at: int, wake_at: int, owner: Any, calls: tuple[str, ...]
         raise overlap.error
 
 
-def check_overlaps(root: str, count: int, seed: int, owner: Any, calls: tuple[str, ...], places: int) -> None:
+def check_overlaps(root: str, count: int, seed: int, watched: Watched, places: int) -> None:
     draw = random.Random(seed)
     for number in range(count):
-        wake_in(f"{root}/{number}", draw.randint(20, places), draw.randint(1, places), owner, calls)
+        wake_in(f"{root}/{number}", draw.randint(20, places), draw.randint(1, places), watched)
 
 
 def test_a_driver_that_wakes_while_its_successor_works_touches_nothing(tmp_path: Path) -> None:
-    check_overlaps(str(tmp_path), 12, 0, os, sleepers.LOCAL_CALLS, 300)
+    check_overlaps(str(tmp_path), 12, 0, watched_disk, 300)
 
 
 @pytest.mark.chaos
 def test_drivers_that_wake_at_any_place_of_their_successors_touch_nothing(tmp_path: Path) -> None:
-    check_overlaps(str(tmp_path), 500, 1, os, sleepers.LOCAL_CALLS, 360)
+    check_overlaps(str(tmp_path), 500, 1, watched_disk, 360)
 
 
 @pytest.fixture
@@ -128,9 +137,8 @@ def test_a_driver_that_sleeps_at_any_request_touches_nothing_of_its_successor(bu
 
 
 def check_requests(bucket: str, stride: int) -> None:
-    fs, _ = storage.filesystem(bucket)
     at = 1
-    while sleep_at(f"{bucket}/runs/{stride}/{at}", at, type(fs), sleepers.GCS_CALLS):
+    while sleep_at(f"{bucket}/runs/{stride}/{at}", at, watched_bucket):
         at += stride
     assert at > 300
 
@@ -157,9 +165,9 @@ def test_a_stopped_process_loses_its_lease(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_driver_that_wakes_between_requests_of_its_successor_touches_nothing(bucket: str) -> None:
-    check_overlaps(f"{bucket}/runs/overlaps", 2, 0, type(storage.filesystem(bucket)[0]), sleepers.GCS_CALLS, 600)
+    check_overlaps(f"{bucket}/runs/overlaps", 3, 0, watched_bucket, 400)
 
 
 @pytest.mark.chaos
 def test_drivers_that_wake_between_any_requests_of_their_successors_touch_nothing(bucket: str) -> None:
-    check_overlaps(f"{bucket}/runs/overlaps", 100, 1, type(storage.filesystem(bucket)[0]), sleepers.GCS_CALLS, 700)
+    check_overlaps(f"{bucket}/runs/overlaps", 100, 1, watched_bucket, 420)
