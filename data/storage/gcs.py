@@ -70,7 +70,12 @@ class Gcs(Store):
         to_bucket, to_key, _ = fs.split_path(self.filesystem(target)[1])
         call = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
         try:
-            fs.call("POST", call, bucket, key, to_bucket, to_key, ifGenerationMatch="0", json_out=True)
+            progress: dict[str, Any] = {"done": False}
+            while not progress["done"]:
+                token = {"rewriteToken": progress["rewriteToken"]} if "rewriteToken" in progress else {}
+                progress = fs.call(
+                    "POST", call, bucket, key, to_bucket, to_key, ifGenerationMatch="0", json_out=True, **token
+                )
         except FileExistsError:  # an earlier request created it, and its answer was lost, or someone else did
             if fs.info(source_path)["crc32c"] != self.content(target).partition("-")[2]:
                 raise FileExistsError(f"{target} exists") from None

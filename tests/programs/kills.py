@@ -90,7 +90,7 @@ def train_and_die(
     torch.set_num_threads(1)
     backend = make(device, rank)
     # The writes and removals of a save that also retires a checkpoint.
-    writes_of_save = 18 if device != PAIR else (34, 8)[rank]
+    writes_of_save = 9 if device != PAIR else (18, 4)[rank]
     armed, writes = False, 0
     whole: tuple[Callable[..., None], ...] = (
         storage.write_bytes,
