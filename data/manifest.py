@@ -7,7 +7,7 @@ list. Times, hosts and versions are in `_RUN.json` beside it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ FORMAT = 1
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 OUTSIDE = re.compile(r"(^|/)\.\.(/|$)|://|[\x00-\x1f]")
 """parts that no name of a shard has"""
+
+
+Create = Callable[[str, bytes], None]
+"""creates bytes at a URI or raises FileExistsError, as `storage.create_exclusive` does"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # a million of them are in memory at once
@@ -162,15 +166,15 @@ def _check_types(manifest: Manifest) -> None:
                 raise TypeError(f"a shard is named {shard.name!r}, which is not below the run's directory")
 
 
-def publish_manifest(directory: str, manifest: Manifest) -> bool:
-    """Creates the manifest. False if another driver has already created the same manifest.
+def publish_manifest(directory: str, manifest: Manifest, create: Create = storage.create_exclusive) -> bool:
+    """Creates the manifest, by `create`. False if another driver has already created the same manifest.
 
     Raises RuntimeError if the existing manifest differs: the stage is then not the pure function that it must be.
     """
     uri = storage.join(directory, MANIFEST_NAME)
     text = manifest.to_json()
     try:
-        storage.create_exclusive(uri, text)
+        create(uri, text)
         return True
     except FileExistsError:
         if storage.read_bytes(uri) == text:

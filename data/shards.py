@@ -6,7 +6,7 @@ whether two runs agree.
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,9 @@ Otherwise one run could have shards of two writers, and would not be a pure func
 """
 DEFAULT_ROW_GROUP_ROWS = 4096
 ZSTD_LEVEL = 3
+
+Write = Callable[[str, bytes], None]
+"""writes bytes to a URI, as `storage.write_bytes` does"""
 
 
 def parquet_bytes(
@@ -64,15 +67,18 @@ def write_table(
     row_group_rows: int = DEFAULT_ROW_GROUP_ROWS,
     opaque_columns: Sequence[str] = (),
     tokens: int = 0,
+    write: Write = storage.write_bytes,
 ) -> Shard:
     """Writes `table` to `directory/name`. Returns the entry for the manifest."""
     data = parquet_bytes(table, row_group_rows, opaque_columns)
-    return write_file(directory, name, data, rows=table.num_rows, tokens=tokens)
+    return write_file(directory, name, data, rows=table.num_rows, tokens=tokens, write=write)
 
 
-def write_file(directory: str, name: str, data: bytes, *, rows: int = 0, tokens: int = 0) -> Shard:
+def write_file(
+    directory: str, name: str, data: bytes, *, rows: int = 0, tokens: int = 0, write: Write = storage.write_bytes
+) -> Shard:
     """Writes `data` to `directory/name`. Returns the entry for the manifest."""
-    storage.write_bytes(storage.join(directory, name), data)
+    write(storage.join(directory, name), data)
     return Shard(name=name, rows=rows, bytes=len(data), tokens=tokens, sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -1,8 +1,9 @@
 """One Ray session for a whole run: embedded on this machine, or the cluster that the job was submitted to.
 
 An embedded Ray listens only on 127.0.0.1 and asks for a token, which is made for this process and never written to
-disk. It has its own temporary directory and ends with the driver (on Linux, Ray's processes end with their parent). The
-start takes seconds, so the session starts with the first stage that has work.
+disk. It has its own temporary directory, closed to other users (infra/own_folder.py). It ends with the driver: on
+Linux, Ray's processes end with their parent. The start takes seconds, so the session starts with the first stage that
+has work.
 """
 
 import functools
@@ -10,9 +11,7 @@ import ipaddress
 import logging
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from infra import ray_private
 from infra.errors import StoppedError, UserError
+from infra.own_folder import OwnFolder
 from infra.warm_process import WarmProcess
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 TPU_SLICE_NAME = "ray.io/tpu-slice-name"
 """label of a node that is a host of a TPU slice; its value names the slice"""
-TEMPORARY_PREFIX = "g2r-"
 NO_ADDRESS = ("", "auto", "local")
 """values of RAY_ADDRESS that name no host"""
 CLIENT_PORT = 10001
@@ -160,7 +159,7 @@ class RaySession:
     def __init__(self, cpus: int | None = None) -> None:
         self.cpus = cpus
         self.started_seconds: float | None = None
-        self._temporary: str | None = None
+        self._folder: OwnFolder | None = None
         self._warm: WarmProcess | None = None
 
     def start(self) -> None:
@@ -204,9 +203,7 @@ class RaySession:
         )
         import ray
 
-        # A short path: Unix sockets below it have names of at most 107 characters.
-        _remove_left_behind()
-        self._temporary = tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir="/tmp")
+        self._folder = OwnFolder()
         with ray_private.without_servers(), ray_private.patient_start(START_SECONDS):
             try:
                 ray.init(
@@ -216,7 +213,7 @@ class RaySession:
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                     log_to_driver=False,
-                    _temp_dir=self._temporary,
+                    _temp_dir=self._folder.inner,  # Ray gives it mode 0777: the folder above keeps others out
                 )
             except Exception as error:
                 if "timed out during startup" not in str(error):
@@ -239,7 +236,7 @@ class RaySession:
         """The process that tasks with a model share. None on a cluster, and with a TPU, which takes one process."""
         import ray
 
-        if self._temporary is None or "TPU" in ray.cluster_resources():
+        if self._folder is None or "TPU" in ray.cluster_resources():
             return None
         if self._warm is None:
             threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -280,9 +277,9 @@ class RaySession:
 
             ray.shutdown()
             self.started_seconds = None
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
 
 def node_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -350,14 +347,6 @@ class _Call:
 
         made = self.work(int(row["number"]), cloudpickle.loads(row["task"]))
         return {**made, "node": get_runtime_context().get_node_id()}
-
-
-def _remove_left_behind() -> None:
-    """Removes the temporary directories of our drivers that were killed."""
-    for folder in Path("/tmp").glob(f"{TEMPORARY_PREFIX}*"):
-        owner = folder.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quiet_ray_data() -> None:

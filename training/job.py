@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from data.absent import present
+from data.changes import Changes
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from training.backends.make import check_divides, check_setup
@@ -63,10 +64,8 @@ class TrainJob:
     """Directory of the logs with clock times (metrics as JSON lines); None: no logs are written."""
     tensorboard: bool = False
     """Whether event files for TensorBoard are written to `logs_uri` too (local directories only)."""
-    lease_uri: str | None = None
-    """File that must contain `lease_token` when a checkpoint is committed; None: nothing is checked."""
-    lease_token: str | None = None
-    """Token that marks the lease as ours."""
+    changes: Changes | None = None
+    """The driver's own way to change the run's directory, which its lease protects; None: no lease is checked."""
 
     def __post_init__(self) -> None:
         one_of("feed", self.feed, get_args(FeedKind))

@@ -39,7 +39,7 @@ def run_training(
     every few steps, the values that `Run.flush` and `Run.save` need from all workers. Only a step that ends the run, or
     a bad step, needs more exchanges.
 
-    Raises UserError if the newest checkpoint belongs to another config or other data, StoppedError if the lease was
+    Raises UserError if the newest checkpoint belongs to another config or other data, LeaseLost if the lease was
     lost, `BadStep` and `Corrupted` (both StoppedErrors, training/faults.py) if a step went wrong, and `Drained` if the
     run was asked to stop: then a checkpoint of its last step is committed.
     """

@@ -59,7 +59,7 @@ def replay(job: TrainJob, step: int) -> Replayed:
     all_metrics: list[StepMetrics] = []
     with tempfile.TemporaryDirectory() as directory:
         again = dataclasses.replace(
-            job, checkpoints_uri=directory, carried_uri=carried, lease_uri=None, logs_uri=None, tensorboard=False
+            job, checkpoints_uri=directory, carried_uri=carried, changes=None, logs_uri=None, tensorboard=False
         )
         for stop, setup in setups_between(job.checkpoints_uri, first, step):
             all_metrics += _in_setup(again, Setup.from_record(setup), stop)

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from data.changes import Changes
 from data.schema import METRICS
 from model import Gemma2
 from training.backends.base import Backend, SlotColumns, exchange
 from training.checkpoints.background import BackgroundSaver
 from training.checkpoints.files import Writer, state_sizes
-from training.checkpoints.identity import check_can_be_carried_on, check_identity, check_lease
+from training.checkpoints.identity import check_can_be_carried_on, check_identity
 from training.checkpoints.lineage import LineageRecorder
 from training.checkpoints.records import checkpoint_uri, list_commits
 from training.checkpoints.retention import apply_retention
@@ -92,6 +93,8 @@ class Run:
         tell: Tell | None,
     ) -> None:
         self.job, self.backend, self.on_step, self.meter, self.feed = job, backend, on_step, meter, feed
+        self.changes = job.changes or Changes(directory=job.checkpoints_uri)
+        self.changes.check()  # before anything is read: a worker of a driver that slept ends here
         self.loss = loss_function(job.config, job.codec, backend.run_head)
         self.saver = BackgroundSaver()
         self.lineage = LineageRecorder(job, backend)
@@ -138,7 +141,7 @@ class Run:
     def _start(self) -> Checkpoint | None:
         """Sets the first weights and the first step; returns the checkpoint that the moments come from."""
         job = self.job
-        checkpoint = load_newest(job.checkpoints_uri, rename=self.backend.rank == 0)
+        checkpoint = load_newest(job.checkpoints_uri, rename=self.backend.rank == 0, changes=self.changes)
         if checkpoint is not None:
             check_identity(checkpoint, job)
             if checkpoint.interim:
@@ -284,13 +287,13 @@ class Run:
                 optimizer=state,
                 state=about,
                 tables=tables,
-                before_commit=lambda: check_lease(job),
                 interim=interim,
                 writer=self.writer,
+                changes=self.changes,
             )
             if self.writer.rank > 0:
                 return
             if config.keep_last is not None or interim_before:
-                apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps)
+                apply_retention(job.checkpoints_uri, config.keep_last, config.keep_every_steps, self.changes)
 
         self.saver.submit(write)

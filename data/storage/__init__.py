@@ -31,6 +31,7 @@ from data.storage.by_uri import (
     read_threads,
     remove,
     remove_tree,
+    take_away,
     what_failed,
     write_bytes,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "read_threads",
     "remove",
     "remove_tree",
+    "take_away",
     "what_failed",
     "write_bytes",
 ]

@@ -1,5 +1,6 @@
 """The functions of this package. Each calls the store that keeps the URI."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,9 +120,22 @@ def download(uri: str, local_path: str | Path) -> None:
     store_of(uri).download(uri, local_path)
 
 
-def move(source: str, target: str) -> None:
-    """Publishes `source` as `target` in the same store, replacing it. On an object store: a copy, then a delete."""
-    store_of(source).move(source, target)
+def move(source: str, target: str, *, exclusive: bool = False) -> None:
+    """Publishes `source` as `target` in the same store, replacing it. On an object store: a copy, then a delete.
+
+    `exclusive`: raises FileExistsError if `target` exists, and replaces nothing.
+    """
+    store_of(source).move(source, target, exclusive)
+
+
+def take_away(uri: str, into: str, check: Callable[[], None]) -> None:
+    """Removes the file or folder at `uri`, if it is there; `check`, which may raise, is called last before the removal.
+
+    If the process is stopped after `check`, the removal still touches nothing that another process wrote meanwhile. On
+    a disk the file is renamed into the new folder `into`, and FileNotFoundError is raised if `into` is gone by then. On
+    an object store the generation that was there before `check` is removed.
+    """
+    store_of(uri).take_away(uri, into, check)
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:

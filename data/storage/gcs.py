@@ -11,6 +11,8 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,41 @@ class Gcs(Store):
             # gcsfs repeats a request whose answer was lost, and may then find its own object
             if fs.info(path).get("metadata", {}).get(_MARK) != mark:
                 raise FileExistsError(f"{uri} exists") from None
+
+    def move(self, source: str, target: str, exclusive: bool = False) -> None:
+        if not exclusive:
+            super().move(source, target)
+            return
+        fs, source_path = self.filesystem(source)
+        if self.exists(target):
+            raise FileExistsError(f"{target} exists")
+        bucket, key, _ = fs.split_path(source_path)
+        to_bucket, to_key, _ = fs.split_path(self.filesystem(target)[1])
+        call = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
+        try:
+            progress: dict[str, Any] = {"done": False}
+            while not progress["done"]:
+                token = {"rewriteToken": progress["rewriteToken"]} if "rewriteToken" in progress else {}
+                progress = fs.call(
+                    "POST", call, bucket, key, to_bucket, to_key, ifGenerationMatch="0", json_out=True, **token
+                )
+        except FileExistsError:  # an earlier request created it, and its answer was lost, or someone else did
+            if fs.info(source_path)["crc32c"] != self.content(target).partition("-")[2]:
+                raise FileExistsError(f"{target} exists") from None
+        self.remove(source)
+
+    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+        fs, path = self.filesystem(uri)
+        try:
+            info = fs.info(path)
+        except FileNotFoundError:
+            return
+        seen = fs.find(path, detail=True) if info["type"] == "directory" else {path: info}
+        check()
+        for name, object_seen in seen.items():
+            bucket, key, _ = fs.split_path(name)
+            with suppress(FileNotFoundError, FileExistsError):  # gone by now, or (412) another object is there by now
+                fs.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=object_seen["generation"])
 
     def content(self, uri: str) -> str:
         fs, path = self.filesystem(uri)

@@ -11,8 +11,9 @@ import itertools
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,42 @@ class Local(Store):
             os.link(temporary, path)
         except FileExistsError:
             raise FileExistsError(f"{uri} exists") from None
+        except FileNotFoundError:  # a driver that has just finished the run took it for the file of a killed process
+            self.create_exclusive(uri, data)
         finally:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
-    def move(self, source: str, target: str) -> None:
+    def move(self, source: str, target: str, exclusive: bool = False) -> None:
         source_path, target_path = (self.filesystem(uri)[1] for uri in (source, target))
         with _room_for(target_path):
             os.makedirs(os.path.dirname(target_path), exist_ok=True)
-            os.replace(source_path, target_path)
+            if not exclusive:
+                os.replace(source_path, target_path)
+            else:
+                try:
+                    os.link(source_path, target_path)
+                except FileExistsError:
+                    raise FileExistsError(f"{target} exists") from None
+                os.unlink(source_path)
+        with suppress(OSError):  # it is not empty, or another call has removed it
+            os.rmdir(os.path.dirname(source_path))
+
+    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+        path, folder = (self.filesystem(name)[1] for name in (uri, into))
+        if not os.path.lexists(path):
+            return
+        with _room_for(folder):
+            os.makedirs(folder)
+        check()
+        # fails if `into` was taken away itself: nothing may create it after the check
+        taken = os.path.join(folder, os.path.basename(path))
+        try:
+            os.rename(path, taken)
+        except FileNotFoundError:
+            if not os.path.isdir(folder):
+                raise
+        shutil.rmtree(folder, ignore_errors=True)
 
     def find_files(self, uri: str, enter: Enter) -> Found:
         """Regular files, and links to them. A folder below the given path is entered unless it is a link."""

@@ -65,12 +65,23 @@ class Store(ABC):
         fs, path = self.filesystem(uri)
         fs.pipe_file(path, data)
 
-    def move(self, source: str, target: str) -> None:
-        """Publishes `source` as `target`, replacing it: a copy inside the store, then a delete."""
+    def move(self, source: str, target: str, exclusive: bool = False) -> None:
+        """Publishes `source` as `target`: a copy inside the store, then a delete. `exclusive`: it replaces nothing."""
         fs, source_path = self.filesystem(source)
+        if exclusive and self.exists(target):
+            raise FileExistsError(f"{target} exists")
         fs.cp_file(source_path, self.filesystem(target)[1])
         with suppress(FileNotFoundError):  # an earlier request removed it, and its answer was lost
             fs.rm_file(source_path)
+
+    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+        """Removes the file or folder at `uri`, if it is there. `check` is called last before the removal.
+
+        `into` is a new folder of the caller's own, through which a file on a disk goes.
+        """
+        remove = self.remove_tree if self.is_directory(uri) else self.remove
+        check()
+        remove(uri)
 
     def exists(self, uri: str) -> bool:
         fs, path = self.filesystem(uri)

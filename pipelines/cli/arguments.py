@@ -265,6 +265,10 @@ def _preset(name: str) -> Any:
 
 
 def _read_json(path: str) -> dict[str, Any]:
+    if left_out := storage.find_files(path).left_out:
+        raise UserError(
+            f"got the config file {path!r}, which is a {left_out[0][0]} and might have no end; give a regular file"
+        )
     try:
         document = json.loads(storage.read_bytes(path))
     except FileNotFoundError:

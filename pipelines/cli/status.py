@@ -91,9 +91,9 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
         seconds = f", {duration(run['seconds'])}" if "seconds" in run else ""
         return RunState(reference=reference, state="done", detail=f"{holds(manifest)}{seconds}")
     entries = dict(storage.list_level(directory))
-    leases = sorted(name for name in entries if name.startswith("_LEASE.") and name.endswith(".json"))
+    leases = lease.lease_names(list(entries))
     holder = lease.read_lease(storage.join(directory, leases[-1])) if leases else None
-    alive = holder is not None and not holder.get("superseded") and not lease.is_stale(holder)
+    alive = holder is not None and lease.seems_held(holder, now)
     far = _training(directory, entries, now) if "checkpoints" in entries else _shards(directory, entries, now)
     if FAILED_NAME in entries and not alive:
         failed = _json(storage.join(directory, FAILED_NAME)) or {}

@@ -23,17 +23,18 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data import storage
+from data.changes import Changes, LeaseLost
 from data.documents import parse_object
 from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
+from pipelines.engine.clean_up import clean_up, publish_log, staged_log
 from pipelines.engine.code_digest import code_sha256
 from pipelines.engine.finished import Finished
 from pipelines.engine.inputs import left_out_lines
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.printed import unwrapped
 from pipelines.engine.resources import Resources
-from pipelines.engine.shard_map import clean_up
 from pipelines.engine.stage import FAILURE, Context, Outcome, VerdictError
 from pipelines.engine.task import Task
 
@@ -50,7 +51,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     """
     where = f"{task.stage.name}/{task.fingerprint}"
     if (done := task.manifest()) is not None:
-        clean_up(task.directory)  # files of a driver that was killed after it published the manifest
+        clean_up(task.directory, done)  # files of a driver that was killed after it published the manifest
         say(f"{where}: done before, nothing to do")
         return _accepted(done)
     for sources in task.inputs.values():
@@ -66,50 +67,69 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         session=session,
         quiet=os.environ.get("CI") == "true" or not unwrapped(sys.stderr).isatty(),
     )
-    save_config(task)
-    storage.remove(storage.join(task.directory, FAILED_NAME))
     for line in left_out_lines(task.inputs):
         say(f"{where}: {line}")
-    began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
-    with hold_lease(task.directory) if task.stage.declares.lease else nullcontext() as lease:
+    leased = task.stage.declares.lease
+    with hold_lease(task.directory, lambda line: say(f"{where}: {line}")) if leased else nullcontext() as lease:
+        context = replace(context, lease=lease)
+        changes = context.changes
         if lease is not None and (published := read_manifest(task.directory)) is not None:
             say(f"{where}: another driver finished it first; using its manifest")
             return published
+        save_config(task, changes)
+        changes.remove(storage.join(task.directory, FAILED_NAME))
         say(f"{where}: running")
+        began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
         try:
-            outcome = task.stage.run(replace(context, lease=lease), task.config)
+            outcome = task.stage.run(context, task.config)
         except Exception as error:
+            if not changes.held():
+                raise changes.lost() from error
             if (published := read_manifest(task.directory)) is not None:
                 say(f"{where}: another driver finished it first; using its manifest")
-                clean_up(task.directory)
+                clean_up(task.directory, published)
                 return published
-            _save_failure(task, error)
+            _save_failure(task, changes, error)
             raise
         manifest = _manifest(task, outcome)
-        first = publish_manifest(task.directory, manifest)
-    seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
+        # before the manifest: if this driver is killed between the two, the next driver finds the log and publishes it
+        storage.write_bytes(staged_log(changes), _log(task, context, outcome, seconds, began_wall))
+        try:
+            first = publish_manifest(task.directory, manifest, changes.create)
+        except RuntimeError:
+            changes.check()  # a successor published while this driver slept
+            raise
+        if first:
+            publish_log(task.directory, staged_log(changes))
+        else:
+            changes.check()
+            storage.remove_tree(changes.folder)
+    clean_up(task.directory, manifest)
     if not first:
         say(f"{where}: another driver published the same manifest first; using it")
-        clean_up(task.directory)
         return manifest
+    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
+    return _accepted(manifest)
+
+
+def _log(task: Task, context: Context, outcome: Outcome, seconds: float, began: datetime.datetime) -> bytes:
+    """The contents of `_RUN.json`."""
     run = {
-        "started": began_wall.isoformat(timespec="seconds"),
+        "started": began.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_driver_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "host": socket.gethostname(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "resources": asdict(resources),
+        "resources": asdict(context.resources),
         "shards_by_node": dict(sorted(context.shards_by_node.items())),
         "chip_seconds": {kind: round(seconds_held, 3) for kind, seconds_held in sorted(context.chip_seconds.items())},
         "code_sha256": code_sha256(task.stage),
         "log": outcome.log,
     }
-    storage.write_bytes(storage.join(task.directory, RUN_NAME), (json.dumps(run, indent=1) + "\n").encode())
-    clean_up(task.directory)
-    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
-    return _accepted(manifest)
+    return (json.dumps(run, indent=1) + "\n").encode()
 
 
 def _version(package: str) -> str | None:
@@ -148,7 +168,7 @@ def _manifest(task: Task, outcome: Outcome) -> Manifest:
     )
 
 
-def save_config(task: Task) -> None:
+def save_config(task: Task, changes: Changes) -> None:
     """Writes the file that `--config` replays: the resolved config and the inputs as given."""
     document = {
         "stage": task.stage.name,
@@ -162,10 +182,10 @@ def save_config(task: Task) -> None:
             for name, sources in task.inputs.items()
         },
     }
-    storage.write_bytes(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
+    changes.write(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
 
 
-def _save_failure(task: Task, error: Exception) -> None:
+def _save_failure(task: Task, changes: Changes, error: Exception) -> None:
     """Saves one line of the error, which `status` prints. If the storage itself failed, it saves nothing."""
     lines = str(error).strip().splitlines()
     message = lines[-1 if lines and lines[0].startswith("a worker failed") else 0] if lines else ""
@@ -174,8 +194,8 @@ def _save_failure(task: Task, error: Exception) -> None:
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
     }
-    with suppress(OSError):
-        storage.write_bytes(storage.join(task.directory, FAILED_NAME), (json.dumps(record) + "\n").encode())
+    with suppress(OSError, LeaseLost):
+        changes.write(storage.join(task.directory, FAILED_NAME), (json.dumps(record) + "\n").encode())
 
 
 def read_run(directory: str) -> dict[str, Any]:

@@ -9,19 +9,19 @@ whose names begin with "_"; no manifest lists them.
 """
 
 import json
-import secrets
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from data import shards, storage
+from data.changes import Changes
 from data.documents import parse_object
 from data.manifest import Dataset, Shard
 from infra.ray_session import in_submitted_job
@@ -36,7 +36,6 @@ from training.log.chips import chips_held
 RECEIPTS = "_receipts"
 PHASES = "_phases"
 """folder with the number of tasks of each phase, for `status`"""
-STAGING = "_staging"
 READ_THREADS = 16
 """number of parallel requests for the receipts of an interrupted run"""
 
@@ -114,7 +113,7 @@ def map_shards(
             _say_phase(context, phase, len(tasks), len(receipts))
             context.session.start()
             heard = bar.prefix if not context.quiet or in_submitted_job() else None
-            sink = Sink(context.directory, context.attempt, phase, work, heard)
+            sink = Sink(context.changes, phase, work, heard)
             with nullcontext() if heard is None else bar.listening():
                 shape = context.resources.mesh_shape
                 mapped = context.session.map(
@@ -141,8 +140,8 @@ class Sink:
     again are returned as text, too.
     """
 
-    def __init__(self, directory: str, attempt: str, phase: str, work: Work, heard: str | None) -> None:
-        self.directory, self.attempt, self.phase, self.work, self.heard = directory, attempt, phase, work, heard
+    def __init__(self, changes: Changes, phase: str, work: Work, heard: str | None) -> None:
+        self.changes, self.phase, self.work, self.heard = changes, phase, work, heard
 
     def __call__(self, index: int, task: Any) -> dict[str, Any]:
         began = time.monotonic()
@@ -180,16 +179,16 @@ class Sink:
         receipt = json.dumps(
             {"index": index, "shards": published, "dropped": dict(dropped), "facts": facts}, sort_keys=True
         )
-        storage.write_bytes(_receipt_uri(self.directory, self.phase, index), receipt.encode())
+        self.changes.write(_receipt_uri(self.changes.directory, self.phase, index), receipt.encode())
         return receipt
 
     def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
         name = f"{dataset}/{part.name or f'{number}.parquet'}"
         # a folder for this execution alone: Ray may run a task again while its first execution still runs
-        staged = f"{STAGING}/{self.attempt}/{secrets.token_hex(4)}/{name}"
+        place, staged = self.changes.place(), name.rpartition("/")[2]
         if part.table is not None:
             shard = shards.write_table(
-                self.directory,
+                place,
                 staged,
                 part.table,
                 row_group_rows=part.row_group_rows,
@@ -198,8 +197,8 @@ class Sink:
             )
         else:
             assert part.data is not None
-            shard = shards.write_file(self.directory, staged, part.data, tokens=part.tokens)
-        storage.move(storage.join(self.directory, staged), storage.join(self.directory, name))
+            shard = shards.write_file(place, staged, part.data, tokens=part.tokens)
+        self.changes.publish(storage.join(place, staged), storage.join(self.changes.directory, name))
         return {**asdict(shard), "name": name}
 
 
@@ -236,22 +235,9 @@ def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def clean_up(directory: str) -> None:
-    """Removes, after the manifest is published, staging folders of all attempts, receipts and files between phases."""
-    try:
-        for folder in storage.list_folders(directory):
-            if folder.startswith("_"):
-                # Another driver may still write here; it then fails, finds the manifest and uses it.
-                with suppress(OSError):
-                    storage.remove_tree(storage.join(directory, folder))
-    except Exception as error:  # files that stay are listed nowhere
-        if not (isinstance(error, OSError) or storage.what_failed(error)):
-            raise
-
-
 def _say_phase(context: Context, phase: str, tasks: int, done_before: int) -> None:
     record = {"tasks": tasks, "done_before": done_before}
-    storage.write_bytes(storage.join(context.directory, PHASES, f"{phase}.json"), json.dumps(record).encode())
+    context.changes.write(storage.join(context.directory, PHASES, f"{phase}.json"), json.dumps(record).encode())
 
 
 def _receipt_uri(directory: str, phase: str, index: int) -> str:

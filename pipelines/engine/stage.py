@@ -17,6 +17,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from data.changes import Changes
 from data.manifest import Dataset
 from pipelines.engine.config import no_such
 from pipelines.engine.declaration import Declaration
@@ -108,6 +109,11 @@ class Context:
     """Ray node -> number of shards that it made, for `_RUN.json`"""
     chip_seconds: dict[str, float] = field(default_factory=dict)
     """kind of chip -> seconds that workers held a chip of that kind (training/log/chips.py), for `_RUN.json`"""
+
+    @property
+    def changes(self) -> Changes:
+        """This attempt's way to change the run's directory."""
+        return self.lease.changes if self.lease else Changes(directory=self.directory, name=self.attempt)
 
     def input(self, name: str) -> "Input":
         """The one input of that name."""

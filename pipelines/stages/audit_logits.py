@@ -179,7 +179,7 @@ def run(context: Context, config: Config) -> Outcome:
     failed = [f"{check['check']}: {check['detail']}" for check in checks if check["passed"] is False]
     positions = sum(receipt.facts["tally"]["positions"] for receipt in receipts)
     table = pa.Table.from_pylist(checks, schema.VERDICT)
-    written = shards.write_table(context.directory, "verdict/00000.parquet", table)
+    written = shards.write_table(context.directory, "verdict/00000.parquet", table, write=context.changes.write)
     why = f"the cache {logits.reference} is not what it says it is: {'; '.join(failed)}" if failed else ""
     return Outcome(
         datasets={

@@ -100,7 +100,8 @@ def run(context: Context, config: Config) -> Outcome:
         yield from tokenizer_files(tokenizer_model)
         yield from hf_files(model, shard_bytes=config.shard_bytes)
 
-    written = [write_file(context.directory, f"model/{name}", data) for name, data in files()]
+    write = context.changes.write
+    written = [write_file(context.directory, f"model/{name}", data, write=write) for name, data in files()]
     facts = {"vocab_size": model.config.vocab_size, "step": step}
     return Outcome(datasets={"model": Dataset(shards=tuple(written), facts=facts)}, tokenizer_sha256=tokenizer.sha256)
 

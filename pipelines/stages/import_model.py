@@ -91,6 +91,7 @@ def run(context: Context, config: Config) -> Outcome:
             optimizer=None,
             state={"step": 0, "tokens_seen": 0, "identity": {"config": {"model": present(model.config)}}},
             tables={},
+            changes=context.changes,
         )
     files, steps = committed_files(context.directory)
     facts = {"vocab_size": tokenizer.vocab_size}
@@ -98,7 +99,12 @@ def run(context: Context, config: Config) -> Outcome:
         datasets={
             CHECKPOINTS: Dataset(shards=files[CHECKPOINTS], facts={"steps": steps, **facts}),
             "tokenizer": Dataset(
-                shards=(write_file(context.directory, f"tokenizer/{MODEL_FILE}", tokenizer_model),), facts=facts
+                shards=(
+                    write_file(
+                        context.directory, f"tokenizer/{MODEL_FILE}", tokenizer_model, write=context.changes.write
+                    ),
+                ),
+                facts=facts,
             ),
         },
         tokenizer_sha256=tokenizer.sha256,

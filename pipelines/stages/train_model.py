@@ -165,7 +165,7 @@ def _setup(directory: str) -> dict[str, Any]:
 
 def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
     """The job for the workers. Raises UserError if the inputs do not fit each other."""
-    resources, lease = context.resources, context.lease
+    resources = context.resources
     job = make_job(
         config.training,
         training_inputs(context.inputs),
@@ -181,8 +181,7 @@ def job_of(context: Context, config: Config, setup: Setup) -> TrainJob:
         on_bad_step=resources.on_bad_step,
         logs_uri=storage.join(context.directory, LOGS),
         tensorboard=resources.tensorboard,
-        lease_uri=lease.uri if lease else None,
-        lease_token=lease.token if lease else None,
+        changes=context.changes if context.lease else None,
     )
 
 

@@ -113,6 +113,33 @@ def test_moving_replaces_what_is_there(place: str, tmp_path: Path) -> None:
     assert storage.read_range(target, 1, 3) == b"ga"
 
 
+def test_an_exclusive_move_replaces_nothing(place: str) -> None:
+    storage.write_bytes(f"{place}/a/1", b"1")
+    storage.move(f"{place}/a/1", f"{place}/b/1", exclusive=True)
+    storage.write_bytes(f"{place}/a/2", b"2")
+    with pytest.raises(FileExistsError, match="1 exists"):
+        storage.move(f"{place}/a/2", f"{place}/b/1", exclusive=True)
+    assert storage.list_files(place) == [("a/2", 1), ("b/1", 1)]
+    assert storage.read_bytes(f"{place}/b/1") == b"1"
+
+
+def test_what_is_taken_away_is_gone_and_a_failed_check_takes_nothing(place: str) -> None:
+    def refuse() -> None:
+        raise RuntimeError("not ours")
+
+    for name in ("a/b/1", "a/2", "a2"):
+        storage.write_bytes(f"{place}/{name}", b"1")
+    for name in ("a", "a2"):
+        with pytest.raises(RuntimeError, match="not ours"):
+            storage.take_away(f"{place}/{name}", f"{place}/own/of-{name}", refuse)
+    assert len(storage.list_files(place)) == 3
+    storage.take_away(f"{place}/a2", f"{place}/own/2", lambda: None)
+    assert [name for name, _ in storage.list_files(place)] == ["a/2", "a/b/1"]
+    storage.take_away(f"{place}/a", f"{place}/own/3", lambda: None)
+    storage.take_away(f"{place}/missing", f"{place}/own/4", lambda: None)
+    assert storage.list_files(place) == []
+
+
 def test_the_same_files_have_the_same_names_from_a_folder_and_from_a_glob(place: str) -> None:
     for name in ("b/x.txt", "a.txt", "c.bin"):
         storage.write_bytes(storage.join(place, name), b"12")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data.changes import Changes
 from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.engine.runner import save_config
 from pipelines.engine.stage import load_stage
@@ -47,7 +48,7 @@ def saved_config(root: Path) -> str:
     config = stage.config(model=teacher_config(), steps=1_000_000, global_batch=4, checkpoint_every_steps=500_000)
     inputs = resolve_inputs(stage, config, {"sequences": [sequences]}, str(root))
     task = Task(stage=stage, config=config, inputs=inputs, root=str(root))
-    save_config(task)
+    save_config(task, Changes(directory=task.directory))
     return str(Path(task.directory) / "_CONFIG.json")
 
 

@@ -69,10 +69,10 @@ def test_a_machine_too_busy_to_start_ray_is_told_in_a_line(monkeypatch: pytest.M
         os.environ.pop("RAY_ADDRESS", None)
         with pytest.raises(StoppedError, match=r"got no Ray on this machine in 240 s: its load is \d+ on \d+ CPU"):
             session.start()
-    made = session._temporary
+    made = session._folder
     assert made is not None
     session.close()
-    assert not Path(made).exists()
+    assert not Path(made.path).exists()
 
 
 def node(cpus: float, tpus: float = 0.0, slice_name: str = "", alive: bool = True) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.changes import Changes
 from data.order import MixturePhase
 from data.schema import LINEAGE, METRICS
 from tests.programs.examples import example_job, made_up_feed
@@ -163,7 +164,9 @@ def test_another_set_up_may_continue(tmp_path: Path) -> None:
 
 def test_a_lost_lease_stops_the_run_before_the_commit(tmp_path: Path) -> None:
     lease = tmp_path / "lease"
-    job = example_job(tmp_path / "checkpoints", lease_uri=str(lease), lease_token="mine")
+    job = example_job(
+        tmp_path / "checkpoints", changes=Changes(directory=str(tmp_path), lease_uri=str(lease), token="mine")
+    )
     lease.write_text('{"token": "mine"}')
 
     def taken_over(metrics: StepMetrics) -> None:

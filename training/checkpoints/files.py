@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import storage
+from data.changes import Changes
 from training.errors import StoppedError
 
 SHARD_BYTES = 2 << 30
@@ -80,10 +81,10 @@ def plan_files(sizes: Sizes) -> list[tuple[str, list[str]]]:
     return files
 
 
-def leave_note(directory: str, writer: Writer, files: Mapping[str, Any]) -> None:
+def leave_note(changes: Changes, directory: str, writer: Writer, files: Mapping[str, Any]) -> None:
     """Leaves a note for the first worker of the files that this worker wrote."""
     note = json.dumps(files, sort_keys=True).encode()
-    storage.write_bytes(storage.join(directory, f"{NOTE_PREFIX}{writer.attempt}-{writer.rank:05d}"), note)
+    changes.write(storage.join(directory, f"{NOTE_PREFIX}{writer.attempt}-{writer.rank:05d}"), note)
 
 
 def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
@@ -104,8 +105,8 @@ def collect_notes(directory: str, writer: Writer) -> dict[str, Any]:
     return files
 
 
-def remove_notes(directory: str) -> None:
+def remove_notes(changes: Changes, directory: str) -> None:
     """Removes all notes, those of dead workers too."""
     names: Sequence[str] = [name for name, _ in storage.list_files(directory) if name.startswith(NOTE_PREFIX)]
     for name in names:
-        storage.remove(storage.join(directory, name))
+        changes.remove(storage.join(directory, name))

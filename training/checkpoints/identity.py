@@ -10,30 +10,13 @@ have other steps, another schedule or other phases.
 from collections.abc import Iterable
 from typing import Any
 
-from data import storage
 from data.absent import with_absent
 from data.logits import CodecSpec
 from data.order import MixturePhase, SequenceDataset
 from training.checkpoints.records import entry_of, read_commit, read_state
 from training.checkpoints.save_load import Checkpoint
-from training.errors import StoppedError, UserError
+from training.errors import UserError
 from training.job import TrainJob
-
-
-def check_lease(job: TrainJob) -> None:
-    """Raises StoppedError if the lease file is gone or no longer carries the job's token."""
-    if job.lease_uri is None or job.lease_token is None:
-        return
-    try:
-        held = job.lease_token.encode() in storage.read_bytes(job.lease_uri)
-    except FileNotFoundError:
-        held = False
-    if not held:
-        raise StoppedError(
-            f"the lease {job.lease_uri} is no longer ours: another driver has taken over this run, so this driver "
-            "stops without committing its checkpoint; wait until the other driver ends, or end it and run the same "
-            "line again"
-        )
 
 
 def check_identity(checkpoint: Checkpoint, job: TrainJob) -> None:

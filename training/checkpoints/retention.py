@@ -8,6 +8,7 @@ alone still counts for metrics and lineage. Cost: one listing, and one read for 
 from typing import Any
 
 from data import storage
+from data.changes import Changes
 from training.checkpoints.records import (
     COMMIT_NAME,
     STATE_NAME,
@@ -18,37 +19,38 @@ from training.checkpoints.records import (
 )
 
 
-def apply_retention(root: str, keep_last: int | None, keep_every_steps: int) -> None:
+def apply_retention(root: str, keep_last: int | None, keep_every_steps: int, changes: Changes | None = None) -> None:
     """Retires all but the last `keep_last` checkpoints and those of a multiple of `keep_every_steps` steps.
 
     `keep_last` None keeps all. An interim checkpoint is removed completely as soon as there is a later regular one.
     """
+    changes = changes or Changes(directory=root)
     commits = list_commits(root)
     regular = [(uri, commit) for uri, commit in commits if not commit.get("interim")]
     for uri, commit in commits:
         if commit.get("interim") and regular and commit["step"] < regular[-1][1]["step"]:
-            storage.remove(storage.join(uri, COMMIT_NAME))
-            storage.remove_tree(uri)
+            changes.remove(storage.join(uri, COMMIT_NAME))
+            changes.remove(uri)
     if keep_last is not None:
         for uri, commit in regular[:-keep_last]:
             if not keep_every_steps or commit["step"] % keep_every_steps:
-                retire(uri, commit)
-        _remove_tensors_of_retired(root)
+                retire(uri, commit, changes)
+        _remove_tensors_of_retired(root, changes)
 
 
-def retire(uri: str, commit: dict[str, Any]) -> None:
+def retire(uri: str, commit: dict[str, Any], changes: Changes) -> None:
     """Retires a committed checkpoint: only its tables and its state still count."""
     kept = {
         name: file for name, file in commit["files"].items() if name == STATE_NAME or not name.endswith(".safetensors")
     }
-    storage.write_bytes(storage.join(uri, TABLES_NAME), encode_record(commit | {"files": kept}))
-    storage.remove(storage.join(uri, COMMIT_NAME))
+    changes.write(storage.join(uri, TABLES_NAME), encode_record(commit | {"files": kept}))
+    changes.remove(storage.join(uri, COMMIT_NAME))
 
 
-def _remove_tensors_of_retired(root: str) -> None:
+def _remove_tensors_of_retired(root: str, changes: Changes) -> None:
     """Removes the tensors of all retired checkpoints, also after a retirement that was cut short."""
     for uri, sizes in list_directories(root):
         if TABLES_NAME in sizes and COMMIT_NAME not in sizes:
             for name in sizes:
                 if name.endswith(".safetensors"):
-                    storage.remove(storage.join(uri, name))
+                    changes.remove(storage.join(uri, name))

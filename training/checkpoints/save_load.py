@@ -17,7 +17,7 @@ COMMIT; the next regular checkpoint holds its rows too and replaces it.
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data import storage
 from data.absent import with_absent
+from data.changes import Changes
 from data.shards import parquet_bytes
 from model import Gemma2Config
 from training.checkpoints.files import (
@@ -91,29 +92,31 @@ def save_checkpoint(
     optimizer: OptimizerState | None,
     state: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
-    before_commit: Callable[[], None] | None = None,
     interim: bool = False,
     writer: Writer = ALONE,
+    changes: Changes | None = None,
 ) -> str:
     """Writes and commits the checkpoint of `step` below `root`; returns its directory.
 
-    `tables` maps a name to a table that is kept as `name.parquet`. `before_commit` is called last; if it raises, there
-    is no commit. `interim`: the next regular checkpoint replaces this one. `writer` is one of several writers, each
-    with its part of the tensors; the first writer waits for the other writers and commits. Raises StoppedError if a
-    committed checkpoint of this step exists already.
+    `tables` maps a name to a table that is kept as `name.parquet`. `interim`: the next regular checkpoint replaces this
+    one. `writer` is one of several writers, each with its part of the tensors; the first writer waits for the other
+    writers and commits. `changes`: the way to write below `root` (default: without a lease). Raises StoppedError if a
+    committed checkpoint of this step exists already and no lease says that it is ours to replace, LeaseLost if another
+    driver has taken over.
     """
     uri = checkpoint_uri(root, step)
+    changes = changes or Changes(directory=root)
     commit_uri = storage.join(uri, COMMIT_NAME)
-    if writer.rank == 0 and read_commit(uri) is not None:
+    if writer.rank == 0 and changes.lease_uri is None and read_commit(uri) is not None:
         raise StoppedError(f"{uri} is committed already: two runs write to {root}; stop one of the two")
     # Records of a checkpoint that was damaged or retired since: the run is back before it, and writes it anew.
     for name in (commit_uri, storage.join(uri, TABLES_NAME)) if writer.rank == 0 else ():
-        storage.remove(name)
+        changes.remove(name)
 
     files: dict[str, dict[str, Any]] = {}
 
     def write(name: str, data: bytes) -> None:
-        storage.write_bytes(storage.join(uri, name), data)
+        changes.write(storage.join(uri, name), data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     tensors = _by_file_names(weights, optimizer)
@@ -122,22 +125,20 @@ def save_checkpoint(
         shard = {member.partition("/")[2]: tensors[member].detach().contiguous() for member in members}
         write(name, safetensors.torch.save(shard, metadata=None if name.startswith("optimizer") else {"format": "pt"}))
     if writer.rank > 0:
-        leave_note(uri, writer, files)
+        leave_note(changes, uri, writer, files)
         return uri
     for name, table in tables.items():
         write(f"{name}.parquet", parquet_bytes(table))
     write(STATE_NAME, encode_record(state))
     if writer.count > 1:
         files |= collect_notes(uri, writer)
-        remove_notes(uri)
-    if before_commit is not None:
-        before_commit()
+        remove_notes(changes, uri)
     commit: dict[str, Any] = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
-    storage.create_exclusive(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
+    changes.create(commit_uri, encode_record(commit | ({"interim": True} if interim else {})))
     return uri
 
 
-def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
+def load_newest(root: str, *, rename: bool = True, changes: Changes | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole, down to the last bit; None if there is none.
 
     A damaged checkpoint is logged in one line and skipped; with `rename` its COMMIT becomes DAMAGED, so that the run
@@ -149,7 +150,9 @@ def load_newest(root: str, *, rename: bool = True) -> Checkpoint | None:
         except Damaged as error:
             logger.warning("%s; continuing from the newest whole checkpoint before it", error)
             if rename:
-                storage.move(storage.join(uri, COMMIT_NAME), storage.join(uri, DAMAGED_NAME))
+                own = changes or Changes(directory=root)
+                own.write(storage.join(uri, DAMAGED_NAME), storage.read_bytes(storage.join(uri, COMMIT_NAME)))
+                own.remove(storage.join(uri, COMMIT_NAME))
     return None
 
 

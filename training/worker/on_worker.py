@@ -59,6 +59,7 @@ def train_on_worker(config: dict[str, Any]) -> bytes:
 
 def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
     """`train_on_worker` for any group, also for one worker without Ray Train."""
+    from data.changes import LeaseLost
     from training.backends.make import make_backend
     from training.faults import BadStep, Drained
     from training.feed import direct_feed
@@ -68,6 +69,8 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
     rank, world_size = group.rank, group.world_size
     job = job_at(job, world_size)  # an elastic run's number of workers is known here
     asked = Asked(config["ask_key"])
+    if job.changes is not None and not job.changes.held():  # the same in every worker; it comes after a restart
+        return pickle.dumps(job.changes.lost())
 
     tell = _Gauges(job).tell if rank == 0 else None
 
@@ -96,7 +99,8 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
         return pickle.dumps(error)  # the same in every worker; the same rows would only cause it again
     except Exception as error:
         # Other workers may wait for this worker: Ray stops them. Everything but the user's mistakes is tried again.
-        if world_size > 1 or getattr(type(error), "exit_code", None) != UserError.exit_code:
+        final = isinstance(error, LeaseLost) or getattr(type(error), "exit_code", None) == UserError.exit_code
+        if world_size > 1 or not final:
             raise
         return pickle.dumps(error)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from pipelines import __main__
 from pipelines.checkpoints.loaded import model_config_at
 from pipelines.checkpoints.trained_run import open_run
 from pipelines.cli import commands
-from pipelines.engine import lease
 from pipelines.engine.config import canonical_json
 from pipelines.engine.errors import exit_code
 from pipelines.engine.shard_map import _finished
@@ -143,11 +143,17 @@ def test_a_damaged_receipt_is_named(content: bytes, tmp_path: Path) -> None:
     assert exit_code(caught.value) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}"])
-def test_a_damaged_lease_holds_nobody(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "_LEASE.000007.json").write_bytes(content)
-    with lease.hold_lease(str(tmp_path)) as held:
-        assert held.uri.endswith("_LEASE.000008.json")
+@pytest.mark.parametrize("kind", ["pipe", "device", "broken link"])
+def test_a_config_file_that_might_never_end_is_refused(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    assert __main__.main(["run", "collect_text", "--config", str(path)]) == 2
+    assert f"got the config file '{path}', which is a {kind}" in capsys.readouterr().err
 
 
 def test_a_number_that_is_not_finite_is_refused() -> None:

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from data import storage
+from data.manifest import Manifest
 from infra.ray_session import RaySession
 from pipelines.__main__ import main
 from pipelines.cli.status import run_state, status_lines
+from pipelines.engine.clean_up import clean_up
 from pipelines.engine.lease import hold_lease
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, run_task
-from pipelines.engine.shard_map import PHASES, RECEIPTS, clean_up
+from pipelines.engine.shard_map import PHASES, RECEIPTS
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, resolve_inputs
 from pipelines.recipes import registry as recipes
@@ -127,7 +129,7 @@ def test_a_failure_is_told_until_the_next_attempt(tmp_path: Path, capsys: pytest
 
 def test_what_phases_leave_goes_with_the_manifest(tmp_path: Path) -> None:
     directory = data_run(str(tmp_path), receipts=1)
-    clean_up(directory)
+    clean_up(directory, Manifest(stage="stage", version=1, fingerprint="0" * 16, config={}, inputs={}, datasets={}))
     assert [name for name, _ in storage.list_level(directory)] == [CONFIG_NAME]
 
 

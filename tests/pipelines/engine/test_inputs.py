@@ -288,6 +288,19 @@ def test_a_file_that_is_given_twice_counts_once_in_any_order(tmp_path: Path, mon
     assert all([kind for kind, _ in given.left_out] == ["file given twice"] for given in inputs)
 
 
+def test_two_hard_links_are_two_files_as_their_copies_are(tmp_path: Path) -> None:
+    """A copy of the folder has two files, and must have the same fingerprint."""
+    linked, copied = tmp_path / "linked" / "d", tmp_path / "copied" / "d"
+    for folder in (linked, copied):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("a")
+    os.link(linked / "a.txt", linked / "b.txt")
+    (copied / "b.txt").write_text("a")
+    first, second = (external_input([str(folder)], None) for folder in (linked, copied))
+    assert [file.name for file in first.files] == ["a.txt", "b.txt"]
+    assert first.reference == second.reference
+
+
 def test_a_root_above_a_link_means_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`link/..` is the folder above the link's target, for whoever opens it and for whoever writes its name."""
     (tmp_path / "far" / "below").mkdir(parents=True)

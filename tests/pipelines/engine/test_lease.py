@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -15,12 +16,14 @@ import pytest
 
 from data import storage
 from pipelines.engine import lease
-from pipelines.engine.lease import Lease, hold_lease, holds, is_stale
+from pipelines.engine.lease import Lease, has_ended, hold_lease, holds, seems_held
 from tests.programs.places import REPOSITORY
 
 HOLDER = """
 import sys, time
+from pipelines.engine import lease
 from pipelines.engine.lease import hold_lease, holds
+lease.HEARTBEAT_SECONDS = 0.05
 with hold_lease(sys.argv[1]) as lease:
     print("held", flush=True)
     while sys.stdin.readline():
@@ -56,11 +59,20 @@ def test_a_lease_is_given_back(tmp_path: Path) -> None:
     with hold_lease(str(tmp_path)) as mine:
         assert holds(mine)
     assert not holds(mine)
-    assert list(tmp_path.iterdir()) == []
+    assert storage.list_files(str(tmp_path)) == []
     with hold_lease(str(tmp_path)) as again:
         assert holds(again)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats and looks many times a second; a lease is stale after a second."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_lease_that_is_held_is_refused_with_its_holder(tmp_path: Path) -> None:
     with hold_lease(str(tmp_path)):
         message = f"process {os.getpid()} on {socket.gethostname()}.*wait for that process, or end it"
@@ -73,27 +85,30 @@ def test_a_lease_that_is_held_is_refused_with_its_holder(tmp_path: Path) -> None
 def test_a_lease_is_given_back_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), hold_lease(str(tmp_path)):
         raise KeyError
-    assert list(tmp_path.iterdir()) == []
+    assert storage.list_files(str(tmp_path)) == []
 
 
+@pytest.mark.usefixtures("quick")
 def test_of_several_that_acquire_at_once_one_wins(tmp_path: Path) -> None:
     barrier = Barrier(6)
+    with ExitStack() as held:
 
-    def acquire(_: int) -> Lease | None:
-        barrier.wait()
-        try:
-            return lease._acquire(str(tmp_path))
-        except ValueError:
-            return None
+        def acquire(_: int) -> Lease | None:
+            barrier.wait()
+            try:
+                return held.enter_context(hold_lease(str(tmp_path)))
+            except ValueError:
+                return None
 
-    with ThreadPoolExecutor(6) as pool:
-        won = [acquired for acquired in pool.map(acquire, range(6)) if acquired is not None]
-    assert len(won) == 1
-    assert holds(won[0])
+        with ThreadPoolExecutor(6) as pool:
+            won = [acquired for acquired in pool.map(acquire, range(6)) if acquired is not None]
+        assert len(won) == 1
+        assert holds(won[0])
 
 
+@pytest.mark.usefixtures("quick")
 def test_of_several_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
-    dead = record(heartbeat=time.time() - 61, host="elsewhere")
+    dead = record(pid=2**22 + 1)
     storage.write_bytes(str(tmp_path / "_LEASE.000001.json"), json.dumps(dead).encode())
     test_of_several_that_acquire_at_once_one_wins(tmp_path)
 
@@ -105,6 +120,7 @@ def test_a_dead_process_on_this_machine_is_superseded_at_once(tmp_path: Path) ->
         assert holds(mine)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_living_process_is_not_superseded(tmp_path: Path) -> None:
     process = holder(tmp_path)
     with pytest.raises(ValueError, match=f"process {process.pid} "), hold_lease(str(tmp_path)):
@@ -112,15 +128,12 @@ def test_a_living_process_is_not_superseded(tmp_path: Path) -> None:
     end(process)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_stopped_holder_is_superseded_and_learns_it_when_it_wakes(tmp_path: Path) -> None:
     process = holder(tmp_path)
     assert process.stdin is not None
     assert process.stdout is not None
     process.send_signal(signal.SIGSTOP)
-    path = tmp_path / "_LEASE.000001.json"
-    with pytest.raises(ValueError, match="heartbeat"), hold_lease(str(tmp_path)):
-        pass  # it may be back in a moment
-    path.write_text(json.dumps({**json.loads(path.read_text()), "heartbeat": time.time() - 61}))
     with hold_lease(str(tmp_path)) as mine:
         process.send_signal(signal.SIGCONT)
         process.stdin.write("\n")
@@ -132,12 +145,12 @@ def test_a_stopped_holder_is_superseded_and_learns_it_when_it_wakes(tmp_path: Pa
         pass
 
 
-def test_a_holder_that_was_superseded_gives_nothing_back(tmp_path: Path) -> None:
+def test_a_holder_that_was_superseded_gives_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0)
     with hold_lease(str(tmp_path)) as mine:
-        old = json.loads(storage.read_bytes(mine.uri))
-        storage.write_bytes(mine.uri, json.dumps({**old, "heartbeat": time.time() - 61}).encode())
         other = lease._acquire(str(tmp_path))
         assert not holds(mine)
+        assert not mine.changes.held()
     assert holds(other)
 
 
@@ -153,27 +166,89 @@ def test_a_heartbeat_is_renewed_while_the_lease_is_held(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("changes", "stale"),
+    ("changes", "ended"),
     [
         ({}, False),
-        ({"heartbeat": 0.0}, True),
         ({"process_start": "1"}, True),
         ({"pid": 2**22 + 1}, True),
         ({"pid": 2**22 + 1, "host": "elsewhere"}, False),
         ({"pid": 2**22 + 1, "boot": "another machine of this name"}, False),
-        ({"pid": 2**22 + 1, "boot": "another machine of this name", "heartbeat": 0.0}, True),
     ],
-    ids=["alive", "silent", "pid used again", "dead here", "another host", "same name", "same name, silent"],
+    ids=["alive", "pid used again", "dead here", "another host", "same name"],
 )
-def test_a_lease_is_stale_when_silent_or_at_once_when_dead_here(changes: dict[str, Any], stale: bool) -> None:
-    assert is_stale(record(**changes)) == stale
+def test_a_holder_has_ended_if_its_process_of_this_machine_has(changes: dict[str, Any], ended: bool) -> None:
+    assert has_ended(record(**changes)) == ended
 
 
-def test_sixty_seconds_of_silence_are_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_000_000.0
-    monkeypatch.setattr(lease.time, "time", lambda: now)
-    assert not is_stale(record(heartbeat=now - 60))
-    assert is_stale(record(heartbeat=now - 60.1))
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("hours", [-30, 0, 30])
+@pytest.mark.parametrize("here", [-5, 5])
+def test_no_clock_decides_who_holds_a_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, here: float
+) -> None:
+    """A heartbeat of any time is stale if it stays the same for the watcher's seconds, and holds if it changes."""
+    uri = str(tmp_path / "_LEASE.000001.json")
+    real = time.time
+    monkeypatch.setattr(lease.time, "time", lambda: real() + here * 3600)
+    silent = record(host="elsewhere", heartbeat=real() + hours * 3600)
+    storage.write_bytes(uri, json.dumps(silent).encode())
+    said: list[str] = []
+    began = time.monotonic()
+    with hold_lease(str(tmp_path), said.append) as mine:
+        assert holds(mine)
+    assert 1 <= time.monotonic() - began < 10
+    assert "watching up to 1 s" in said[0]
+
+    storage.remove_tree(str(tmp_path))
+    looks = 0
+
+    def read(uri: str) -> bytes:
+        nonlocal looks
+        looks += 1
+        return json.dumps({**silent, "beat": looks}).encode()
+
+    storage.write_bytes(uri, json.dumps(silent).encode())
+    monkeypatch.setattr(lease, "_read", read)
+    with pytest.raises(ValueError, match="on elsewhere, which renewed its heartbeat"), hold_lease(str(tmp_path)):
+        pass
+
+
+def test_the_watch_takes_sixty_seconds_of_our_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    storage.write_bytes(str(tmp_path / "_LEASE.000001.json"), json.dumps(record(host="elsewhere")).encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.time, "monotonic", lambda: now)
+        patch.setattr(lease.time, "sleep", sleep)
+        lease._acquire(str(tmp_path))
+    assert now == 65
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xfe{}", b"[]", b"{}", b'{"token": 1}', b'{"pid": 1, "host": "x"}', b"", b"[" * 100_000],
+    ids=["not UTF-8", "list", "empty", "number", "other keys", "no bytes", "deep"],
+)
+def test_a_damaged_lease_holds_nobody_and_is_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "_LEASE.000001.json"
+    path.write_bytes(data)
+    said: list[str] = []
+    with hold_lease(str(tmp_path), said.append) as mine:
+        assert holds(mine)
+        assert mine.uri.endswith("_LEASE.000002.json")
+    assert said == [f"{path} is damaged: it holds nobody, so this driver takes over"]
+
+
+def test_what_is_shown_of_a_lease_is_a_glance_at_its_time() -> None:
+    now = time.time()
+    assert seems_held(record(), now)
+    assert not seems_held(record(host="elsewhere", heartbeat=now - 61), now)
+    assert not seems_held(record(host="elsewhere", heartbeat=now + 3600), now)
+    assert not seems_held(record(superseded=True), now)
 
 
 def test_to_take_a_lease_lists_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,19 +261,19 @@ def test_to_take_a_lease_lists_one_level(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fs, "ls", lambda name, **options: [asked.append(name), one_level(name, **options)][1])
     monkeypatch.setattr(fs, "find", lambda *_, **__: pytest.fail("everything below is listed"))
     monkeypatch.setattr(fs, "walk", lambda *_, **__: pytest.fail("everything below is walked"))
-    with hold_lease(directory) as mine:
-        assert holds(mine)
+    mine = lease._acquire(directory)
+    assert holds(mine)
     assert asked == [path]
 
 
-def test_old_numbers_never_rule_again(tmp_path: Path) -> None:
+def test_old_numbers_never_rule_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A take-over leaves the old file, emptied of its token: the next holder counts on from the newest."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0)
     with hold_lease(str(tmp_path)) as first:
-        storage.write_bytes(first.uri, json.dumps(record(heartbeat=0.0)).encode())
         with hold_lease(str(tmp_path)) as second:
             assert second.uri.endswith("_LEASE.000002.json")
             assert not holds(first)
-    with hold_lease(str(tmp_path)) as third:
-        assert third.uri.endswith("_LEASE.000002.json")
-        assert not holds(first)
-        assert not holds(second)
+        with hold_lease(str(tmp_path)) as third:
+            assert third.uri.endswith("_LEASE.000002.json")
+            assert not holds(first)
+            assert not holds(second)

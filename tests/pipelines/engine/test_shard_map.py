@@ -14,6 +14,8 @@ import data.errors
 import model.errors
 import training.errors
 from data import shards, storage
+from data.manifest import Manifest
+from pipelines.engine.clean_up import clean_up
 from pipelines.engine.errors import FailedError, UserError, exit_code
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import (
@@ -21,12 +23,13 @@ from pipelines.engine.shard_map import (
     Part,
     Receipt,
     ShardOutput,
-    clean_up,
     dataset_of,
     map_shards,
     total_dropped,
 )
 from pipelines.engine.stage import Context
+
+NOTHING_LISTED = Manifest(stage="stage", version=1, fingerprint="0" * 16, config={}, inputs={}, datasets={})
 
 MakeContext = Callable[..., Context]
 pytestmark = pytest.mark.slow
@@ -86,7 +89,7 @@ def test_the_number_of_workers_changes_no_byte(make_context: MakeContext, tmp_pa
     for name, whole_node in (("two", False), ("one", True)):  # a task that takes both CPUs leaves room for one worker
         context = make_context(directory=str(tmp_path / name))
         map_shards(context, "double", range(5), doubled(tmp_path / "journal"), whole_node=whole_node)
-        clean_up(context.directory)
+        clean_up(context.directory, NOTHING_LISTED)
         made.append(files(tmp_path / name))
     assert made[0] == made[1]
     assert len(made[0]) == 5 + 5 + 2
@@ -209,7 +212,7 @@ def test_cleaning_up_leaves_what_a_manifest_can_list(make_context: MakeContext, 
     (directory / "_staging/killed-driver").mkdir(parents=True)
     (directory / "_staging/killed-driver/part").write_bytes(b"")
     (directory / "_RUN.json").write_bytes(b"{}")
-    clean_up(context.directory)
+    clean_up(context.directory, NOTHING_LISTED)
     assert sorted(files(directory)) == ["_RUN.json", "text/y"]
 
 

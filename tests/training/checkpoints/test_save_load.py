@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from data import storage
+from data.changes import Changes, LeaseLost
 from training.checkpoints import files as checkpoint_files
 from training.checkpoints import save_load as module
 from training.checkpoints.background import BackgroundSaver
-from training.checkpoints.records import latest_checkpoint, list_checkpoints, read_commit, read_rows
+from training.checkpoints.records import latest_checkpoint, list_checkpoints, list_directories, read_commit, read_rows
 from training.checkpoints.retention import apply_retention, retire
 from training.checkpoints.save_load import load_checkpoint, load_newest, save_checkpoint
 from training.optim import OptimizerState
@@ -172,13 +173,12 @@ def test_a_committed_step_is_never_overwritten(tmp_path: Path) -> None:
         save(tmp_path, 6)
 
 
-def test_what_stops_the_commit_leaves_no_checkpoint(tmp_path: Path) -> None:
-    def lost() -> None:
-        raise RuntimeError("lost")
-
-    with pytest.raises(RuntimeError, match="lost"):
-        save(tmp_path, 6, before_commit=lost)
-    assert latest_checkpoint(str(tmp_path)) is None
+def test_a_driver_whose_lease_is_lost_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text('{"token": "theirs"}')
+    changes = Changes(directory=str(tmp_path), lease_uri=str(tmp_path / "lease"), token="ours")
+    with pytest.raises(LeaseLost, match="lease lost"):
+        save(tmp_path, 6, changes=changes)
+    assert list_directories(str(tmp_path)) == []
 
 
 def test_commit_lists_every_other_file(tmp_path: Path) -> None:
@@ -220,7 +220,9 @@ def test_an_interrupted_retirement_is_finished(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
     first = str(tmp_path / "step-00000001")
-    retire(first, read_commit(first) or {})  # TABLES is there, COMMIT is gone, the tensors are still there
+    retire(
+        first, read_commit(first) or {}, Changes(directory=str(tmp_path))
+    )  # TABLES is there, COMMIT is gone, the tensors are still there
     assert (tmp_path / "step-00000001" / "model.safetensors").exists()
     apply_retention(str(tmp_path), keep_last=1, keep_every_steps=0)
     assert not (tmp_path / "step-00000001" / "model.safetensors").exists()
