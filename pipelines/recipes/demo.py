@@ -40,14 +40,14 @@ PROMPTS = ("def __init__(self, ", "import os\n", "class Error(Exception):\n")
 def demo() -> Recipe:
     """Raw text to a distilled student: five minutes on two cores."""
     sizes = _Sizes(
-        vocab_size=8192,
+        vocab_size=4096,
         sequence_length=128,
         global_batch=16,
         max_heldout_rows=512,
-        teacher=shape(8192, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
-        teacher_steps=220,
-        student=shape(8192, d_model=96, layers=2, heads=4, ffw_dim=288, window=64),
-        student_steps=176,
+        teacher=shape(4096, d_model=192, layers=4, heads=4, ffw_dim=576, window=64),
+        teacher_steps=240,
+        student=shape(4096, d_model=96, layers=2, heads=4, ffw_dim=288, window=64),
+        student_steps=192,
         checkpoint_every_steps=80,
         max_new_tokens=48,
         on_tpu_path=("evaluate_teacher",),
