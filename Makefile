@@ -13,7 +13,7 @@ export UV_LINK_MODE ?= hardlink
 .PHONY: help
 help:
 	@echo "make demo       raw text -> distilled student -> report.html, on this machine"
-	@echo "make test       all tests          make check   format, lint, types, fast tests"
+	@echo "make test       all tests but chaos make check   format, lint, types, fast tests"
 	@echo "make chaos      kill the driver in every stage and training at any point, compare the bytes"
 	@echo "make bench      speeds, as ratios  make tokenizer   Gemma's own SentencePiece model"
 	@echo "make audit      known vulnerabilities of the pinned dependencies"

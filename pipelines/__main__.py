@@ -1,4 +1,8 @@
-"""python -m pipelines list | status | show NAME | plan NAME | run NAME [--root URI] [--config FILE] [--field value ...]
+"""python -m pipelines list [--runs [--root URI]]                     stages and recipes, or the runs below a root
+python -m pipelines show NAME                                     a stage's fields, a recipe's steps, a run's manifest
+python -m pipelines plan NAME [flags of run]                      what would run, and why
+python -m pipelines run NAME [--root URI] [--config FILE] [--field value ...]              a stage or a recipe
+python -m pipelines status [--root URI]                           state and progress of every run
 python -m pipelines plan RECIPE --prices FILE|default                        cost before a run
 python -m pipelines account RECIPE [--root URI] [--prices FILE|default]      cost after a run
 python -m pipelines submit NAME --address http://HOST:8265 [--detach] [flags of run]      as a job on a Ray cluster
@@ -29,8 +33,10 @@ except ModuleNotFoundError as missing:
         "`. .venv/bin/activate`"
     )
 
-OWN_HELP = ("run", "plan", "fit", "manifests")
+OWN_HELP = ("fit", "manifests")
 """commands whose parser prints a help of its own"""
+NAMED = ("run", "plan")
+"""commands that print a help of their own for a stage or recipe"""
 COMMANDS = {
     "list": "pipelines.cli.listing:list_",
     "status": "pipelines.cli.listing:status",
@@ -58,8 +64,12 @@ def main(words: Sequence[str]) -> int:
 def _dispatch(command: str, words: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(no_such("command", command, COMMANDS))
-    if command not in OWN_HELP and {"-h", "--help"} & set(words):
-        print("\n".join(line for line in __doc__.splitlines() if f"pipelines {command} " in line or "| status" in line))
+    asked = {"-h", "--help"}
+    own = command in OWN_HELP or (command in NAMED and not asked & set(words[:1]))
+    if asked & set(words) and not own:
+        print("\n".join(line for line in __doc__.splitlines() if f"pipelines {command} " in line))
+        if command in NAMED:
+            print(f"`python -m pipelines {command} NAME --help` prints the flags of a stage or recipe.")
         print("`python -m pipelines --help` prints the lines of all commands, and their exit codes.")
         return 0
     module, _, function = COMMANDS[command].partition(":")

@@ -120,7 +120,8 @@ def break_even_lines(cache: Cache, prices: Prices) -> Iterator[str]:
         )
     )
     online, cached = _usd(cache.students * cache.work.usd), _usd(cache.work.usd + kept)
-    yield f"  With the {cache.students} students here, online would cost {online} and cached costs {cached}."
+    here = "one student" if cache.students == 1 else f"{cache.students} students"
+    yield f"  With the {here} of this recipe, online would cost {online} and cached costs {cached}."
 
 
 def _egress_lines(amounts: Sequence[Amount], prices: Prices) -> Iterator[str]:

@@ -10,7 +10,7 @@ import json
 import keyword
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Annotated, Any
 
@@ -34,6 +34,8 @@ MODEL_PRESETS: dict[str, Callable[[], model.Gemma2Config]] = {
     "gemma2_27b": model.gemma2_27b,
     "gemma2_tiny": model.gemma2_tiny,
 }
+MODEL_SIZES = f"--model NAME: all sizes of a model together; NAME is {', '.join(MODEL_PRESETS)}"
+"""what the flag does that stands for all flags --model.*, for `show` and `--help`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
     Raises UserError for an unknown field, a wrong type, a missing value or a config file that does not fit.
     """
     words, config_file = take(list(words), "--config")
-    words, preset = take(words, "--model") if "model" in _field_names(stage.config) else (words, None)
+    names = _field_names(stage.config)
+    words, preset = take(words, "--model") if "model" in names else (words, None)
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(stage.reads, ())
     saved: Any = dataclasses.MISSING
     root = DEFAULT_ROOT
@@ -94,7 +97,8 @@ def parse_stage(stage: Stage, words: Sequence[str]) -> StageCommand:
         for name, read in stage.reads.items()
     ]
     fields.append(_config_field(stage.config, saved, model_fields))
-    parsed = _parse(f"run {stage.name}", fields, words, stage.summary, root)
+    also = ["--config FILE: all flags as in the _CONFIG.json of a run", *([MODEL_SIZES] if "model" in names else [])]
+    parsed = _parse(f"run {stage.name}", fields, words, _described(stage.summary, also), root)
     given = {name: getattr(parsed, _attribute(name)) for name in stage.reads}
     return StageCommand(
         stage=stage, config=parsed.config, inputs=given, resources=parsed.resources, root=_root(parsed.root)
@@ -131,7 +135,12 @@ def parse_recipe(recipe: Recipe, words: Sequence[str]) -> RecipeCommand:
         for step in recipe.steps
         if dataclasses.fields(step.config)
     ]
-    parsed = _parse(f"run {recipe.name}", fields, words, recipe.summary, root)
+    also = [
+        "--config FILE: all flags as in the recipe.json of a run",
+        "--only STEP,STEP: some steps alone (for `run`)",
+        "--prices FILE, or --prices default: the cost too (for `plan`)",
+    ]
+    parsed = _parse(f"run {recipe.name}", fields, words, _described(recipe.summary, also), root)
     if paths and not parsed.input:
         raise UserError("got --input without a value; give files, directories or globs after it, or leave it out")
     own_text = parsed.input != paths
@@ -162,6 +171,11 @@ def refuse_missing(recipe: Recipe, chosen: Sequence[str]) -> None:
         everything = len(chosen) == len(recipe.steps)
         whose = recipe.name if everything else f"{recipe.name} --only {','.join(chosen)}"
         raise UserError(f"got no {', '.join(missing)} for {whose}; give all of them (see `plan {recipe.name}`)")
+
+
+def _described(summary: str, also: Iterable[str]) -> str:
+    """The head of `--help`: the summary, and the flags that are taken from the line before tyro reads it."""
+    return "\n".join([summary, "", "Further flags:", *also])
 
 
 def _what(recipe: Recipe, step: str, name: str) -> str:

@@ -86,16 +86,15 @@ def show(words: list[str]) -> int:
     words, root = take_root(words)
     if len(words) != 1:
         raise UserError(
-            f"got {len(words)} names after show; give one name of a stage, recipe or run, as `list` and `list --runs` "
-            "print them"
+            f"got {len(words) or 'no'} names after show; give one name of a stage, recipe or run, as `list` and "
+            "`list --runs` print them"
         )
     (name,) = words
     if match := REFERENCE.match(name):
         manifest = read_manifest(storage.join(root, match["stage"], match["fingerprint"]))
         if manifest is None:
             raise UserError(
-                f"no finished run {name!r} under {storage.absolute(root)}; `list --runs --root {root}` lists the "
-                "finished runs"
+                f"no finished run {name!r} under {storage.absolute(root)}; `list --runs --root {root}` lists the runs"
             )
         print(_readable(manifest.to_json().decode()), end="")
         return 0
@@ -106,6 +105,10 @@ def show(words: list[str]) -> int:
             notes = (" (optional)" if read.optional else "") + (" (several)" if read.many else "")
             print(f"  reads   --{key}: {read.help}{notes}")
         print(f"  writes  {', '.join(target.writes)}")
+        if "model" in {field.name for field in dataclasses.fields(target.config)}:
+            from pipelines.cli.arguments import MODEL_SIZES
+
+            print(f"  field   {MODEL_SIZES}")
         for line in _fields(target.config, ""):
             print(f"  field   {line}")
     else:

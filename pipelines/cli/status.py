@@ -71,7 +71,7 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
 
 def no_runs(root: str) -> str:
     root = storage.absolute(root)
-    return f"no runs under {root}" + ("" if storage.exists(root) else ", which is not there")
+    return f"no runs under {root}" + ("" if storage.exists(root) else ", which does not exist")
 
 
 def _state_or_damage(root: str, stage: str, fingerprint: str, now: float) -> RunState:

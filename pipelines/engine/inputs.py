@@ -161,7 +161,7 @@ def _run_input(directory: str, match: re.Match[str], dataset: str, given: str) -
     if manifest is None:
         raise UserError(
             f"got {given!r}, but {directory} has no {MANIFEST_NAME} and is no finished run; `python -m pipelines list "
-            f"--runs` lists the finished runs"
+            f"--runs` lists the runs"
         )
     if "stage" in match.groupdict():
         refuse_other_stage(manifest, match["stage"], directory)
