@@ -82,10 +82,11 @@ def measured_lines(figures: Mapping[str, Any]) -> Iterator[str]:
             f"| {entry['write_bytes'] / 1e6:,.0f} | {entry['read_seconds']:.1f} | {entry['read_bytes'] / 1e6:,.0f} |"
         )
     tasks = figures["tasks"]
+    memory = round(tasks["driver_bytes_a_task"] / 1e3, 1)
     yield ""
     yield (
         f"{tasks['tasks']:,} tasks that do nothing take {tasks['seconds_a_task'] * 1e3:.1f} ms each on two cores. Each "
-        f"needs {tasks['driver_bytes_a_task'] / 1e3:.1f} kB of driver memory above what 200 of them need."
+        f"needs {f'{memory} kB of' if memory else 'no'} driver memory above what 200 of them need."
     )
 
 

@@ -28,7 +28,7 @@ MEASURED = {
     "330 seconds": "make demo",
     "7 seconds": "make demo",
 }
-"""figure of README's text that a machine decides -> command that measures it; the page names the machine"""
+"""figure in the text of README.md that a machine decides -> command that measures it; the page names the machine"""
 
 PRINTED = {
     "docs/benchmarks.md": r"Machine: x86_64, 2 cores",

@@ -236,7 +236,7 @@ def test_what_is_excluded_is_not_entered_and_not_listed(tmp_path: Path, monkeypa
 
 
 def test_of_many_kinds_of_files_the_most_frequent_are_named() -> None:
-    """The standard library has about 150 kinds beside .py, which were a line of 9,000 characters."""
+    """The standard library has about 150 kinds beside its own, which were a line of 9,000 characters."""
     left_out = [(f".{letter} file", f"a.{letter}") for letter in "abcde" for _ in range(ord("f") - ord(letter))]
     assert left_out_line([*left_out, ("pipe", "p")]) == (
         "left out 1 pipe (p), 5 .a files (a.a), 4 .b files (a.b), 3 .c files (a.c), 3 files of 2 other kinds"
