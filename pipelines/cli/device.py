@@ -6,7 +6,7 @@ from infra.ray_session import on_cluster
 from pipelines.engine import damage
 from pipelines.engine.errors import UserError
 from pipelines.engine.task import Task
-from training.backends.devices import lacking, stands_in
+from training.backends.make import abilities_of
 from training.backends.names import Device
 
 
@@ -16,12 +16,12 @@ def device_lines(device: Device, tasks: Iterable[Task]) -> Iterator[str]:
         return
     if not _run_a_model(tasks):
         yield f"note: --device {device} changes nothing: no step that would run computes with a model"
-    elif missing := lacking(device):
+    elif missing := abilities_of(device).lacking():
         yield (
             f"note: --device {device}: {missing}, so `run` refuses this line here; on a machine that has the device, "
             "and on a cluster, the plan is the same"
         )
-    elif stand_in := stands_in(device):
+    elif stand_in := abilities_of(device).stands_in():
         yield f"note: --device {device}: {stand_in}"
 
 
@@ -30,7 +30,9 @@ def refuse_device(device: Device, tasks: Iterable[Task]) -> None:
 
     On a cluster nothing is refused: its workers are on other machines.
     """
-    if not on_cluster() and (missing := lacking(device)) and _run_a_model(tasks):
+    if device == "auto" or on_cluster():
+        return
+    if (missing := abilities_of(device).lacking()) and _run_a_model(tasks):
         raise UserError(
             f"got --device {device}, but {missing}; leave --device out, which takes the fastest device of this machine"
         )

@@ -1,6 +1,7 @@
 """What a backend can do, as data, and the checks that follow. A backend's folder holds its own `Abilities`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 from model.sharding import MeshShape
@@ -9,6 +10,11 @@ from training.backends.names import Device
 from training.config import Remat
 from training.errors import UserError
 from training.setup import Setup
+
+
+def nothing() -> str:
+    """No words: the machine has all that the backend needs."""
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,10 @@ class Abilities:
     environment."""
     compiles: bool
     """Whether the backend compiles a program for each shape and runs the program while the host goes on."""
+    lacking: Callable[[], str] = nothing
+    """What this machine lacks to compute on the device, in words; empty: nothing."""
+    stands_in: Callable[[], str] = nothing
+    """What computes on this machine in place of the backend's accelerator, in words; empty: nothing does."""
 
     def check(self, setup: Setup, *, on_slices: bool = False) -> None:
         """Raises UserError if this backend cannot run the set-up; `on_slices` as for `check_workers`."""

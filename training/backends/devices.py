@@ -28,22 +28,6 @@ def resolve_device(device: Device) -> Device:
     return "cpu"
 
 
-def lacking(device: Device) -> str:
-    """What this machine lacks to compute on the device, in words; empty if it can."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return "PyTorch finds no GPU here"
-    if device == TPU_DEVICE and not compiles_here():
-        return "torch_xla is not installed here"
-    return ""
-
-
-def stands_in(device: Device) -> str:
-    """What computes in place of the accelerator that the device is for, in words; empty if the accelerator does."""
-    if device == TPU_DEVICE and compiles_here() and not has_tpu():
-        return "no TPU is here, so XLA computes on the CPU"
-    return ""
-
-
 def compiles_here() -> bool:
     """Whether torch_xla is installed."""
     return importlib.util.find_spec("torch_xla") is not None

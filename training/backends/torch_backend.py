@@ -29,7 +29,15 @@ CPU = Abilities(
     joined_by="Ray's TorchConfig",
     compiles=False,
 )
-CUDA = dataclasses.replace(CPU, device="cuda", accelerator="GPU", divides_by_default=True, process_group="nccl")
+
+
+def _no_gpu() -> str:
+    return "" if torch.cuda.is_available() else "PyTorch finds no GPU here"
+
+
+CUDA = dataclasses.replace(
+    CPU, device="cuda", accelerator="GPU", divides_by_default=True, process_group="nccl", lacking=_no_gpu
+)
 ABILITIES = {abilities.device: abilities for abilities in (CPU, CUDA)}
 
 

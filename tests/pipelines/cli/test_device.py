@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.programs import here
-from training.backends import devices
+from training.backends.xla import abilities as xla
 
 NO_GPU = "--device cuda: PyTorch finds no GPU here, so `run` refuses this line here; on a machine that has the device, "
 
@@ -14,8 +15,8 @@ NO_GPU = "--device cuda: PyTorch finds no GPU here, so `run` refuses this line h
 def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Words after `plan` or `run`: the smallest recipe over a note, on a machine without an accelerator."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(devices, "has_tpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(xla, "has_tpu", lambda: False)
     (tmp_path / "note.txt").write_text("A note.")
     return ["smoke", "--input", str(tmp_path / "note.txt"), "--root", str(tmp_path / "runs")]
 
@@ -33,9 +34,9 @@ def test_a_plan_prints_what_its_device_would_do_here(line: list[str], monkeypatc
     )
     for device in ("cpu", "auto"):
         assert not last_line(["plan", *line, "--device", device]).startswith("note")
-    monkeypatch.setattr(devices, "compiles_here", lambda: False)
+    monkeypatch.setattr(xla, "compiles_here", lambda: False)
     assert "torch_xla is not installed here" in last_line(["plan", *line, "--device", "xla"])
-    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not last_line(["plan", *line, "--device", "cuda"]).startswith("note")
 
 

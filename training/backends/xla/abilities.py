@@ -2,6 +2,16 @@
 
 from model.sharding import AXES
 from training.backends.abilities import Abilities
+from training.backends.devices import compiles_here, has_tpu
+
+
+def _not_installed() -> str:
+    return "" if compiles_here() else "torch_xla is not installed here"
+
+
+def _cpu_for_tpu() -> str:
+    return "" if has_tpu() else "no TPU is here, so XLA computes on the CPU"
+
 
 XLA = Abilities(
     device="xla",
@@ -14,4 +24,6 @@ XLA = Abilities(
     process_group="gloo",
     joined_by="XlaConfig",
     compiles=True,
+    lacking=_not_installed,
+    stands_in=_cpu_for_tpu,
 )
