@@ -1,16 +1,17 @@
 """Flags -> a dataclass, by tyro. A wrong flag or value is one line: what was got, what is allowed, what to do next.
 
-This is the only file that uses `tyro._errors`, which is private to tyro (pinned in requirements.txt): its hook passes
-what is wrong with a line before tyro prints a box about it.
+This is the only file that uses what is private to tyro (pinned in requirements.txt): the hook of `tyro._errors` passes
+what is wrong with a line before tyro prints a box about it, and `tyro._docstrings` reads the docstrings of fields.
 """
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import tyro
-from tyro import _errors
+from tyro import _docstrings, _errors
 
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
@@ -39,8 +40,24 @@ def parse(
         where = getattr(sys.exception(), "arg", "")  # the field whose dataclass refused the values
         raise UserError(_sentence(event, list(words), instead or {}, f"{program} --help", where)) from None
 
-    with _errors.on_parse_error(refuse):
+    with _errors.on_parse_error(refuse), _docstrings_without_breaks():
         return tyro.cli(command, args=list(words), prog=program, description=description, config=config)
+
+
+@contextmanager
+def _docstrings_without_breaks() -> Iterator[None]:
+    """Inside, `--help` fills its lines: tyro would keep the breaks of an indented docstring."""
+    read = _docstrings.get_field_docstring
+
+    def filled(cls: type[Any], field_name: str, markers: tuple[Any, ...]) -> str | None:
+        text = read(cls, field_name, markers)
+        return None if text is None else " ".join(text.split())
+
+    _docstrings.get_field_docstring = filled
+    try:
+        yield
+    finally:
+        _docstrings.get_field_docstring = read
 
 
 def refuse_unknown(words: Sequence[str], flags: Sequence[str]) -> None:

@@ -63,6 +63,12 @@ def test_what_a_flag_takes_is_said_in_words() -> None:
     assert flags.KINDS.keys() == {"INT", "FLOAT", "STR", "{None}"}
 
 
+def test_help_fills_its_lines() -> None:
+    """tyro would break the line where the docstring in collect_text.py does: after "crosses"."""
+    lines = here.done(["run", "collect_text", "--help"]).stdout.splitlines()
+    assert [line for line in lines if "in any case (* crosses folders)." in line]
+
+
 def test_tyro_passes_every_kind_of_mistake_to_us() -> None:
     """A new kind in a new version of tyro would get the general sentence."""
     kinds = {kind.__name__ for kind in _errors.ParseErrorEvent.__subclasses__()}
