@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from data.schema import is_heldout
+from data.tokenizer import train_tokenizer
 from infra.kubernetes import Request
 from infra.prices import CONSTANTS, Prices
 from pipelines.account.amounts import estimate, speeds
@@ -99,6 +100,19 @@ def test_what_is_listed_stands_in_the_readme_with_its_command_and_machine() -> N
     assert sorted(MEASURED.keys() - {*figures(first)}) == []
     assert [command for command in MEASURED.values() if f"`{command}`" not in first] == []
     assert "x86_64, 2 cores" in first
+
+
+def test_pages_name_the_pieces_of_the_demos_tokenizer_and_text_that_is_enough_for_them() -> None:
+    (pieces,) = [step.config.vocab_size for step in recipes.load("demo").steps if step.stage == "train_tokenizer"]
+    page = PAGES["docs/laptop-to-pod.md"]
+    (named, enough) = re.findall(r"The demo's tokenizer of ([\d,]+) pieces needs some ([\d,]+) characters", page)[0]
+    assert named == f"{pieces:,}"
+    assert f"wants {pieces:,} pieces" in PAGES["docs/troubleshooting.md"]
+    assert f"less than {enough} characters" in PAGES["README.md"]
+    text = "".join(PAGES[name] for name in sorted(PAGES) if name.startswith("docs/"))[: int(enough.replace(",", ""))]
+    train_tokenizer([text], pieces)
+    with pytest.raises(ValueError, match="too few: they give at most"):
+        train_tokenizer([text[: len(text) // 2]], pieces)
 
 
 @pytest.mark.parametrize(
