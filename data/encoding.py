@@ -72,7 +72,7 @@ def codec_of(label: str) -> str | None:
 
 
 def too_broken(text: str) -> bool:
-    """Whether so many characters are U+FFFD that the text is none."""
+    """Whether the text has too many characters U+FFFD to be kept."""
     broken = text.count(BROKEN)
     return broken > FEW_BROKEN and broken > MOST_BROKEN_SHARE * len(text)
 
