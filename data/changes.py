@@ -100,6 +100,9 @@ class Changes:
 
     def remove(self, uri: str) -> None:
         """Removes the file or the whole folder at `uri`, if it is there. Raises LeaseLost."""
+        if self.lease_uri is None:
+            (storage.remove_tree if storage.is_directory(uri) else storage.remove)(uri)
+            return
         place = self.place()
         with self._swept_if_missing():
             storage.take_away(uri, place, self.check)

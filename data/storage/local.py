@@ -66,7 +66,8 @@ class Local(Store):
                     os.link(source_path, target_path)
                 except FileExistsError:
                     raise FileExistsError(f"{target} exists") from None
-                os.unlink(source_path)
+                with suppress(FileNotFoundError):  # whoever cleans up after `target` may have been first
+                    os.unlink(source_path)
         with suppress(OSError):  # it is not empty, or another call has removed it
             os.rmdir(os.path.dirname(source_path))
 

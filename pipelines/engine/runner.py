@@ -82,6 +82,10 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
         began, began_wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
         try:
             outcome = task.stage.run(context, task.config)
+            manifest = _manifest(task, outcome)
+            seconds = time.monotonic() - began
+            # before the manifest: if this driver is killed behind that, the next driver finds the log and publishes it
+            storage.write_bytes(staged_log(changes), _log(task, context, outcome, seconds, began_wall))
         except Exception as error:
             if not changes.held():
                 raise changes.lost() from error
@@ -91,10 +95,6 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
                 return published
             _save_failure(task, changes, error)
             raise
-        manifest = _manifest(task, outcome)
-        seconds = time.monotonic() - began
-        # before the manifest: if this driver is killed between the two, the next driver finds the log and publishes it
-        storage.write_bytes(staged_log(changes), _log(task, context, outcome, seconds, began_wall))
         try:
             first = publish_manifest(task.directory, manifest, changes.create)
         except RuntimeError:

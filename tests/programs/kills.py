@@ -92,20 +92,15 @@ def train_and_die(
     # The writes and removals of a save that also retires a checkpoint.
     writes_of_save = 9 if device != PAIR else (18, 4)[rank]
     armed, writes = False, 0
-    whole: tuple[Callable[..., None], ...] = (
-        storage.write_bytes,
-        storage.create_exclusive,
-        storage.move,
-        storage.take_away,
-    )
+    whole = storage.write_bytes, storage.create_exclusive, storage.remove
 
     def dies(number: int) -> Callable[..., None]:
-        def write(uri: str, *data: Any) -> None:
+        def write(uri: str, *data: bytes) -> None:
             nonlocal writes
             if armed:
                 writes += 1
                 if writes > int(moment * writes_of_save):
-                    if number == 0:  # half of the file, as a kill in the middle of a write leaves it
+                    if data and number == 0:  # half of the file, as a kill in the middle of a write leaves it
                         Path(uri).parent.mkdir(parents=True, exist_ok=True)
                         Path(f"{uri}.dead.tmp").write_bytes(data[0][: len(data[0]) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -113,7 +108,7 @@ def train_and_die(
 
         return write
 
-    storage.write_bytes, storage.create_exclusive, storage.move, storage.take_away = map(dies, range(4))
+    storage.write_bytes, storage.create_exclusive, storage.remove = dies(0), dies(1), dies(2)
     began = False
 
     def on_step(report: Any) -> None:

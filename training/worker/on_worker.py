@@ -68,9 +68,9 @@ def train_in_group(config: Mapping[str, Any], group: Group) -> bytes:
     job: TrainJob = pickle.loads(config["job"])
     rank, world_size = group.rank, group.world_size
     job = job_at(job, world_size)  # an elastic run's number of workers is known here
-    asked = Asked(config["ask_key"])
     if job.changes is not None and not job.changes.held():  # the same in every worker; it comes after a restart
         return pickle.dumps(job.changes.lost())
+    asked = Asked(config["ask_key"])
 
     tell = _Gauges(job).tell if rank == 0 else None
 

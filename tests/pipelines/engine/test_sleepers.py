@@ -147,9 +147,19 @@ def check_requests(bucket: str, stride: int) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_process_loses_its_lease(tmp_path: Path) -> None:
-    """SIGSTOP in the middle of a save, a successor in another process, SIGCONT."""
+    check_stopped(tmp_path, 90)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(10))
+def test_a_process_stopped_at_any_place_loses_its_lease(tmp_path: Path, seed: int) -> None:
+    check_stopped(tmp_path, random.Random(seed).randint(30, 320))
+
+
+def check_stopped(tmp_path: Path, at: int) -> None:
+    """SIGSTOP at a place of a run, a successor in another process, SIGCONT."""
     words = [sys.executable, "-m", "tests.programs.sleepers", str(tmp_path)]
-    first = subprocess.Popen([*words, "sleeper", "90"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen([*words, "sleeper", str(at)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         os.waitpid(first.pid, os.WUNTRACED)
         second = subprocess.run([*words, "successor"], cwd=REPOSITORY, capture_output=True, text=True, check=False)

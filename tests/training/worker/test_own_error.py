@@ -1,10 +1,14 @@
 """Which error of a training worker comes out of the driver, without a cluster: Ray's wrappings are made here."""
 
 import json
+import pickle
+from pathlib import Path
 from typing import Any
 
+from data.changes import Changes, LeaseLost
 from data.errors import UserError
 from data.storage import FullError
+from tests.programs.examples import example_job
 
 
 def own_error(*failures: Exception, used_up: str = "") -> Any:
@@ -52,3 +56,17 @@ def test_a_worker_that_died_too_often_is_no_bug() -> None:
     error = own_error(RuntimeError("connection closed by peer"), RayError("gone"), used_up="failures of this run: 2")
     assert isinstance(error, UsedUp)
     assert error.exit_code == 1
+
+
+def test_the_workers_of_a_driver_that_lost_its_lease_end_before_they_read_anything(tmp_path: Path) -> None:
+    """The error is returned, not raised: Ray would start the workers again, up to --max-failures times."""
+    from training.worker.on_worker import Group, train_in_group
+
+    changes = Changes(directory=str(tmp_path), lease_uri=str(tmp_path / "_LEASE.000001.json"), token="ours")
+    job = example_job(tmp_path / "checkpoints", changes=changes, workers=2)
+    config = {"job": pickle.dumps(job), "ask_key": b"", "progress_key": b""}
+    for rank in range(2):
+        outcome = pickle.loads(train_in_group(config, Group(rank=rank, world_size=2)))
+        assert isinstance(outcome, LeaseLost)
+        assert str(outcome).startswith("lease lost: ")
+    assert list(tmp_path.iterdir()) == []
