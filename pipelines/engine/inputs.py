@@ -209,7 +209,7 @@ def external_input(
     for path in paths:
         several = len(paths) > 1 and storage.is_directory(path)
         folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
-        listing = _find(path, lambda below, folder=folder: exclude is None or not exclude(folder + below))
+        listing = _find(path, _entered(exclude, folder))
         left_out += listing.left_out
         for below, uri, size in listing.files:
             name = folder + below
@@ -295,6 +295,11 @@ def _place(uri: str) -> str:
 def _is_text(name: str) -> bool:
     """Whether the name can be stored. Python represents the bytes of a name that is not UTF-8 as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _entered(exclude: Callable[[str], bool] | None, folder: str) -> Callable[[str], bool]:
+    """Whether a folder is looked into, by its name below a given path: unless the stage excludes it."""
+    return lambda below: exclude is None or not exclude(folder + below)
 
 
 def _find(path: str, enter: Callable[[str], bool]) -> storage.Found:
