@@ -104,7 +104,7 @@ def _acquire(directory: str, say: Callable[[str], object] = lambda _: None) -> L
             holder = f"process {current['pid']} on {current['host']}"
             if seen is None or seen[0] != newest:
                 seen, stale_at = (newest, data), time.monotonic() + STALE_SECONDS
-                say(f"{directory} has the lease of {holder}: watching up to {STALE_SECONDS} s whether it is renewed")
+                say(f"{holder} has the lease; watching up to {STALE_SECONDS} s whether it renews it")
             elif seen[1] != data:
                 raise UserError(
                     f"{directory} is being written by {holder}, which renewed its heartbeat while this driver "
