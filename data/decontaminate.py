@@ -2,9 +2,9 @@
 
     evaluation items -> n-grams -> INDEX, sorted by hash;  TEXT shard + INDEX -> TEXT, HITS
 
-Words are those of minhash.py, lower-cased runs of letters and digits, so punctuation (of any script), case and line
-breaks do not hide an overlap. An item of fewer than n words has no n-gram and cannot be found; such items are counted.
-The GPT-3 paper used n-grams of 13 words (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
+Words are those of minhash.py, folded runs of letters and digits, so punctuation (of any script), case, Unicode form and
+line breaks do not hide an overlap. An item of fewer than n words has no n-gram and cannot be found; such items are
+counted. The GPT-3 paper used n-grams of 13 words (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import minhash, schema, storage
+from data import folding, minhash, schema, storage
 from data.errors import UserError
 
 INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64())])
@@ -137,7 +137,7 @@ def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _suspects(table: pa.Table, hashes_of_index: np.ndarray, ngram_words: int) -> Iterator[tuple[int, str, str]]:
     """(row, text, id) of each document that has an n-gram of the index."""
     row = 0
-    for block in minhash.blocks(table["text"]):
+    for block in folding.blocks(table["text"]):
         hashes, offsets = minhash.shingle_hashes(block, ngram_words)
         document = np.repeat(np.arange(len(block)), np.diff(offsets))
         for number in np.unique(document[np.isin(hashes, hashes_of_index)]).tolist():

@@ -4,7 +4,7 @@
                              candidates -> (by shard) shingles_of -> (by first document) similar -> links
 
 A node is a document's place, shard * 2**32 + row. Documents that share a key may be duplicates. A document has one key
-for its normalized text (128 bits, lower case, white space as single spaces), and one key for each band of MinHash
+for its normalized text (128 bits, folded, white space as single spaces), and one key for each band of MinHash
 (minhash.py). Equal texts are linked at once. Documents that only share a band are candidates: their shingles are
 compared, and they are linked if the Jaccard similarity is high enough. Each connected component keeps its first
 document, in the order of the shards. Only keys, links and the shingles of candidates are shuffled.
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data import minhash, schema
+from data import folding, minhash, schema
 
 KEYS = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("node", pa.int64())])
 LINKS = pa.schema([("node", pa.int64()), ("other", pa.int64())])
@@ -30,7 +30,7 @@ bits: two documents of 10,000 shingles each share one by chance in 2 of 100 case
 MOST_LEADERS = 8
 """documents of a group that each later one is compared with: time is linear in the size of the group"""
 DROPS = pa.schema([("node", pa.int64()), ("kept_id", pa.string()), ("kept_text", pa.string())])
-"""documents that a shard drops; kept_text is the `normalized_hash` of the document that is kept instead"""
+"""documents that a shard drops; kept_text is the normalized hash of the document that is kept instead"""
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 
 
@@ -39,9 +39,13 @@ def place(shard: int, rows: np.ndarray) -> np.ndarray:
     return (np.int64(shard) << np.int64(32)) + rows.astype(np.int64)
 
 
-def normalized_hash(text: str) -> str:
-    """32 hex digits (xxh3-128), equal for texts that differ only in letter case and white space."""
-    return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode())
+def normalized_hashes(texts: pa.ChunkedArray) -> list[str]:
+    """32 hex digits (xxh3-128) for each text, equal for texts that differ only in their folding and white space."""
+    return [digest for block in folding.blocks(texts) for digest in _hashes_of(folding.fold(block))]
+
+
+def _hashes_of(folded: pa.LargeStringArray) -> list[str]:
+    return [xxhash.xxh3_128_hexdigest(" ".join(text.split()).encode()) for text in folded.to_pylist()]
 
 
 def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words: int, seed: int) -> pa.Table:
@@ -49,21 +53,31 @@ def keys_of(table: pa.Table, shard: int, *, bands: int, rows: int, shingle_words
 
     Of equal texts in the shard, only the first has keys of bands: the others are linked to it by their text.
     """
-    texts = table["text"].to_pylist()
-    digests = [normalized_hash(text) for text in texts]
+    digests: list[str] = []
+    seen: set[str] = set()
+    banded_nodes, banded_keys = [np.zeros(0, np.int64)], [np.zeros((0, bands), np.uint64)]
+    for block in folding.blocks(table["text"]):
+        folded, before = folding.fold(block), len(digests)
+        digests += _hashes_of(folded)
+        new = np.zeros(len(folded), bool)
+        for row, digest in enumerate(digests[before:]):
+            new[row] = digest not in seen
+            seen.add(digest)
+        if bands and new.any():
+            signatures = minhash.signatures_of(folded.filter(pa.array(new)), shingle_words, bands * rows, seed)
+            worded = minhash.has_words(signatures)
+            banded_keys.append(minhash.band_keys(signatures[worded], bands))
+            banded_nodes.append(place(shard, before + np.flatnonzero(new)[worded]))
     halves = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2).astype(np.uint64)
-    nodes = place(shard, np.arange(len(texts)))
-    high, low, node = [halves[:, 0]], [halves[:, 1]], [nodes]
-    if bands and len(texts):
-        first = np.sort(np.unique(halves, axis=0, return_index=True)[1])
-        signatures = minhash.signatures(table["text"].take(pa.array(first)), shingle_words, bands * rows, seed)
-        worded = minhash.has_words(signatures)
-        keys = minhash.band_keys(signatures[worded], bands)
-        for band in range(bands):
-            high.append(keys[:, band])
-            low.append(np.full(len(keys), band, np.uint64))
-            node.append(nodes[first[worded]])
-    return pa.table([np.concatenate(high), np.concatenate(low), np.concatenate(node)], schema=KEYS)
+    node, key = np.concatenate(banded_nodes), np.concatenate(banded_keys)
+    return pa.table(
+        [
+            np.concatenate([halves[:, 0], key.T.reshape(-1)]),
+            np.concatenate([halves[:, 1], np.repeat(np.arange(bands, dtype=np.uint64), len(node))]),
+            np.concatenate([place(shard, np.arange(len(digests))), np.tile(node, bands)]),
+        ],
+        schema=KEYS,
+    )
 
 
 def links_in(keys: pa.Table, bands: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +104,7 @@ def shingles_of(table: pa.Table, candidates: pa.Table, shingle_words: int) -> pa
     pairs = _distinct(np.stack([candidates["node"].to_numpy(), candidates["other"].to_numpy()], axis=1))
     rows, number = np.unique(pairs[:, 0] & 0xFFFFFFFF, return_inverse=True)
     sets: list[np.ndarray] = []
-    for block in minhash.blocks(table["text"].take(pa.array(rows))):
+    for block in folding.blocks(table["text"].take(pa.array(rows))):
         hashes, offsets = minhash.shingle_hashes(block, shingle_words)
         cut = (hashes >> np.uint64(32)).astype(np.uint32)
         sets += [np.unique(cut[start:end]) for start, end in itertools.pairwise(offsets)]
@@ -137,7 +151,7 @@ def name_kept(table: pa.Table, links: pa.Table) -> pa.Table:
     rows = links["other"].to_numpy() & 0xFFFFFFFF
     distinct, number = np.unique(rows, return_inverse=True)
     kept = table.take(pa.array(distinct))
-    texts = pa.array([normalized_hash(text) for text in kept["text"].to_pylist()], pa.string())
+    texts = pa.array(normalized_hashes(kept["text"]), pa.string())
     number = pa.array(number)
     return pa.table([links["node"], kept["id"].take(number), texts.take(number)], schema=DROPS)
 
@@ -150,8 +164,8 @@ def drop_rows(table: pa.Table, drops: pa.Table) -> tuple[pa.Table, pa.Table]:
     keep[rows] = False
     dropped = table.take(pa.array(rows))
     kinds = [
-        EXACT if normalized_hash(text) == kept else NEAR
-        for text, kept in zip(dropped["text"].to_pylist(), ordered["kept_text"].to_pylist(), strict=True)
+        EXACT if digest == kept else NEAR
+        for digest, kept in zip(normalized_hashes(dropped["text"]), ordered["kept_text"].to_pylist(), strict=True)
     ]
     columns = [dropped["id"], ordered["kept_id"], dropped["content_hash"], pa.array(kinds, pa.string())]
     return table.filter(pa.array(keep)), pa.table(columns, schema=schema.CLUSTERS)

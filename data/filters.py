@@ -9,7 +9,7 @@ its share of the text become metadata of a kept document.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import re2
 
-from data import classifier, heuristics, languages, pii, schema
+from data import classifier, folding, heuristics, languages, pii, schema
 from data.documents import json_text
 from data.errors import UserError
 from data.heuristics import Objection
-from data.words import split_words
+from data.words import edges, split_words, unspaced
 
 WORDS_A_PATTERN = 400
 Treatment = Literal["keep", "redact", "drop"]
@@ -173,14 +173,38 @@ def _personal(
 
 
 def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
-    """bool [texts]: whether a text holds one of the words, as a whole word in any case. None for no words."""
-    held = None
-    for start in range(0, len(words), WORDS_A_PATTERN):
-        pattern = "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
-        flags = pc.match_substring_regex(texts, rf"(?:^|[^\pL\pN_])(?:{pattern})(?:$|[^\pL\pN_])", ignore_case=True)
-        flags = flags.to_numpy()
-        held = flags if held is None else held | flags
+    """bool [texts]: whether a text holds one of the words, as a whole word in any folding. None for no words."""
+    if not words:
+        return None
+    listed = sorted({folded for word in words if (folded := folding.fold_text(word).strip())})
+    folded = pa.chunked_array([folding.fold(block) for block in folding.blocks(texts)], pa.large_string())
+    held = np.zeros(len(texts), bool)
+    for pattern in _patterns([word for word in listed if not unspaced(word)]):
+        flags = pc.match_substring_regex(folded, rf"(?:^|[^\pL\pM\pN_])(?:{pattern})(?:$|[^\pL\pM\pN_])")
+        held |= flags.to_numpy()
+    # no spaces say where these words begin and end: ICU does, where they may be
+    without_spaces = [word for word in listed if unspaced(word)]
+    for pattern in _patterns(without_spaces):
+        for row in np.flatnonzero(pc.match_substring_regex(folded, pattern).to_numpy() & ~held).tolist():
+            held[row] = _cut_out(folded[row].as_py(), without_spaces)
     return held
+
+
+def _patterns(words: Sequence[str]) -> Iterator[str]:
+    for start in range(0, len(words), WORDS_A_PATTERN):
+        yield "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
+
+
+def _cut_out(text: str, words: Sequence[str]) -> bool:
+    """Whether one of the words begins and ends where words of the text do."""
+    places = edges(text)
+    for word in words:
+        start = text.find(word)
+        while start >= 0:
+            if start in places and start + len(word) in places:
+                return True
+            start = text.find(word, start + 1)
+    return False
 
 
 def _rewritten(table: pa.Table, changed: dict[int, tuple[str, list[dict[str, int]]]]) -> pa.Table:

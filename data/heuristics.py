@@ -5,13 +5,14 @@ default thresholds are the published ones. Given the same words and sentences, d
 (tests/data/test_datatrove.py).
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.repetition import Ngrams, repeated
-from data.words import split_lines, split_paragraphs, split_sentences
+from data.words import split_lines, split_paragraphs, split_sentences, split_words
 
 Objection = tuple[str, str]
 """(reason, what was found in the text)"""
@@ -138,10 +139,16 @@ def gopher_quality(text: str, words: Sequence[str], limits: GopherQuality) -> Ob
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words) / len(words)
     if alphabetic < limits.min_alphabetic_words:
         return "gopher_alphabetic", f"{alphabetic:.0%} of words; at least {limits.min_alphabetic_words:.0%}"
-    stop_words = len(set(limits.stop_words).intersection(words))
+    stop_words = len(_composed(limits.stop_words).intersection(words))
     if stop_words < limits.min_stop_words:
         return "gopher_stop_words", f"{stop_words} different ones; at least {limits.min_stop_words}"
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _composed(words: tuple[str, ...]) -> frozenset[str]:
+    """The words as split_words gives them."""
+    return frozenset(found for word in words for found in split_words(word))
 
 
 def gopher_repetition(text: str, words: Sequence[str], limits: GopherRepetition) -> Objection | None:

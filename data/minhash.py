@@ -1,33 +1,31 @@
 """Which documents may be near-duplicates: MinHash over word shingles, banded (LSH).
 
-    text -> words -> shingles of n words -> MinHash signature (rensa) -> one key a band
+    text -> folded -> words -> shingles of n words -> MinHash signature (rensa) -> one key a band
 
 Two documents with Jaccard similarity J of their shingle sets share a band of r hashes with probability J^r, and at
 least one of b bands with probability 1 - (1 - J^r)^b (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
 
-Words are runs of letters, marks and digits of any script, after lower-casing. So typographic quotes, dashes and unusual
-spaces separate words as their ASCII forms do. A CJK character or kana is a word of its own. Cost: about 30 MB/s a core,
-all in NumPy and Rust; texts are processed in blocks that stay in a core's cache.
+Words are runs of letters, marks and digits of any script in the folded text (folding.py). So typographic quotes, dashes
+and unusual spaces separate words as their ASCII forms do. Of scripts without spaces, Thai, Lao, Khmer and Burmese are
+cut by ICU's dictionaries. In others, such as Chinese characters and kana, each character with its marks is a word.
+Cost: about 30 MB/s a core, all in NumPy and Rust; texts are processed in blocks that stay in a core's cache.
 """
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import rensa
 
-BLOCK_BYTES = 1 << 18
-"""bytes of text in a block: arrays with 8 bytes for each of them stay in the second-level cache"""
+from data import characters, folding, words
+from data.folding import BLOCK_BYTES
+
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: powers have inverses modulo 2^64
 _WORD_BASE = np.uint64(0xD1B54A32D192ED03)
-# ASCII letters and digits, and every byte of a longer UTF-8 character that `_lowered` leaves
+# ASCII letters and digits, and every byte of a longer UTF-8 character that `_spaced` leaves
 _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
-# first bytes of U+3000 to U+DFFF: kana, CJK, Hangul, written without spaces
-_OWN_WORD = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
-_BETWEEN_WORDS = r"[^\x00-\x7f\pL\pM\pN]"
-"""characters beyond ASCII between words: punctuation, symbols and white space"""
+_BETWEEN, _OWN, _MARK, _CUT = 1, 2, 4, 8
+"""kinds of characters: between words; a letter that is a word; a mark; of a script that is cut by dictionaries"""
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -40,12 +38,15 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 def signatures(texts: pa.ChunkedArray, shingle_words: int, hashes: int, seed: int) -> np.ndarray:
     """MinHash signatures, uint32 [documents, hashes]. A document without words has 2**32 - 1 everywhere."""
-    made = [np.zeros((0, hashes), np.uint32)]
-    for block in blocks(texts):
-        shingles, offsets = shingle_hashes(block, shingle_words)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets.astype(np.uint64), hashes, seed)
-        made.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, hashes))
-    return np.concatenate(made)
+    made = [signatures_of(folding.fold(block), shingle_words, hashes, seed) for block in folding.blocks(texts)]
+    return np.concatenate([np.zeros((0, hashes), np.uint32), *made])
+
+
+def signatures_of(folded: pa.LargeStringArray, shingle_words: int, hashes: int, seed: int) -> np.ndarray:
+    """As `signatures`, of one block of folded texts."""
+    shingles, offsets = _shingles(*_word_hashes(*_worded(folded)), shingle_words)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets.astype(np.uint64), hashes, seed)
+    return np.array(matrix.to_rows(), np.uint32).reshape(-1, hashes)
 
 
 def band_keys(signatures_DH: np.ndarray, bands: int) -> np.ndarray:
@@ -67,31 +68,30 @@ def shingle_hashes(texts: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.
 
     A document with fewer words than a shingle has one shingle, of all its words. A document without words has none.
     """
-    words, counts = _word_hashes(*_lowered(texts))
-    return _shingles(words, counts, shingle_words)
+    return _shingles(*_word_hashes(*_worded(folding.fold(texts))), shingle_words)
 
 
 def word_counts(texts: pa.Array) -> np.ndarray:
     """Number of words of each text, int64 [texts]."""
-    return _word_hashes(*_lowered(texts))[1]
+    return _word_hashes(*_worded(folding.fold(texts)))[1]
 
 
 def shingle_places(text: str, shingle_words: int) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of the shingles of one text uint64 [n], character ranges [start, end) int64 [n, 2])."""
-    data, offsets = _lowered(pa.array([text]))
-    inside = _IN_WORD[data]
-    start = np.flatnonzero(_word_begins(data, offsets))
-    words, counts = _word_hashes(data, offsets)
-    hashes, _ = _shingles(words, counts, shingle_words)
+    folded, begin, end = folding.fold_with_places(text)
+    cuts = words.dictionary_cuts(folded)
+    begin, end = np.insert(begin, cuts, 0), np.insert(end, cuts, 0)  # spaces, at which no word begins or ends
+    data, offsets, begins = _spaced(*folding.bytes_of(pa.array([words.cut(folded)], pa.large_string())))
+    start = np.flatnonzero(begins)
+    hashes, _ = _shingles(*_word_hashes(data, offsets, begins), shingle_words)
     if not len(hashes):
         return hashes, np.zeros((0, 2), np.int64)
-    # a word ends after its last byte: the last byte inside a word before the next word begins
-    last_inside = np.maximum.accumulate(np.where(inside, np.arange(len(data)), 0))
-    end = last_inside[np.append(start[1:], len(data)) - 1] + 1
-    # lower-casing maps one character to one, so places in characters stay the same
-    character_of = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
+    # a word ends with its last byte: the last byte inside a word before the next word begins
+    last_inside = np.maximum.accumulate(np.where(_IN_WORD[data], np.arange(len(data)), 0))
+    last_byte = last_inside[np.append(start[1:], len(data)) - 1]
+    character_of = np.cumsum((data & 0xC0) != 0x80) - 1
     last = np.minimum(np.arange(len(hashes)) + shingle_words, len(start)) - 1
-    places = np.stack([character_of[start[: len(hashes)]], character_of[end[last]]], axis=1)
+    places = np.stack([begin[character_of[start[: len(hashes)]]], end[character_of[last_byte[last]]]], axis=1)
     return hashes, places
 
 
@@ -113,59 +113,68 @@ def _shingles(words: np.ndarray, counts: np.ndarray, shingle_words: int) -> tupl
     return mix(total), np.concatenate([[0], ends]).astype(np.int64)
 
 
-def blocks(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """The texts in blocks of about BLOCK_BYTES. A longer text is a block of its own."""
-    for chunk in texts.chunks:
-        sizes = np.cumsum(pc.binary_length(chunk).to_numpy(zero_copy_only=False))
-        start = 0
-        while start < len(chunk):
-            before = sizes[start - 1] if start else 0
-            end = max(start + 1, int(np.searchsorted(sizes, before + BLOCK_BYTES, side="right")))
-            yield chunk.slice(start, end - start)
-            start = end
+def _worded(folded: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bytes of folded texts, offsets, whether a word begins at the byte), with ASCII spaces between words."""
+    data, offsets = folding.bytes_of(folded)
+    lead, point = folding.points_in(data)
+    if len(lead) and (cut := (_kinds()[point] & _CUT) != 0).any():
+        number = np.arange(len(folded))
+        found = np.unique(np.searchsorted(offsets, lead[cut], side="right") - 1)
+        number[found] = len(folded) + np.arange(len(found))
+        spaced = pa.array(map(words.cut, folded.take(pa.array(found)).to_pylist()), pa.large_string())
+        data, offsets = folding.bytes_of(pa.concat_arrays([folded, spaced]).take(pa.array(number)))
+    return _spaced(data, offsets)
 
 
-def _lowered(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes of the texts in lower case, offsets), with a space for each character beyond ASCII between words."""
-    lowered = pc.utf8_lower(texts).cast(pa.large_string())
-    offsets = np.frombuffer(lowered.buffers()[1], np.int64)[lowered.offset : lowered.offset + len(lowered) + 1]
-    buffer = lowered.buffers()[2]
-    data = np.frombuffer(buffer, np.uint8)[offsets[0] : offsets[-1]] if buffer is not None else np.zeros(0, np.uint8)
-    return _spaced(data, offsets - offsets[0])
-
-
-def _spaced(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts with an ASCII space for each character beyond ASCII that separates words."""
-    lead = np.flatnonzero(data >= 0xC0)
+def _spaced(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the texts with an ASCII space for each character between words, offsets, whether a word begins at the byte)."""
+    lead, point = folding.points_in(data)
     if not len(lead):
-        return data, offsets
-    length = 2 + (data[lead] >= 0xE0) + (data[lead] >= 0xF0)
-    padded = np.append(data, np.zeros(3, np.uint8)).astype(np.uint32)
-    point = padded[lead] & np.uint32(0xFF) >> (length + 1).astype(np.uint32)
-    for place in (1, 2, 3):
-        point = np.where(length > place, point << 6 | padded[lead + place] & 0x3F, point)
-    between = _between_words()[point]
-    lead, length = lead[between], length[between]
+        return data, offsets, _begins(data, offsets)
+    kind, length = _kinds()[point], folding.lengths_at(data, lead)
+    between = (kind & _BETWEEN) != 0
     data, kept = data.copy(), np.ones(len(data), bool)
-    data[lead] = ord(" ")
+    data[lead[between]] = ord(" ")
     for place in (1, 2, 3):
-        kept[lead[length > place] + place] = False
-    return data[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
+        kept[lead[between & (length > place)] + place] = False
+    data, new_place = data[kept], np.concatenate([[0], np.cumsum(kept)])
+    offsets = new_place[offsets]
+    begins = _begins(data, offsets)
+    own = (kind & _OWN) != 0
+    if own.any():
+        place = new_place[lead]
+        after = place[own] + length[own]
+        after, marks = after[after < len(data)], place[(kind & _MARK) != 0]
+        of_marks = begins[marks]
+        begins[after] = _IN_WORD[data[after]]
+        begins[place[own]] = True
+        begins[marks] = of_marks  # a mark belongs to the letter before it
+    return data, offsets, begins
+
+
+def _begins(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """bool [bytes]: whether a run of bytes inside words begins at the byte."""
+    inside = _IN_WORD[data]
+    begins = inside & ~np.concatenate([[False], inside[:-1]])
+    starts_of_documents = offsets[:-1][offsets[:-1] < len(data)]
+    begins[starts_of_documents] = inside[starts_of_documents]
+    return begins
 
 
 @functools.cache
-def _between_words() -> np.ndarray:
-    """bool [code points]: whether a character separates words, by pyarrow's RE2, so for every version of Python."""
-    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]  # without surrogates
-    table = np.zeros(0x110000, bool)
-    table[points] = pc.match_substring_regex(pa.array(map(chr, points), pa.string()), _BETWEEN_WORDS).to_numpy(False)
-    return table
+def _kinds() -> np.ndarray:
+    """The kinds of every code point, uint8."""
+    in_class = characters.in_class
+    inside = in_class(r"\pL\pM\pN")
+    own = in_class(characters.IDEOGRAPHIC + characters.BY_LETTER) & in_class(r"\pL\pN")
+    kinds = np.where(inside, 0, _BETWEEN) | np.where(own, _OWN, 0)
+    kinds |= np.where(in_class(r"\pM"), _MARK, 0) | np.where(in_class(characters.BY_DICTIONARY), _CUT, 0)
+    return kinds.astype(np.uint8)
 
 
-def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _word_hashes(data: np.ndarray, offsets: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(hash of every word uint64 [words], number of words of each document int64 [documents])."""
-    inside = _IN_WORD[data]
-    start = np.flatnonzero(_word_begins(data, offsets))
+    inside, start = _IN_WORD[data], np.flatnonzero(begins)
     # the hash of a word is a difference of prefix sums of a polynomial, times the inverse power of the word's start
     powers = _powers(_BASE, len(data))
     sums = np.concatenate([[np.uint64(0)], np.cumsum(np.where(inside, data, 0).astype(np.uint64) * powers)])
@@ -174,20 +183,6 @@ def _word_hashes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     values = (sums[end] - sums[start]) * _powers(np.uint64(inverse), len(data))[start]
     document = np.searchsorted(offsets, start, side="right") - 1
     return mix(values), np.bincount(document, minlength=len(offsets) - 1).astype(np.int64)
-
-
-def _word_begins(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """bool [bytes]: whether a word begins at the byte."""
-    inside = _IN_WORD[data]
-    previous = np.concatenate([[False], inside[:-1]])
-    own = _OWN_WORD[data]
-    begins = inside & (~previous | own)
-    after_own = np.flatnonzero(own) + 3
-    after_own = after_own[after_own < len(data)]
-    begins[after_own] |= inside[after_own]
-    starts_of_documents = offsets[:-1][offsets[:-1] < len(data)]
-    begins[starts_of_documents] = inside[starts_of_documents]
-    return begins
 
 
 def _powers(base: np.uint64, count: int) -> np.ndarray:

@@ -1,21 +1,77 @@
-"""Words, sentences, lines and paragraphs as the quality heuristics count them, in any language that writes spaces.
+"""Words, sentences, lines and paragraphs as the quality heuristics count them.
 
-A word is a run of letters, digits and underscores, with apostrophes inside, or one other character that is not white
-space. A sentence ends in a run of . ! ? and closing quotes before white space, or with the text. Cost: linear in the
+A word is a run of letters, digits and underscores, with apostrophes inside and with its combining marks, or one other
+character that is not white space. In scripts without spaces, words are ICU's: of dictionaries, or single letters with
+their marks. So words are those of Unicode's UAX #29, but a full stop, comma or colon always ends one, as in English
+before. A sentence ends in a run of . ! ? and closing quotes before white space, or with the text. Cost: linear in the
 text, without a model.
 """
 
+import functools
+import itertools
 import re
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import regex
+
+from data import characters
+
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+_JOINERS = r"\u200c\u200d"
+_INSIDE = rf"[\p{{L}}\p{{N}}\p{{M}}_{_JOINERS}]*"
+_MARKED_WORD = regex.compile(
+    rf"[\p{{L}}\p{{N}}_]{_INSIDE}(?:['\u2019][\p{{L}}\p{{N}}_]{_INSIDE})*|(?![\s\x1c-\x1f\u200b{_JOINERS}])\X"
+)
+"""in text with marks: as _WORD, and a character with its marks is one"""
+_BY_LETTER = regex.compile(f"[{characters.BY_LETTER}]")
+_LETTERS = regex.compile(rf"[{characters.BY_LETTER}]\p{{M}}*|[^{characters.BY_LETTER}]+")
+_HIDDEN = regex.compile(rf"[\p{{Cf}}--[\u200b{_JOINERS}]]+", regex.VERSION1)
 _ENDS = "[.!?\u2026\u3002\uff01\uff1f]"
 # The search looks at a run once, from its first character: a million dots would otherwise take hours.
 _SENTENCE_END = re.compile(f"(?<!{_ENDS}){_ENDS}++[\"'\u2019\u201d)\\]]*+(?:\\s+|$)")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in order."""
-    return _WORD.findall(text)
+    """The words of a text, in order. They are composed (NFC), without soft hyphens and other format characters."""
+    if text.isascii() or not _special()[characters.points_of(text)].any():
+        return _WORD.findall(text)
+    composed = pc.utf8_normalize(pa.scalar(_HIDDEN.sub("", text)), "NFC").as_py()
+    runs = _MARKED_WORD.findall(composed)
+    without_spaces = [run for run in runs if unspaced(run)]
+    if not without_spaces:
+        return runs
+    # the words of all these runs at once, and a newline after each run
+    parts = iter(_segments("\n".join([*without_spaces, ""])))
+    words: list[str] = []
+    for run in runs:
+        words += itertools.takewhile(lambda part: part != "\n", parts) if unspaced(run) else (run,)
+    return words
+
+
+def unspaced(text: str) -> bool:
+    """Whether the text has a character of a script without spaces."""
+    return not text.isascii() and _any_unspaced().search(text) is not None
+
+
+def edges(text: str) -> set[int]:
+    """Places in a text, in characters, where a word of a script without spaces may begin or end."""
+    return set(itertools.accumulate(map(len, _segments(text)), initial=0))
+
+
+def cut(text: str) -> str:
+    """The text with a space before and after each word of a script that is cut by ICU's dictionaries."""
+    return _by_dictionary().sub(lambda run: f" {' '.join(_icu_words(run[0]))} ", text)
+
+
+def dictionary_cuts(text: str) -> list[int]:
+    """Places in a text, in characters, at which `cut` puts a space."""
+    return [
+        place
+        for run in _by_dictionary().finditer(text)
+        for place in itertools.accumulate(map(len, _icu_words(run[0])), initial=run.start())
+    ]
 
 
 def split_lines(text: str) -> list[str]:
@@ -40,3 +96,41 @@ def split_sentences(text: str) -> list[str]:
     if not ends or ends[-1] < len(text):
         ends.append(len(text))
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False) if start < end]
+
+
+def _segments(text: str) -> list[str]:
+    """The parts of a text by ICU's rules for words. A letter of a script without a dictionary is a part."""
+    segments = _icu_words(text)
+    if not _BY_LETTER.search(text):
+        return segments
+    return [part for segment in segments for part in _LETTERS.findall(segment)]
+
+
+def _icu_words(text: str) -> list[str]:
+    from icu4py.breakers import WordBreaker  # 40 MB of tables: only for texts of these scripts
+
+    return list(WordBreaker(text, "en"))
+
+
+@functools.cache
+def _special() -> np.ndarray:
+    """bool [code points]: whether _WORD alone does not find the words of a text with this character."""
+    return characters.in_class(r"\pM\p{Cf}\x{1F1E6}-\x{1F1FF}\x{1F3FB}-\x{1F3FF}") | _unspaced()
+
+
+@functools.cache
+def _unspaced() -> np.ndarray:
+    """bool [code points]: whether a character is of a script without spaces."""
+    scripts = characters.BY_DICTIONARY + characters.BY_LETTER + characters.IDEOGRAPHIC
+    return characters.in_class(scripts) & characters.in_class(r"\pL\pM\pN")
+
+
+@functools.cache
+def _by_dictionary() -> re.Pattern[str]:
+    flags = characters.in_class(characters.BY_DICTIONARY) & characters.in_class(r"\pL\pM\pN")
+    return re.compile(f"[{characters.ranges_of(flags)}]+")
+
+
+@functools.cache
+def _any_unspaced() -> re.Pattern[str]:
+    return re.compile(f"[{characters.ranges_of(_unspaced())}]")

@@ -22,7 +22,7 @@ from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped, uris_of
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 3
+VERSION = 4
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),

@@ -21,7 +21,7 @@ from pipelines.engine.shard_map import Part, Receipt, ShardOutput, dataset_of, m
 from pipelines.engine.shuffle import Shuffled, Split, finish_shuffle, plan_split
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 5
+VERSION = 6
 WRITER = shards.WRITER
 READS = {"text": Read(help="documents", dataset="text")}
 WRITES = ("text", "clusters")
@@ -40,8 +40,8 @@ class Config:
     """What counts as a duplicate. The defaults for near-duplicates are FineWeb's (arXiv 2406.17557, section 3.4)."""
 
     near: bool = True
-    """Removal of near-duplicates too (MinHash-LSH); False: only texts that are equal up to letter case and white
-    space."""
+    """Removal of near-duplicates too (MinHash-LSH); False: only texts that are equal up to white space and folding:
+    letter case, Unicode form, characters that do not show."""
     shingle_words: int = 5
     """Words in a shingle."""
     bands: int = 14

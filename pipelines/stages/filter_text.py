@@ -19,7 +19,7 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 5
+VERSION = 6
 WRITER = shards.WRITER
 READS = {
     "text": Read(help="documents", dataset="text"),

@@ -75,7 +75,9 @@ def corpus() -> Corpus:
             raise MissingError(f"no {tool}: the corpus is made of Debian packages, on Debian, Ubuntu and the like")
     packages = {path.name.split("_")[0]: path.name.split("_")[1] for path in map(_unpacked, _names())}
     stage = load_stage("collect_text")
-    config = stage.config(source="packages", include=("*",), exclude=COPIES, max_document_bytes=MOST_FILE_BYTES)
+    config = stage.config(
+        source="packages", include=("*",), exclude=COPIES, max_document_bytes=MOST_FILE_BYTES, on_bad_file="skip"
+    )
     given = resolve_inputs(stage, config, {"input": [str(FOLDER / "files")]}, str(FOLDER / "runs"))
     task = Task(stage=stage, config=config, inputs=given, root=str(FOLDER / "runs"))
     session = RaySession()

@@ -3,7 +3,7 @@
 Both sides have two processes, and read and write Parquet. Ours runs on 4 full shards of the corpus in a warm cluster.
 datatrove would take an hour for these, so it runs on every n-th document of two of the shards, and its start-up is not
 counted. Parameters are the same: 5-word shingles, 14 bands of 8; Gopher repetition, Gopher quality, C4, FineWeb with
-published thresholds. Words differ: those of datatrove are spaCy's, ours are a regular expression's (data/words.py).
+published thresholds. Words differ: those of datatrove are spaCy's, ours are those of data/words.py.
 """
 
 from collections.abc import Iterator

@@ -105,9 +105,10 @@ def texts() -> list[str]:
 def rival() -> dict[str, list[list[str | None]]]:
     if not RIVAL_PYTHON.exists():
         pytest.skip("datatrove is not here: make rival-env")
+    given = {"texts": texts(), "words": [split_words(text) for text in texts()]}
     done = subprocess.run(
         [RIVAL_PYTHON, "-m", "tests.programs.datatrove_run"],
-        cwd=REPOSITORY, input=json.dumps({"texts": texts()}), capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, input=json.dumps(given), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

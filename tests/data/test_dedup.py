@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import components, dedup, minhash, schema
+from data import components, dedup, folding, minhash, schema
 
 SHINGLE_WORDS, BANDS, BAND_HASHES = 5, 14, 8
 
@@ -230,7 +230,7 @@ def test_near_duplicates_are_found_as_by_datasketch_and_as_theory_says() -> None
 def test_keys_do_not_depend_on_how_texts_are_cut_into_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     texts = pa.chunked_array([["", "a b c d e f g", "日本語のテキスト"], [], ["x" * 500, "é è", "A b C d e f g"]])
     whole = minhash.signatures(texts, SHINGLE_WORDS, 16, seed=1)
-    monkeypatch.setattr(minhash, "BLOCK_BYTES", size)
+    monkeypatch.setattr(folding, "BLOCK_BYTES", size)
     assert np.array_equal(minhash.signatures(texts, SHINGLE_WORDS, 16, seed=1), whole)
     assert np.array_equal(whole[1], whole[-1])  # letter case
 

@@ -1,13 +1,14 @@
-"""python -m tests.programs.datatrove_run < {"texts": [...]} in .venv-rival: what datatrove's filters say of each text.
+"""python -m tests.programs.datatrove_run in .venv-rival: what datatrove's filters say of each text.
 
-Words and sentences are ours, so only the heuristics differ. Prints {filter: [reason or null]} and C4's texts.
+Reads {"texts": [...], "words": [the words of each text]}. Words and sentences are ours, so only the heuristics differ.
+Prints {filter: [reason or null]} and C4's texts.
 """
 
 import json
 import sys
 from importlib import import_module
 
-from data.words import split_sentences, split_words
+from data.words import split_sentences
 
 FILTERS = {
     "gopher_quality": ("gopher_quality_filter", "GopherQualityFilter"),
@@ -20,11 +21,13 @@ FILTERS = {
 def main() -> None:
     from datatrove.data import Document
 
-    texts = json.load(sys.stdin)["texts"]
+    given = json.load(sys.stdin)
+    texts = given["texts"]
+    words_of = dict(zip(texts, given["words"], strict=True))
     verdicts: dict[str, list[object]] = {}
     for name, (place, kind) in FILTERS.items():
         module = import_module(f"datatrove.pipeline.filters.{place}")
-        for function, ours in (("split_into_words", split_words), ("split_into_sentences", split_sentences)):
+        for function, ours in (("split_into_words", words_of.__getitem__), ("split_into_sentences", split_sentences)):
             if hasattr(module, function):
                 setattr(module, function, lambda text, language, ours=ours: ours(text))
         asked = getattr(module, kind)()
