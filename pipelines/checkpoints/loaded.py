@@ -82,8 +82,10 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 
 
 @functools.lru_cache(maxsize=1)
-def open_model(uri: str, setup: Setup) -> LoadedModel:
+def open_model(uri: str, setup: Setup, decodes: bool = False) -> LoadedModel:
     """Loads a checkpoint onto a device, or divides it over a mesh of chips. The process keeps it for its next shard.
+
+    A model that `decodes` generates text; any other runs whole rows.
 
     Raises UserError if the checkpoint is damaged.
     """
@@ -94,7 +96,7 @@ def open_model(uri: str, setup: Setup) -> LoadedModel:
     model.load_state_dict(checkpoint.weights)
     model.requires_grad_(False)
     backend = make_backend(setup)
-    backend.place_model(model)
+    backend.place_model(model, decodes=decodes)
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )

@@ -38,7 +38,7 @@ from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
 from training.setup import Setup
 
-VERSION = 3
+VERSION = 4
 READS = {
     "sequences": Read(help="packed rows", dataset="sequences"),
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),

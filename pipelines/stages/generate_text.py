@@ -79,7 +79,7 @@ class _Generate:
     source: str
 
     def __call__(self, prompts: list[str]) -> ShardOutput:
-        loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
+        loaded, tokenizer = open_model(self.checkpoint, self.setup, decodes=True), Tokenizer.load(self.tokenizer)
         began = time.monotonic()
         continued = generate(
             loaded.model,
