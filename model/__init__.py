@@ -1,6 +1,6 @@
 """What is computed: Gemma 2 in plain PyTorch, with formats of weights, cache, sampling, sharding and costs."""
 
-from model.attention import Attention, Placement, attend, visible
+from model.attention import Attention, Placement, attend, attend_in_parts, visible
 from model.cache import Cache
 from model.config import (
     PAPER_VOCAB_SIZE,
@@ -31,6 +31,7 @@ __all__ = [
     "RunLayers",
     "TableModel",
     "attend",
+    "attend_in_parts",
     "choose",
     "forward_flops_per_token",
     "gemma2_2b",

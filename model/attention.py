@@ -6,7 +6,7 @@ every device. A backend may give the model another function with the same signat
 `visible`.
 
 Cost of `attend`: scores [B, N, T, S] in float32. Two such tensors are kept for the backward pass (tanh and softmax),
-and three exist at the peak.
+and three exist at the peak. `attend_in_parts` is for forward passes over long rows: its scores have a bounded size.
 
 Shapes: B batch, T queries, S keys, N query heads, K key heads, G = N / K, H head size.
 """
@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+MOST_SCORES = 2**26
+"""Scores that `attend_in_parts` has at once: 256 MiB in float32."""
 
 
 class Placement(NamedTuple):
@@ -86,3 +89,39 @@ def attend(
     weights_BKRS = torch.softmax(capped_BKGTS, dim=-1).view(B, K, G * T, S).to(v_BSKH.dtype)
     out_BKRH = torch.matmul(weights_BKRS, v_BSKH.permute(0, 2, 1, 3))
     return out_BKRH.view(B, K, G, T, H).permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def attend_in_parts(
+    q_BTNH: Tensor,
+    k_BSKH: Tensor,
+    v_BSKH: Tensor,
+    query: Placement,
+    key: Placement,
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """`attend` for the tokens of packed rows, a part of the queries at a time: scores of [T, T] never exist.
+
+    Within a segment of a packed row, positions go up from token to token. So the keys that a part sees are neither
+    later in the row than the part, nor earlier than the window of its first query; no others are read. It takes no
+    cache. Scores that exist at once: B * N * (queries of a part) * T, at most `MOST_SCORES` or those of one query.
+    """
+    assert query is key, "the rows must be whole: decode with model.attention.attend"
+    B, T, N, _ = q_BTNH.shape
+    queries = max(1, MOST_SCORES // (B * N * T))
+    parts = []
+    for start in range(0, T, queries):
+        end = min(start + queries, T)
+        first = 0 if window is None else max(0, start + 1 - window)
+        of_part, seen = (
+            Placement(query.positions[:, cut], query.segment_ids[:, cut])
+            for cut in (slice(start, end), slice(first, end))
+        )
+        part_BTNH = attend(
+            q_BTNH[:, start:end], k_BSKH[:, first:end], v_BSKH[:, first:end], of_part, seen,
+            window=window, scale=scale, softcap=softcap,
+        )  # fmt: skip
+        parts.append(part_BTNH)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

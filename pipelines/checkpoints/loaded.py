@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from data import schema, shards, storage
 from data.manifest import Shard
@@ -31,9 +32,11 @@ from training.checkpoints.records import (
     read_state,
 )
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
+from training.config import ComputeType
 from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
 from training.setup import Setup
+from training.step import COMPUTE_TYPES
 
 CHECKPOINTS = "checkpoints"
 
@@ -82,19 +85,24 @@ def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[
 
 
 @functools.lru_cache(maxsize=1)
-def open_model(uri: str, setup: Setup) -> LoadedModel:
+def open_model(uri: str, setup: Setup, dtype: ComputeType = "float32", decodes: bool = False) -> LoadedModel:
     """Loads a checkpoint onto a device, or divides it over a mesh of chips. The process keeps it for its next shard.
+
+    Weights and activations have the type `dtype`, whatever type the checkpoint stores. A model that `decodes` generates
+    text; any other runs whole rows.
 
     Raises UserError if the checkpoint is damaged.
     """
     if read_commit(uri) is None:
         raise UserError(f"got {uri}, which is no committed checkpoint; train it again, or give another step")
     checkpoint = load_checkpoint(uri, with_optimizer=False)
-    model = Gemma2(model_config_of(checkpoint))
-    model.load_state_dict(checkpoint.weights)
+    with torch.device("meta"):  # no memory, and no draw, for weights that are replaced
+        model = Gemma2(model_config_of(checkpoint))
+    weights = {name: tensor.to(COMPUTE_TYPES[dtype]) for name, tensor in checkpoint.weights.items()}
+    model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)
     backend = make_backend(setup)
-    backend.place_model(model)
+    backend.place_model(model, decodes=decodes)
     return LoadedModel(
         model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
     )

@@ -113,7 +113,7 @@ def _distilled(name: str, summary: str, config: train_model.Config, place: Place
             Step(
                 name="cache",
                 stage="cache_logits",
-                config=cache_logits.Config(draws=50),
+                config=cache_logits.Config(draws=50, dtype="bfloat16"),
                 inputs={"sequences": sequences, "teacher": (Output(step="teacher", dataset="checkpoints"),)},
                 note="The teacher sees every row once; 50 draws from its distribution at each target are kept.",
                 place=place,
@@ -193,7 +193,7 @@ def _evaluate(step: str, place: Place) -> Step:
     return Step(
         name=f"evaluate_{step}",
         stage="evaluate_model",
-        config=evaluate_model.Config(),
+        config=evaluate_model.Config(dtype="bfloat16"),
         inputs={
             "checkpoint": (Output(step=step, dataset="checkpoints"),),
             "heldout": (Output(step="pack", dataset="heldout"),),

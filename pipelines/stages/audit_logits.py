@@ -102,7 +102,7 @@ class _Audit:
     made_as: str
 
     def __call__(self, task: _Task) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.setup)
+        teacher = open_model(self.checkpoint, self.setup, self.cached.dtype)
         batches = batches_of(task.sequences, self.cached.forward_rows)
         tokens = np.concatenate([batch["tokens"][:count] for count, batch in batches])
         ranking = Ranking.of_tokens(tokens, self.spec.vocab_size)

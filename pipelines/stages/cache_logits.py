@@ -7,7 +7,7 @@ teacher on each node, each replica takes the next shard, and none waits for anot
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +33,13 @@ from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import CacheReport
+from training.config import ComputeType, one_of
 from training.distill.kind import Kind
 from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
 from training.setup import Setup
 
-VERSION = 3
+VERSION = 4
 READS = {
     "sequences": Read(help="packed rows", dataset="sequences"),
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
@@ -69,13 +70,14 @@ class Config:
     """Seed of the draws."""
     forward_rows: int = 8
     """Rows in one forward pass of the teacher."""
-    dtype: Literal["float32"] = "float32"
-    """Type that the teacher computes in."""
+    dtype: ComputeType = absent("float32")
+    """Type of the teacher's weights and activations; norms, softmax, logits and draws are float32 in any case."""
 
     def __post_init__(self) -> None:
         for kind in KINDS.values():  # numbers that this estimator does not use must be valid too
             kind.of(vars(self))
         kind_of(self.estimator)
+        one_of("dtype", self.dtype, get_args(ComputeType))
         if self.forward_rows < 1:
             raise UserError(f"forward_rows is {self.forward_rows}; it must be at least 1 (default: 8)")
 
@@ -93,7 +95,7 @@ class _Cache:
     spec: CodecSpec
 
     def __call__(self, uri: str) -> ShardOutput:
-        teacher = open_model(self.checkpoint, self.setup)
+        teacher = open_model(self.checkpoint, self.setup, self.config.dtype)
         batches = batches_of(uri, self.config.forward_rows)
         ranking = Ranking.of_tokens(
             np.concatenate([batch["tokens"][:count] for count, batch in batches]), self.spec.vocab_size

@@ -7,10 +7,12 @@ the count of each id.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
+from data.absent import absent
 from pipelines.account.costs import HeldoutPassCost
 from pipelines.checkpoints.loaded import batches_of, check_same_tokenizer, checked_checkpoint, open_model, setup_of
 from pipelines.engine.declaration import Declaration, Places
@@ -20,6 +22,7 @@ from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import EvaluationReport
+from training.config import ComputeType, one_of
 from training.evaluation import evaluate
 from training.setup import Setup
 
@@ -39,10 +42,13 @@ class Config:
 
     forward_rows: int = 8
     """Rows in one forward pass."""
+    dtype: ComputeType = absent("float32")
+    """Type of weights and activations; norms, softmax, logits and losses are float32 in any case."""
 
     def __post_init__(self) -> None:
         if self.forward_rows < 1:
             raise UserError(f"forward_rows is {self.forward_rows}; it must be at least 1 (default: 8)")
+        one_of("dtype", self.dtype, get_args(ComputeType))
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class _Evaluate:
     vocab_size: int
 
     def __call__(self, uris: list[str]) -> ShardOutput:
-        loaded = open_model(self.checkpoint, self.setup)
+        loaded = open_model(self.checkpoint, self.setup, self.config.dtype)
         sums = evaluate(loaded.model, loaded.backend, self._batches(uris))
         figures = _figures(sums["loss_sum"], sums)
         if self.sequences:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import pyarrow as pa
 
@@ -25,6 +26,7 @@ from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import GenerationReport
 from training.backends.devices import has_tpu, resolve_device
 from training.backends.make import abilities_of
+from training.config import ComputeType, one_of
 from training.setup import Setup
 
 VERSION = 2
@@ -56,6 +58,8 @@ class Config:
     """Probability of the set of most likely tokens to sample from; None: all tokens."""
     seed: int = 0
     """Seed of the sampling."""
+    dtype: ComputeType = absent("float32")
+    """Type of weights and activations; norms, softmax and logits are float32 in any case."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens < CONTEXT_TOKENS:
@@ -66,6 +70,7 @@ class Config:
             raise UserError(f"temperature is {self.temperature}; it must be finite and at least 0 (0: greedy)")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1, or None for all tokens")
+        one_of("dtype", self.dtype, get_args(ComputeType))
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or None for all tokens")
 
@@ -79,7 +84,8 @@ class _Generate:
     source: str
 
     def __call__(self, prompts: list[str]) -> ShardOutput:
-        loaded, tokenizer = open_model(self.checkpoint, self.setup), Tokenizer.load(self.tokenizer)
+        loaded = open_model(self.checkpoint, self.setup, self.config.dtype, decodes=True)
+        tokenizer = Tokenizer.load(self.tokenizer)
         began = time.monotonic()
         continued = generate(
             loaded.model,

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from model import Placement, attend, visible
+import model.attention
+from model import Placement, attend, attend_in_parts, visible
 
 
 def placement(positions, segment_ids=None):
@@ -45,6 +46,24 @@ def test_attend_is_the_formula(window, segment_ids):
     got = attend(q, k, v, where, where, window=window, scale=0.3, softcap=5.0)
     expected = by_hand(q, k, v, where, where, window, 0.3, 5.0)
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+@pytest.mark.parametrize("queries", [1, 2, 4, 9])
+def test_a_part_of_the_queries_at_a_time_gives_the_same_and_has_scores_of_its_own_alone(monkeypatch, window, queries):
+    where = placement([0, 1, 2, 3, 0, 1, 2, 0, 0], [1, 1, 1, 1, 2, 2, 2, 0, 0])
+    q, k, v = random_heads(spread=3.0)
+    monkeypatch.setattr(model.attention, "MOST_SCORES", queries * 4 * 9)
+    parts = []
+    monkeypatch.setattr(model.attention, "attend", lambda *given, **how: parts.append(given) or attend(*given, **how))
+    got = attend_in_parts(q, k, v, where, where, window=window, scale=0.3, softcap=5.0)
+    whole = attend(q, k, v, where, where, window=window, scale=0.3, softcap=5.0)
+    tokens = where.segment_ids[0] > 0
+    torch.testing.assert_close(got[:, tokens], whole[:, tokens], atol=1e-6, rtol=1e-6)
+    assert torch.isfinite(got).all()
+    assert sum(part[0].shape[1] for part in parts) == 9
+    assert all(part[0].shape[1] <= queries for part in parts)
+    assert window is None or all(part[1].shape[1] < queries + window for part in parts)
 
 
 def test_a_window_is_so_many_keys_with_the_query_itself():

@@ -60,13 +60,19 @@ class Backend(Protocol):
     """Least number of rows that the worker's devices can divide."""
 
     def place_model(
-        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+        self,
+        model: Gemma2,
+        *,
+        training: bool = False,
+        decodes: bool = False,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> Gemma2:
         """Moves the parameters to the device, in place.
 
-        For `training` the layers may be combined as the device's steps need them, which gives their parameters other
-        names, and parameters may be divided over workers and gathered in `compute_dtype`; `restore` and `snapshot`
-        translate. Such a model does not decode.
+        The model then runs whole rows, as the device runs them best: layers may be combined, which gives their
+        parameters other names, and attention keeps no scores of [T, T]. A model that `decodes` keeps its layers and
+        takes a cache. For `training`, parameters may also be divided over workers and gathered in `compute_dtype`;
+        `restore` and `snapshot` translate.
         """
 
     def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -45,10 +45,15 @@ class FsdpBackend(TorchBackend):
         self.parts_group = self.mesh.get_group("data")  # the workers that hold the parts of one model
 
     def place_model(
-        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+        self,
+        model: Gemma2,
+        *,
+        training: bool = False,
+        decodes: bool = False,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> Gemma2:
         if not training:
-            return super().place_model(model)
+            return super().place_model(model, decodes=decodes)
         # As `sum_gradients` does with whole weights. Inputs are not cast: the rotary angles must stay float32.
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == torch.float32 else compute_dtype,

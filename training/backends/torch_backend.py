@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Gemma2
+from model import Gemma2, attend_in_parts
 from training.backends.abilities import Abilities
 from training.backends.base import RowShare, WholeParameters, every, gather_rows, host_group
 from training.backends.checksum import checksum
@@ -66,8 +66,15 @@ class TorchBackend(WholeParameters):
         self._host_group = host_group() if world_size > 1 else None
 
     def place_model(
-        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+        self,
+        model: Gemma2,
+        *,
+        training: bool = False,
+        decodes: bool = False,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> Gemma2:
+        if not training and not decodes:
+            model.attention = attend_in_parts
         return model.to(self.device)
 
     def restore(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:

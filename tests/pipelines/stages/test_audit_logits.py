@@ -19,7 +19,7 @@ from tests.programs.forgeries import FAULTS, checks, forged, kinds_that_fail
 from tests.programs.in_process import InProcess
 
 ESTIMATORS = {"sample": {}, "topk": {"estimator": "topk", "top": 12}}
-HONEST = ({}, ESTIMATORS["topk"], {"proposal": 0.8}, {"temperature": 1.5})
+HONEST = ({}, ESTIMATORS["topk"], {"proposal": 0.8}, {"temperature": 1.5}, {"dtype": "bfloat16"})
 TOO_LITTLE = "weights hash of a later teacher"
 """a fault that the statistics of 1,500 targets do not see: one step of training"""
 

@@ -101,6 +101,14 @@ def test_what_was_imported_is_read_by_reference_and_gives_the_same_logits(stages
         assert torch.equal(loaded.model(tokens), load_hf(given)(tokens))
     check_same_tokenizer(checkpoint, future_input(task, "tokenizer"))
     assert checkpoint.data.facts["vocab_size"] == 1024
+    lower = open_model(checkpoint_of(checkpoint), Setup(device="cpu"), "bfloat16")
+    assert {parameter.dtype for parameter in lower.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert lower.weights_sha256 == loaded.weights_sha256, "the hash is that of the weights as they are stored"
+    with torch.no_grad():
+        logits = lower.model(tokens)
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, load_hf(given, dtype=None)(tokens))
 
 
 def test_googles_layout_gives_the_same_checkpoint(stages: Stages, tmp_path: Path) -> None:

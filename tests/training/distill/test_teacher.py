@@ -1,12 +1,19 @@
 """Captured targets are those of the mask and of the model's own logits."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import Gemma2, gemma2_tiny
 from training.backends.torch_backend import TorchBackend
+from training.distill.audit import tally
 from training.distill.kinds.sample import Sample, sample_teacher
 from training.distill.teacher import capture, weights_hash
+from training.evaluation import evaluate
 
 
 def test_targets_of_a_batch_are_those_of_the_mask_and_of_the_models_logits() -> None:
@@ -30,6 +37,40 @@ def test_targets_of_a_batch_are_those_of_the_mask_and_of_the_models_logits() -> 
         )
         np.testing.assert_array_equal(kept["target_ids"], expected[0])
         np.testing.assert_array_equal(kept["target_counts"], expected[1])
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and func is not torch.ops.aten.expand.default:
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_neither_capture_nor_audit_nor_evaluation_makes_a_tensor_of_scores_of_all_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    length = 256
+    backend, kind = TorchBackend("cpu"), Sample(draws=4)
+    monkeypatch.setattr("model.attention.MOST_SCORES", 2**14)
+    model = backend.place_model(Gemma2(gemma2_tiny(vocab_size=64)).requires_grad_(False))
+    batch = {
+        "tokens": np.random.default_rng(0).integers(0, 64, (1, length), dtype=np.int32),
+        "positions": np.arange(length, dtype=np.int32)[None],
+        "segment_ids": np.ones((1, length), np.int32),
+        "loss_mask": np.ones((1, length), bool),
+        "sequence_hash": np.array([5], np.uint64),
+    }
+    with Largest() as largest:
+        ((kept,),) = capture(model, backend, [batch], kind, seed=1, teacher_hash="t")
+        tally(model, backend, batch, kept, kind)
+        evaluate(model, backend, [batch])
+    assert 0 < largest.elements < length * length
 
 
 def test_the_hash_of_weights_sees_every_bit() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Gemma2
+from model import Gemma2, attend_in_parts
 from model.sharding import MeshShape, check_mesh, check_rows
 from training.backends.base import RowShare, WholeParameters, every, gather_rows
 from training.backends.devices import has_tpu
@@ -41,7 +41,7 @@ class XlaBackend(WholeParameters):
     With several processes each reads its own rows, and the compiled step sums over all processes; messages between
     hosts go over gloo. Several processes have not run yet: XLA has no collectives between processes on a CPU.
 
-    Models for training scan their layers; on a TPU they use the splash kernel if it supports their head size. The
+    Models scan their layers unless they decode; on a TPU they use the splash kernel if it supports their head size. The
     default of `remat` is `full` on a TPU, whose memory is short, and `none` elsewhere.
     """
 
@@ -71,13 +71,21 @@ class XlaBackend(WholeParameters):
         self._compiled_before = _compiles()
 
     def place_model(
-        self, model: Gemma2, *, training: bool = False, compute_dtype: torch.dtype = torch.float32
+        self,
+        model: Gemma2,
+        *,
+        training: bool = False,
+        decodes: bool = False,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> Gemma2:
         if self.mesh is not None:
             check_mesh(model.config, self.mesh.shape)
-        if training:
+        if not decodes:
             model.model.layers = PairedLayers(list(model.model.layers))  # type: ignore[assignment,arg-type]
-            model.run_layers = scan_layers(self.remat, self.constrain)
+            # Nothing is kept for a backward pass that never comes.
+            model.run_layers = scan_layers(self.remat if training else "full", self.constrain)
+            if not training:
+                model.attention = attend_in_parts
             if self.hardware == "TPU":
                 from training.backends.xla.attention import fits_splash, splash_attention  # imports jax
 
