@@ -148,7 +148,7 @@ def gopher_quality(text: str, words: Sequence[str], limits: GopherQuality) -> Ob
 @functools.lru_cache(maxsize=8)
 def _composed(words: tuple[str, ...]) -> frozenset[str]:
     """The words as split_words gives them."""
-    return frozenset(found for word in words for found in split_words(word))
+    return frozenset(part for word in words for part in split_words(word))
 
 
 def gopher_repetition(text: str, words: Sequence[str], limits: GopherRepetition) -> Objection | None:
