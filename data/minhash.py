@@ -119,9 +119,9 @@ def _worded(folded: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray, np.nda
     lead, point = folding.points_in(data)
     if len(lead) and (cut := (_kinds()[point] & _CUT) != 0).any():
         number = np.arange(len(folded))
-        words = np.unique(np.searchsorted(offsets, lead[cut], side="right") - 1)
-        number[words] = len(folded) + np.arange(len(words))
-        spaced = pa.array(map(words.cut, folded.take(pa.array(words)).to_pylist()), pa.large_string())
+        rows = np.unique(np.searchsorted(offsets, lead[cut], side="right") - 1)
+        number[rows] = len(folded) + np.arange(len(rows))
+        spaced = pa.array(map(words.cut, folded.take(pa.array(rows)).to_pylist()), pa.large_string())
         data, offsets = folding.bytes_of(pa.concat_arrays([folded, spaced]).take(pa.array(number)))
     return _spaced(data, offsets)
 
