@@ -19,7 +19,6 @@ import pytest
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
 from tests.e2e.conftest import SmokeRun, pipelines
-from tests.programs import here
 from tests.programs.chaos_log import chaos_run
 from tests.programs.cluster import RayCluster
 from tests.programs.places import REPOSITORY
@@ -34,8 +33,8 @@ DEADLINE_SECONDS = 500
 
 @pytest.mark.slow
 def test_a_killed_driver_of_a_training_is_continued_by_the_same_line(smoke: SmokeRun, tmp_path: Path) -> None:
-    """Its Ray ends with it. While it lives, a second driver of the run is refused."""
-    check_kill(smoke, tmp_path, "scratch", once_leased=refused_beside)
+    """Its Ray ends with it."""
+    check_kill(smoke, tmp_path, "scratch")
 
 
 @pytest.mark.slow
@@ -56,20 +55,7 @@ def test_a_driver_killed_in_any_other_step_is_continued(
         counts.kills = counts.compared = 1  # the manifest, which has the sha256 of all else
 
 
-def refused_beside(root: Path, first: subprocess.Popen[bytes]) -> None:
-    second = here.done(["run", "smoke", "--root", str(root)])
-    assert second.returncode == 2
-    assert f"is being written by process {first.pid}" in second.stderr
-    assert first.poll() is None
-
-
-def check_kill(
-    smoke: SmokeRun,
-    tmp_path: Path,
-    step: str,
-    environment: Mapping[str, str] = os.environ,
-    once_leased: Callable[[Path, subprocess.Popen[bytes]], None] | None = None,
-) -> None:
+def check_kill(smoke: SmokeRun, tmp_path: Path, step: str, environment: Mapping[str, str] = os.environ) -> None:
     assert smoke.returncode == 0, smoke.output[-4000:]
     root = tmp_path / "runs"
     shutil.copytree(smoke.root, root)
@@ -77,7 +63,7 @@ def check_kill(
     directory = Path(task.directory)
     shutil.rmtree(directory)
 
-    kill_inside(root, directory, environment, once_leased)
+    kill_inside(root, directory, environment)
     assert not (directory / "_MANIFEST.json").exists(), "killed too late to test anything"
     finished = finished_files(directory)
 
@@ -89,17 +75,9 @@ def check_kill(
         assert (directory / name).stat().st_mtime_ns == modified, f"{name} was finished and was written again"
 
 
-def kill_inside(
-    root: Path,
-    directory: Path,
-    environment: Mapping[str, str],
-    once_leased: Callable[[Path, subprocess.Popen[bytes]], None] | None,
-) -> None:
+def kill_inside(root: Path, directory: Path, environment: Mapping[str, str]) -> None:
     """Runs the recipe and kills the driver as soon as part of the step is there (of one-part steps: before it is)."""
     process = start_driver(root, environment)
-    if once_leased is not None:
-        wait_for(lambda: bool(list(directory.glob("_LEASE.*.json"))), process)
-        once_leased(root, process)
     if directory.parent.name in ONE_PART:
         wait_for(lambda: (directory / "_CONFIG.json").exists(), process)
         time.sleep(ONE_PART_SECONDS)

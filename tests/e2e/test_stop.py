@@ -17,6 +17,7 @@ from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.engine.runner import save_config
 from pipelines.engine.stage import load_stage
 from pipelines.engine.task import Task, resolve_inputs
+from tests.programs import here
 from tests.programs.cached_runs import VOCAB, teacher_config, write_sequences
 from tests.programs.places import REPOSITORY
 
@@ -26,9 +27,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_sigint_and_sigterm_end_training_behind_a_checkpoint_with_exit_code_130(tmp_path: Path) -> None:
-    """One run that would last for hours, stopped in turns; the last time it is told twice."""
+    """One run that would last for hours, stopped in turns; the last time it is told twice.
+
+    While it trains, a second driver of the run is refused.
+    """
     words = ["train_model", "--config", saved_config(tmp_path), "--device", "cpu", "--root", str(tmp_path)]
-    code, errors, directory = stopped(words, tmp_path, signal.SIGTERM)
+    code, errors, directory = stopped(words, tmp_path, signal.SIGTERM, beside=refused)
     assert code == 130, errors
     (step,) = re.findall(r"^stopped: asked to stop after step (\d+); its checkpoint is committed", errors, re.M)
     assert "Traceback" not in errors
@@ -52,7 +56,20 @@ def saved_config(root: Path) -> str:
     return str(Path(task.directory) / "_CONFIG.json")
 
 
-def stopped(words: list[str], root: Path, number: int, twice: bool = False) -> tuple[int, str, Path]:
+def refused(words: list[str], first: subprocess.Popen[str]) -> None:
+    second = here.done(["run", *words])
+    assert second.returncode == 2
+    assert f"is being written by process {first.pid}" in second.stderr
+    assert first.poll() is None
+
+
+def stopped(
+    words: list[str],
+    root: Path,
+    number: int,
+    twice: bool = False,
+    beside: Callable[[list[str], subprocess.Popen[str]], None] | None = None,
+) -> tuple[int, str, Path]:
     """The exit code and stderr of a driver that is told to stop when it has trained a while, and its directory."""
     before = set((root / "train_model").glob("*/logs/metrics-*.jsonl"))
     process = subprocess.Popen(
@@ -70,6 +87,8 @@ def stopped(words: list[str], root: Path, number: int, twice: bool = False) -> t
 
     try:
         wait_for(lambda: bool(trains()), process)
+        if beside is not None:
+            beside(words, process)
         process.send_signal(number)
         if twice:
             time.sleep(0.2)  # the first puts back what was there before
