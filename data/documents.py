@@ -30,6 +30,20 @@ def lines_of(content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
+def take_field(record: dict[str, Any], field: str) -> Any:
+    """Removes a field from the record and returns it; None if there is none.
+
+    The field is a name, or names with dots between them.
+    """
+    if field in record or "." not in field:
+        return record.pop(field, None)
+    *path, last = field.split(".")
+    inner: Any = record
+    for name in path:
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner.pop(last, None) if isinstance(inner, dict) else None
+
+
 def json_text(values: dict[str, Any]) -> str:
     """The values as strict JSON with sorted names. NaN, infinity and other types than JSON's become strings."""
     try:

@@ -22,8 +22,8 @@ from data.errors import UserError
 from data.logits import PLANES, CodecSpec, Ragged, Ranking, decode
 from data.order import Order
 from data.padding import SPARSE, Padding
-from data.schema import sequence_hashes
-from data.shards import open_parquet
+from data.schema import LOGITS, SEQUENCES, columns_of, sequence_hashes
+from data.shards import check_columns, open_parquet
 
 Batch = dict[str, np.ndarray]
 """tokens, segment_ids, positions int32 [b, L]; loss_mask bool [b, L]; sequence_hash uint64 [b]; refs int32 [b, 3]
@@ -145,7 +145,7 @@ class SequenceReader:
     def __init__(self, shard_uris: Sequence[str], row_group_rows: int, vocab_size: int | None = None) -> None:
         self.uris = tuple(shard_uris)
         self._vocab_size = vocab_size
-        self._groups = _RowGroups(self.uris, ROW_COLUMNS, self._decode, row_group_rows)
+        self._groups = _RowGroups(self.uris, columns_of(SEQUENCES, ROW_COLUMNS), self._decode, row_group_rows)
 
     def read(self, rows: Sequence[tuple[int, int]]) -> Batch:
         """The columns of ROW_COLUMNS for each (shard, row), in the order of `rows`."""
@@ -208,9 +208,12 @@ class LogitsReader:
             )
         self.max_unique = max_unique or min(spec.draws or 1, spec.vocab_size)
         self._groups = _RowGroups(
-            self.uris, ("sequence_hash", *PLANES), lambda table, _: table, check=self._check_made_as
+            self.uris,
+            columns_of(LOGITS, ("sequence_hash", *PLANES)),
+            lambda table, _: table,
+            check=self._check_made_as,
         )
-        self._rankings = _RowGroups(self.uris, ("ranking",), self._ranking)
+        self._rankings = _RowGroups(self.uris, columns_of(LOGITS, ("ranking",)), self._ranking)
 
     def read(self, rows: Sequence[tuple[int, int]]) -> list[tuple[int, Ragged]]:
         """(sequence_hash, the kept targets in order) for each (shard, row)."""
@@ -255,7 +258,7 @@ class _RowGroups(Generic[T]):
     def __init__(
         self,
         uris: tuple[str, ...],
-        columns: tuple[str, ...],
+        columns: pa.Schema,
         decode: Callable[[pa.Table, str], T],
         row_group_rows: int | None = None,
         check: Callable[[pq.ParquetFile, str], None] | None = None,
@@ -294,10 +297,7 @@ class _RowGroups(Generic[T]):
             uri = self._uris[shard]
             file = open_parquet(uri)
             metadata = file.metadata
-            if missing := sorted(set(self._columns) - set(file.schema_arrow.names)):
-                raise UserError(
-                    f"{uri} has no columns {missing}; it has {file.schema_arrow.names}: name another dataset"
-                )
+            check_columns(uri, file, self._columns.names, self._columns)
             if self._check is not None:
                 self._check(file, uri)
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -318,7 +318,7 @@ class _RowGroups(Generic[T]):
         if key not in self._groups:
             uri = self._uris[shard]
             try:
-                table = self._file(shard)[0].read_row_group(group, columns=list(self._columns))
+                table = self._file(shard)[0].read_row_group(group, columns=self._columns.names)
             except (OSError, pa.ArrowException) as error:
                 raise UserError(
                     f"{uri} is damaged ({error}); remove the run that wrote it and run that again"

@@ -3,6 +3,9 @@
 It is written last and created exclusively, so a directory without `_MANIFEST.json` holds nothing that a reader may use.
 A manifest lists datasets, each as a list of shards with their sizes and hashes. Readers ignore files that it does not
 list. Times, hosts and versions are in `_RUN.json` beside it.
+
+What is read is checked against the manifest: `listed(directory, shard)` is a URI that carries the manifest's entry, and
+`data/shards.py` compares size, rows, schema and hashes. The manifest holds its own sha256 (`data/sealed.py`).
 """
 
 import json
@@ -13,10 +16,13 @@ from typing import Any
 
 from data import storage
 from data.errors import UserError
+from data.sealed import SEAL, seal, unseal
 
 MANIFEST_NAME = "_MANIFEST.json"
 RUN_NAME = "_RUN.json"
-FORMAT = 1
+FORMAT = 2
+BEFORE = 1
+"""format of earlier manifests, without their own sha256 and without digests of footers; they are still read"""
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 OUTSIDE = re.compile(r"(^|/)\.\.(/|$)|://|[\x00-\x1f]")
 """parts that no name of a shard has"""
@@ -40,6 +46,34 @@ class Shard:
     """number of tokens; 0 if rows hold no tokens"""
     sha256: str
     """sha256 of the file's bytes, hex"""
+    footer: str | None = None
+    """xxh3-64 of a Parquet file's footer, hex, for readers of single row groups; None for other files"""
+
+
+class ListedUri(storage.Pinned):
+    """The URI of a file that a manifest lists, with its entry: readers compare the file with the entry."""
+
+    shard: Shard
+
+    def __new__(cls, uri: str, shard: Shard) -> "ListedUri":
+        new = super().__new__(cls, uri, shard.sha256)
+        assert isinstance(new, ListedUri)
+        new.shard = shard
+        return new
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return str(self), self.shard
+
+    def refused(self, difference: str) -> UserError:
+        return UserError(
+            f"{self} is not the file that its manifest lists ({difference}): it is damaged, or was exchanged with "
+            "another; remove the run that wrote it and run that again"
+        )
+
+
+def listed(directory: str, shard: Shard) -> ListedUri:
+    """The URI of a file of the run in `directory`."""
+    return ListedUri(storage.join(directory, shard.name), shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +128,17 @@ class Manifest:
         for name, dataset in self.datasets.items():
             totals = {"rows": dataset.rows, "bytes": dataset.bytes, "tokens": dataset.tokens}
             document["datasets"][name]["totals"] = totals
-        return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return seal(document)
 
     @staticmethod
     def from_json(text: bytes, uri: str = "") -> "Manifest":
         """Raises UserError if the text is not a manifest of this format."""
         try:
             document = json.loads(text)
-            if document.pop("format") != FORMAT:
+            if (version := document.pop("format")) not in (BEFORE, FORMAT):
                 raise KeyError("format")
+            if version == FORMAT or SEAL in document:
+                unseal(text, document)
             datasets = {
                 name: Dataset(shards=tuple(Shard(**shard) for shard in dataset["shards"]), facts=dataset["facts"])
                 for name, dataset in document.pop("datasets").items()
@@ -127,13 +163,18 @@ def read_manifest(directory: str) -> Manifest | None:
         manifest = Manifest.from_json(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return None
-    name = directory.rstrip("/").rpartition("/")[2]
-    if FINGERPRINT.fullmatch(name) and name != manifest.fingerprint:
+    if is_of_another_run(directory, manifest.fingerprint):
         raise UserError(
             f"got the manifest of {manifest.stage}/{manifest.fingerprint} in the folder {directory}: the folder was "
             f"renamed, or exchanged with another; name it {manifest.fingerprint} again, or remove it"
         )
     return manifest
+
+
+def is_of_another_run(directory: str, fingerprint: Any) -> bool:
+    """Whether a run's directory is named after another fingerprint than the one that a file in it holds."""
+    name = directory.rstrip("/").rpartition("/")[2]
+    return FINGERPRINT.fullmatch(name) is not None and name != fingerprint
 
 
 def _check_types(manifest: Manifest) -> None:
@@ -160,6 +201,8 @@ def _check_types(manifest: Manifest) -> None:
                 shard.rows, shard.bytes, shard.tokens
             ) < 0:  # fmt: skip
                 raise TypeError(f"rows, bytes or tokens of {shard.name!r} are {shard.rows!r}, {shard.bytes!r}")
+            if type(shard.footer) not in (str, type(None)):
+                raise TypeError(f"the footer of {shard.name!r} is {shard.footer!r}")
             if type(shard.name) is not str or type(shard.sha256) is not str:
                 raise TypeError(f"a shard is {shard.name!r} with sha256 {shard.sha256!r}")
             if shard.name.startswith("/") or OUTSIDE.search(shard.name):

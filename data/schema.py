@@ -5,6 +5,8 @@ is named by its `sequence_hash`, which ties cached logits and lineage to the exa
 xxh3: fast and the same on every machine, but no protection against an adversary. Cost: 10 GB/s a core for long rows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -153,6 +155,11 @@ LINEAGE = pa.schema(
         _field("sequence_hash", pa.uint64(), "sequence_hash of the row."),
     ]
 )
+
+
+def columns_of(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """The schema of some of the columns."""
+    return pa.schema([schema.field(name) for name in names])
 
 
 def document_id(source: str, name: str, offset: int) -> str:

@@ -15,7 +15,7 @@ import ftfy
 import pyarrow as pa
 
 from data import compressed, schema, shards, storage, web
-from data.documents import json_text, rows_of
+from data.documents import json_text, rows_of, take_field
 from data.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -125,7 +125,18 @@ def collect(source: str, files: Sequence[tuple[str, str]], options: Options, bat
 
 
 def read_records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
-    """The records of one file; None for a record that is not a document. Raises UserError for a bad file."""
+    """The records of one file; None for a record that is not a document.
+
+    Raises UserError for a bad file, and, before it says so, for a pinned file that has changed.
+    """
+    try:
+        yield from _records(name, uri, options)
+    except UserError:
+        storage.check_pinned(uri)
+        raise
+
+
+def _records(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
     kind = name.lower()
     for suffix in compressed.SUFFIXES:
         kind = kind.removesuffix(suffix)
@@ -159,6 +170,7 @@ def _what_is_wrong(name: str, uri: str, options: Options) -> str:
         for _ in read_records(name, uri, options):
             pass
     except UserError as error:
+        storage.check_pinned(uri)  # a file that has changed is not one more bad file
         return str(error)
     return ""
 
@@ -209,7 +221,7 @@ class _Rows:
 
 
 def _read_whole(name: str, uri: str, options: Options, html: bool) -> Record | Reject:
-    with storage.open_input(uri) as raw:
+    with storage.open_pinned(uri) as raw:
         try:
             data = compressed.open_stream(name, raw).read(options.max_document_bytes + 1)
         except compressed.BROKEN as error:
@@ -264,7 +276,7 @@ def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reje
 
 
 def _lines(name: str, uri: str, most_bytes: int) -> Iterator[tuple[bytes, int]]:
-    with storage.open_input(uri) as raw:
+    with storage.open_pinned(uri) as raw:
         try:
             yield from compressed.bounded_lines(compressed.open_stream(name, raw), most_bytes)
         except compressed.BROKEN as error:
@@ -274,7 +286,7 @@ def _lines(name: str, uri: str, most_bytes: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Reject | None]:
-    with storage.open_input(uri) as raw:
+    with storage.open_pinned(uri) as raw:
         pages = web.read_pages(name, raw, options.max_document_bytes, options.main_content)
         try:
             for offset, page in enumerate(pages):
@@ -300,7 +312,7 @@ def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
     if not isinstance(record, dict):
         return Reject(offset=offset, reason="invalid_json", detail=f"line {offset + 1}: no object", content=line)
     text_field = options.text_field
-    text = _take(record, text_field)
+    text = take_field(record, text_field)
     if not isinstance(text, str):
         fields = ", ".join(record).encode(errors="backslashreplace").decode() or "none"
         detail = f"line {offset + 1}: field {text_field!r} is {type(text).__name__}; there are {fields}"
@@ -311,17 +323,6 @@ def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
         return Reject(offset=offset, reason="invalid_utf8", detail=str(error), content=line)
     kept = {name: record[name] for name in options.metadata_fields if name in record}
     return Record(offset=offset, text=text, metadata=kept if options.metadata_fields else record)
-
-
-def _take(record: dict[str, Any], field: str) -> Any:
-    """Removes a field from the record and returns it. The field is a name, or names with dots between them."""
-    if field in record or "." not in field:
-        return record.pop(field, None)
-    *path, last = field.split(".")
-    inner: Any = record
-    for name in path:
-        inner = inner.get(name) if isinstance(inner, dict) else None
-    return inner.pop(last, None) if isinstance(inner, dict) else None
 
 
 def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
@@ -361,6 +362,7 @@ def _read_parquet(name: str, uri: str, options: Options) -> Iterator[Record | Re
             f"{name} is damaged ({offset} rows where its footer says {file.metadata.num_rows}); fetch {uri} again, "
             "or leave it out with --exclude"
         )
+    storage.check_pinned(uri)  # columns are read here and there, so nothing was hashed on the way
 
 
 def _parse_value(value: bytes | None, offset: int, metadata: dict[str, Any], most_bytes: int) -> Record | Reject:

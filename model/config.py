@@ -3,6 +3,7 @@
 No I/O and no torch here: a configuration can be read, hashed and compared without loading anything heavy.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,8 +60,10 @@ class Gemma2Config:
                 raise UserError(f"{name} is {value}, but must be less than 2**31; set a size that a tensor can have")
         for name in ("attention_softcap", "final_softcap", "rope_theta", "norm_eps", "init_std"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise UserError(f"{name} is {value!r}, but must be a number above 0; leave it out for Gemma 2's own")
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise UserError(
+                    f"{name} is {value!r}, but must be a finite number above 0; leave it out for Gemma 2's own"
+                )
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads is {self.heads} and kv_heads is {self.kv_heads}, but every key head serves the same number of "

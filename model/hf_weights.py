@@ -10,7 +10,7 @@ are unpickled. Directories are local. Peak memory: the model, and one tensor in 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +22,15 @@ from torch import Tensor
 from model.config import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2Config
 from model.errors import UserError
 from model.gemma2 import Gemma2
+from model.hf_config import CONFIG_FILE, config_from_hf, config_to_hf
 from model.weight_files import PICKLED_FILE, PICKLED_INDEX_FILE, read_json, read_pickled, read_weight_map
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-
-_CONFIG_KEYS = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "ffw_dim": "intermediate_size",
-    "window": "sliding_window",
-    "query_scale": "query_pre_attn_scalar",
-    "attention_softcap": "attn_logit_softcapping",
-    "final_softcap": "final_logit_softcapping",
-    "norm_eps": "rms_norm_eps",
-    "init_std": "initializer_range",
-}
-"""Our field -> Hugging Face's key. rope_theta is not here: its key differs between transformers 4 and 5."""
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_hf(
@@ -85,10 +69,13 @@ def checked_model(
     check_tensors(config, shapes, source)
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        if not tensor.is_floating_point():
+        if tensor.dtype not in WEIGHT_TYPES:
             raise UserError(
-                f"{source}: {name} holds {tensor.dtype}, but weights are floating point; export it unquantized"
+                f"{source}: {name} holds {tensor.dtype}, but weights are float32, bfloat16 or float16; export it "
+                "unquantized"
             )
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {name} holds values that are not finite; fetch it again, or train it again")
         state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     head = state.pop(HEAD, None)
     if head is not None and not torch.equal(head, state[EMBEDDING]):
@@ -144,68 +131,6 @@ def hf_files(model: Gemma2, *, shard_bytes: int = SHARD_BYTES) -> Iterator[tuple
     yield CONFIG_FILE, _json(config_to_hf(model.config, next(iter(state.values())).dtype))
 
 
-def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
-    """Our configuration from the content of `config.json`. Raises UserError for a missing key or another model."""
-    required = {
-        "model_type": (stored.get("model_type"), ("gemma2",)),
-        "hidden_activation": (
-            stored.get("hidden_activation") or stored.get("hidden_act") or "gelu_pytorch_tanh",
-            ("gelu_pytorch_tanh",),
-        ),
-        "tie_word_embeddings": (stored.get("tie_word_embeddings", True), (True,)),
-        "attention_bias": (stored.get("attention_bias", False), (False, None)),
-        "use_bidirectional_attention": (stored.get("use_bidirectional_attention"), (False, None)),
-        "quantization_config": (stored.get("quantization_config"), (None,)),
-    }
-    for key, (value, allowed) in required.items():
-        if value not in allowed:
-            raise UserError(
-                f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 has {key} = {allowed[0]!r}; "
-                "this directory holds another model: give one of Gemma 2"
-            )
-    values: dict[str, Any] = {"rope_theta": _rope_theta(stored)}
-    defaults = {field.name for field in fields(Gemma2Config) if field.name.endswith(("softcap", "eps", "std"))}
-    for name, key in _CONFIG_KEYS.items():
-        if key in stored:
-            values[name] = stored[key]
-        elif name not in defaults:
-            raise UserError(f"{CONFIG_FILE} has no {key!r}; add the key (the files of published models have it)")
-    if isinstance(values["query_scale"], float) and values["query_scale"].is_integer():
-        values["query_scale"] = int(values["query_scale"])
-    config = Gemma2Config(**values)
-    pattern = _layer_types(config)
-    if stored.get("layer_types") not in (None, pattern):
-        raise UserError(
-            f"{CONFIG_FILE} has layer_types = {stored['layer_types']}, but Gemma 2 alternates {pattern[:2]}, "
-            "beginning with the sliding one; this directory holds another model: give one of Gemma 2"
-        )
-    return config
-
-
-def config_to_hf(config: Gemma2Config, dtype: torch.dtype) -> dict[str, Any]:
-    """The content of a `config.json` that transformers 4 and 5 both read."""
-    return {
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
-        # transformers 4 otherwise takes PyTorch's fused attention, which leaves out the cap on attention logits
-        "_attn_implementation": "eager",
-        **{key: getattr(config, name) for name, key in _CONFIG_KEYS.items()},
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "layer_types": _layer_types(config),
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_act": "gelu_pytorch_tanh",
-        "max_position_embeddings": 8192,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-
-
 def fit_vocabulary(
     config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], vocab_size: int | None, source: Path
 ) -> Gemma2Config:
@@ -230,8 +155,19 @@ def fit_vocabulary(
 
 def check_tensors(config: Gemma2Config, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
     """Raises UserError unless `shapes` are the model's. Embedding and tied head may have 256000 or 256128 rows."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Gemma2(config).state_dict().items()}
+    if config.layers > len(shapes):  # before a model of a billion layers is made, if only of shapes
+        raise UserError(
+            f"{source}: there are {len(shapes)} tensors, and the configuration has {config.layers} layers; the weights "
+            "do not belong to the configuration: fetch both again from one place"
+        )
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in Gemma2(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"{source}: the configuration has sizes that no tensor can have ({str(error).splitlines()[0]}); fetch it "
+            "again"
+        ) from error
     rows = (shapes.get(EMBEDDING) or expected[EMBEDDING])[0]
     if {rows, config.vocab_size} == {VOCAB_SIZE, PAPER_VOCAB_SIZE}:
         expected[EMBEDDING] = (rows, config.d_model)
@@ -263,31 +199,6 @@ def assemble(config: Gemma2Config, state: dict[str, Tensor]) -> Gemma2:
         model = Gemma2(config)
     model.load_state_dict(state, strict=True, assign=True)
     return model
-
-
-def _layer_types(config: Gemma2Config) -> list[str]:
-    windows = [config.layer_window(layer) for layer in range(config.layers)]
-    return ["full_attention" if window is None else "sliding_attention" for window in windows]
-
-
-def _rope_theta(stored: Mapping[str, Any]) -> float:
-    """rope_theta from `rope_parameters` (transformers 5) or the top level (4). Raises UserError for scaled variants."""
-    nested = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
-    if not isinstance(nested, dict):
-        raise UserError(f"{CONFIG_FILE} has rope parameters {nested!r}, but they must be an object; fetch it again")
-    kind = nested.get("rope_type", nested.get("type", "default"))
-    if kind != "default":
-        raise UserError(
-            f"{CONFIG_FILE} has rope_type = {kind!r}, but Gemma 2 has 'default'; this directory holds a variant: give "
-            "one of Gemma 2"
-        )
-    given = [source["rope_theta"] for source in (stored, nested) if source.get("rope_theta") is not None]
-    if wrong := [value for value in given if not isinstance(value, int | float) or not abs(value) < 1e30]:
-        raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it must be a number; fetch it again")
-    values = set(map(float, given))
-    if len(values) > 1:
-        raise UserError(f"{CONFIG_FILE} has two values of rope_theta, {sorted(values)}; keep the value of its training")
-    return values.pop() if values else 10_000.0
 
 
 def _only_pickled(directory: Path) -> bool:

@@ -46,7 +46,8 @@ def generate(
     the smallest set whose probabilities reach `top_p`. Ids from `vocab_size` on are never chosen: they are padding rows
     of an embedding with more rows than its tokenizer has ids. `step_boundary` is called after each forward pass (on
     XLA: `torch_xla.sync`).
-    Raises UserError for numbers out of range, an empty prompt, or ids outside the vocabulary.
+    Raises UserError for numbers out of range, an empty prompt, ids outside the vocabulary, or logits that are not
+    finite.
     """
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     if not prompts:
@@ -77,6 +78,10 @@ def generate(
         if step_boundary is not None:
             step_boundary()
         logits_BV = logits_BV.cpu()[:, :vocab_size]
+        if bad := [row for row in range(rows) if running[row] and not torch.isfinite(logits_BV[row]).all()]:
+            raise UserError(
+                f"the model's logits are not finite after {step} tokens of prompt {bad[0]}; check its weights"
+            )
         if temperature == 0.0:
             chosen = logits_BV.argmax(-1).tolist()
         else:

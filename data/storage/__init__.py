@@ -10,6 +10,7 @@ by itself. A full disk raises FullError.
 from data.storage.by_uri import (
     absolute,
     check_bucket,
+    check_pinned,
     content,
     create_exclusive,
     download,
@@ -26,6 +27,7 @@ from data.storage.by_uri import (
     local_path,
     move,
     open_input,
+    open_pinned,
     read_bytes,
     read_range,
     read_threads,
@@ -35,13 +37,16 @@ from data.storage.by_uri import (
     what_failed,
     write_bytes,
 )
+from data.storage.pinned import Pinned
 from data.storage.store import Found, FullError, join
 
 __all__ = [
     "Found",
     "FullError",
+    "Pinned",
     "absolute",
     "check_bucket",
+    "check_pinned",
     "content",
     "create_exclusive",
     "download",
@@ -59,6 +64,7 @@ __all__ = [
     "local_path",
     "move",
     "open_input",
+    "open_pinned",
     "read_bytes",
     "read_range",
     "read_threads",

@@ -1,10 +1,13 @@
 """The functions of this package. Each calls the store that keeps the URI."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from data.errors import UserError
+from data.storage import pinned
 from data.storage.gcs import Gcs
 from data.storage.local import Local
 from data.storage.memory import Memory
@@ -91,18 +94,47 @@ def is_directory(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object. Raises FileNotFoundError."""
-    return store_of(uri).read_bytes(uri)
+    """The whole object. Raises FileNotFoundError, and UserError if the URI is pinned to other bytes."""
+    with _pinned(uri):
+        return pinned.check(uri, store_of(uri).read_bytes(uri))
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) of the object, in one request. Raises FileNotFoundError."""
-    return store_of(uri).read_range(uri, start, end)
+    with _pinned(uri):
+        return store_of(uri).read_range(uri, start, end)
 
 
 def open_input(uri: str) -> BinaryIO:
     """A seekable binary file to read from."""
-    return store_of(uri).open_input(uri)
+    with _pinned(uri):
+        return store_of(uri).open_input(uri)
+
+
+@contextmanager
+def open_pinned(uri: str) -> Iterator[BinaryIO]:
+    """`open_input`, for a reader of the whole file: if the URI is pinned, bytes are hashed as they are read.
+
+    Raises UserError at the end, in place of an error of the reader too, if the URI is pinned to other bytes.
+    """
+    with open_input(uri) as raw:
+        if pinned.sha256_of(uri) is None:
+            yield raw
+            return
+        hashed = pinned.Hashed(cast(pinned.Pinned, uri), raw)
+        try:
+            yield cast(BinaryIO, io.BufferedReader(hashed, 1 << 16))
+        except Exception:
+            hashed.finish()  # a file that changed breaks its reader: say so
+            raise
+        hashed.finish()
+
+
+def check_pinned(uri: str) -> None:
+    """Reads a pinned file once more. Raises UserError if it has other bytes; on gs:// each read has checked that."""
+    if pinned.sha256_of(uri) is not None:
+        with open_input(uri) as raw:
+            pinned.Hashed(cast(pinned.Pinned, uri), raw).finish()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -117,7 +149,8 @@ def create_exclusive(uri: str, data: bytes) -> None:
 
 def download(uri: str, local_path: str | Path) -> None:
     """Copies the object to a local file, in pieces. Raises FileNotFoundError."""
-    store_of(uri).download(uri, local_path)
+    with _pinned(uri):
+        store_of(uri).download(uri, local_path)
 
 
 def move(source: str, target: str, *, exclusive: bool = False) -> None:
@@ -176,3 +209,15 @@ def remove(uri: str) -> None:
 
 def remove_tree(uri: str) -> None:
     store_of(uri).remove_tree(uri)
+
+
+@contextmanager
+def _pinned(uri: str) -> Iterator[None]:
+    """Says what was meant if the object that a URI is pinned to, or its generation, is gone."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not isinstance(uri, pinned.Pinned):
+            raise
+        gone = "it is missing" if pinned.generation_of(uri) is None else "that generation is gone"
+        raise uri.refused(gone) from error

@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 
 from data.errors import UserError
+from data.storage.pinned import generation_of
 from data.storage.store import Store
 
 PROTOCOLS = ("gs", "gcs")
@@ -45,6 +46,9 @@ class Gcs(Store):
         options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing would hide new files
         if endpoint := os.environ.get("STORAGE_EMULATOR_HOST"):
             options |= {"endpoint_url": endpoint, "token": "anon"}
+        if generation := generation_of(uri):
+            fs = _bucket_filesystem()(**options, version_aware=True)  # it takes path#generation
+            return fs, f"{fs._strip_protocol(str(uri))}#{generation}"
         fs = _bucket_filesystem()(**options)
         return fs, fs._strip_protocol(uri)
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data import storage
-from data.manifest import Manifest
+from data.manifest import Manifest, listed
 from data.shards import read_table
 from pipelines.engine.inputs import Input
 
@@ -58,7 +57,7 @@ def _last_loss(run: Input, step: int) -> tuple[float, int, int]:
     """The mean loss over the last steps up to `step`, the number of these steps, and the targets seen."""
     last: list[tuple[int, float, int, int]] = []
     for shard in run.manifest.datasets["metrics"].shards:
-        table = read_table(storage.join(run.directory, shard.name), ["step", "loss_sum", "targets", "tokens_seen"])
+        table = read_table(listed(run.directory, shard), ["step", "loss_sum", "targets", "tokens_seen"])
         table = table.filter(pc.field("step") <= step)
         last += zip(*(column.to_pylist() for column in table.columns), strict=True)
     last = sorted(last)[-LOSS_STEPS:]

@@ -25,15 +25,14 @@ from training.backends.names import Device
 from training.checkpoints.records import (
     COMMIT_NAME,
     TABLES_NAME,
-    checkpoint_uri,
     entry_of,
     list_tables,
+    listed_checkpoint,
     read_commit,
     read_state,
 )
 from training.checkpoints.save_load import Checkpoint, load_checkpoint
 from training.config import ComputeType
-from training.distill.teacher import weights_hash
 from training.inputs import InputCheckpoint, InputDataset, TrainingInputs, check_one_tokenizer
 from training.setup import Setup
 from training.step import COMPUTE_TYPES
@@ -50,13 +49,19 @@ class LoadedModel:
     weights_sha256: str
     """sha256 over names, types, shapes and values of the weights"""
     step: int
+    uri: str
+    """directory of the checkpoint"""
 
 
 def checkpoint_of(checkpoints: Input) -> str:
-    """The directory of the checkpoint that the input names by @step; default: the checkpoint of the last step."""
+    """The directory of the checkpoint that the input names by @step; default: the checkpoint of the last step.
+
+    It is pinned to the COMMIT that the manifest lists. Raises UserError if the manifest lists none.
+    """
     steps = checkpoints.data.facts["steps"]
     step = checkpoints.step if checkpoints.step is not None else steps[-1]
-    return checkpoint_uri(storage.join(checkpoints.directory, CHECKPOINTS), step)
+    files = {shard.name: shard for shard in checkpoints.data.shards}
+    return listed_checkpoint(storage.join(checkpoints.directory, CHECKPOINTS), step, files)
 
 
 def committed_files(directory: str) -> tuple[dict[str, tuple[Shard, ...]], list[int]]:
@@ -104,7 +109,11 @@ def open_model(uri: str, setup: Setup, dtype: ComputeType = "float32", decodes: 
     backend = make_backend(setup)
     backend.place_model(model, decodes=decodes)
     return LoadedModel(
-        model=model, backend=backend, weights_sha256=weights_hash(checkpoint.weights), step=checkpoint.step
+        model=model,
+        backend=backend,
+        weights_sha256=checkpoint.weights_sha256,
+        step=checkpoint.step,
+        uri=str(uri),
     )
 
 
@@ -198,7 +207,7 @@ def batches_of(uri: str, rows: int) -> "list[tuple[int, dict[str, np.ndarray]]]"
 
     All batches have one shape. So XLA compiles one program, and a row's results do not depend on the rows after it.
     """
-    table = shards.read_table(uri, schema.SEQUENCES.names)
+    table = shards.read_table(uri, schema.SEQUENCES)
     columns: dict[str, Any] = {name: _matrix(table, name, kind) for name, kind in _COLUMNS.items()}
     columns["sequence_hash"] = table["sequence_hash"].to_numpy()
     columns["text_bytes"] = table["text_bytes"].to_numpy()

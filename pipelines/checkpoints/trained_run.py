@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from data import storage
 from data.documents import parse_object
+from data.manifest import is_of_another_run
+from data.sealed import unsealed
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.errors import UserError
@@ -94,7 +96,8 @@ def open_run(reference: str, root: str) -> TrainedRun:
     config_uri = storage.join(directory, CONFIG_NAME)
     advice = f"a run writes its {CONFIG_NAME} at its start: run the same line again, or copy the file from a backup"
     try:
-        document = parse_object(storage.read_bytes(config_uri), config_uri, advice)
+        content = storage.read_bytes(config_uri)
+        document = unsealed(content, parse_object(content, config_uri, advice), config_uri, advice)
     except FileNotFoundError:
         raise UserError(
             f"no run {reference!r} under {root}: {directory} has no {CONFIG_NAME}; `python -m pipelines list --runs` "
@@ -102,6 +105,8 @@ def open_run(reference: str, root: str) -> TrainedRun:
         ) from None
     if not all(isinstance(document.get(name), dict) for name in ("config", "inputs")):
         raise UserError(f"got {config_uri} without 'config' or 'inputs'; {advice}")
+    if "fingerprint" in document and is_of_another_run(directory, document["fingerprint"]):
+        raise UserError(f"got {config_uri} of the run {document['fingerprint']}, exchanged with another file; {advice}")
     if not isinstance(name := document.get("stage"), str):
         raise UserError(f"got {config_uri} without a stage; {advice}")
     stage = load_stage(name)

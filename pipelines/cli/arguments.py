@@ -18,6 +18,7 @@ import tyro
 
 import model
 from data import storage
+from data.sealed import SEAL, unsealed
 from infra.ray_session import in_submitted_job
 from pipelines.cli.words import refuse_loose, refuse_memory, take
 from pipelines.engine import config as configs
@@ -284,7 +285,8 @@ def _read_json(path: str) -> dict[str, Any]:
             f"got the config file {path!r}, which is a {left_out[0][0]} and might have no end; give a regular file"
         )
     try:
-        document = json.loads(storage.read_bytes(path))
+        content = storage.read_bytes(path)
+        document = json.loads(content)
     except FileNotFoundError:
         raise UserError(
             f"no config file {path!r}; give the _CONFIG.json of a run, or the recipe.json of a recipe"
@@ -298,7 +300,7 @@ def _read_json(path: str) -> dict[str, Any]:
             f"got {path}, which names neither a stage nor a recipe; give the _CONFIG.json of a run, or the recipe.json "
             "of a recipe"
         )
-    return document
+    return unsealed(content, document, path, f"if you edited it, remove its line {SEAL}")
 
 
 def _saved_root(document: dict[str, Any], where: str) -> str:

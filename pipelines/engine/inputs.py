@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from data import storage
-from data.manifest import MANIFEST_NAME, Dataset, Manifest, read_manifest
+from data.manifest import MANIFEST_NAME, Dataset, Manifest, listed, read_manifest
 from pipelines.engine.config import digest, no_such
 from pipelines.engine.errors import UserError
 from pipelines.engine.registry import stage_names
@@ -65,6 +65,11 @@ class ExternalFile:
     content: str
     """sha256 of the file; on gs:// its generation and crc32c"""
 
+    @property
+    def pinned(self) -> storage.Pinned:
+        """The URI, which whoever reads it finds only these bytes under."""
+        return storage.Pinned(self.uri, self.content)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
@@ -104,10 +109,10 @@ class Input:
         return self.manifest.datasets[self.dataset]
 
     def uris(self) -> list[str]:
-        """The URIs of all files of the input, in order."""
+        """The URIs of all files of the input, in order, pinned to the bytes that were fingerprinted or listed."""
         if self.external:
-            return [file.uri for file in self.files]
-        return [storage.join(self.directory, shard.name) for shard in self.data.shards]
+            return [file.pinned for file in self.files]
+        return [listed(self.directory, shard) for shard in self.data.shards]
 
     def content(self) -> str:
         """A digest of the bytes themselves, independent of the run that wrote them."""

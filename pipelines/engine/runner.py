@@ -25,11 +25,13 @@ from typing import Any
 from data import storage
 from data.changes import Changes, LeaseLost
 from data.documents import parse_object
-from data.manifest import RUN_NAME, Manifest, publish_manifest, read_manifest
+from data.manifest import RUN_NAME, Manifest, is_of_another_run, publish_manifest, read_manifest
+from data.sealed import seal, unsealed
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
 from pipelines.engine.clean_up import clean_up, publish_log, staged_log
 from pipelines.engine.code_digest import code_sha256
+from pipelines.engine.errors import UserError
 from pipelines.engine.finished import Finished
 from pipelines.engine.inputs import left_out_lines
 from pipelines.engine.lease import hold_lease
@@ -116,6 +118,7 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
 def _log(task: Task, context: Context, outcome: Outcome, seconds: float, began: datetime.datetime) -> bytes:
     """The contents of `_RUN.json`."""
     run = {
+        "fingerprint": task.fingerprint,
         "started": began.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_driver_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -129,7 +132,7 @@ def _log(task: Task, context: Context, outcome: Outcome, seconds: float, began: 
         "code_sha256": code_sha256(task.stage),
         "log": outcome.log,
     }
-    return (json.dumps(run, indent=1) + "\n").encode()
+    return seal(run)
 
 
 def _version(package: str) -> str | None:
@@ -182,7 +185,7 @@ def save_config(task: Task, changes: Changes) -> None:
             for name, sources in task.inputs.items()
         },
     }
-    changes.write(storage.join(task.directory, CONFIG_NAME), (json.dumps(document, indent=1) + "\n").encode())
+    changes.write(storage.join(task.directory, CONFIG_NAME), seal(document))
 
 
 def _save_failure(task: Task, changes: Changes, error: Exception) -> None:
@@ -199,12 +202,20 @@ def _save_failure(task: Task, changes: Changes, error: Exception) -> None:
 
 
 def read_run(directory: str) -> dict[str, Any]:
-    """The run's log (times, host, versions); {} if the run has no log."""
+    """The run's log (times, host, versions); {} if the run has no log.
+
+    Raises UserError if the log is damaged, or that of another run.
+    """
+    uri = storage.join(directory, RUN_NAME)
+    advice = "remove it: it holds only times, speeds and versions"
     try:
-        uri = storage.join(directory, RUN_NAME)
-        return parse_object(storage.read_bytes(uri), uri, "remove it: it holds only times, speeds and versions")
+        content = storage.read_bytes(uri)
     except FileNotFoundError:
         return {}
+    run = unsealed(content, parse_object(content, uri, advice), uri, advice)
+    if "fingerprint" in run and is_of_another_run(directory, run["fingerprint"]):
+        raise UserError(f"got {uri} of the run {run['fingerprint']}, exchanged with another file; {advice}")
+    return run
 
 
 def finished(task: Task) -> Finished | None:

@@ -23,7 +23,8 @@ import pyarrow as pa
 from data import shards, storage
 from data.changes import Changes
 from data.documents import parse_object
-from data.manifest import Dataset, Shard
+from data.manifest import Dataset, Shard, listed
+from data.sealed import seal, unsealed
 from infra.ray_session import in_submitted_job
 from pipelines.engine.config import digest
 from pipelines.engine.counters import count_shard
@@ -176,11 +177,10 @@ class Sink:
                 for name, value in output.facts.items():
                     summed = isinstance(value, int | float) and not isinstance(value, bool)
                     facts[name] = facts.get(name, 0) + value if summed else value
-        receipt = json.dumps(
-            {"index": index, "shards": published, "dropped": dict(dropped), "facts": facts}, sort_keys=True
-        )
-        self.changes.write(_receipt_uri(self.changes.directory, self.phase, index), receipt.encode())
-        return receipt
+        of = {"run": self.changes.directory.rstrip("/").rpartition("/")[2], "phase": self.phase, "index": index}
+        receipt = seal({**of, "shards": published, "dropped": dict(dropped), "facts": facts})
+        self.changes.write(_receipt_uri(self.changes.directory, self.phase, index), receipt)
+        return receipt.decode()
 
     def _write(self, dataset: str, part: Part, number: str) -> dict[str, Any]:
         name = f"{dataset}/{part.name or f'{number}.parquet'}"
@@ -222,9 +222,7 @@ def dataset_of(receipts: Sequence[Receipt], name: str, **facts: Any) -> Dataset:
 
 def uris_of(context: Context, receipts: Sequence[Receipt], name: str) -> list[str]:
     """The URIs of the files of the dataset `name`, in order."""
-    return [
-        storage.join(context.directory, shard.name) for receipt in receipts for shard in receipt.shards.get(name, ())
-    ]
+    return [listed(context.directory, shard) for receipt in receipts for shard in receipt.shards.get(name, ())]
 
 
 def total_dropped(receipts: Sequence[Receipt]) -> dict[str, int]:
@@ -246,7 +244,13 @@ def _receipt_uri(directory: str, phase: str, index: int) -> str:
 
 def _read_receipt(uri: str) -> Receipt:
     advice = "remove it and run the same line again, which makes its shard again"
-    document = parse_object(storage.read_bytes(uri), uri, advice)
+    content = storage.read_bytes(uri)
+    document = unsealed(content, parse_object(content, uri, advice), uri, advice)
+    run, _, phase, name = uri.split("/")[-4:]
+    of = (run, phase, name.removesuffix(".json"))
+    names = (document.get("run", run), document.get("phase", phase), f"{document.get('index')!s:0>5}")
+    if names != of:
+        raise UserError(f"got {uri}, the receipt of {'/'.join(map(str, names))}: it was exchanged; {advice}")
     try:
         return _receipt(document)
     except (KeyError, TypeError, AttributeError) as error:

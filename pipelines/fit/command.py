@@ -16,7 +16,7 @@ from pathlib import Path
 from data.documents import parse_object
 from infra.slices import divisors, parse_topology
 from model import Gemma2Config
-from model.hf_weights import config_from_hf
+from model.hf_config import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.config import from_dict

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import shards, storage
-from data.manifest import Manifest
+from data import shards
+from data.manifest import Manifest, listed
 from pipelines.engine.finished import Finished
 from pipelines.engine.inputs import Input
 from pipelines.engine.reported import CacheFigures, Evaluated, Evaluation, Report, Written
@@ -238,7 +238,7 @@ def read_curve(task: Task) -> Curve | None:
     if manifest is None or not manifest.datasets["metrics"].shards:
         return None
     columns = ["step", "loss_sum", "targets"]
-    uris = [storage.join(task.directory, shard.name) for shard in manifest.datasets["metrics"].shards]
+    uris = [listed(task.directory, shard) for shard in manifest.datasets["metrics"].shards]
     table = pa.concat_tables([shards.read_table(uri, columns) for uri in uris]).sort_by("step")
     steps, loss_sums, targets = (table[name].to_numpy() for name in columns)
     usable = np.isfinite(loss_sums) & (targets > 0)

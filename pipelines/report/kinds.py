@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import shards, storage
-from data.manifest import Dataset
+from data.manifest import Dataset, listed
 from pipelines.engine.finished import Finished
 from pipelines.engine.reported import CacheFigures, Evaluated, Evaluation, Report, TrainedModel, Written
 from pipelines.report.words import count
@@ -92,7 +92,7 @@ class GenerationReport(Report):
         (checkpoint,) = run.inputs["checkpoint"]
         texts = []
         for shard in run.manifest.datasets["text"].shards:
-            table = shards.read_table(storage.join(run.directory, shard.name), ["text", "metadata"])
+            table = shards.read_table(listed(run.directory, shard), ["text", "metadata"])
             for row in table.to_pylist():
                 prompt = str(json.loads(row["metadata"]).get("prompt", ""))
                 texts.append((prompt, row["text"].removeprefix(prompt)))

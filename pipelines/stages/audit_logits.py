@@ -35,7 +35,7 @@ from training.distill.kind import Limits, Tally
 from training.inputs import codec_of
 from training.setup import Setup
 
-VERSION = 2
+VERSION = 3
 READS = {
     "logits": Read(help="cached logits to audit", dataset="logits"),
     "sequences": Read(help="packed rows that the logits were computed on", dataset="sequences"),
@@ -250,7 +250,7 @@ def _sample(
     files = list(zip(logits.uris(), logits.data.shards, sequences.uris(), strict=True))
     return [
         _Task(
-            logits=files[shard][0],
+            logits=str(files[shard][0]),  # not pinned: its hash is one of the checks, not a reason to stop
             sha256=files[shard][1].sha256,
             sequences=files[shard][2],
             passes=tuple(sorted(numbers)),
@@ -266,6 +266,8 @@ def _wrong_hashes(batch: dict[str, np.ndarray], count: int) -> int:
 
 def _differing(row: Ragged, again: Ragged) -> int:
     """The number of targets of a row that differ between the cache and the new computation."""
+    if not len(row.unique):  # every token of the row is masked
+        return 0
     width = int(max(row.unique.max(initial=1), again.unique.max(initial=1)))
     kept, redrawn = row.padded(width), again.padded(width)
     same = np.ones(len(row.unique), bool)

@@ -34,12 +34,12 @@ from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 from pipelines.report.kinds import CacheReport
 from training.config import ComputeType, one_of
-from training.distill.kind import Kind
+from training.distill.kind import Kind, NotFiniteError
 from training.distill.kinds import KINDS, KindName, kind_of
 from training.distill.teacher import capture
 from training.setup import Setup
 
-VERSION = 4
+VERSION = 5
 READS = {
     "sequences": Read(help="packed rows", dataset="sequences"),
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
@@ -147,8 +147,11 @@ def captured(
         seed=config.seed,
         teacher_hash=teacher_hash,
     )
-    for (count, batch), rows in zip(batches, kept, strict=True):
-        yield batch, rows[:count]
+    try:
+        for (count, batch), rows in zip(batches, kept, strict=True):
+            yield batch, rows[:count]
+    except NotFiniteError as error:
+        raise UserError(f"{teacher.uri}: {error}") from error
 
 
 def checked_teacher(teacher: Input, setup: Setup, forward_rows: int, vocab_size: int) -> str:

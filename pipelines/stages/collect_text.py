@@ -1,8 +1,8 @@
 """Turns files into documents with ids: JSONL, Parquet, web archives (WARC, WET), or directories of text.
 
 A line, a row, a page or a file is one document. A record that cannot be read becomes a counted reject. A file that
-cannot be read fails the stage; with `--on-bad-file skip` it is skipped and counted. Cost: one read of the input, in
-bounded memory.
+cannot be read fails the stage; with `--on-bad-file skip` it is skipped and counted. Cost: one read of the input (of
+Parquet two, the second to hash it), in bounded memory.
 """
 
 import fnmatch
@@ -109,7 +109,7 @@ class _Collect:
             fix_encoding=config.fix_encoding,
             skip_bad_files=config.on_bad_file == "skip",
         )
-        named = [(file.name, file.uri) for file in files]
+        named = [(file.name, file.pinned) for file in files]
         for batch in sources.collect(config.source, named, options, config.shard_bytes):
             counts = batch.rejects["reason"].value_counts().to_pylist()
             yield ShardOutput(

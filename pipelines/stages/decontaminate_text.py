@@ -54,7 +54,7 @@ class _Index:
     config: Config
 
     def __call__(self, files: tuple[ExternalFile, ...]) -> ShardOutput:
-        items = [list(decontaminate.read_items(file.uri, file.name, self.config.fields)) for file in files]
+        items = [list(decontaminate.read_items(file.pinned, file.name, self.config.fields)) for file in files]
         index, short = decontaminate.index_of(items, self.config.ngram_words)
         if not index.num_rows:
             names = ", ".join(file.name for file in files)
@@ -71,7 +71,7 @@ class _Index:
 @functools.lru_cache(maxsize=1)
 def _index(uri: str) -> pa.Table:
     """The index, which the worker process keeps between shards."""
-    return shards.read_table(uri, decontaminate.INDEX.names).combine_chunks()
+    return shards.read_table(uri, decontaminate.INDEX).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Search:
 
     def __call__(self, uri: str) -> ShardOutput:
         words = self.config.ngram_words
-        index, table = _index(self.index_uri), shards.read_table(uri, schema.TEXT.names)
+        index, table = _index(self.index_uri), shards.read_table(uri, schema.TEXT)
         hits = decontaminate.find_hits(table, index, self.sets, words)
         contaminated = pc.is_in(table["id"], hits["id"].combine_chunks())
         if self.config.action == "drop":

@@ -210,7 +210,7 @@ class _Drop:
     def __call__(self, task: tuple[int, str]) -> ShardOutput:
         shard, uri = task
         drops = self.drops.gather(shard, dedup.DROPS)
-        kept, clusters = dedup.drop_rows(shards.read_table(uri, schema.TEXT.names), drops)
+        kept, clusters = dedup.drop_rows(shards.read_table(uri, schema.TEXT), drops)
         counts = clusters["reason"].value_counts().to_pylist()
         return ShardOutput(
             parts={"text": Part(table=kept), "clusters": Part(table=clusters)},

@@ -62,6 +62,11 @@ class _Evaluate:
     def __call__(self, uris: list[str]) -> ShardOutput:
         loaded = open_model(self.checkpoint, self.setup, self.config.dtype)
         sums = evaluate(loaded.model, loaded.backend, self._batches(uris))
+        if not math.isfinite(sums["loss_sum"]):
+            raise UserError(
+                f"{self.checkpoint}: the model's logits are not finite (its loss is {sums['loss_sum']}); check its "
+                "weights, or evaluate an earlier step"
+            )
         figures = _figures(sums["loss_sum"], sums)
         if self.sequences:
             baseline = _unigram_loss_sum(self.sequences, uris, self.vocab_size)

@@ -115,7 +115,7 @@ class _Filter:
 
     def __call__(self, uri: str) -> ShardOutput:
         rules = self.config.rules(self.words, self.classifiers)
-        kept, rejects, rewritten = filters.filter_table(shards.read_table(uri, schema.TEXT.names), rules)
+        kept, rejects, rewritten = filters.filter_table(shards.read_table(uri, schema.TEXT), rules)
         counts = rejects["reason"].value_counts().to_pylist()
         return ShardOutput(
             parts={"text": Part(table=kept), "rejects": Part(table=rejects)},

@@ -19,7 +19,7 @@ from data.tokenizer import BOS, Tokenizer
 from model import generate
 from pipelines.checkpoints.loaded import checkpoint_of, model_config_at, open_model
 from pipelines.engine.declaration import Declaration, Places
-from pipelines.engine.errors import UserError
+from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.inputs import Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
@@ -87,17 +87,22 @@ class _Generate:
         loaded = open_model(self.checkpoint, self.setup, self.config.dtype, decodes=True)
         tokenizer = Tokenizer.load(self.tokenizer)
         began = time.monotonic()
-        continued = generate(
-            loaded.model,
-            [[BOS, *tokenizer.encode(prompt)] for prompt in prompts],
-            self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k,
-            top_p=self.config.top_p,
-            seed=self.config.seed,
-            vocab_size=tokenizer.vocab_size,
-            step_boundary=loaded.backend.step_boundary,
-        )
+        try:
+            continued = generate(
+                loaded.model,
+                [[BOS, *tokenizer.encode(prompt)] for prompt in prompts],
+                self.config.max_new_tokens,
+                temperature=self.config.temperature,
+                top_k=self.config.top_k,
+                top_p=self.config.top_p,
+                seed=self.config.seed,
+                vocab_size=tokenizer.vocab_size,
+                step_boundary=loaded.backend.step_boundary,
+            )
+        except ValueError as error:
+            if exit_code(error) is None:
+                raise
+            raise UserError(f"{self.checkpoint}: {error}") from error
         seconds = time.monotonic() - began
         rows = []
         for number, (prompt, tokens) in enumerate(zip(prompts, continued, strict=True)):
@@ -138,7 +143,7 @@ def run(context: Context, config: Config) -> Outcome:
     for source in context.inputs.get("prompts", []):
         for file in source.files:
             try:
-                prompts += documents.lines_of(storage.read_bytes(file.uri))
+                prompts += documents.lines_of(storage.read_bytes(file.pinned))
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{file.uri} is not UTF-8 ({error}); give prompts as UTF-8, one in each line"

@@ -2,8 +2,8 @@
 
 A Hugging Face directory has safetensors, or the older `pytorch_model.bin`. The weights keep their type and every bit.
 The checkpoint is like those of `train_model`: later stages evaluate it, cache its logits, generate text with it and
-train it on. The stage runs in the driver, without Ray. Cost: the files are read twice (once to hash them), and the
-model is held in memory once.
+train it on. The stage runs in the driver, without Ray. Cost: files on this disk are read three times (to hash them, to
+take the tensors, and to see that the hash still holds), and the model is held in memory once.
 """
 
 import json
@@ -21,7 +21,7 @@ from data.manifest import Dataset
 from data.shards import write_file
 from data.tokenizer import Tokenizer
 from model import Gemma2, Gemma2Config, load_gemma_pytorch, load_hf
-from model.hf_weights import config_from_hf
+from model.hf_config import config_from_hf
 from model.weight_files import PICKLED_FILE, PICKLED_INDEX_FILE, read_json
 from pipelines.account.costs import ImportCost
 from pipelines.checkpoints.card_sections import imported_weights
@@ -43,7 +43,7 @@ def belongs(config: Any, name: str) -> bool:
     return "/" not in name and (name in (CONFIG_FILE, MODEL_FILE) or name.endswith(HF_ENDINGS + GOOGLE_ENDINGS))
 
 
-VERSION = 1
+VERSION = 2
 READS = {
     "weights": Read(
         help="Hugging Face directory (safetensors, or pytorch_model.bin), or google's .ckpt (or the directory of a "
@@ -114,7 +114,7 @@ def run(context: Context, config: Config) -> Outcome:
 def _tokenizer_model(context: Context) -> bytes:
     """The tokenizer beside the weights, or the given tokenizer."""
     weights, tokenizers = context.input("weights"), context.inputs.get("tokenizer", [])
-    uris = [file.uri for file in weights.files if file.name == MODEL_FILE] + [
+    uris: list[str] = [file.pinned for file in weights.files if file.name == MODEL_FILE] + [
         uri for tokenizer in tokenizers for uri in tokenizer.uris()
     ]
     if not uris:
@@ -189,11 +189,15 @@ def _sizes(folder: Path, config: Config, names: list[str], weights: str) -> Gemm
 def _local_folder(weights: Input) -> Iterator[Path]:
     """The directory that holds the files; files in a bucket are copied to a temporary directory."""
     if (on_disk := storage.local_path(weights.files[0].uri)) is not None:
-        yield on_disk.parent
+        try:
+            yield on_disk.parent
+        finally:
+            for file in weights.files:  # tensors are read here and there, so nothing was hashed on the way
+                storage.check_pinned(file.pinned)
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in weights.files:
-            storage.download(file.uri, Path(folder) / file.name)
+            storage.download(file.pinned, Path(folder) / file.name)
         yield Path(folder)
 
 

@@ -89,7 +89,7 @@ class _Spread:
     split: Split
 
     def __call__(self, uri: str) -> ShardOutput:
-        return ShardOutput(parts={"_buckets": self.split.part(shards.read_table(uri, schema.TOKENS.names))})
+        return ShardOutput(parts={"_buckets": self.split.part(shards.read_table(uri, schema.TOKENS))})
 
 
 @dataclass(frozen=True)

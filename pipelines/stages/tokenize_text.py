@@ -32,6 +32,7 @@ READS = {
 }
 WRITES = ("tokens",)
 DECLARES = Declaration(cost=TokenizeCost(speed=core_speed(19)))
+COLUMNS = ("id", "text", "source", "masked_spans")
 BATCH_BYTES = 8 << 20
 """Bytes of text that are encoded at a time."""
 SAMPLE_BYTES = 1 << 16
@@ -74,7 +75,7 @@ class _Tokenize:
 
     def __call__(self, uri: str) -> ShardOutput:
         tokenizer = _tokenizer(self.tokenizer_uri, self.tokenizer_sha256)
-        table = shards.read_table(uri, ["id", "text", "source", "masked_spans"])
+        table = shards.read_table(uri, schema.columns_of(schema.TEXT, COLUMNS))
         batches = [self._batch(tokenizer, batch, uri) for batch in _batches(table)]
         tokens = pa.Table.from_batches([batch for batch, _ in batches], schema.TOKENS)
         return ShardOutput(

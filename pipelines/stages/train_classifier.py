@@ -55,7 +55,7 @@ class _Train:
         pairs = [
             pair
             for file in files
-            for pair in classifier.read_labelled(file.uri, file.name, config.text_field, config.label_field)
+            for pair in classifier.read_labelled(file.pinned, file.name, config.text_field, config.label_field)
         ]
         features = classifier.Features(ngrams=config.ngrams, weights=config.weights)
         texts = [text for text, _ in pairs]
@@ -83,7 +83,7 @@ def _throughput(context: Context, files: tuple[ExternalFile, ...], config: Confi
     texts: list[str] = []
     for file in files:
         texts += [
-            text for text, _ in classifier.read_labelled(file.uri, file.name, config.text_field, config.label_field)
+            text for text, _ in classifier.read_labelled(file.pinned, file.name, config.text_field, config.label_field)
         ]
     texts = texts[:2000]
     began = time.perf_counter()

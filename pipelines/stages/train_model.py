@@ -35,7 +35,7 @@ from training.worker.sizes import allowed_workers
 if TYPE_CHECKING:
     from training.log.summary import StepMetrics
 
-VERSION = 3
+VERSION = 4
 READS = {
     "sequences": Read(help="packed rows, one dataset for each source", dataset="sequences", many=True),
     "logits": Read(

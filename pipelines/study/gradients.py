@@ -24,8 +24,8 @@ from pipelines.study.lockstep import weights_uri
 from pipelines.study.sizes import Sizes
 from pipelines.study.teacher import load_teacher
 from pipelines.study.text import COLUMNS, load_text
+from training.checkpoints.digests import weights_hash
 from training.config import DistillConfig
-from training.distill.teacher import weights_hash
 from training.loss import Batch
 
 REDRAWS = 32

@@ -26,7 +26,7 @@ from pipelines.study.scores import curve_point, final_scores
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
 from training.backends.torch_backend import TorchBackend
-from training.distill.teacher import weights_hash
+from training.checkpoints.digests import weights_hash
 from training.loss import LossFunction
 from training.optim import OptimizerState, init_state, step_scalars
 from training.step import train_step

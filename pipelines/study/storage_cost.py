@@ -17,10 +17,11 @@ from pipelines.study.arms import Arm
 from pipelines.study.sizes import Sizes
 from pipelines.study.text import Text
 from training.backends.torch_backend import TorchBackend
+from training.checkpoints.digests import weights_hash
 from training.distill.kind import Kind
 from training.distill.kinds.sample import Sample
 from training.distill.kinds.topk import TopK
-from training.distill.teacher import capture, weights_hash
+from training.distill.teacher import capture
 
 NAME = "bytes.json"
 ROWS = 256

@@ -4,6 +4,7 @@
     device                                          the basis of `--device auto` without an accelerator: cpu and xla
     rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
+    checks                                          the cost of checking what is read against its manifest or hash
     similar                                         what comparing candidates costs deduplicate_text
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from tests.benchmarks import (
     audit_table,
+    checked_reads,
     corpus,
     cost,
     data_speed,
@@ -116,6 +118,7 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "rows": million_rows.rows,
     "tokenize": lambda: with_corpus(tokenize_speed.rows),
     "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
+    "checks": checked_reads.rows,
     "similar": similar.rows,
     "filter": lambda: with_corpus(dedup_speed.filter_rows),
     "memory": lambda: with_corpus(memory.rows),

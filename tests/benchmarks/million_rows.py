@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 
 from data import storage
 from data.loader import SequenceReader, StepLoader
-from data.manifest import Dataset, Manifest, Shard, publish_manifest
+from data.manifest import Dataset, Manifest, Shard, listed, publish_manifest
 from data.order import MixturePhase, Order, SequenceDataset
 from data.schema import LINEAGE, METRICS, SEQUENCES, sequence_hashes
 from data.shards import write_table
@@ -68,7 +68,7 @@ def write_shard(directory: str, shard: int) -> Shard:
     return write_table(directory, f"sequences/{shard:05d}.parquet", table, row_group_rows=GROUP)
 
 
-def write_run(root: str) -> tuple[str, list[str]]:
+def write_run(root: str) -> tuple[str, Sequence[str]]:
     """A finished pack_sequences and a train_model with a lineage of all rows; its reference, and the shards' URIs."""
     packed = storage.join(root, "pack_sequences", "0" * 16)
     shards = tuple(write_shard(packed, shard) for shard in range(SHARDS))
@@ -107,7 +107,7 @@ def write_run(root: str) -> tuple[str, list[str]]:
             state={},
             tables={"lineage": pa.Table.from_arrays(columns, schema=LINEAGE), "metrics": METRICS.empty_table()},
         )
-    return trained, [storage.join(packed, shard.name) for shard in shards]
+    return trained, [listed(packed, shard) for shard in shards]
 
 
 def dataset() -> SequenceDataset:
@@ -123,7 +123,7 @@ def trace_seconds(*words: str) -> tuple[float, str]:
     return time.perf_counter() - began, done.stdout
 
 
-def student_job(uris: list[str], directory: str) -> TrainJob:
+def student_job(uris: Sequence[str], directory: str) -> TrainJob:
     """The demo's student on those rows, 60 steps."""
     model = Gemma2Config(
         vocab_size=8192, d_model=96, layers=2, heads=4, kv_heads=2, head_dim=24, ffw_dim=288, window=64, query_scale=24
@@ -139,7 +139,7 @@ def student_job(uris: list[str], directory: str) -> TrainJob:
     )
 
 
-def trained(uris: list[str], feed: Callable[[TrainJob], Feed]) -> dict[str, float]:
+def trained(uris: Sequence[str], feed: Callable[[TrainJob], Feed]) -> dict[str, float]:
     """The metrics of training the student."""
     with tempfile.TemporaryDirectory() as directory:
         job = student_job(uris, directory)
@@ -169,7 +169,7 @@ def rows() -> Iterator[Row]:
         yield from feed_rows(uris)
 
 
-def seek_seconds(uris: list[str]) -> float:
+def seek_seconds(uris: Sequence[str]) -> float:
     """The slowest of 20 steps of three epochs, each found and loaded without any open file."""
     order = Order([dataset()], PHASES, 16, 0)
     worst = 0.0
@@ -180,7 +180,7 @@ def seek_seconds(uris: list[str]) -> float:
     return worst
 
 
-def feed_rows(uris: list[str]) -> Iterator[Row]:
+def feed_rows(uris: Sequence[str]) -> Iterator[Row]:
     loader = StepLoader(Order([dataset()], PHASES, 16, 0), [SequenceReader(uris, GROUP)])
     began, steps = time.perf_counter(), 2000
     for step in range(steps):

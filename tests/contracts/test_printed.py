@@ -20,7 +20,7 @@ from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
 from tests.contracts.test_layout import modules, relative
 from tests.pipelines.cli.test_plan import finish
-from tests.programs import here
+from tests.programs import here, resealed
 from tests.programs.places import REPOSITORY
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e"
@@ -57,10 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def change(task: Task, name: str, edit: Callable[[dict[str, dict[str, object]]], None]) -> None:
-    path = Path(task.directory, name)
-    document = json.loads(path.read_text()) if path.exists() else {}
-    edit(document)
-    path.write_text(json.dumps(document))
+    resealed.edit(Path(task.directory, name), edit)
 
 
 def rename_datasets(document: dict[str, dict[str, object]]) -> None:

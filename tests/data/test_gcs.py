@@ -5,15 +5,17 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
 import pyarrow as pa
 import pytest
 
-from data import schema, shards, storage
-from data.manifest import Dataset, Manifest, Shard, publish_manifest, read_manifest
+from data import schema, shards, sources, storage
+from data.manifest import Dataset, Manifest, Shard, listed, publish_manifest, read_manifest
 from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
 from model import hf_files
@@ -61,6 +63,43 @@ def manifest(stage: str = "filter_text") -> Manifest:
     return Manifest(
         stage=stage, version=1, fingerprint="0" * 16, config={}, inputs={}, datasets={"text": Dataset(shards=(shard,))}
     )
+
+
+def test_a_pinned_object_is_read_as_it_was_or_refused(bucket: str, tmp_path: Path) -> None:
+    """Each request names the generation, so bytes of another one never arrive."""
+    uri = f"{bucket}/folder/a.jsonl"
+    storage.write_bytes(uri, b'{"text": "before"}\n' * 9)
+    pinned = storage.Pinned(uri, storage.content(uri))
+    reads = (
+        lambda: storage.read_bytes(pinned),
+        lambda: storage.read_range(pinned, 3, 9),
+        lambda: storage.download(pinned, tmp_path / "a"),
+        lambda: [batch.text["text"].to_pylist() for batch in collect_source(pinned)],
+    )
+    before = [read() for read in reads]
+    assert before[3] == [["before"] * 9]
+    storage.write_bytes(uri, b'{"text": "after"}\n' * 9)
+    for read in reads:
+        with pytest.raises(ValueError, match=r"a\.jsonl changed after the run began .that generation is gone"):
+            read()
+    assert b"after" in storage.read_bytes(uri)
+
+
+def test_listed_shards_are_compared_in_a_bucket_too(bucket: str) -> None:
+    table = pa.table({"a": list(range(99)), "b": ["x"] * 99})
+    first, second = (shards.write_table(bucket, f"text/{k}.parquet", table.slice(k, 90)) for k in (0, 1))
+    for columns in (["a"], ["a", "b"]):
+        assert shards.read_table(listed(bucket, first), columns).num_rows == 90
+        for wrong in (replace(second, name=first.name), replace(first, bytes=first.bytes + 9), replace(first, bytes=9)):
+            with pytest.raises(ValueError, match=r"text/0\.parquet is not the file that its manifest lists"):
+                shards.read_table(listed(bucket, wrong), columns)
+        far = replace(first, bytes=1 << 30)
+        with pytest.raises(ValueError, match="its size is not 1,073,741,824 bytes"):
+            shards.read_table(listed(bucket, far), columns)
+
+
+def collect_source(uri: str) -> Iterator[sources.Batch]:
+    return sources.collect("s", [("a.jsonl", uri)], sources.Options(), 1 << 20)
 
 
 def test_bytes_are_written_read_listed_moved_and_removed(bucket: str) -> None:

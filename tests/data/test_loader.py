@@ -270,7 +270,7 @@ def test_files_that_are_not_what_the_manifest_says_are_refused(
     with pytest.raises(ValueError, match=r"row groups of \[4\] rows and its manifest says 8"):
         SequenceReader(sequences[1], 8).read([(0, 0)])
     _, logits_uris = write(tmp_path, "logits", [logits_of(tables[0])])
-    with pytest.raises(ValueError, match=r"no columns \['loss_mask', .*name another dataset"):
+    with pytest.raises(ValueError, match=r"no column tokens, .*name a file of the right table"):
         SequenceReader(logits_uris, ROW_GROUP_ROWS).read([(0, 0)])
     with pytest.raises(FileNotFoundError):
         SequenceReader([str(tmp_path / "none.parquet")], ROW_GROUP_ROWS).read([(0, 0)])

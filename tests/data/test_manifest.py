@@ -122,15 +122,15 @@ def test_two_results_for_one_fingerprint_are_an_error(tmp_path: Path) -> None:
         b"[]",
         b"null",
         b"\xff\xfe",
-        b'{"format": 2}',
+        b'{"format": 1}',
         manifest().to_json().replace(b'"rows"', b'"lines"'),
         manifest().to_json().replace(b'"stage"', b'"step"'),
-        manifest().to_json().replace(b'"format": 1', b'"format": 2'),
+        manifest().to_json().replace(b'"format": 2', b'"format": 3'),
         manifest().to_json()[:200],
     ],
     ids=["empty", "cut", "list", "null", "bytes", "format only", "shard field", "field", "format", "cut later"],
 )
 def test_what_is_no_manifest_is_refused_with_its_place(tmp_path: Path, text: bytes) -> None:
     storage.write_bytes(str(tmp_path / MANIFEST_NAME), text)
-    with pytest.raises(ValueError, match=f"{MANIFEST_NAME} is not a manifest of format 1.* name the directory of a"):
+    with pytest.raises(ValueError, match=f"{MANIFEST_NAME} is not a manifest of format 2.* name the directory of a"):
         read_manifest(str(tmp_path))

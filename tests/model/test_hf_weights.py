@@ -139,6 +139,20 @@ def test_rope_theta_is_read_from_either_place(saved, keys):
         ({"layer_types": ["full_attention", "full_attention"]}, "layer_types"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}}, "rope_type = 'yarn'"),
         ({"rope_theta": 5.0}, "two values of rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
+        ({"rope_scaling": {"factor": 2.0}}, r"rope_scaling\.factor, but Gemma 2 has one rope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, r"rope_parameters\.full_attention, but"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
+        ({"rms_norm_eps": float("inf")}, r"config\.json: norm_eps is inf, but must be a finite number"),
+        ({"attn_logit_softcapping": float("nan")}, "attention_softcap is nan"),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "tensors, and the configuration has 1000000000 layers"),
+        ({"num_hidden_layers": 10**9}, "layer_types that are no list of 1000000000 types"),
+        ({"layer_types": 7}, "layer_types that are no list of 2 types"),
+        ({"hidden_size": 2**31 - 1, "intermediate_size": 2**31 - 1}, "sizes that no tensor can have|has shape"),
+        ({"num_experts": 8}, "num_experts = '8', a key that Gemma 2 does not have"),
+        ({"auto_map": {"AutoModel": "theirs.Model"}}, "auto_map"),
+        ({"hidden_activation": None, "hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"sliding_window": None}, "no 'sliding_window'"),
         ({"num_hidden_layers": 0, "layer_types": None}, "layers is 0"),
         ({"intermediate_size": 64}, r"gate_proj.weight has shape \[128, 64\], not \[64, 64\]"),
@@ -242,3 +256,40 @@ def test_the_padding_rows_of_the_vocabulary_change_only_when_asked(tmp_path):
     assert load_hf(tmp_path / "padded", vocab_size=VOCAB_SIZE).config.vocab_size == VOCAB_SIZE
     with pytest.raises(ValueError, match="rows are changed only between 256000 and 256128"):
         load_hf(tmp_path / "cut", vocab_size=256001)
+
+
+def test_keys_that_change_no_logit_are_ignored(saved):
+    model, directory = saved
+    edit_config(directory, torch_dtype="bfloat16", use_cache=False, num_beams=1, pruned_heads={}, is_decoder=False)
+    assert load_hf(directory).config == model.config
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_quantized_weights_are_refused_by_the_name_of_the_tensor(saved, kind):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(saved[1], lambda tensors: tensors.update({name: tensors[name].to(kind)}))
+    with pytest.raises(ValueError, match=rf"{name} holds {kind}, but weights are float32, bfloat16 or float16"):
+        load_hf(saved[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_tensor(saved, value):
+    edit_tensors(saved[1], lambda tensors: tensors["model.norm.weight"].fill_(value))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds values that are not finite"):
+        load_hf(saved[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", r"config\.json is JSON, but not an object"),
+        ("config.json", "[" * 100_000, r"config\.json is not JSON"),
+        ("model.safetensors.index.json", '{"weight_map": {"model.norm.weight": 1}}', "has no weight_map of tensors"),
+        ("model.safetensors.index.json", '{"weight_map": [1]}', "has no weight_map of tensors"),
+        ("model.safetensors.index.json", "[]", r"index\.json is JSON, but not an object"),
+    ],
+)
+def test_json_of_another_shape_is_refused_by_the_name_of_the_file(saved, name, content, message):
+    (saved[1] / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_hf(saved[1])

@@ -129,3 +129,12 @@ def test_numbers_out_of_range_are_refused(model, change, message):
 
 def test_no_prompts_give_no_texts(model):
     assert generate(model, [], 3) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(temperature):
+    model = lively_model(layers=1)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite after 0 tokens of prompt 0"):
+        generate(model, [[2, 5, 9]], 3, temperature=temperature)

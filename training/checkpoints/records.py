@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
+from data.manifest import ListedUri, Shard
+from data.sealed import seal, unseal
 from training.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 COMMIT_NAME = "COMMIT"
 TABLES_NAME = "TABLES"
 DAMAGED_NAME = "DAMAGED"
@@ -33,7 +35,12 @@ def checkpoint_uri(root: str, step: int) -> str:
 
 
 def read_commit(uri: str) -> dict[str, Any] | None:
-    """The COMMIT of a checkpoint's directory; None if there is none, or if it does not match the files' sizes."""
+    """The COMMIT of a checkpoint's directory; None if there is none, or if it does not match the files' sizes.
+
+    Raises `Damaged` if `uri` is pinned by a manifest (`listed_checkpoint`) that lists another COMMIT.
+    """
+    if isinstance(uri, ListedUri):
+        _check_listed(uri)
     return _valid_commit(uri, dict(storage.list_files(uri)))
 
 
@@ -147,11 +154,14 @@ def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -
     if name not in sizes:
         return None
     try:
-        commit: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, name)))
+        content = storage.read_bytes(storage.join(uri, name))
+        commit: dict[str, Any] = unseal(content, json.loads(content))
         if commit["format"] != FORMAT or f"step-{commit['step']:08d}" != uri.rstrip("/").rpartition("/")[2]:
             return None
         complete = all(
-            sizes.get(name) == file["bytes"] and isinstance(file["sha256"], str)
+            sizes.get(name) == file["bytes"]
+            and isinstance(file["sha256"], str)
+            and (not name.endswith(".safetensors") or isinstance(file["tensors"], dict))
             for name, file in commit["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError):
@@ -160,5 +170,36 @@ def _valid_commit(uri: str, sizes: Mapping[str, int], name: str = COMMIT_NAME) -
 
 
 def encode_record(document: Mapping[str, Any]) -> bytes:
-    """The bytes of state.json, COMMIT or TABLES: the same bytes for the same document."""
+    """The bytes of COMMIT or TABLES, with their own hash: the same bytes for the same document."""
+    return seal(document)
+
+
+def encode_state(document: Mapping[str, Any]) -> bytes:
+    """The bytes of state.json, whose hash is in COMMIT."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def listed_checkpoint(root: str, step: int, files: Mapping[str, Shard]) -> str:
+    """Directory of a checkpoint of a finished run, pinned to the COMMIT among `files` (name -> entry of the manifest).
+
+    Whoever opens the directory then finds that checkpoint or an error, never another one that was put in its place.
+    """
+    uri = checkpoint_uri(root, step)
+    name = f"{root.rstrip('/').rpartition('/')[2]}/{uri.rpartition('/')[2]}/{COMMIT_NAME}"
+    if name not in files:
+        raise Damaged(f"{uri} has no {COMMIT_NAME} in the manifest of its run; give another step, or run it again")
+    return ListedUri(uri, files[name])
+
+
+def _check_listed(uri: ListedUri) -> None:
+    """Raises `Damaged` if the directory's COMMIT is not the one that the manifest lists."""
+    try:
+        sha256 = hashlib.sha256(storage.read_bytes(storage.join(uri, COMMIT_NAME))).hexdigest()
+    except FileNotFoundError:
+        return  # the caller says that there is no checkpoint
+    if sha256 != uri.shard.sha256:
+        raise Damaged(
+            f"{storage.join(uri, COMMIT_NAME)} has sha256 {sha256[:16]}, and the manifest of its run lists "
+            f"{uri.shard.sha256[:16]}: it is damaged, or the checkpoint of another step or run was put there; put the "
+            "run's own back, or run it again"
+        )

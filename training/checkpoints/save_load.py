@@ -4,10 +4,12 @@
     state.json  metrics.parquet  lineage.parquet  COMMIT
 
 Every file is published whole under its name (`data.storage`). `COMMIT` is created last and exclusively, and holds the
-size and sha256 of each file. So a kill at any moment leaves either a complete checkpoint or a directory that readers
-ignore and the next attempt overwrites. The two tables hold the rows since the previous checkpoint. Large models are
-split over several safetensors files, which several workers may write (`training/checkpoints/files.py`). Nothing is ever
-unpickled. Cost: one copy of weights and moments in host memory while saving, shared by the workers that write.
+size and sha256 of each file, and a digest of each tensor in pieces (`training/checkpoints/digests.py`). The manifest of
+a finished run lists the sha256 of COMMIT itself, and readers compare it. So a kill at any moment leaves either a
+complete checkpoint or a directory that readers ignore and the next attempt overwrites. The two tables hold the rows
+since the previous checkpoint. Large models are split over several safetensors files, which several workers may write
+(`training/checkpoints/files.py`). Nothing is ever unpickled. Cost: one copy of weights and moments in host memory while
+saving, shared by the workers that write.
 
 A checkpoint that is no longer kept (`training/checkpoints/retention.py`) loses its tensors and keeps its tables, which
 `TABLES` then lists instead of COMMIT. An interim checkpoint, saved because the run was asked to stop, is marked in
@@ -29,6 +31,7 @@ from data.absent import with_absent
 from data.changes import Changes
 from data.shards import parquet_bytes
 from model import Gemma2Config
+from training.checkpoints.digests import tensor_digest, weights_sha256
 from training.checkpoints.files import (
     FIRST_PREFIX,
     LOSS_NAME,
@@ -47,6 +50,7 @@ from training.checkpoints.records import (
     Damaged,
     checkpoint_uri,
     encode_record,
+    encode_state,
     entry_of,
     list_checkpoints,
     parse_state,
@@ -82,6 +86,8 @@ class Checkpoint:
     """Rows since the previous regular checkpoint, by kind ("metrics", "lineage")."""
     interim: bool = False
     """Whether the next regular checkpoint replaces this one."""
+    weights_sha256: str = ""
+    """Hash of names, types, shapes and values of the weights, from the digests in COMMIT."""
 
 
 def save_checkpoint(
@@ -115,21 +121,22 @@ def save_checkpoint(
 
     files: dict[str, dict[str, Any]] = {}
 
-    def write(name: str, data: bytes) -> None:
+    def write(name: str, data: bytes, **also: Any) -> None:
         changes.write(storage.join(uri, name), data)
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **also}
 
     tensors = _by_file_names(weights, optimizer)
     sizes = writer.sizes or {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     for name, members in writer.files(sizes):
         shard = {member.partition("/")[2]: tensors[member].detach().contiguous() for member in members}
-        write(name, safetensors.torch.save(shard, metadata=None if name.startswith("optimizer") else {"format": "pt"}))
+        data = safetensors.torch.save(shard, metadata=None if name.startswith("optimizer") else {"format": "pt"})
+        write(name, data, tensors={member: tensor_digest(tensor) for member, tensor in shard.items()})
     if writer.rank > 0:
         leave_note(changes, uri, writer, files)
         return uri
     for name, table in tables.items():
         write(f"{name}.parquet", parquet_bytes(table))
-    write(STATE_NAME, encode_record(state))
+    write(STATE_NAME, encode_state(state))
     if writer.count > 1:
         files |= collect_notes(uri, writer)
         remove_notes(changes, uri)
@@ -194,6 +201,14 @@ def load_checkpoint(uri: str, *, with_optimizer: bool = True) -> Checkpoint:
             if name.endswith(".parquet")
         },
         interim=bool(commit.get("interim")),
+        weights_sha256=weights_sha256(
+            {
+                member: digest
+                for name, file in commit["files"].items()
+                if name.startswith("model") and name.endswith(".safetensors")
+                for member, digest in file["tensors"].items()
+            }
+        ),
     )
 
 

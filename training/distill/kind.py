@@ -145,6 +145,10 @@ def check_number(name: str, value: int) -> None:
         raise UserError(f"{name} is {value}; allowed are 1 to 65535 (default: 50)")
 
 
+class NotFiniteError(UserError):
+    """Logits that are not finite; a stage adds the name of the checkpoint."""
+
+
 def check_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
-        raise UserError("the teacher's logits are not finite; check the teacher's weights")
+        raise NotFiniteError("the teacher's logits are not finite; check the teacher's weights")

@@ -6,7 +6,6 @@ while the device computes the next batch. training/distill/kinds/ has what each 
 Shapes: P positions, R positions of a batch, D model, V vocabulary.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -87,16 +86,6 @@ def map_logits(
         results.append(work(capped_logits(model, hidden_RD.index_select(0, chunk["index"])), chunk))
         backend.step_boundary()
     return results
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values of all weights; `capture` takes it as `teacher_hash`."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

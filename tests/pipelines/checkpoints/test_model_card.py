@@ -11,6 +11,7 @@ from model import gemma2_tiny
 from pipelines.checkpoints.model_card import Exported, ancestry, model_card
 from pipelines.engine.inputs import Input
 from pipelines.engine.task import future_input
+from tests.programs import resealed
 from tests.programs.fake_runs import FakeRuns, whole_path
 
 EXPORTED = Exported(
@@ -99,9 +100,15 @@ def test_runs_are_found_beside_their_reader_too(runs: FakeRuns, tmp_path: Path) 
     assert model_card(EXPORTED, checkpoint(runs), 40, [], str(elsewhere)) == card(runs)
 
 
+def falsify(document: dict[str, Any]) -> None:
+    for dataset in document["datasets"].values():
+        for shard in dataset["shards"]:
+            shard["sha256"] = "1" * 64
+
+
 def test_a_run_of_other_bytes_is_refused(runs: FakeRuns) -> None:
     manifest = Path(runs.tasks["pack"].directory) / "_MANIFEST.json"
-    manifest.write_text(manifest.read_text().replace("0" * 64, "1" * 64))
+    resealed.edit(manifest, falsify)
     with pytest.raises(ValueError, match=r"got other bytes of .*the same config was run on another set-up"):
         card(runs)
 
@@ -121,7 +128,6 @@ def test_the_card_of_imported_weights_says_that_they_were_imported(runs: FakeRun
     made: dict[str, Any] = {"checkpoints": dataclasses.replace(checkpoint(runs).data, facts={"steps": [0]})}
     task = runs.finish("import", "import_model", made)
     directory = Path(task.directory)
-    text = (directory / "_MANIFEST.json").read_text()
-    recorded = '"inputs": {"weights": [{"content": "content:abc", "reference": "content:abc"}]}'
-    (directory / "_MANIFEST.json").write_text(text.replace('"inputs": {}', recorded))
+    recorded = {"weights": [{"content": "content:abc", "reference": "content:abc"}]}
+    resealed.edit(directory / "_MANIFEST.json", lambda document: document.update(inputs=recorded))
     assert "Imported, not trained here: files `content:abc`" in card(runs, model="import", step=0)

@@ -13,7 +13,8 @@ import pytest
 
 from data import sources
 from data.errors import UserError
-from model.hf_weights import config_from_hf
+from data.sealed import seal
+from model.hf_config import config_from_hf
 from pipelines import __main__
 from pipelines.checkpoints.loaded import model_config_at
 from pipelines.checkpoints.trained_run import open_run
@@ -233,5 +234,5 @@ def committed(folder: Path, state: bytes, file: object = None) -> str:
     (checkpoint / "state.json").write_bytes(state)
     right = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
     files = {"state.json": right if file is None else file}
-    (checkpoint / "COMMIT").write_text(json.dumps({"format": 1, "step": 1, "files": files}))
+    (checkpoint / "COMMIT").write_bytes(seal({"format": 2, "step": 1, "files": files}))
     return str(checkpoint)

@@ -13,7 +13,7 @@ from pipelines.engine.task import Task
 from pipelines.recipes import registry as recipes
 from pipelines.recipes.recipe import tasks_of
 from tests.pipelines.cli.test_plan import finish
-from tests.programs import here
+from tests.programs import here, resealed
 
 COMMANDS = (["list", "--runs"], ["status"], ["plan", "smoke"], ["account", "smoke"])
 CONTENTS = (b"", b"\xff\xfe\x00", b"[]", b"{}", b"null", b"[" * 100_000, b'{"format": 1', b'{"config": 3}')
@@ -82,8 +82,8 @@ WRONG = (
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_manifest_with_a_value_of_another_type_is_refused(tasks: dict[str, Task], name: str, value: Any) -> None:
     path = Path(tasks["collect"].directory, MANIFEST_NAME)
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    with pytest.raises(UserError, match=f"{MANIFEST_NAME} is not a manifest of format 1"):
+    resealed.edit(path, lambda document: document.update({name: value}))
+    with pytest.raises(UserError, match=f"{MANIFEST_NAME} is not a manifest of format 2"):
         read_manifest(tasks["collect"].directory)
 
 
@@ -109,7 +109,7 @@ def test_a_manifest_of_another_stage_in_a_folder_is_refused(tasks: dict[str, Tas
     """Its fingerprint was written into it."""
     path = Path(tasks["collect"].directory, MANIFEST_NAME)
     document = json.loads(Path(tasks["filter"].directory, MANIFEST_NAME).read_text())
-    path.write_text(json.dumps({**document, "fingerprint": tasks["collect"].fingerprint}))
+    resealed.edit(path, lambda written: written.update(document, fingerprint=tasks["collect"].fingerprint))
     message = (
         "got a manifest of the stage 'filter_text' in .*, the folder of a run of 'collect_text'; remove the folder"
     )

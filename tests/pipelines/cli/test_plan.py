@@ -20,6 +20,7 @@ from pipelines.recipes.recipe import Output, Recipe, Step, last_run, save_recipe
 from pipelines.recipes.registry import load
 from pipelines.report.words import size
 from pipelines.stages import collect_text, deduplicate_text, filter_text
+from tests.programs import resealed
 from tests.programs.places import REPOSITORY
 
 
@@ -225,15 +226,13 @@ def test_a_run_of_a_stage_alone_from_before_fingerprints_changed_is_explained(re
     old = made_before(task)
     finish(task)
     present = Path(task.directory)
-    manifest = json.loads((present / "_MANIFEST.json").read_text())
-    del manifest["writer"]
-    manifest["fingerprint"] = str(old["fingerprint"])
-    (present / "_MANIFEST.json").write_text(json.dumps(manifest))
-    present.rename(present.with_name(manifest["fingerprint"]))
+    before = {"writer": None, "fingerprint": str(old["fingerprint"])}
+    resealed.edit(present / "_MANIFEST.json", lambda manifest: manifest.update(before))
+    present.rename(present.with_name(str(old["fingerprint"])))
     text = "\n".join(plan_lines({"collect_text": task}, last_of_stage(task)))
     assert "because its fingerprint is made differently (see the note)" in text
     assert text.count("note: ") == 1
-    reference = f"collect_text/{manifest['fingerprint']}"
+    reference = f"collect_text/{old['fingerprint']}"
     read = filter_text.READS["text"]
     (resolved,) = resolve_texts(read, filter_text.Config(), [reference], str(root))
     assert resolved.reference == f"{reference}:text", "the old run is an input as before"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from data.manifest import Manifest
 from data.tokenizer import train_tokenizer
 from infra.ray_session import RaySession
 from model import PAPER_VOCAB_SIZE, VOCAB_SIZE, Gemma2, gemma2_tiny, load_hf, save_hf
-from pipelines.checkpoints.loaded import check_same_tokenizer, checkpoint_of, open_model
+from pipelines.checkpoints.loaded import check_same_tokenizer, checkpoint_of, model_config_at, open_model
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
 from pipelines.engine.stage import load_stage
@@ -22,6 +23,7 @@ from pipelines.engine.task import Task, future_input, resolve_inputs
 from pipelines.stages import export_model, import_model
 from tests.model.test_google_weights import Malicious, google_layout
 from tests.programs.reference import lively_model, random_tokens
+from training.checkpoints.save_load import check_same_model, load_checkpoint
 from training.setup import Setup
 
 TOKENIZER = train_tokenizer([f"{word} {word[::-1]}. " * 9 for word in Path(__file__).read_text().split()], 1024)
@@ -308,3 +310,41 @@ def test_transformers_reads_what_was_exported(stages: Stages, tmp_path: Path) ->
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1, 0)
     (out / "tokenizer.json").unlink()  # what others write: the SentencePiece model alone
     assert AutoTokenizer.from_pretrained(out)(text).input_ids == tokenizer(text).input_ids
+
+
+def test_another_runs_step_put_in_place_is_refused_by_name(stages: Stages, tmp_path: Path) -> None:
+    """Its COMMIT fits its files, but it is not the COMMIT of the manifest."""
+    first, second = (stages.bring_in(write_hf(tmp_path / str(n), lively_model(layers=n))) for n in (1, 2))
+    aside = tmp_path / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+    message = rf"{first}/COMMIT has sha256 \w+, and the manifest of its run lists \w+: it is damaged, or the checkpoint"
+    with pytest.raises(ValueError, match=message):
+        stages.take_out(first)
+    checkpoint = stages.task(
+        "export_model", export_model.Config(), checkpoint=first.parents[1], tokenizer=first.parents[1]
+    ).inputs["checkpoint"][0]
+    uri = checkpoint_of(checkpoint)
+    for opened in (
+        lambda: open_model(uri, Setup(device="cpu")),
+        lambda: model_config_at(uri),
+        lambda: load_checkpoint(uri),
+        lambda: check_same_model(uri, gemma2_tiny()),
+        lambda: open_model(pickle.loads(pickle.dumps(uri)), Setup(device="cpu")),  # as a worker gets it
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened()
+
+
+def test_weights_that_change_after_their_fingerprint_are_refused(stages: Stages, tmp_path: Path) -> None:
+    given = write_hf(tmp_path / "hf", lively_model(layers=1))
+    task = stages.task("import_model", import_model.Config(), weights=given)
+    save_hf(lively_model(layers=1, norm_eps=1e-5), tmp_path / "other")
+    for name in ("config.json", "model.safetensors"):
+        before = (given / name).read_bytes()
+        (given / name).write_bytes((tmp_path / "other" / name).read_bytes()[:-1] + b"\n")
+        with pytest.raises(ValueError, match=rf"{name} changed after the run began"):
+            run_task(task, Resources(), RaySession(), lambda _: None)
+        (given / name).write_bytes(before)
+    assert not list(stages.root.glob("import_model/*/_MANIFEST.json"))

@@ -1,5 +1,6 @@
 """Whatever the files decide is refused before Ray starts."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from data.manifest import Dataset, Manifest, Shard, publish_manifest
 from data.tokenizer import Tokenizer, train_tokenizer
 from infra.ray_session import RaySession
 from model import gemma2_tiny
+from pipelines.checkpoints.loaded import committed_files
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import run_task
 from pipelines.engine.stage import load_stage
@@ -40,15 +42,17 @@ class Root:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def publish(self, stage: str, fingerprint: str, datasets: dict[str, Any], config: Any = None) -> str:
-        shard = Shard(name="unread", rows=8, bytes=1, tokens=512, sha256="0" * 64)
+    def publish(
+        self, stage: str, fingerprint: str, datasets: dict[str, Any], config: Any = None, shards: Sequence[Shard] = ()
+    ) -> str:
+        unread = Shard(name="unread", rows=8, bytes=1, tokens=512, sha256="0" * 64)
         manifest = Manifest(
             stage=stage,
             version=1,
             fingerprint=fingerprint * 16,
             config=config or {},
             inputs={},
-            datasets={name: Dataset(shards=(shard,), facts=facts) for name, facts in datasets.items()},
+            datasets={name: Dataset(shards=(unread, *shards), facts=facts) for name, facts in datasets.items()},
             tokenizer_sha256=SHA256,
         )
         publish_manifest(str(self.directory / stage / (fingerprint * 16)), manifest)
@@ -62,16 +66,18 @@ class Root:
     def checkpoint(self, vocab_size: int = 1024, **identity: Any) -> str:
         sizes = replace(SIZES, vocab_size=vocab_size)
         state = {"step": 0, "tokens_seen": 0, "identity": {"config": {"model": asdict(sizes)}, **identity}}
-        reference = self.publish("import_model", "b", {"checkpoints": {"steps": [0], "vocab_size": 1024}})
+        directory = self.directory / "import_model" / ("b" * 16)
         save_checkpoint(
-            str(self.directory / reference / "checkpoints"),
+            str(directory / "checkpoints"),
             step=0,
             weights=lively_model(sizes).state_dict(),
             optimizer=None,
             state=state,
             tables={},
         )
-        return reference
+        files, steps = committed_files(str(directory))
+        facts = {"steps": steps, "vocab_size": 1024}
+        return self.publish("import_model", "b", {"checkpoints": facts}, shards=files["checkpoints"])
 
     def logits(self, sequences: str) -> str:
         codec = asdict(CodecSpec(vocab_size=1024, estimator="sample", draws=50))

@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from model import Gemma2, gemma2_tiny
 from training.backends.torch_backend import TorchBackend
+from training.checkpoints.digests import weights_hash
 from training.distill.audit import tally
 from training.distill.kinds.sample import Sample, sample_teacher
-from training.distill.teacher import capture, weights_hash
+from training.distill.teacher import capture
 from training.evaluation import evaluate
 
 
