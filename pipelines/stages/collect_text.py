@@ -21,7 +21,7 @@ from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 4
+VERSION = 5
 WRITER = shards.WRITER
 WRITES = ("text", "rejects")
 DECLARES = Declaration(

@@ -5,6 +5,7 @@
     rows                                            a million packed rows: traced, sought, loaded, waited for
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
     similar                                         what comparing candidates costs deduplicate_text
+    extraction                                      articles of web pages: recall, navigation, speed (web_pages.py)
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
 Without a PART, all parts run: about half an hour on two cores. The train step on a GPU is
@@ -33,6 +34,7 @@ from tests.benchmarks import (
     dedup_speed,
     device_rule,
     distill_speed,
+    extraction,
     logits_cost,
     manifest_size,
     memory,
@@ -117,6 +119,7 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "tokenize": lambda: with_corpus(tokenize_speed.rows),
     "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
     "similar": similar.rows,
+    "extraction": lambda: with_corpus(extraction.rows),
     "filter": lambda: with_corpus(dedup_speed.filter_rows),
     "memory": lambda: with_corpus(memory.rows),
     "manifests": manifest_size.rows,
