@@ -39,6 +39,7 @@ _LINK_LISTS = _LISTS | frozenset(_names("div section form center"))
 _UNSEEN = frozenset(_names("script style noscript template iframe svg select textarea button"))
 _ROLES = frozenset(_names("navigation banner contentinfo search complementary menu menubar toolbar dialog alertdialog"))
 _HOLDS_BLOCKS = ", ".join(sorted(_LISTS | _SECTIONS - {"body", "font", "figure", "blockquote", "address"}))
+_HEADINGS = "h1, h2, h3, h4, h5, h6"
 _MARKS = frozenset("\u00b6#\u00a7")
 """texts of a link from a heading to itself"""
 _SEPARATORS = "[]()|<>\u00b7\u2022\u00bb\u00ab"
@@ -47,8 +48,7 @@ _AROUND = re.compile(
     r"(?:^|[\s_-])(?:nav(?:bar|header|footer|igation|igate|links?)?|doc-?nav|(?:top|main|sub|side|foot)-?(?:nav|menu)|menus?"
     r"|bread-?crumbs?|(?:site|page|global|main|top)[_-]?(?:head|foot)(?:er)?|footer|masthead|toolbar|tool-?box"
     r"|cookies?|consent|copyright|legal|social|share(?:s|r|daddy|-?bar|-?links)?|sharing|newsletter|subscribe|sign-?(?:in|up)"
-    r"|log-?in|related|recommend(?:ed|ations?)|popular|trending|most-?(?:read|viewed|popular)|promos?|sponsor(?:ed)?"
-    r"|ads?|advert(?:s|isements?|ising)?|banner|pagination|pager|pop-?up|modal|skip-?links?|search-?(?:form|box|bar)?)"
+    r"|log-?in|ads?|advert(?:s|isements?|ising)?|pagination|pager|pop-?up|modal|skip-?links?|search-?(?:form|box|bar)?)"
     r"(?:$|[\s_-])",
     re.IGNORECASE,
 )
@@ -76,7 +76,7 @@ class _Block:
         self.letters = self.link_letters = self.links = 0
         """characters of text, those in links, and number of links"""
         self.gone = False
-        self.inside = parent is not None and (parent.inside or parent.tag in ("main", "article"))
+        self.inside: bool = parent is not None and (parent.inside or parent.tag in ("main", "article"))
         """whether it is inside <main> or <article>"""
 
     @property
@@ -130,11 +130,10 @@ def _leave_article(body: Any) -> None:
 
 def _root(blocks: list[_Block], total: int) -> _Block | None:
     """The element that is the page's content by its kind, if there is one."""
-    for is_root in (
-        lambda block: block.tag == "main" or block.element.getattr("role") == "main",
-        lambda block: block.tag == "article",
-    ):
-        found = [block for block in blocks if not block.inside and is_root(block)]
+    for kind in ("main", "article"):
+        found = [
+            block for block in blocks if not block.inside and kind in (block.tag, block.element.getattr("role") or "")
+        ]
         if len(found) == 1 and found[0].prose >= MAIN_SHARE * total > 0:
             return found[0]
     return None
@@ -198,7 +197,7 @@ def _is_around(block: _Block, total: int) -> bool:
         return True
     if _is_hidden(element):
         return True
-    names = f"{element.getattr('class') or ''} {element.getattr('id') or ''}".strip()
+    names = _names_of(element)
     named_article = bool(names and _ARTICLE.search(names))
     if tag in ("footer", "header", "aside") or role in _ROLES:
         if block.titled:
@@ -209,6 +208,14 @@ def _is_around(block: _Block, total: int) -> bool:
     if names and _BESIDE.search(names) and not block.titled:
         return not block.inside and not named_article and block.link_share > FEW_LINKS
     return tag in _LINK_LISTS and not block.inside and _is_link_list(block)
+
+
+def _names_of(element: Any) -> str:
+    """The class of an element, and its id if that is not made from a heading inside."""
+    names, id = element.getattr("class") or "", element.getattr("id") or ""
+    if not id or ((_AROUND.search(id) or _BESIDE.search(id)) and element.query_selector(_HEADINGS) is not None):
+        return str(names)
+    return f"{names} {id}"
 
 
 def _is_hidden(element: Any) -> bool:

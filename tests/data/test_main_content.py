@@ -40,6 +40,8 @@ def text(page: str, article: bool = True) -> str:
         ("<pre>def f():\n    return 1\n\nf()</pre>", "def f():\n    return 1\n\nf()"),
         ("<details><summary>More</summary>hidden at first</details>", "More\nhidden at first"),
         ("<div class=sidebar><p>A box of the text, without links.</p></div>", "A box of the text, without links."),
+        ("<div class=section id=menus><h3>Menus</h3><p>How they work.</p></div>", "How they work."),
+        ("<section id=copyright><h2>Copyright</h2><p>Who may copy.</p></section>", "Who may copy."),
         ("<table><tr><td><pre>if a:\n  b</pre></td></tr></table>", "if a:\n  b"),
     ],
 )
