@@ -14,8 +14,8 @@ def documents(content: bytes, text_field: str) -> list[bytes] | None:
         value = json.loads(content.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError):  # ValueError: also not UTF-8, and endless integers
         return None
-    found = value if isinstance(value, list) else _inside(value, text_field)
-    return [json.dumps(document).encode() for document in found]
+    entries = value if isinstance(value, list) else _inside(value, text_field)
+    return [json.dumps(document).encode() for document in entries]
 
 
 def _inside(value: Any, text_field: str) -> list[Any]:

@@ -131,11 +131,11 @@ def _leave_article(body: Any) -> None:
 def _root(blocks: list[_Block], total: int) -> _Block | None:
     """The element that is the page's content by its kind, if there is one."""
     for kind in ("main", "article"):
-        found = [
+        roots = [
             block for block in blocks if not block.inside and kind in (block.tag, block.element.getattr("role") or "")
         ]
-        if len(found) == 1 and found[0].prose >= MAIN_SHARE * total > 0:
-            return found[0]
+        if len(roots) == 1 and roots[0].prose >= MAIN_SHARE * total > 0:
+            return roots[0]
     return None
 
 

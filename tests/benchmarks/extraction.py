@@ -52,22 +52,22 @@ EXTRACTORS: dict[str, Callable[[str], str]] = {
 
 def figures(page: Page, text: str) -> dict[str, float]:
     """The figures of one page and its text."""
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     kept = web_pages.tokens(text)
     line = " ".join(text.split())
     if page.article is not None:
-        found["recall"] = (page.article & kept).total() / page.article.total()
+        shares["recall"] = (page.article & kept).total() / page.article.total()
     elif page.phrases:
-        found["recall"] = mean(phrase in line for phrase in page.phrases)
+        shares["recall"] = mean(phrase in line for phrase in page.phrases)
     if page.article is not None and page.around:
-        found["navigation"] = (page.around & (kept - page.article)).total() / page.around.total()
+        shares["navigation"] = (page.around & (kept - page.article)).total() / page.around.total()
     elif page.unwanted:
-        found["navigation"] = mean(phrase in line for phrase in page.unwanted)
+        shares["navigation"] = mean(phrase in line for phrase in page.unwanted)
     if page.code:
-        found["code"] = mean(_has_code(text, code) for code in page.code)
+        shares["code"] = mean(_has_code(text, code) for code in page.code)
     if page.tables:
-        found["tables"] = mean(_has_cells(kept, cells) for cells in page.tables)
-    return found
+        shares["tables"] = mean(_has_cells(kept, cells) for cells in page.tables)
+    return shares
 
 
 def _has_code(text: str, code: str) -> bool:
@@ -118,8 +118,8 @@ def table(half: str) -> Iterator[str]:
     result = measured(pages, half)
     for family in dict.fromkeys(["all", *(page.family for page in pages)]):
         for name, families in result.items():
-            if found := families.get(family):
-                cells = (f"{mean(found[key]):.3f}" if key in found else "" for key in COLUMNS)
+            if shares := families.get(family):
+                cells = (f"{mean(shares[key]):.3f}" if key in shares else "" for key in COLUMNS)
                 yield f"| {family} | {name} | {' | '.join(cells)} |"
 
 

@@ -170,16 +170,16 @@ def _pages(package: Package, folder: Path) -> Iterator[Page]:
     if package.name == "trafilatura":
         yield from _asserted(folder)
         return
-    found = sorted(
+    paths = sorted(
         path for path in folder.rglob("*.html") if path.is_file() and fnmatch.fnmatch(str(path), package.pages)
     )
     if package.registry != "deb":
-        for path in found:
+        for path in paths:
             yield from _expected(package, path)
         return
-    found.sort(key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    paths.sort(key=lambda path: hashlib.sha256(path.name.encode()).digest())
     taken = 0
-    for path in found:
+    for path in paths:
         page = _manual(package, path)
         if page.article is not None and page.article.total() >= LEAST_TOKENS and page.around:
             yield page
