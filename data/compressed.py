@@ -113,3 +113,24 @@ class _ZstdStream(io.RawIOBase):
         count = min(len(buffer), len(self.content))
         buffer[:count], self.content = self.content[:count], self.content[count:]
         return count
+
+
+_MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF",
+    b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
+}  # fmt: skip
+_COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
+
+
+def refuse_other_kind(name: str, beginning: bytes) -> None:
+    """Raises UserError if the first bytes of a file with JSON are those of another format than its name says."""
+    allowed = _COMPRESSED.get(name[name.rfind(".") :].lower())
+    for magic, kind in _MAGIC.items():
+        if beginning.startswith(magic) and magic != allowed:
+            raise UserError(
+                f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with "
+                f"--exclude"
+            )
+    if allowed is not None and beginning and not beginning.startswith(allowed):
+        raise UserError(
+            f"{name} is not compressed as its name says; give it its right name, or leave it out with --exclude"
+        )

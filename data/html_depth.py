@@ -66,9 +66,10 @@ def depth(content: bytes, enough: int) -> int:
             page.close(name)
             continue
         page.open(name, content[place - 2 : place] == b"/>")
-        deepest = max(deepest, page.depth)
-        if deepest > enough:
-            break
+        if page.depth > deepest:
+            deepest = page.depth
+            if deepest > enough:
+                break
         if name in _RAW and page.foreign < 0:
             lower = lower or content.lower()
             place = lower.find(b"</" + name, place)
@@ -100,6 +101,8 @@ class _Page:
     @property
     def foreign(self) -> int:
         """Place of the <svg> or <math> that the next tag belongs to; -1: none."""
+        if not self.places.get(b"svg") and not self.places.get(b"math"):
+            return -1
         outer = max(map(self._last, _INTEGRATE))
         return next((place for root in (b"svg", b"math") for place in self.places.get(root, ()) if place > outer), -1)
 
@@ -140,7 +143,8 @@ class _Page:
 
     def close(self, name: bytes) -> None:
         last = self._last(name)
-        if 0 <= self.foreign < (inside := self._last(b":" + name)):
+        foreign = self.foreign
+        if foreign >= 0 and foreign < (inside := self._last(b":" + name)):
             self._pop_to(inside)
             return
         if name in _FORMATS:

@@ -1,4 +1,4 @@
-"""Raw files -> documents and rejects: JSONL (plain, .gz, .zst), Parquet, web archives, and any other file as one text.
+"""Raw files -> documents and rejects: JSON, JSON lines, Parquet, web archives, HTML, and any other file as one text.
 
 Each file is read once, one record at a time, and records leave in batches, so memory does not grow with the files. A
 record that cannot be read becomes a reject with a reason. A file that is damaged, or is not of the kind that its name
@@ -14,7 +14,7 @@ from typing import Any
 import ftfy
 import pyarrow as pa
 
-from data import compressed, schema, shards, storage, web
+from data import compressed, json_file, schema, shards, storage, web
 from data.documents import json_text, rows_of, take_field
 from data.errors import UserError
 
@@ -40,10 +40,6 @@ MOJIBAKE = ftfy.TextFixerConfig(
     explain=False,
 )
 """ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
-COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
-MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF",
-    b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +136,10 @@ def _records(name: str, uri: str, options: Options) -> Iterator[Record | Reject 
     kind = name.lower()
     for suffix in compressed.SUFFIXES:
         kind = kind.removesuffix(suffix)
-    if kind.endswith(JSONL_SUFFIXES):
+    if kind.endswith(".json") and (documents := _documents(name, uri, options)) is not None:
+        for offset, line in enumerate(documents):
+            yield _parse_line(line, offset, options)
+    elif kind.endswith(JSONL_SUFFIXES):
         yield from _read_jsonl(name, uri, options)
     elif name.lower().endswith(".parquet"):
         yield from _read_parquet(name, uri, options)
@@ -163,6 +162,20 @@ def _looks_like_json_lines(name: str, uri: str) -> bool:
         return line.startswith(b"{") and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _documents(name: str, uri: str, options: Options) -> list[bytes] | None:
+    """The documents of a file that is one JSON value, not longer than a document may be. None for other files."""
+    if _looks_like_json_lines(name, uri):
+        lines = (line for line, _ in _lines(name, uri, 1) if line.strip())
+        if next(lines, None) is not None and next(lines, None) is not None:
+            return None
+    with storage.open_input(uri) as raw:
+        try:
+            content = compressed.open_stream(name, raw).read(options.max_document_bytes + 1)
+        except compressed.BROKEN:
+            return None
+    return None if len(content) > options.max_document_bytes else json_file.documents(content, options.text_field)
 
 
 def _what_is_wrong(name: str, uri: str, options: Options) -> str:
@@ -248,7 +261,8 @@ def _too_long(offset: int, start: bytes, most_bytes: int) -> Reject:
 
 def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reject]:
     """One JSON object a line. Blank lines are skipped."""
-    _refuse_magic(name, uri, allowed=COMPRESSED.get(name[name.rfind(".") :].lower()))
+    with storage.open_input(uri) as file:
+        compressed.refuse_other_kind(name, file.read(8))
     objects = 0
     bad: list[Reject] = []
     for offset, (line, length) in enumerate(_lines(name, uri, options.max_document_bytes)):
@@ -382,18 +396,3 @@ def _decode(data: bytes) -> tuple[str, str]:
         return data.decode("utf-8"), ""
     except UnicodeDecodeError as error:
         return "", str(error)
-
-
-def _refuse_magic(name: str, uri: str, allowed: bytes | None) -> None:
-    with storage.open_input(uri) as file:
-        beginning = file.read(8)
-    for magic, kind in MAGIC.items():
-        if beginning.startswith(magic) and magic != allowed:
-            raise UserError(
-                f"{name} is named JSON lines and is a {kind} file; give it its right name, or leave it out with "
-                f"--exclude"
-            )
-    if allowed is not None and beginning and not beginning.startswith(allowed):
-        raise UserError(
-            f"{name} is not compressed as its name says; give it its right name, or leave it out with --exclude"
-        )

@@ -1,4 +1,4 @@
-"""Web archives -> text: WARC responses (HTML by resiliparse's extraction, or plain text) and WET conversions.
+"""Web archives -> text: WARC responses (HTML without what is around its article, or plain text) and WET conversions.
 
 Records are read one at a time, up to a largest size. Bytes are decoded as browsers do it (data/encoding.py). Broken
 characters become U+FFFD and are counted, and a page with too many of them is no document. Cost: about 10 MB/s of HTML
@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from data import encoding, html_depth
+from data import encoding, html_depth, main_content
 from data.compressed import Expansion
 from data.errors import UserError
 
@@ -37,7 +36,7 @@ class Page:
     metadata: dict[str, Any]
 
 
-def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) -> Iterator[Page | None]:
+def read_pages(name: str, raw: BinaryIO, most_bytes: int, article: bool) -> Iterator[Page | None]:
     """A page for each response and conversion, in order. None for a record of another kind (request, metadata).
 
     Raises UserError if a record is cut or the file is not an archive, OSError if it cannot be read.
@@ -52,7 +51,7 @@ def read_pages(name: str, raw: BinaryIO, most_bytes: int, main_content: bool) ->
         expansion.add(len(content))
         if len(content) <= most_bytes and declared.isdigit() and not _is_whole(record, content):
             raise UserError(f"{name} is cut or damaged inside record {record.record_id or '?'}")
-        yield _page(record, content, most_bytes, main_content)
+        yield _page(record, content, most_bytes, article)
 
 
 def _is_whole(record: WarcRecord, content: bytes) -> bool:
@@ -63,7 +62,7 @@ def _is_whole(record: WarcRecord, content: bytes) -> bool:
     return encoded or len(content) >= record.content_length
 
 
-def _page(record: WarcRecord, content: bytes, most_bytes: int, main_content: bool) -> Page:
+def _page(record: WarcRecord, content: bytes, most_bytes: int, article: bool) -> Page:
     kind = (record.http_content_type or "").lower() if record.http_headers is not None else "text/plain"
     status = record.http_headers.status_code if record.http_headers is not None else None
     metadata = {
@@ -85,7 +84,7 @@ def _page(record: WarcRecord, content: bytes, most_bytes: int, main_content: boo
     if kind not in (*MARKUP, "text/plain"):
         return reject("not_text", f"content type {kind or 'not given'}")
     charset = encoding.charset_of(record.http_headers.get("Content-Type") or "") if record.http_headers else "utf-8"
-    outcome = text_of(content, charset, main_content) if kind in MARKUP else plain_text(content, charset)
+    outcome = text_of(content, charset, article) if kind in MARKUP else plain_text(content, charset)
     return replace(outcome, metadata=metadata | outcome.metadata, content=content[:4096] if outcome.reason else b"")
 
 
@@ -95,12 +94,12 @@ def plain_text(content: bytes, charset: str = "") -> Page:
     return _checked(decoded.text, decoded.encoding)
 
 
-def text_of(content: bytes, charset: str, main_content: bool) -> Page:
-    """The text of a page of HTML, whose header declares `charset`."""
+def text_of(content: bytes, charset: str, article: bool) -> Page:
+    """The text of a page of HTML, whose header declares `charset`. If `article`, without menus and the like."""
     if html_depth.depth(content, MOST_DEPTH) > MOST_DEPTH:
         return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
     decoded = encoding.decode(content, charset, markup=True)
-    text = extract_plain_text(HTMLTree.parse(decoded.text), main_content=main_content)
+    text = main_content.text_of(HTMLTree.parse(decoded.text), article)
     if not text.strip():
         return Page(reason="no_text", detail="no text was found in the page", metadata={})
     return _checked(text, decoded.encoding)

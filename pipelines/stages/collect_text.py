@@ -1,4 +1,4 @@
-"""Turns files into documents with ids: JSONL, Parquet, web archives (WARC, WET), or directories of text.
+"""Turns files into documents with ids: JSON, JSONL, Parquet, web archives (WARC, WET), or directories of text.
 
 A line, a row, a page or a file is one document. A record that cannot be read becomes a counted reject. A file that
 cannot be read fails the stage; with `--on-bad-file skip` it is skipped and counted. Cost: one read of the input (of
@@ -21,7 +21,7 @@ from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards, total_dropped
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 4
+VERSION = 5
 WRITER = shards.WRITER
 WRITES = ("text", "rejects")
 DECLARES = Declaration(
@@ -37,8 +37,8 @@ class Config:
     source: str = "text"
     """Name of the source, kept with every document."""
     include: tuple[str, ...] = (
-        "*.jsonl", "*.jsonl.*", "*.ndjson", "*.ndjson.*", "*.json.gz", "*.json.zst", "*.json.bz2", "*.json.xz",
-        "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz", "*.html", "*.htm", "*.xhtml", "*.html.gz",
+        "*.jsonl", "*.jsonl.*", "*.ndjson", "*.ndjson.*", "*.json", "*.json.gz", "*.json.zst", "*.json.bz2",
+        "*.json.xz", "*.parquet", "*.warc", "*.warc.gz", "*.wet", "*.wet.gz", "*.html", "*.htm", "*.xhtml", "*.html.gz",
         "*.txt", "*.txt.gz", "*.txt.zst", "*.txt.bz2", "*.txt.xz", "*.md", "*.rst", "*.py",
     )  # fmt: skip
     """Patterns of the file names to read, relative to the given directory, in any case (* crosses

@@ -6,6 +6,7 @@
     tokenize dedup filter memory manifests cost     the data plane on 1 GB of text (corpus.py, made at the first call)
     checks                                          the cost of checking what is read against its manifest or hash
     similar                                         what comparing candidates costs deduplicate_text
+    extraction                                      articles of web pages: recall, navigation, speed (web_pages.py)
     logits audit distill                            the cache of logits: size, speed, forgeries; the step from it
 
 Without a PART, all parts run: about half an hour on two cores. The train step on a GPU is
@@ -35,6 +36,7 @@ from tests.benchmarks import (
     dedup_speed,
     device_rule,
     distill_speed,
+    extraction,
     logits_cost,
     manifest_size,
     memory,
@@ -120,6 +122,7 @@ PARTS: dict[str, Callable[[], Iterator[step_speed.Row]]] = {
     "dedup": lambda: with_corpus(dedup_speed.dedup_rows),
     "checks": checked_reads.rows,
     "similar": similar.rows,
+    "extraction": lambda: with_corpus(extraction.rows),
     "filter": lambda: with_corpus(dedup_speed.filter_rows),
     "memory": lambda: with_corpus(memory.rows),
     "manifests": manifest_size.rows,

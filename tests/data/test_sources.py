@@ -258,3 +258,43 @@ def test_a_file_that_looks_like_json_lines_is_never_one_document(tmp_path: Path)
         assert collect(tmp_path, name, records) == (["one", "two"], [])
     assert collect(tmp_path, "b.txt", b"{braces}\n") == (["{braces}\n"], [])
     assert collect(tmp_path, "c.HTML", "<p>\u00e9t\u00e9</p>".encode())[0] == ["\u00e9t\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "reasons"),
+    [
+        ('[{"text": "one"}, {"text": "two"}]', ["one", "two"], []),
+        ('[\n {"text": "one"},\n {"text": "two"}\n]\n', ["one", "two"], []),
+        ('{\n "text": "one",\n "n": 1\n}', ["one"], []),
+        ('{"text": "one"}', ["one"], []),
+        ('{"text": "one"}\n\n{"text": "two"}\n', ["one", "two"], []),
+        ('{"version": 1, "data": [{"text": "one"}, {"text": "two"}]}', ["one", "two"], []),
+        ('{\n "data": [{"text": "one"}, 7]\n}', ["one"], ["invalid_json"]),
+        ('{\n "name": "x", "files": ["a"]\n}', [], ["no_text"]),
+        ('["a", "b"]', [], ["invalid_json", "invalid_json"]),
+        ('{"text": "one"}\n{"text": \n', ["one"], ["invalid_json"]),
+        ("[]", [], []),
+        ("7", [], ["invalid_json"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".JSON.gz"])
+def test_a_json_file_is_read_by_its_content(
+    tmp_path: Path, suffix: str, content: str, texts: list[str], reasons: list[str]
+) -> None:
+    raw = b"\xef\xbb\xbf" + content.encode()
+    packed = gzip.compress(raw) if suffix.endswith("gz") else raw
+    assert collect(tmp_path, "a" + suffix, packed) == (texts, reasons)
+
+
+def test_a_json_file_that_is_no_json_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.json is not JSON lines"):
+        collect(tmp_path, "a.json", b'{\n // a comment\n "text": 1\n}')
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    for name, content in {
+        "a.txt": b"\xef\xbb\xbfwords",
+        "b.html": b"\xef\xbb\xbf<p>words</p>",
+        "c.md": b"\xef\xbb\xbfwords",
+    }.items():
+        assert collect(tmp_path, name, content) == (["words"], [])
