@@ -35,7 +35,7 @@ from training.distill.kind import Limits, Tally
 from training.inputs import codec_of
 from training.setup import Setup
 
-VERSION = 2
+VERSION = 3
 READS = {
     "logits": Read(help="cached logits to audit", dataset="logits"),
     "sequences": Read(help="packed rows that the logits were computed on", dataset="sequences"),
