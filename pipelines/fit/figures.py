@@ -70,7 +70,7 @@ def figures(cell: Cell) -> Figures:
         executed = matrix + _kernel_flops(request, tokens, int(compiled["kernels"]))
         sent = compiled["collectives"]
         bounds = roofline(
-            chip,
+            request.place,
             flops=executed,
             hbm_bytes=float(compiled["hbm_bytes"]),
             ici_bytes=float(sum(collective["ici_bytes"] for collective in sent)),
