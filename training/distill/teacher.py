@@ -66,7 +66,8 @@ def map_logits(
         spread[name] = np.zeros((*mask_BT.shape, *array.shape[1:]), array.dtype)
         spread[name][mask_BT] = array
     columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")} | spread)
-    hidden_BTD = model.hidden(*(columns.pop(name) for name in ("tokens", "positions", "segment_ids")))
+    tokens, positions, segment_ids = (columns.pop(name) for name in ("tokens", "positions", "segment_ids"))
+    hidden_BTD = model.hidden(tokens, positions, segment_ids)
     results = backend.run_slices(
         hidden_BTD,
         model.table,

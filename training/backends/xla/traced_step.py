@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 # Set before torch_xla is imported. A few virtual devices make it keep annotations; thousands break the backward pass.
 os.environ["PJRT_DEVICE"] = "CPU"
@@ -89,7 +89,7 @@ class TraceRequest:
         check_rows(self.rows, self.mesh)
 
     @classmethod
-    def from_json(cls, text: str) -> "TraceRequest":
+    def from_json(cls, text: str) -> Self:
         """The inverse of `json.dumps(dataclasses.asdict(request))`."""
         fields = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
