@@ -5,7 +5,8 @@ This is arithmetic: nothing is compiled, and no TPU is needed. The figures of a 
 **Roofline.** On one chip, a step has F operations, H bytes of HBM traffic, I bytes sent over links between chips (ICI),
 and D bytes sent between slices (data-center network). It takes at least
 
-    compute = F / peak      memory = H / HBM bandwidth      ici = I / ICI bandwidth      dcn = D / DCN bandwidth
+    compute = F / peak      memory = H / HBM bandwidth      ici = I / (ICI bandwidth x share of links)
+    dcn = D / DCN bandwidth
     best  = max(compute, memory, ici, dcn)     everything overlaps
     worst = compute + memory + ici + dcn       nothing overlaps
 
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from infra.chips import TPUS, Tpu
 from infra.errors import UserError
 
+FLAT_RING = 16
+"""number of chips along a side of a slice of two dimensions whose ends are connected"""
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -48,6 +51,18 @@ class Topology:
     @property
     def chips(self) -> int:
         return self.chips_per_slice * self.slices
+
+    @property
+    def ici_share(self) -> float:
+        """The share of a chip's links that a chip at the corner of a slice has; collectives are as fast as its links.
+
+        Along a side of one chip there is no link, and along any other side one, or two if the side is closed to a ring:
+        sides of 16 in two dimensions, and in three dimensions all sides if all are multiples of 4.
+        """
+        dimensions = self.chip.dimensions
+        cube = dimensions == 3 and all(side % 4 == 0 for side in self.shape)
+        links = [min(side - 1, 2 if cube or side == FLAT_RING else 1) for side in self.shape]
+        return sum(links) / (2 * dimensions)
 
     @property
     def hosts(self) -> int:
@@ -164,12 +179,13 @@ class Roofline:
         return max(seconds, key=seconds.__getitem__)
 
 
-def roofline(chip: Tpu, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
+def roofline(topology: Topology, *, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
     """Lower bounds for one chip: operations, HBM bytes read and written, bytes sent over ICI and DCN in one step."""
+    chip = topology.chip
     return Roofline(
         compute_seconds=flops / chip.peak_flops,
         memory_seconds=hbm_bytes / chip.hbm_bandwidth,
-        ici_seconds=ici_bytes / chip.ici_bandwidth,
+        ici_seconds=ici_bytes / (chip.ici_bandwidth * topology.ici_share),
         dcn_seconds=dcn_bytes / chip.dcn_bandwidth,
     )
 

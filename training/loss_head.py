@@ -164,12 +164,12 @@ def loop_head(
     of_hidden: list[Tensor] = []
     for hidden_PD, mask_P, *chunk_targets in chunks:
         products, log_qs = (None, None) if workspace is None else (part[: len(hidden_PD)] for part in workspace)
-        losses_P, by_products = head.losses(_product(hidden_PD, factor_VD.T, out=products), chunk_targets, out=log_qs)
+        losses_P, by_products = head.losses(product(hidden_PD, factor_VD.T, out=products), chunk_targets, out=log_qs)
         total = total + (losses_P * mask_P).sum()
         if of_weight is not None:
             by_product_PV = by_products().to(factor_type)
             weights_P1 = mask_P[:, None] / head.temperature
-            of_hidden.append((_product(by_product_PV, factor_VD) * weights_P1).to(hidden_BTD.dtype))
+            of_hidden.append((product(by_product_PV, factor_VD) * weights_P1).to(hidden_BTD.dtype))
             of_weight = _add_product(of_weight, by_product_PV.T, (hidden_PD * weights_P1).to(factor_type))
     if of_weight is None:
         return total, ()
@@ -177,7 +177,7 @@ def loop_head(
     return total, (torch.cat([part.unflatten(0, (rows, -1)) for part in of_hidden], dim=1), of_weight)
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left @ right in float32."""
     if left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
@@ -186,7 +186,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """total + left @ right in float32, in total's memory."""
-    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(_product(left, right))
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(product(left, right))
 
 
 def _workspace(hidden_PD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor] | None:

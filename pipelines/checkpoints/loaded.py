@@ -96,17 +96,17 @@ def open_model(uri: str, setup: Setup, dtype: ComputeType = "float32", decodes: 
     Weights and activations have the type `dtype`, whatever type the checkpoint stores. A model that `decodes` generates
     text; any other runs whole rows.
 
-    Raises UserError if the checkpoint is damaged.
+    Raises UserError if the checkpoint is damaged, or if this machine's chips are not those of the mesh.
     """
     if read_commit(uri) is None:
         raise UserError(f"got {uri}, which is no committed checkpoint; train it again, or give another step")
+    backend = make_backend(setup)  # before gigabytes are read: this machine may not have the chips of the mesh
     checkpoint = load_checkpoint(uri, with_optimizer=False)
     with torch.device("meta"):  # no memory, and no draw, for weights that are replaced
         model = Gemma2(model_config_of(checkpoint))
     weights = {name: tensor.to(COMPUTE_TYPES[dtype]) for name, tensor in checkpoint.weights.items()}
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)
-    backend = make_backend(setup)
     backend.place_model(model, decodes=decodes)
     return LoadedModel(
         model=model,

@@ -8,7 +8,7 @@ Every field has a default: a stage over documents may leave DECLARES out. Values
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.engine.cost import Cost
 from pipelines.engine.inputs import Input
@@ -58,12 +58,16 @@ class Program:
     """A compiled program of a stage, which `fit` gives to the TPU's compiler."""
 
     name: str
-    """name of the program for `fit --program`"""
+    """name of the program, for printing and for cached answers"""
     tracer: str
     """module that traces the program: `python -m TRACER request.json folder` writes hlo.pb and trace.json to the
     folder"""
     sources: tuple[str, ...]
     """files of the repository that the program's numbers depend on, besides the request"""
+    keeps: Literal["gradients", "draws", "losses"] = "gradients"
+    """results of the program: `gradients` of a training step, `draws` or `losses` of a forward pass"""
+    rows_field: str = "batch"
+    """field of the stage's Config or Resources, and of `fit`, that is the number of rows"""
 
 
 @dataclass(frozen=True, kw_only=True)

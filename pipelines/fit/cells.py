@@ -1,4 +1,4 @@
-"""One cell of the fit check: a training step, traced and compiled for a slice, and the cached answer.
+"""One cell of the fit check: a program of a stage, traced and compiled for a slice, and the cached answer.
 
     FitRequest -> the program's tracer -> HLO -> infra/aot.py -> Cell          (pipelines/fit/programs.py)
 
@@ -42,7 +42,7 @@ DEFAULT_MINUTES = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """A training step and the chips that it should run on."""
+    """A training step or a forward pass, and the chips that it should run on."""
 
     name: str
     """name of the model, for printing"""
@@ -57,7 +57,9 @@ class FitRequest:
     seq: int
     """number of tokens in a row"""
     batch: int
-    """number of rows in a step, over all chips"""
+    """number of rows in a step or a forward pass, over all chips"""
+    keeps: Literal["gradients", "draws", "losses"] = "gradients"
+    """results of the program: `gradients` of a training step, `draws` or `losses` of a forward pass"""
     remat: Remat = "full"
     """part of a layer that the backward pass computes again"""
     objective: Objective = "next_token"
@@ -92,7 +94,8 @@ class FitRequest:
         return dataclasses.asdict(self)
 
     def trace_request(self) -> dict[str, Any]:
-        """The request in the form of `training.backends.xla.traced_step.TraceRequest`, for the program's tracer."""
+        """The request in the form that the program's tracer takes: a `TraceRequest` of traced_step.py, or a
+        `PassRequest` of traced_pass.py."""
         return {
             "model": dataclasses.asdict(self.model),
             "mesh": dataclasses.asdict(self.mesh),
@@ -101,6 +104,7 @@ class FitRequest:
             "remat": self.remat,
             "objective": self.objective,
             "parameter_dtype": self.parameter_dtype,
+            **({"keeps": self.keeps} if self.keeps != "gradients" else {}),
         }
 
 

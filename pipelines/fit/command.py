@@ -1,9 +1,10 @@
-"""Asks the TPU's own compiler whether a training step fits on TPU slices, and how fast it could be.
+"""Asks the TPU's own compiler whether a stage's program fits on TPU slices, and how fast it could be.
 
     python -m pipelines fit --model gemma2_27b --topology v5p:4x4x4 --mesh data=16,model=4 --seq 8192 --batch 64
+    python -m pipelines fit --stage cache_logits --model gemma2_27b --topology v6e:2x4 --mesh model=8 --forward-rows 4
 
-It needs no TPU and runs nothing: the training step is traced with placeholders and compiled by libtpu
-(pipelines/fit/cells.py). Exit codes: 0 the step fits, 1 it does not fit or could not be judged, 2 wrong usage.
+It needs no TPU and runs nothing: the program is traced with placeholders and compiled by libtpu
+(pipelines/fit/cells.py). Exit codes: 0 the program fits, 1 it does not fit or could not be judged, 2 wrong usage.
 """
 
 import dataclasses
@@ -20,13 +21,15 @@ from model.hf_config import config_from_hf
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.config import from_dict
+from pipelines.engine.declaration import Program
 from pipelines.engine.errors import UserError, exit_code
 from pipelines.engine.flags import parse, refuse_unknown
 from pipelines.engine.printed import one_line
+from pipelines.engine.stage import load_stage
 from pipelines.fit.cells import CACHE, DEFAULT_MINUTES, Cell, FitRequest, run_cell
 from pipelines.fit.figures import as_json, describe, headline
-from pipelines.fit.programs import TRAINING_STEP, program_of
-from training.config import Objective, Remat
+from pipelines.fit.programs import program_of
+from training.config import ComputeType, Objective, Remat
 
 REMATS: tuple[Remat, ...] = ("none", "projections", "full")
 """policies from most memory to least"""
@@ -47,14 +50,18 @@ class Command:
     replica=slices"""
     seq: int = 8192
     """number of tokens in a row"""
-    batch: int
-    """number of rows in a step, over all chips"""
+    stage: str = ""
+    """name of the stage whose program is compiled; empty: a training step"""
+    batch: int | None = None
+    """number of rows in a training step, over all chips"""
+    forward_rows: int | None = None
+    """number of rows in a forward pass, over all chips, for stages that do not train (default: the stage's)"""
+    dtype: ComputeType = "float32"
+    """type of weights and activations, for stages that do not train"""
     remat: Remat = "full"
     """part of a layer that the backward pass computes again"""
     objective: Objective = "next_token"
     """objective of the step's loss; distill: 50 cached draws at each target"""
-    program: str = TRAINING_STEP.name
-    """name of a compiled program that a stage declares"""
     search: bool = False
     """whether to look for the nearest setting of remat, batch and mesh that fits, if the given setting does not fit"""
     json: bool = False
@@ -106,6 +113,8 @@ def _answer(tried: list[Cell], command: Command) -> list[str]:
 
 def request_of(command: Command) -> FitRequest:
     """The request of a command. Raises UserError for an unknown model or chip, and if mesh or batch do not divide."""
+    program = program_of(command.stage)
+    rows = _rows(command, program)
     config = _model(command.model)
     place = parse_topology(command.topology, command.slices)
     whole_mesh = MeshShape(replica=place.slices, data=place.chips_per_slice)
@@ -116,10 +125,36 @@ def request_of(command: Command) -> FitRequest:
         slices=command.slices,
         mesh=MeshShape.parse(command.mesh) if command.mesh else whole_mesh,
         seq=command.seq,
-        batch=command.batch,
+        batch=rows,
         remat=command.remat,
         objective=command.objective,
+        parameter_dtype=command.dtype,
+        keeps=program.keeps,
     )
+
+
+def _words(program: Program) -> str:
+    return program.name.replace("_", " ")
+
+
+def _rows(command: Command, program: Program) -> int:
+    """The number of rows. Raises UserError for fields that the stage's program does not have."""
+    trains = program.keeps == "gradients"
+    given = {
+        "batch": command.batch is not None,
+        "remat": command.remat != Command.remat,
+        "objective": command.objective != Command.objective,
+    }
+    if trains:
+        given = {"forward_rows": command.forward_rows is not None, "dtype": command.dtype != Command.dtype}
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        own = "--batch, --remat and --objective" if trains else "--forward-rows and --dtype"
+        raise UserError(f"got {flags} for a {_words(program)}, which does not have it; it takes {own}")
+    rows = command.batch if trains else command.forward_rows
+    if rows is None and trains:
+        raise UserError("got no --batch; give the number of rows in a training step, over all chips")
+    return load_stage(command.stage).config().forward_rows if rows is None else rows
 
 
 def _model(name: str) -> Gemma2Config:
@@ -169,7 +204,7 @@ def nearest(request: FitRequest) -> Iterator[FitRequest]:
 
 
 def _run(request: FitRequest, command: Command) -> Cell:
-    program = program_of(command.program)
+    program = program_of(command.stage)
     return run_cell(request, program=program, cache=Path(command.cache), minutes=command.minutes, say=_say)
 
 

@@ -1,15 +1,15 @@
 """The figures of a compiled step on one chip (memory, operations, traffic, roofline) and the lines that print them.
 
-**Operations.** `model`: training FLOPs of model/flops.py, which are 3 x forward, with windows and without
-recomputation. `matrix`: the dots of the compiled program, loops included. `executed`: `matrix` plus the attention
+**Operations.** `model`: FLOPs of model/flops.py, with windows and without recomputation; those of training are 3 x
+forward. `matrix`: the dots of the compiled program, loops included. `executed`: `matrix` plus the attention
 kernels, whose inside is not counted. Their operations follow from the model's visible keys. A forward kernel is 2
 products, the backward pass is 7 (3 in the kernel for the gradient of the queries, 4 in the kernel for the gradients of
 keys and values; FlashAttention-2, arXiv 2307.08691, in two kernels). The number of forward kernels is read from the
 program: kernels / layers - 2.
 
-**Check.** `matrix` is compared with the products that the program should have: tokens x (6 (block matrices + V D) + 2
-block matrices if remat is `full`). A ratio other than 1 shows that the compiler repeats or saves work, or that the
-count is wrong.
+**Check.** `matrix` is compared with the products that the program should have: in a step tokens x (6 (block matrices +
+V D) + 2 block matrices if remat is `full`), in a forward pass tokens x 2 (block matrices + V D). A ratio other than 1
+shows that the compiler repeats or saves work, or that the count is wrong.
 
 **MFU** = model / (roofline seconds x peak), once if all resources overlap and once if none overlap (infra/slices.py).
 Both are computed bounds, not measurements: no latency, every kernel at its peak.
@@ -58,7 +58,8 @@ def figures(cell: Cell) -> Figures:
     request, compiled = cell.request, cell.compiled
     chip = request.place.chip
     tokens = request.batch * request.seq / request.mesh.chips
-    model_flops = tokens * train_flops_per_token(request.model, request.seq)
+    of_token = train_flops_per_token if request.keeps == "gradients" else forward_flops_per_token
+    model_flops = tokens * of_token(request.model, request.seq)
     peak = int(compiled["peak_bytes"])
     parameters, optimizer = int(cell.trace["parameter_bytes_per_chip"]), int(cell.trace["optimizer_bytes_per_chip"])
     bounds = None
@@ -69,7 +70,7 @@ def figures(cell: Cell) -> Figures:
         executed = matrix + _kernel_flops(request, tokens, int(compiled["kernels"]))
         sent = compiled["collectives"]
         bounds = roofline(
-            chip,
+            request.place,
             flops=executed,
             hbm_bytes=float(compiled["hbm_bytes"]),
             ici_bytes=float(sum(collective["ici_bytes"] for collective in sent)),
@@ -104,6 +105,8 @@ def _block_matrices(request: FitRequest) -> int:
 
 def _expected_matrix_flops(request: FitRequest, tokens: float) -> float:
     blocks, head = _block_matrices(request), request.model.vocab_size * request.model.d_model
+    if request.keeps != "gradients":
+        return tokens * 2.0 * (blocks + head)
     return tokens * (6.0 * (blocks + head) + (2.0 * blocks if request.remat == "full" else 0.0))
 
 
@@ -111,13 +114,18 @@ def _kernel_flops(request: FitRequest, tokens: float, kernels: int) -> float:
     config = request.model
     matrices = 2.0 * (_block_matrices(request) + config.vocab_size * config.d_model)
     forward = forward_flops_per_token(config, request.seq) - matrices
+    if request.keeps != "gradients":
+        return tokens * forward * kernels / config.layers
     runs = kernels / config.layers - BACKWARD_KERNELS
     return tokens * forward * max(0.0, runs + BACKWARD_PRODUCTS / FORWARD_PRODUCTS) if kernels else 0.0
 
 
 def _batch_bytes(request: FitRequest) -> int:
-    """The batch of one chip: tokens, segments, positions, mask, and to distill 50 ids and counts at each target."""
-    a_token = 13 + (50 * 8 if request.objective == "distill" else 0)
+    """The batch of one chip: tokens, segments, positions, mask.
+
+    To distill there are 50 ids and counts at each target, and to draw 50 ids three uniform numbers each.
+    """
+    a_token = 13 + (50 * 8 if request.objective == "distill" else 0) + (50 * 12 if request.keeps == "draws" else 0)
     return a_token * request.seq * request.batch // request.mesh.row_shards
 
 
@@ -136,9 +144,13 @@ def as_json(cell: Cell) -> dict[str, Any]:
 def headline(request: FitRequest) -> str:
     place = request.place
     chips = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+    where = f"{chips} ({place.chips} chips), mesh {request.mesh.text}"
+    rows = f"{request.batch} rows x {request.seq} tokens"
+    if request.keeps != "gradients":
+        return f"{request.name}, forward pass to {request.keeps}, {rows} on {where}, {request.parameter_dtype}"
     return (
-        f"{request.name}, {request.objective}, {request.batch} rows x {request.seq} tokens a step on {chips} "
-        f"({place.chips} chips), mesh {request.mesh.text}, remat {request.remat}, {request.parameter_dtype}"
+        f"{request.name}, {request.objective}, {rows} a step on {where}, remat {request.remat}, "
+        f"{request.parameter_dtype}"
     )
 
 

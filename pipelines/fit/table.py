@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import get_args
 
 from infra.chips import GIB
+from infra.slices import parse_topology
 from model.sharding import MeshShape
 from pipelines.cli.arguments import MODEL_PRESETS
 from pipelines.engine.errors import run_command
 from pipelines.engine.flags import parse
 from pipelines.fit.cells import REPOSITORY, Cell, FitRequest, code_digest, run_cell
 from pipelines.fit.figures import figures, gib, headline
+from pipelines.fit.programs import TRAINING_STEP, forward_pass
 from pipelines.report.paragraphs import wrapped
 from training.config import Objective
 
@@ -32,6 +34,20 @@ PUBLISHED: tuple[tuple[str, str, int, MeshShape], ...] = (
     ("gemma2_27b", "v5p:8x24x32", 1, MeshShape(data=768, model=8)),
 )
 RENTED = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
+HOSTS: tuple[tuple[str, int], ...] = (("v5e:2x4", 4), ("v6e:2x4", 4), ("v5p:2x2x1", 4), ("v4:2x2x1", 4), ("v5e:2x2", 1))
+"""hosts that may hold a teacher, with the rows of its forward pass"""
+TEACHERS = ("gemma2_27b", "gemma2_9b")
+PASSES = """
+## The teacher's pass
+
+A cell is one forward pass of `cache_logits` on one host, from tokens to 50 drawn ids at each position. Weights and
+activations are bfloat16, rows have 8192 tokens, and the model axis divides the model over all chips of the host. The
+command of the first cell:
+
+    python -m pipelines fit --stage cache_logits --model gemma2_27b --topology v5e:2x4 --mesh model=8 \\
+        --forward-rows 4 --seq 8192 --dtype bfloat16
+
+"""
 HEADER = """# What fits on which TPUs
 
 This page shows which of the published models train on which slices, and how fast they could be at most. Every figure is
@@ -57,6 +73,9 @@ The columns:
 - **compile** is seconds on two cores, with other work beside it.
 - **code** is a digest of the sources that made the cell.
 
+The network's share is that of a chip at the corner of the slice: a side has a ring of links only where the slice is
+large enough.
+
 Both speeds are arithmetic on bytes and operations, without latency and with every kernel at its peak. A real step is
 slower than the first speed, and may be slower than the second.
 
@@ -65,6 +84,8 @@ COLUMNS = (
     "model", "objective", "slice", "mesh", "fits", "HBM GiB", "at most tokens/s/chip", "MFU", "bound by", "dots",
     "compile s", "code",
 )  # fmt: skip
+PASS_COLUMNS = ("model", "rows", *COLUMNS[2:])
+PROGRAMS = {program.keeps: program for program in (TRAINING_STEP, forward_pass("teacher_pass", "draws"))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,18 +115,31 @@ def requests() -> dict[str, FitRequest]:
     return by_name
 
 
+def passes() -> dict[str, FitRequest]:
+    """File name -> request, for every teacher's pass of the table."""
+    by_name = {}
+    for name in TEACHERS:
+        for topology, rows in HOSTS:
+            by_name[f"{name}-pass-{topology.replace(':', '-')}"] = FitRequest(
+                name=name, model=MODEL_PRESETS[name](), topology=topology, seq=SEQ, batch=rows, keeps="draws",
+                mesh=MeshShape(model=parse_topology(topology).chips), parameter_dtype="bfloat16",
+            )  # fmt: skip
+    return by_name
+
+
 def main(words: list[str]) -> int:
     """Compiles the missing cells and writes the table."""
     command = parse(Command, words, program="python -m pipelines.fit.table", description=__doc__)
     CELLS.mkdir(exist_ok=True)
-    code = code_digest()
-    for name, request in requests().items():
+    for name, request in (requests() | passes()).items():
+        program = PROGRAMS[request.keeps]
+        code = code_digest(program)
         path = CELLS / f"{name}.json"
         kept = _read(path)
         done = kept is not None and not kept.error and kept.request == request
         if command.only in name and not (done and (kept.code == code or not command.again)):  # type: ignore[union-attr]
             print(headline(request), file=sys.stderr, flush=True)
-            cell = run_cell(request, minutes=command.minutes)
+            cell = run_cell(request, program=program, minutes=command.minutes)
             path.write_text(cell.to_json())
             print(f"  {_verdict(cell)}", file=sys.stderr, flush=True)
             TABLE.write_text(table())
@@ -115,21 +149,28 @@ def main(words: list[str]) -> int:
 
 def table() -> str:
     """The text of the page, from the cells that exist."""
-    lines = [HEADER + "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    notes = []
-    for name, request in requests().items():
-        cell = _read(CELLS / f"{name}.json")
-        chips = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
-        start = [request.name, request.objective, chips, request.mesh.text]
-        lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
-        if cell is not None and cell.problem:
-            notes += wrapped(f"- {request.name}, {request.objective}, {chips}: {cell.problem}")
+    lines, notes = [HEADER + _head(COLUMNS)], []
+    for section, of_section in ((None, requests()), (PASSES, passes())):
+        if section is not None:
+            lines.append(section + _head(PASS_COLUMNS))
+        for name, request in of_section.items():
+            cell = _read(CELLS / f"{name}.json")
+            chips = f"{request.slices} x {request.topology}" if request.slices > 1 else request.topology
+            what = request.objective if section is None else f"{request.batch}"
+            start = [request.name, what, chips, request.mesh.text]
+            lines.append("| " + " | ".join([*start, *_figures(cell)]) + " |")
+            if cell is not None and cell.problem:
+                notes += wrapped(f"- {request.name}, {what}, {chips}: {cell.problem}")
     if notes:
         lines += ["", "Could not be judged:", "", *notes]
-    cells = [cell for name in requests() if (cell := _read(CELLS / f"{name}.json")) is not None]
+    cells = [cell for name in requests() | passes() if (cell := _read(CELLS / f"{name}.json")) is not None]
     versions = sorted({f"libtpu {cell.compiled['versions']['libtpu']}" for cell in cells if cell.compiled})
     lines += ["", f"Compiled by {', '.join(versions) or 'nothing yet'}."]
     return "\n".join(lines) + "\n"
+
+
+def _head(columns: tuple[str, ...]) -> str:
+    return "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
 
 
 def _figures(cell: Cell | None) -> list[str]:

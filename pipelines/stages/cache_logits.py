@@ -32,6 +32,7 @@ from pipelines.engine.inputs import Input, Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.fit.programs import forward_pass
 from pipelines.report.kinds import CacheReport
 from training.config import ComputeType, one_of
 from training.distill.kind import Kind, NotFiniteError
@@ -45,7 +46,13 @@ READS = {
     "teacher": Read(help="checkpoint of the teacher", dataset="checkpoints"),
 }
 WRITES = ("logits",)
-DECLARES = Declaration(lease=True, places=Places(), cost=TeacherPassCost(), report=CacheReport())
+DECLARES = Declaration(
+    lease=True,
+    places=Places(),
+    cost=TeacherPassCost(),
+    report=CacheReport(),
+    programs=(forward_pass("teacher_pass", "draws"),),
+)
 
 ROW_GROUP_ROWS = 64
 

@@ -21,6 +21,7 @@ from pipelines.engine.inputs import Read
 from pipelines.engine.progress import advance
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
+from pipelines.fit.programs import forward_pass
 from pipelines.report.kinds import EvaluationReport
 from training.config import ComputeType, one_of
 from training.evaluation import evaluate
@@ -33,7 +34,13 @@ READS = {
     "sequences": Read(help="training rows, for the unigram baseline", dataset="sequences", optional=True),
 }
 WRITES = ("metrics",)
-DECLARES = Declaration(lease=True, places=Places(), cost=HeldoutPassCost(), report=EvaluationReport())
+DECLARES = Declaration(
+    lease=True,
+    places=Places(),
+    cost=HeldoutPassCost(),
+    report=EvaluationReport(),
+    programs=(forward_pass("evaluation_pass", "losses"),),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from training.backends.base import Backend
 from training.backends.make import make_backend
 from training.distill.kinds.sample import Sample, count_draws
 from training.distill.kinds.topk import TopK
-from training.distill.teacher import CHUNK_POSITIONS, capture
+from training.distill.teacher import capture
+from training.logit_slices import SLICE_POSITIONS
 from training.setup import Setup
 
 GEMMA = REPOSITORY / ".cache" / "gemma_tokenizer.model"
@@ -223,11 +224,11 @@ def _capture(vocabulary: int, count: int, length: int) -> Row:
 
 @torch.no_grad()
 def _forward(model: Gemma2, backend: Backend, batch: dict[str, np.ndarray]) -> None:
-    """Computes logits of every position, in chunks as capture does, and keeps none."""
+    """Computes logits of every position, in slices as capture does, and keeps none."""
     columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
     hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
     backend.step_boundary()
-    index = np.arange(len(hidden_RD), dtype=np.int32).reshape(-1, CHUNK_POSITIONS)
+    index = np.arange(len(hidden_RD), dtype=np.int32).reshape(-1, SLICE_POSITIONS)
     for chunk in index:
         of = backend.to_device({"index": chunk})
         model.logits(hidden_RD.index_select(0, of["index"]))[-1, -1].item()

@@ -68,8 +68,18 @@ def test_bytes_on_the_wire_are_those_of_rings() -> None:
         sent_bytes("gossip", 1, 2)
 
 
+def test_a_slice_has_the_links_of_its_shape() -> None:
+    shares = {
+        "v5e:2x2": 2 / 4, "v5e:2x4": 2 / 4, "v6e:4x4": 2 / 4, "v5e:8x16": 3 / 4, "v6e:16x16": 1.0,
+        "v5p:2x2x1": 2 / 6, "v4:2x2x4": 3 / 6, "v5p:4x4x4": 1.0, "v4:8x16x32": 1.0,
+    }  # fmt: skip
+    assert {name: parse_topology(name).ici_share for name in shares} == pytest.approx(shares)
+
+
 def test_a_roofline_is_bound_by_its_slowest_resource() -> None:
     chip = TPUS["v5e"]
-    bounds = roofline(chip, flops=197e12, hbm_bytes=2 * 819e9, ici_bytes=0.5 * 200e9, dcn_bytes=0)
+    bounds = roofline(
+        parse_topology("v5e:16x16"), flops=197e12, hbm_bytes=2 * 819e9, ici_bytes=0.5 * 200e9, dcn_bytes=0
+    )
     assert (bounds.best_seconds, bounds.worst_seconds, bounds.bound_by) == (2.0, 3.5, "HBM")
     assert model_flops_utilization(chip, model_flops=197e12, seconds=bounds.best_seconds) == 0.5

@@ -27,7 +27,7 @@ from pipelines.stages import cache_logits
 from tests.programs.cached_runs import EARLIER, Runs, forge
 from tests.programs.in_process import InProcess
 from training.backends.torch_backend import TorchBackend
-from training.distill.teacher import map_logits
+from training.distill.teacher import at_targets, map_logits
 from training.setup import Setup
 
 FAULTS = (
@@ -140,7 +140,8 @@ def _renormalized(runs: Runs, manifest: Manifest, number: int, table: pa.Table) 
     rows = []
     for batch, many in cache_logits.captured(teacher, batches, config, teacher.weights_sha256):
         with torch.no_grad():
-            logits = torch.cat(map_logits(teacher.model, TorchBackend("cpu"), batch, {}, lambda logits, _: logits))
+            made = map_logits(teacher.model, TorchBackend("cpu"), batch, {}, lambda logits, *_: (logits,))
+        logits = torch.from_numpy(at_targets(batch, made)[0])
         start = 0
         for targets in many:
             ids = targets["target_ids"]

@@ -233,13 +233,13 @@ def test_the_loss_without_gradients_is_the_same(model: Gemma2, batch: Batch) -> 
 
 def test_logits_of_the_whole_batch_never_exist(model: Gemma2, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    product = loss_head._product
+    product = loss_head.product
 
     def recorded(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         sizes.append(len(left))
         return product(left, right, out)
 
-    monkeypatch.setattr(loss_head, "_product", recorded)
+    monkeypatch.setattr(loss_head, "product", recorded)
     value, _ = next_token_loss(model, batch, in_chunks())
     torch.autograd.grad(value, list(model.parameters()))
     assert max(sizes) <= CHUNK < B * T

@@ -17,6 +17,7 @@ from model import Gemma2
 from training.backends.abilities import Abilities
 from training.backends.gradients import sum_gradients
 from training.config import Remat
+from training.logit_slices import RunSlices
 from training.loss import Batch, LossFunction
 from training.loss_head import RunHead
 from training.optim import global_norm
@@ -54,6 +55,8 @@ class Backend(Protocol):
     """Policy of recomputation in the backward pass."""
     run_head: RunHead
     """Loop over the head's chunks."""
+    run_slices: RunSlices
+    """Loop over slices of logits, in forward passes that keep something of them."""
     snapshot_by_all: bool
     """Whether each worker has a part of the tensors: then a snapshot, and a gradient, needs all workers."""
     least_rows: int

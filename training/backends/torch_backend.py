@@ -14,6 +14,7 @@ from training.backends.checksum import checksum
 from training.backends.names import Device
 from training.config import Remat
 from training.errors import UserError
+from training.logit_slices import RunSlices, loop_slices
 from training.loss_head import RunHead, loop_head
 from training.optim import zeros_like
 
@@ -55,6 +56,7 @@ class TorchBackend(WholeParameters):
         self.least_rows = 1
         self.remat: Remat = "none"
         self.run_head: RunHead = loop_head
+        self.run_slices: RunSlices = loop_slices
         self.snapshot_by_all = False
         if name == "cuda" and not torch.cuda.is_available():
             raise UserError("got device 'cuda', but PyTorch finds no GPU; use device 'cpu' or 'xla'")

@@ -11,8 +11,9 @@ from data.logits import Targets
 from model import TableModel
 from training.backends.base import Backend
 from training.distill.kind import Kind, Tally
-from training.distill.teacher import map_logits
+from training.distill.teacher import at_targets, map_logits
 from training.feed import HostBatch
+from training.logit_slices import Columns
 
 
 @torch.no_grad()
@@ -23,14 +24,12 @@ def tally(
     positions = len(kept["target_ids"])
     vocabulary = model.config.vocab_size
     coins = np.random.default_rng(coin_seed).integers(0, 2, vocabulary).astype(np.float32) * 2 - 1
-    coins_V = backend.to_device({"coins": coins})["coins"]
 
-    def work(logits_PV: Tensor, of_chunk: dict[str, Tensor]) -> Tensor:
-        return kind.statistics(logits_PV, of_chunk, coins_V)
+    def work(logits_PV: Tensor, kept: Columns, constants: Columns) -> tuple[Tensor, ...]:
+        return (kind.statistics(logits_PV, kept, constants["coins"]),)
 
-    statistics = map_logits(model, backend, batch, kept, work)
-    figures = np.concatenate([part.cpu().numpy() for part in statistics])[:positions].astype(np.float64)
-    columns = dict(zip((*kind.sums, *kind.largest), figures.T, strict=True))
+    (figures,) = at_targets(batch, map_logits(model, backend, batch, kept, work, {"coins": coins}))
+    columns = dict(zip((*kind.sums, *kind.largest), figures.astype(np.float64).T, strict=True))
     return Tally(
         positions=positions,
         sums={name: float(columns[name].sum()) for name in kind.sums},

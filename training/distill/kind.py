@@ -125,7 +125,7 @@ class Kind(ABC):
 
     @abstractmethod
     def statistics(self, logits_PV: Tensor, kept: Mapping[str, Tensor], coins_V: Tensor) -> Tensor:
-        """float64 [P, columns]: a column for each name in `sums`, then for each name in `largest`.
+        """float32 [P, columns]: a column for each name in `sums`, then for each name in `largest`.
 
         kept: the cache's values at these positions. coins_V: +1 or -1 for each id, drawn for the audit.
         """

@@ -48,12 +48,12 @@ class LogProbs(Kind):
         kept_PK = kept["target_log_probs"] > -torch.inf
         fresh_PK = log_p_PV.gather(1, kept["target_ids"].long())
         differences_PK = torch.where(kept_PK, (fresh_PK - kept["target_log_probs"]).abs(), 0.0)
-        mass_P = torch.where(kept_PK, fresh_PK.exp(), 0.0).double().sum(-1)
+        mass_P = torch.where(kept_PK, fresh_PK.exp(), 0.0).sum(-1)
         _, best_PK, tail_P = top_k_teacher(logits_PV, kept["target_ids"].shape[1], self.temperature)
-        lost_P = best_PK.exp().double().sum(-1) - mass_P
-        tails_P = (tail_P - kept["target_tail"]).abs().double()
-        entropy_P = -(log_p_PV.exp() * log_p_PV).sum(-1).double()
-        return torch.stack([entropy_P, differences_PK.amax(-1).double(), lost_P, tails_P], -1)
+        lost_P = best_PK.exp().sum(-1) - mass_P
+        tails_P = (tail_P - kept["target_tail"]).abs()
+        entropy_P = -(log_p_PV.exp() * log_p_PV).sum(-1)
+        return torch.stack([entropy_P, differences_PK.amax(-1), lost_P, tails_P], -1)
 
     def checks(self, total: Tally, limits: Limits) -> list[Check]:
         entropy = total.sums.get("entropy", 0.0) / max(1, total.positions)
@@ -85,10 +85,10 @@ def top_k_teacher(logits_PV: Tensor, k: int, temperature: float = 1.0) -> tuple[
         else:
             top_PK, ids_PK = weights_PBW.flatten(1).topk(k, dim=-1)
         others_PV = weights_PBW.flatten(1).scatter(1, ids_PK, 0.0)
-        others_P1 = others_PV.view(positions, blocks, width).sum(-1).double().sum(-1, keepdim=True)
-        total_P1 = top_PK.double().sum(-1, keepdim=True) + others_P1
+        others_P1 = others_PV.view(positions, blocks, width).sum(-1).sum(-1, keepdim=True)
+        total_P1 = top_PK.sum(-1, keepdim=True) + others_P1
         relative_PK = (logits_PV.gather(1, ids_PK) - highest_P1) / temperature
-        log_probs_PK = relative_PK - total_P1.log().float()
-        return ids_PK.int(), log_probs_PK, (others_P1 / total_P1).float()[:, 0]
+        log_probs_PK = relative_PK - total_P1.log()
+        return ids_PK.int(), log_probs_PK, (others_P1 / total_P1)[:, 0]
 
     return in_cache(top, logits_PV)  # type: ignore[return-value]

@@ -1,18 +1,17 @@
 """The teacher's side of distillation: what a kind of distribution keeps of softmax(logits / T) at each target.
 
-All of this runs on the device, in chunks of one shape. Only ids and a few numbers for each target come to the host,
-while the device computes the next batch. training/distill/kinds/ has what each kind keeps, with formulas and cost.
+All of this runs on the device, in slices of one shape (training/logit_slices.py). Only ids and a few numbers for each
+position come to the host, while the device computes the next batch. training/distill/kinds/ has what each kind keeps,
+with formulas and cost.
 
-Shapes: P positions, R positions of a batch, D model, V vocabulary.
+Shapes: B batch, T time, P positions of a slice, D model, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.logits import Targets
@@ -20,11 +19,7 @@ from model import TableModel
 from training.backends.base import Backend
 from training.distill.kind import Kind, check_finite
 from training.feed import HostBatch
-
-Result = TypeVar("Result")
-
-CHUNK_POSITIONS = 128
-"""Positions whose logits exist at once: enough rows for an efficient product, 131 MB at 256,000 ids."""
+from training.logit_slices import Columns, Work
 
 
 def capture(
@@ -38,8 +33,7 @@ def capture(
 ) -> Iterator[list[Targets]]:
     """The values that the kind keeps at the targets, for each batch and for each row of the batch, in order.
 
-    The forward pass takes the whole batch, and the head takes only the targets, in chunks. Raises UserError for logits
-    that are not finite.
+    Raises UserError for logits that are not finite.
     """
     before: _Launched | None = None
     for batch in batches:
@@ -51,41 +45,43 @@ def capture(
         yield before.collect()
 
 
-def capped_logits(model: TableModel, hidden_PD: Tensor) -> Tensor:
-    """The same bits as `Gemma2.logits`, computed in the memory of the product."""
-    products_PV = F.linear(hidden_PD.float(), model.table.float())
-    return products_PV.div_(model.config.final_softcap).tanh_().mul_(model.config.final_softcap)
-
-
 def map_logits(
     model: TableModel,
     backend: Backend,
     batch: HostBatch,
     arrays: Mapping[str, np.ndarray],
-    work: Callable[[Tensor, dict[str, Tensor]], Result],
-) -> list[Result]:
-    """`work` of the logits [CHUNK_POSITIONS, V] at the targets of a batch, row by row, chunk by chunk.
+    work: Work,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Tensor, ...]:
+    """The results of `work` on the capped logits of a batch, [B, T, ...] each, a slice of rows x positions at a time.
 
-    `work` also receives the rows of `arrays`, one for each target, that belong to the logits. Its results for positions
-    beyond the last target have no meaning. All chunks have one shape, so XLA compiles one program, and `work` is part
-    of this program: logits are never written out.
+    `work` also receives the rows of `arrays`, one for each target, and the `constants`. Its results at positions
+    without a target have no meaning; `at_targets` leaves them out. The whole batch is one program for XLA, `work`
+    included.
     """
-    length = batch["tokens"].shape[1]
-    index = np.concatenate([row * length + np.flatnonzero(mask) for row, mask in enumerate(batch["loss_mask"])])
-    chunks = max(1, -(-len(index) // CHUNK_POSITIONS))
-    padded = {
-        name: np.concatenate([array, np.zeros((chunks * CHUNK_POSITIONS - len(index), *array.shape[1:]), array.dtype)])
-        for name, array in {**arrays, "index": index.astype(np.int32)}.items()
-    }
-    columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")})
-    hidden_RD = model.hidden(columns["tokens"], columns["positions"], columns["segment_ids"]).flatten(0, 1)
+    mask_BT = batch["loss_mask"]
+    spread = {}
+    for name, array in arrays.items():
+        spread[name] = np.zeros((*mask_BT.shape, *array.shape[1:]), array.dtype)
+        spread[name][mask_BT] = array
+    columns = backend.to_device({name: batch[name] for name in ("tokens", "positions", "segment_ids")} | spread)
+    tokens, positions, segment_ids = (columns.pop(name) for name in ("tokens", "positions", "segment_ids"))
+    hidden_BTD = model.hidden(tokens, positions, segment_ids)
+    results = backend.run_slices(
+        hidden_BTD,
+        model.table,
+        model.config.final_softcap,
+        columns,
+        backend.to_device(constants) if constants else {},
+        work,
+    )
     backend.step_boundary()
-    results = []
-    for start in range(0, chunks * CHUNK_POSITIONS, CHUNK_POSITIONS):
-        chunk = backend.to_device({name: array[start : start + CHUNK_POSITIONS] for name, array in padded.items()})
-        results.append(work(capped_logits(model, hidden_RD.index_select(0, chunk["index"])), chunk))
-        backend.step_boundary()
     return results
+
+
+def at_targets(batch: HostBatch, results: Iterable[Tensor]) -> list[np.ndarray]:
+    """The results of `map_logits` at the targets of the batch, row by row, on the host; waits for the device."""
+    return [result.cpu().numpy()[batch["loss_mask"]] for result in results]
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,14 @@ class _Launched:
     """A batch that the device computes."""
 
     kind: Kind
-    chunks: list[tuple[Tensor, ...]]
-    row_targets: list[int]
+    batch: HostBatch
+    results: tuple[Tensor, ...]
 
     def collect(self) -> list[Targets]:
-        """Waits for the device; returns the targets of each row, cut out of the chunks."""
-        total, ends = sum(self.row_targets), np.cumsum(self.row_targets)[:-1]
-        on_host = zip(*([part.cpu().numpy() for part in chunk] for chunk in self.chunks), strict=True)
-        kept = [np.concatenate(parts)[:total] for parts in on_host]
+        """Waits for the device; returns the targets of each row."""
+        kept = at_targets(self.batch, self.results)
         check_finite(kept[-1])
+        ends = np.cumsum(self.batch["loss_mask"].sum(axis=1))[:-1]
         return [self.kind.targets(*row) for row in zip(*(np.split(part, ends) for part in kept), strict=True)]
 
 
@@ -109,8 +104,11 @@ class _Launched:
 def _launch(
     model: TableModel, backend: Backend, batch: HostBatch, kind: Kind, seed: int, teacher_hash: str
 ) -> _Launched:
-    """Hands the forward pass and the chunks to the device."""
+    """Hands the batch to the device."""
     places = [np.flatnonzero(mask) for mask in batch["loss_mask"]]
     noise = kind.noise(batch, places, seed, teacher_hash)
-    launched = map_logits(model, backend, batch, noise, kind.keep)
-    return _Launched(kind, launched, [len(targets) for targets in places])
+
+    def keep(logits_PV: Tensor, noise: Columns, _: Columns) -> tuple[Tensor, ...]:
+        return kind.keep(logits_PV, noise)
+
+    return _Launched(kind, batch, map_logits(model, backend, batch, noise, keep))

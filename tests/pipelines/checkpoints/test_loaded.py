@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.checkpoints.loaded import device_of
+from model.sharding import MeshShape
+from pipelines.checkpoints import loaded
+from pipelines.checkpoints.loaded import device_of, open_model
 from pipelines.engine.resources import Resources
 from pipelines.recipes import registry as recipes
 from training.backends import devices
 from training.backends.devices import resolve_device
+from training.setup import Setup
 
 
 def context(device: Any, *, tpus_in_cluster: bool) -> Any:
@@ -37,3 +40,12 @@ def test_a_step_takes_xla_only_where_there_is_no_accelerator_and_torch_xla_is_th
     monkeypatch.setattr(devices, "compiles_here", lambda: True)
     monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
     assert steps["teacher"].resources(Resources()).device == "auto"
+
+
+def test_a_mesh_that_the_machine_does_not_have_is_refused_before_a_tensor_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loaded, "read_commit", lambda uri: {})
+    monkeypatch.setattr(loaded, "load_checkpoint", lambda *_, **__: pytest.fail("it read the checkpoint"))
+    with pytest.raises(ValueError, match="leave --mesh out"):
+        open_model("somewhere", Setup(device="cpu", mesh=MeshShape(model=2)))

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from model import Gemma2Config, gemma2_2b, gemma2_27b, train_flops_per_token
+from model import (
+    Gemma2Config,
+    forward_flops_per_token,
+    gemma2_2b,
+    gemma2_27b,
+    parameter_count,
+    train_flops_per_token,
+)
 from model.sharding import MeshShape
 from pipelines.__main__ import main
 from pipelines.fit import cells as fit_cells
@@ -65,6 +72,12 @@ def keep(cell: Cell, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model gemma2_2b --topology v5e:4x4 --batch 17", "try --batch 16"),
         ("--model gemma2_2b --topology v5e:4x4 --batch 16 --seq 1000", "try --seq 1024"),
         ("--model gemma2_2b --topolgy v5e:4x4 --batch 16", "did you mean 'topology'"),
+        ("--model gemma2_2b --topology v5e:4x4", "got no --batch"),
+        ("--model gemma2_2b --topology v5e:4x4 --batch 16 --dtype bfloat16", "got --dtype for a training step"),
+        ("--stage cache_logit --model gemma2_2b --topology v5e:4x4", "did you mean 'cache_logits'"),
+        ("--stage pack_sequences --model gemma2_2b --topology v5e:4x4", "cache_logits, evaluate_model, train_model"),
+        ("--stage cache_logits --model gemma2_2b --topology v5e:4x4 --batch 16", "it takes --forward-rows and --dtype"),
+        ("--stage cache_logits --model gemma2_27b --topology v5e:2x4 --forward-rows 4", "try --batch 8"),
     ],
 )
 def test_a_question_without_sense_is_refused_before_any_compile(
@@ -112,6 +125,27 @@ def test_figures_follow_from_the_cell() -> None:
     assert derived.best_tokens_per_second == tokens / derived.bounds.best_seconds
     assert derived.worst_mfu < derived.best_mfu == derived.model_flops / (derived.bounds.best_seconds * 197e12)
     assert derived.peak_bytes == 8 * 2**30
+
+
+def test_a_forward_pass_counts_two_operations_a_parameter_and_attention_once() -> None:
+    words = {"stage": "cache_logits", "model": "gemma2_27b", "topology": "v6e:2x4", "mesh": "model=8"}
+    asked = command.request_of(command.Command(**words, forward_rows=4, dtype="bfloat16"))
+    assert (asked.batch, asked.parameter_dtype, asked.keeps) == (4, "bfloat16", "draws")
+    assert asked.trace_request()["keeps"] == "draws"
+    assert command.request_of(command.Command(**words)).batch == 8, "the stage's own default"
+    cell = answered(dataclasses.replace(asked, model=SMALL, mesh=MeshShape(data=2, model=4)), fits=True)
+    derived, tokens = figures(cell), 4 * 8192 / 8
+    assert derived.model_flops == tokens * forward_flops_per_token(SMALL, 8192)
+    assert derived.executed_flops - derived.matrix_flops == pytest.approx(
+        tokens * (forward_flops_per_token(SMALL, 8192) - 2 * matrices(SMALL)) * 48 / 12
+    )
+    assert derived.matrix_ratio == pytest.approx(1e12 / (tokens * 2 * matrices(SMALL)))
+    assert "forward pass to draws, 4 rows x 8192 tokens" in describe(cell)[0]
+
+
+def matrices(config: Gemma2Config) -> int:
+    """Parameters that are factors of products with a token's state."""
+    return sum(parameter_count(config)) - config.layers * 4 * config.d_model - config.d_model
 
 
 def test_what_was_refused_needs_its_arguments_too() -> None:

@@ -29,7 +29,7 @@ from torch_xla.debug import metrics
 
 from training.backends.xla.abilities import XLA
 from training.backends.xla.checksum import checksum
-from training.backends.xla.head import scan_head
+from training.backends.xla.head import scan_head, scan_slices
 from training.backends.xla.layers import PairedLayers, scan_layers, stack_tensors, stacked_specs, unstack_tensors
 from training.backends.xla.mesh import ChipMesh, chips_by_process, share_of
 from training.errors import UserError
@@ -68,6 +68,7 @@ class XlaBackend(WholeParameters):
         self.remat: Remat = remat or ("full" if self.hardware == "TPU" else "none")
         self.constrain = self.mesh.constrain if self.mesh else None
         self.run_head = scan_head(mesh.row_shards if mesh else 1, self.constrain)
+        self.run_slices = scan_slices(mesh or MeshShape(), self.constrain)
         self._compiled_before = _compiles()
 
     def place_model(

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 from torch_xla.experimental.scan import _scan_impl_flat as scan
 
-from model.sharding import ROWS, Spec
+from model.sharding import ROWS, MeshShape, Spec
 from training.backends.xla.layers import STREAM, Constrain
+from training.logit_slices import SLICE_POSITIONS, Columns, RunSlices, Work, capped
 from training.loss_head import Head, RunHead
 
 TABLE_SPEC: Spec = ("model", "data")
 PARTS_SPEC: Spec = (ROWS, "model", None)
+MOST_LOGITS = 2**26
+"""Logits of a slice on one chip: 256 MiB in float32."""
+MOST_POSITIONS = 1024
+"""Positions of a slice on one chip: reading the table costs little beside their logits."""
 
 
 def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHead:
@@ -72,11 +77,42 @@ def scan_head(row_shards: int = 1, constrain: Constrain | None = None) -> RunHea
     return run
 
 
+def scan_slices(mesh: MeshShape, constrain: Constrain | None = None) -> RunSlices:
+    """The `RunSlices` for a batch on a mesh: rows and vocabulary are divided, and each chip works on its own rows."""
+
+    def run(
+        hidden_BTD: Tensor, weight_VD: Tensor, softcap: float, columns: Columns, constants: Columns, work: Work
+    ) -> tuple[Tensor, ...]:
+        parts = mesh.row_shards
+        of_chip = MOST_LOGITS * mesh.model // len(weight_VD)
+        cut = _Chunks(hidden_BTD, parts, min(max(of_chip, SLICE_POSITIONS), MOST_POSITIONS), constrain)
+        gathered_VD = cut.placed(weight_VD.detach() * 1, ("model", None))
+
+        def body(carry: Sequence[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            weight_VD, *given = carry
+            hidden_RPD, *of_slice = slices
+            weight_RVD = cut.placed(weight_VD.float().expand(parts, *weight_VD.shape) * 1, PARTS_SPEC)
+            products_RPV = torch.bmm(hidden_RPD.float(), weight_RVD.transpose(1, 2))
+            logits_RPV = cut.placed(capped(products_RPV, softcap), (ROWS, None, "model"))
+            flat = dict(zip(columns, (part.flatten(0, 1) for part in of_slice), strict=True))
+            made = work(logits_RPV.flatten(0, 1), flat, dict(zip(constants, given, strict=True)))
+            made = tuple(result.unflatten(0, (parts, -1)) for result in made)
+            # The carry holds table and constants: a tensor that the body took from outside would be read at trace time.
+            return [tensor * 1 for tensor in carry], list(made)
+
+        with torch.no_grad():
+            slices = [cut.chunks(tensor) for tensor in (hidden_BTD.detach(), *columns.values())]
+            _, made = scan(body, [gathered_VD, *constants.values()], slices)
+            return tuple(cut.whole(result) for result in made)
+
+    return run
+
+
 class _Chunks:
     """Cuts [B, T, ...] along time into [chunks, R, P, ...], and puts them together again."""
 
     def __init__(self, hidden_BTD: Tensor, parts: int, chunk_positions: int, constrain: Constrain | None) -> None:
-        self.B, self.T, self.D = hidden_BTD.shape
+        self.B, self.T, _ = hidden_BTD.shape
         self.parts, self.constrain = parts, constrain
         self.width = min(self.T, max(1, chunk_positions * parts // self.B))
 
@@ -91,9 +127,11 @@ class _Chunks:
         return self.placed(parts, (None, ROWS, None, *[None] * len(rest)))
 
     def whole(self, chunks: Tensor) -> Tensor:
-        """The inverse of `chunks` for [B, T, D]."""
-        parts = chunks.view(chunks.shape[0], self.parts, self.B // self.parts, self.width, self.D)
-        return self.placed(parts.permute(1, 2, 0, 3, 4).reshape(self.B, -1, self.D)[:, : self.T], STREAM)
+        """The inverse of `chunks`."""
+        count, _, _, *rest = chunks.shape
+        parts = chunks.view(count, self.parts, self.B // self.parts, self.width, *rest)
+        parts = parts.permute(1, 2, 0, 3, *range(4, parts.ndim)).reshape(self.B, -1, *rest)
+        return self.placed(parts[:, : self.T], (ROWS, None, *[None] * len(rest)))
 
     def placed(self, tensor: Tensor, spec: Spec) -> Tensor:
         if self.constrain is not None:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 # Set before torch_xla is imported. A few virtual devices make it keep annotations; thousands break the backward pass.
 os.environ["PJRT_DEVICE"] = "CPU"
@@ -89,7 +89,7 @@ class TraceRequest:
         check_rows(self.rows, self.mesh)
 
     @classmethod
-    def from_json(cls, text: str) -> "TraceRequest":
+    def from_json(cls, text: str) -> Self:
         """The inverse of `json.dumps(dataclasses.asdict(request))`."""
         fields = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
@@ -115,7 +115,7 @@ class Traced:
 def trace_step(request: TraceRequest) -> Traced:
     """Traces one optimizer step, at most once in a process, since it sets torch_xla's count of devices for the mesh."""
     began = time.perf_counter()
-    tracer = _Tracer(request)
+    tracer = Tracer(request)
     model = tracer.model()
     state = OptimizerState(first=tracer.moments(model), second=tracer.moments(model))
     scalars = tracer.placeholder((3,), torch.float32, (None,))
@@ -145,8 +145,8 @@ class _Placeholders(TorchBackend):
         return checksum(tensors)
 
 
-class _Tracer:
-    """Placeholders on a mesh, and the list of the donated ones."""
+class Tracer:
+    """Placeholders on a mesh, and the list of the donated ones. A process makes one: it counts the mesh's chips."""
 
     def __init__(self, request: TraceRequest) -> None:
         self.request = request
@@ -165,7 +165,8 @@ class _Tracer:
         self.constrain(tensor, spec)
         return tensor
 
-    def model(self) -> Gemma2:
+    def model(self, *, updated: bool = True) -> Gemma2:
+        """The model as `place_model` makes it; `updated`: its parameters become results of the program."""
         request = self.request
         with torch.device("meta"):
             model = Gemma2(request.model)
@@ -174,7 +175,7 @@ class _Tracer:
         for name, parameter in list(model.named_parameters()):
             owner, _, attribute = name.rpartition(".")
             value = self.placeholder(
-                tuple(parameter.shape), COMPUTE_TYPES[request.parameter_dtype], self.specs[name], donate=True
+                tuple(parameter.shape), COMPUTE_TYPES[request.parameter_dtype], self.specs[name], donate=updated
             )
             setattr(model.get_submodule(owner), attribute, nn.Parameter(value))
         model.run_layers = scan_layers(request.remat, self.constrain)
@@ -226,9 +227,8 @@ class _Tracer:
         return elements * COMPUTE_TYPES[self.request.parameter_dtype].itemsize, elements * 2 * torch.float32.itemsize
 
 
-def main(request_path: str, out_directory: str) -> None:
-    request = TraceRequest.from_json(Path(request_path).read_text())
-    traced = trace_step(request)
+def write(request: TraceRequest, traced: Traced, out_directory: str) -> None:
+    """Writes the program, hlo.pb, and what is known of it, trace.json."""
     out = Path(out_directory)
     out.mkdir(parents=True, exist_ok=True)
     (out / "hlo.pb").write_bytes(traced.hlo)
@@ -239,6 +239,11 @@ def main(request_path: str, out_directory: str) -> None:
     trace["model"] = dataclasses.asdict(request.model)
     trace["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (out / "trace.json").write_text(json.dumps(trace, indent=1) + "\n")
+
+
+def main(request_path: str, out_directory: str) -> None:
+    request = TraceRequest.from_json(Path(request_path).read_text())
+    write(request, trace_step(request), out_directory)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ Variance of a target: p_i (p_i / q_i - p_i) / N.
 Draws are a pure function of (seed, teacher hash, sequence hash, position) and of the logits: a counter-based generator
 (Philox) is keyed by the first three and read at the fourth. So neither the order of rows nor the rest of a batch
 changes a byte. A draw inverts the cumulative distribution in three levels of about V^(1/3) each: sums of blocks of
-blocks, sums of blocks, ids. Blocks are summed in float32, whose relative error of 1e-6 is that of the softmax itself;
-the levels above are float64. Cost: three passes over the logits and N V^(1/3) additions for each position.
+blocks, sums of blocks, ids. Each level has a uniform number of its own, so that no digits are lost from level to level.
+All of it is float32, because TPUs emulate float64. Sums have a relative error of 1e-6, as the softmax itself. A uniform
+has 32 bits below 2^-8, and the largest mass of a level comes last. So what the largest mass leaves is resolved to 2^-24
+of itself, or to 2^-32 of the whole. Cost: three passes over the logits and N V^(1/3) additions for each position.
 
-The audit: for functions f of an id, the mean over draws of f is compared with its expectation under p. One draw of a
+The audit: for functions f of an id, the mean over draws of f is compared with its expectation under p. f is taken
+relative to its value at the most likely id, so that nothing cancels where the teacher is almost certain. One draw of a
 position counts as w f(i), with w = p_i / q_i, which is 1 unless the proposal differs from p. By the teacher its mean is
-sum p f and its variance is sum p w f^2 - (sum p f)^2. Over all positions the sum of differences, divided by the root of
-the sum of variances / N, is about standard normal: z. The functions are
+E = sum p f and its variance is sum q (w f - E)^2. Over all positions the sum of differences, divided by the root of the
+sum of variances / N, is about standard normal: z. The functions are
 
     log p           shows another temperature, another position, a support that was renormalized (its mean is the
     entropy gap) most likely id  shows a changed share of the most likely id p               shows a distribution that
@@ -46,10 +49,12 @@ from training.loss_head import to_weighted_ids
 FUNCTIONS = ("log p", "most likely id", "p", "coin")
 LOG_FLOOR = -20.0
 """Floor of log p, in nats: without a floor one rare id would be most of the variance."""
-WORDS_IN_BLOCK = 4
-"""64-bit words that Philox gives for one value of its counter."""
-BELOW_ONE = 1 - 2.0**-52
-"""Largest fraction: it keeps a draw below the total, however the values are rounded."""
+WORDS_IN_BLOCK = 8
+"""32-bit words that Philox gives for one value of its counter."""
+LEVELS = 3
+"""Levels of a draw, each with a uniform number."""
+BELOW_ONE = np.float32(1 - 2.0**-24)
+"""Largest uniform number: the float32 before 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +133,13 @@ class Sample(Kind):
         functions = (log_p_PV.clamp(min=LOG_FLOOR), (ids_V == best_P1).float(), p_PV, coins_V.expand_as(p_PV))
         differences, variances = [], []
         for f_PV in functions:
-            # float64: variances of a teacher that is almost certain are differences of almost equal numbers
-            expected_P1 = (p_PV.double() * f_PV.double()).sum(-1, keepdim=True)
-            mean_P = (drawn_PK.double() * f_PV.gather(1, ids_PK).double()).sum(-1)
+            relative_PV = f_PV - f_PV.gather(1, best_P1)
+            expected_P1 = (p_PV * relative_PV).sum(-1, keepdim=True)
+            mean_P = (drawn_PK * relative_PV.gather(1, ids_PK)).sum(-1)
             differences.append(mean_P - expected_P1[:, 0])
-            if self.weighted:
-                squares_P = (p_PV.double() * weights_PV.double() * f_PV.double().square()).sum(-1)
-                variance_P = squares_P - expected_P1[:, 0].square()
-            else:
-                variance_P = (p_PV.double() * (f_PV.double() - expected_P1).square()).sum(-1)
-            variances.append(variance_P / self.draws)
-        entropy_P = -(p_PV * log_p_PV).sum(-1).double()
+            squares_PV = (weights_PV * relative_PV - expected_P1).square()
+            variances.append((p_PV / weights_PV * squares_PV).sum(-1) / self.draws)
+        entropy_P = -(p_PV * log_p_PV).sum(-1)
         return torch.stack([*differences, *variances, entropy_P], -1)
 
     def checks(self, total: Tally, limits: Limits) -> list[Check]:
@@ -201,34 +202,32 @@ def sample_teacher(
 
 
 def draw_ids(
-    logits_PV: Tensor, uniforms_PN: Tensor, temperature: float = 1.0, proposal: float = 1.0
+    logits_PV: Tensor, uniforms_PNL: Tensor, temperature: float = 1.0, proposal: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """N draws for each position.
 
-    uniforms_PN: float64 in [0, 1). Returns ids int32 [P, N] in the order of the uniforms, log(p / q) of each id, and
-    the highest logit [P].
+    uniforms_PNL: float32 in [0, 1), one for each level. Returns ids int32 [P, N] in the order of the uniforms,
+    log(p / q) of each id, and the highest logit [P].
     """
 
-    def draw(logits_PV: Tensor, uniforms_PN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(logits_PV: Tensor, uniforms_PNL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights_PBW, highest_P1 = block_weights(logits_PV, proposal / temperature)
-        blocks_PB = weights_PBW.sum(-1).double()
-        blocks_PAW = in_blocks(blocks_PB, weights_PBW.shape[-1])
+        blocks_PAW = in_blocks(weights_PBW.sum(-1), weights_PBW.shape[-1])
         groups_PA = blocks_PAW.sum(-1)
-        group_PN, fraction_PN = _invert(groups_PA[:, None], uniforms_PN)
-        block_PN, fraction_PN = _invert(take(blocks_PAW, group_PN), fraction_PN)
-        block_PN = block_PN + group_PN * blocks_PAW.shape[-1]
-        id_PN, _ = _invert(take(weights_PBW, block_PN).double(), fraction_PN)
-        id_PN = id_PN + block_PN * weights_PBW.shape[-1]
-        log_weights_PN = torch.zeros_like(uniforms_PN, dtype=torch.float32)
+        of_group, of_block, of_id = uniforms_PNL.unbind(-1)
+        group_PN = _choose(groups_PA[:, None], of_group)
+        block_PN = _choose(take(blocks_PAW, group_PN), of_block) + group_PN * blocks_PAW.shape[-1]
+        id_PN = _choose(take(weights_PBW, block_PN), of_id) + block_PN * weights_PBW.shape[-1]
+        log_weights_PN = torch.zeros_like(of_id)
         if proposal != 1.0:
             # log p - log q, where log q = z s / T - log sum exp(z s / T)
             relative_PV = (logits_PV - highest_P1) / temperature
             chosen_PN = relative_PV.gather(1, id_PN)
-            log_sums_P1 = groups_PA.sum(-1, keepdim=True).log().float() - relative_PV.logsumexp(-1, keepdim=True)
+            log_sums_P1 = groups_PA.sum(-1, keepdim=True).log() - relative_PV.logsumexp(-1, keepdim=True)
             log_weights_PN = chosen_PN * (1.0 - proposal) + log_sums_P1
         return id_PN.int(), log_weights_PN, highest_P1[:, 0]
 
-    return in_cache(draw, logits_PV, uniforms_PN)  # type: ignore[return-value]
+    return in_cache(draw, logits_PV, uniforms_PNL)  # type: ignore[return-value]
 
 
 def count_draws(drawn_PN: np.ndarray, log_weights_PN: np.ndarray | None = None) -> Targets:
@@ -260,25 +259,31 @@ def count_draws(drawn_PN: np.ndarray, log_weights_PN: np.ndarray | None = None) 
 
 
 def uniforms_of(draws: int, seed: int, teacher_hash: str, sequence_hash: int, positions: np.ndarray) -> np.ndarray:
-    """float64 [P, N] in [0, 1): the numbers of position p start at counter p * ceil(N / 4) of the row's own stream."""
+    """float32 [P, N, LEVELS] in [0, 1), from 32 random bits each.
+
+    The numbers of position p start at counter p * ceil(N * LEVELS / WORDS_IN_BLOCK) of the row's own stream.
+    """
     digest = hashlib.sha256(f"{seed}/{teacher_hash}/{sequence_hash}".encode()).digest()
-    blocks = -(-draws // WORDS_IN_BLOCK)
+    blocks = -(-draws * LEVELS // WORDS_IN_BLOCK)
     generator = np.random.Philox(key=np.frombuffer(digest[:16], "<u8"))
     length = int(positions.max()) + 1 if len(positions) else 0
-    words = generator.random_raw(length * blocks * WORDS_IN_BLOCK).reshape(length, blocks * WORDS_IN_BLOCK)
-    uniforms: np.ndarray = (words[positions, :draws] >> np.uint64(11)) * 2.0**-53
-    return uniforms
+    raw = generator.random_raw(length * blocks * WORDS_IN_BLOCK // 2).astype("<u8").view("<u4")
+    words = raw.reshape(length, blocks * WORDS_IN_BLOCK)[positions, : draws * LEVELS]
+    uniforms: np.ndarray = np.minimum(words.astype(np.float32) * np.float32(2.0**-32), BELOW_ONE)
+    return uniforms.reshape(len(positions), draws, LEVELS)
 
 
-def _invert(masses_PNW: Tensor, fractions_PN: Tensor) -> tuple[Tensor, Tensor]:
-    """The index, int64 [P, N], of the mass in which a fraction of their sum falls, and the fraction of that mass.
+def _choose(masses_PNW: Tensor, uniforms_PN: Tensor) -> Tensor:
+    """The index, int64 [P, N], of the mass in which a uniform share of their sum falls, the largest mass being last.
 
-    It never finds a mass of zero: the fraction stays below the whole, and a boundary belongs to the mass that follows.
+    It never finds a mass of zero, however sums are rounded.
     """
-    ends_PNW = masses_PNW.cumsum(-1)
-    wanted_PN1 = (fractions_PN * ends_PNW[..., -1]).minimum(ends_PNW[..., -1] * BELOW_ONE)[..., None]
-    index_PN = (ends_PNW <= wanted_PN1).sum(-1)
-    ends_PNW, masses_PNW = (part.expand(-1, fractions_PN.shape[1], -1) for part in (ends_PNW, masses_PNW))
-    mass_PN1 = masses_PNW.gather(-1, index_PN[..., None])
-    before_PN1 = ends_PNW.gather(-1, index_PN[..., None]) - mass_PN1
-    return index_PN, ((wanted_PN1 - before_PN1) / mass_PN1).clamp(0.0, BELOW_ONE)[..., 0]
+    width = masses_PNW.shape[-1]
+    mass_PN1, largest_PN1 = masses_PNW.max(-1, keepdim=True)
+    others_PNW = masses_PNW.scatter(-1, largest_PN1, 0.0)
+    ends_PNW = others_PNW.cumsum(-1)
+    total_PN = ends_PNW[..., -1] + mass_PN1[..., 0]
+    index_PN = (ends_PNW <= (uniforms_PN * total_PN)[..., None]).sum(-1)
+    found_PNW = others_PNW.expand(*index_PN.shape, -1)
+    mass_PN = found_PNW.gather(-1, index_PN.clamp(max=width - 1)[..., None])[..., 0]
+    return torch.where((index_PN < width) & (mass_PN > 0), index_PN, largest_PN1[..., 0])

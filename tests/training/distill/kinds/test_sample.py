@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.distill import blocks
-from training.distill.kinds.sample import draw_ids, sample_teacher
+from training.distill.kinds.sample import BELOW_ONE, draw_ids, sample_teacher
 
 KEY = {"seed": 3, "teacher_hash": "a" * 64, "sequence_hash": 2**63 + 11}
 
@@ -81,7 +81,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 def test_importance_weights_make_another_proposal_unbiased() -> None:
     logits = torch.from_numpy(np.random.default_rng(2).normal(scale=2.0, size=200).astype(np.float32)).repeat(4000, 1)
-    uniforms = torch.rand(4000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniforms = torch.rand(4000, 50, 3, generator=torch.Generator().manual_seed(0))
     for proposal, temperature in ((0.8, 1.0), (1.2, 1.0), (0.9, 2.0)):
         p = torch.softmax(logits[0].double() / temperature, -1)
         q = torch.softmax(logits[0].double() * proposal / temperature, -1)
@@ -97,8 +97,33 @@ def test_importance_weights_make_another_proposal_unbiased() -> None:
 
 def test_chunks_and_parts_for_the_caches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.from_numpy(np.random.default_rng(4).normal(size=(90, 700)).astype(np.float32))
-    uniforms = torch.rand(90, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    uniforms = torch.rand(90, 30, 3, generator=torch.Generator().manual_seed(1))
     whole = draw_ids(logits, uniforms)
     monkeypatch.setattr(blocks, "CACHED_ELEMENTS", 7 * 700)
     for undivided, other in zip(whole, draw_ids(logits, uniforms), strict=True):
         assert torch.equal(undivided, other)
+
+
+def test_what_an_almost_certain_teacher_leaves_is_drawn_as_often_as_it_should_be() -> None:
+    logits = torch.full((1, 4096), -100.0)
+    logits[0, 77] = 0.0
+    logits[0, [1005, 4000]] = torch.tensor([2.0**-21, 2.0**-22]).log()
+    grid = torch.arange(8192.0) / 8192
+    uniforms = torch.stack([grid * 2.0**-19, grid, grid], -1)[None]
+    ids, _, _ = draw_ids(logits, uniforms)
+    counts = torch.bincount(ids[0].long(), minlength=4096)
+    # of the first 2^-19 of all draws, 2^-21 and 2^-22 belong to the two ids
+    for place, expected in ((1005, 2048), (4000, 1024), (77, 5120)):
+        assert abs(int(counts[place]) - expected) <= 2
+    assert counts.sum() == 8192
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_draw_finds_an_id_that_the_teacher_excludes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(scale=4.0, size=(40, 700)).astype(np.float32))
+    logits[torch.from_numpy(rng.random((40, 700)) < 0.6)] = -1e5
+    ends = torch.tensor([0.0, 2.0**-32, float(BELOW_ONE)])
+    uniforms = torch.cartesian_prod(ends, ends, ends).expand(40, -1, -1)
+    ids, _, _ = draw_ids(logits, uniforms)
+    assert (logits.gather(1, ids.long()) > -1e5).all()
