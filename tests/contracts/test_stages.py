@@ -204,7 +204,17 @@ NOT_TRACED = {
     *(f"data/{name}.py" for name in ("absent", "errors", "logits", "padding")),
     *(
         f"model/{name}.py"
-        for name in ("__init__", "cache", "errors", "flops", "google_weights", "hf_weights", "sampling", "weight_files")
+        for name in (
+            "__init__",
+            "cache",
+            "errors",
+            "flops",
+            "google_weights",
+            "hf_config",
+            "hf_weights",
+            "sampling",
+            "weight_files",
+        )
     ),
     *(f"training/{name}.py" for name in ("errors", "setup")),
     *(f"training/backends/{name}.py" for name in ("abilities", "devices", "names", "torch_backend")),
