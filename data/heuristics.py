@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.repetition import Ngrams, repeated
-from data.words import split_lines, split_paragraphs, split_sentences, split_words
+from data.words import TERMINAL, split_lines, split_paragraphs, split_sentences, split_words
 
 Objection = tuple[str, str]
 """(reason, what was found in the text)"""
@@ -23,15 +23,6 @@ _SYMBOLS = frozenset(
     "\u2014\u201d\uff1a\uff05\uff11\u3008\u3001\u2501\u3010\u300c\u300d\uff0c\u3011\uff1b\u201c\u201e\u300a\u2019"
     "\u2236\u00b4\uff0e\u2013\uff08\uff1f\uff01\uff1a\uff04\uff5e\u00ab\u3009\u300b\uff09\u3002\u2026\u25ba\u00bb$"
 ) | frozenset(map(chr, [*range(32), *range(127, 160)]))
-_TERMINAL_TEXT = (
-    "!.?\u00bf\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367"
-    "\u1368\u166e\u1735\u1736\u17d4\u17d5\u17d6\u17d9\u17da\u1803\u1809\u1944\u1945\u1aa8\u1aa9\u1aaa\u1aab\u1b5a\u1b5b"
-    "\u1b5e\u1b5f\u1b7d\u1b7e\u1c3b\u1c3c\u1c7e\u1c7f\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u3002\ua4ff"
-    "\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e\uaa5f\uaaf0\uaaf1\uabeb\ufe52\ufe56"
-    "\ufe57\uff01\uff0e\uff1f\uff61\u0589"
-)
-TERMINAL = tuple(_TERMINAL_TEXT.replace("\u00bf", ""))
-"""characters that end a sentence in some script: Unicode's Sentence_Terminal, in the basic plane"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +191,7 @@ def fineweb_quality(text: str, words: Sequence[str], limits: FineWebQuality) -> 
 
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_LINE_ENDINGS = (".", "?", "!", '"', "'")
+_LINE_ENDINGS = (".", "?", "!", '"', "'", *(end for end in TERMINAL if not end.isascii()))
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 

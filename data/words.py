@@ -3,8 +3,9 @@
 A word is a run of letters, digits and underscores, with apostrophes inside and with its combining marks, or one other
 character that is not white space. In scripts without spaces, words are ICU's: of dictionaries, or single letters with
 their marks. So words are those of Unicode's UAX #29, but a full stop, comma or colon always ends one, as in English
-before. A sentence ends in a run of . ! ? and closing quotes before white space, or with the text. Cost: linear in the
-text, without a model.
+before. A sentence ends in a run of . ! ? (or what ends one in its script) and closing quotes before white space, or
+with the text. After the full width marks of East Asia no white space is needed. Cost: linear in the text, without a
+model.
 """
 
 import functools
@@ -28,9 +29,20 @@ _MARKED_WORD = regex.compile(
 _BY_LETTER = regex.compile(f"[{characters.BY_LETTER}]")
 _LETTERS = regex.compile(rf"[{characters.BY_LETTER}]\p{{M}}*|[^{characters.BY_LETTER}]+")
 _HIDDEN = regex.compile(rf"[\p{{Cf}}--[\u200b{_JOINERS}]]+", regex.VERSION1)
-_ENDS = "[.!?\u2026\u3002\uff01\uff1f]"
+_TERMINAL_TEXT = (
+    "!.?\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367"
+    "\u1368\u166e\u1735\u1736\u17d4\u17d5\u17d6\u17d9\u17da\u1803\u1809\u1944\u1945\u1aa8\u1aa9\u1aaa\u1aab\u1b5a\u1b5b"
+    "\u1b5e\u1b5f\u1b7d\u1b7e\u1c3b\u1c3c\u1c7e\u1c7f\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u3002\ua4ff"
+    "\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e\uaa5f\uaaf0\uaaf1\uabeb\ufe52\ufe56"
+    "\ufe57\uff01\uff0e\uff1f\uff61\u0589"
+)
+TERMINAL = tuple(_TERMINAL_TEXT)
+"""characters that end a sentence in some script: Unicode's Sentence_Terminal, in the basic plane"""
+_UNSPACED_ENDS = "\u3002\uff01\uff1f\uff61"
+_ENDS = f"[{re.escape(''.join(TERMINAL))}\u2026]"
+_CLOSING = "[\"'\u2019\u201d)\\]\u300d\u300f\uff09]*+"
 # The search looks at a run once, from its first character: a million dots would otherwise take hours.
-_SENTENCE_END = re.compile(f"(?<!{_ENDS}){_ENDS}++[\"'\u2019\u201d)\\]]*+(?:\\s+|$)")
+_SENTENCE_END = re.compile(f"[{_UNSPACED_ENDS}]{_ENDS}*+{_CLOSING}\\s*+|(?<!{_ENDS}){_ENDS}++{_CLOSING}(?:\\s+|$)")
 
 
 def split_words(text: str) -> list[str]:

@@ -38,7 +38,7 @@ from data.storage.by_uri import (
     write_bytes,
 )
 from data.storage.pinned import Pinned
-from data.storage.store import Found, FullError, join
+from data.storage.store import Found, FullError, is_glob, join
 
 __all__ = [
     "Found",
@@ -54,6 +54,7 @@ __all__ = [
     "filesystem",
     "find_files",
     "is_directory",
+    "is_glob",
     "is_relative",
     "is_remote",
     "is_shared",

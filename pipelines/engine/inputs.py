@@ -204,6 +204,7 @@ def external_input(
     """Files, directories and globs from outside, as one input.
 
     A file's name is relative to the given directory. With several paths, each directory's own name stands before it.
+    Paths that end alike have the fewest folders above before their names that tell them apart.
     What is not selected is listed as left out. What is excluded is not: somebody has asked for that. A folder is asked
     about by its name with a / behind it.
     Raises UserError if a path is missing or no file is left.
@@ -211,13 +212,14 @@ def external_input(
     by_place: dict[str, tuple[str, str, int]] = {}  # place -> name, URI, bytes: a file that is given twice counts once
     passed_over: list[str] = []
     left_out: list[tuple[str, str]] = []
+    names = _told_apart(paths)
     for path in paths:
-        several = len(paths) > 1 and storage.is_directory(path)
-        folder = PurePosixPath(path.rstrip("/")).name + "/" if several else ""
+        is_folder = storage.is_directory(path)
+        folder = names[path] + "/" if is_folder and len(paths) > 1 else ""
         listing = _find(path, _entered(exclude, folder))
         left_out += listing.left_out
         for below, uri, size in listing.files:
-            name = folder + below
+            name = folder + below if is_folder or storage.is_glob(path) else names[path]
             if exclude is not None and exclude(name):
                 passed_over.append(name)
                 continue
@@ -289,6 +291,22 @@ def left_out_lines(inputs: Mapping[str, Sequence[Input]]) -> list[str]:
     """A line for each input with something left out."""
     lines = ((name, source.left_out) for name, sources in inputs.items() for source in sources)
     return [f"--{name}: {left_out_line(left_out)}" for name, left_out in lines if left_out]
+
+
+def _told_apart(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> its last name, after as many of the folders above as tell it from other paths that end alike."""
+    parts = {path: PurePosixPath(storage.absolute(path)).parts for path in paths}
+    depths = dict.fromkeys(paths, 1)
+    while True:
+        names = {path: "/".join(parts[path][-depths[path] :]) for path in paths}
+        ends: dict[str, set[tuple[str, ...]]] = {}
+        for path, name in names.items():
+            ends.setdefault(name, set()).add(parts[path])
+        alike = [path for path, name in names.items() if len(ends[name]) > 1 and depths[path] < len(parts[path]) - 1]
+        if not alike:
+            return names
+        for path in alike:
+            depths[path] += 1
 
 
 def _place(uri: str) -> str:

@@ -12,7 +12,9 @@ from data import characters, words
 from data.heuristics import GopherQuality, gopher_quality
 from data.words import split_sentences, split_words
 
-PLAIN = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u2019\u201d)\\]]*(?:\\s+|$)")
+PLAIN = re.compile(
+    "\u3002[.!?\u2026\u3002]*[\"'\u2019\u201d)\\]]*\\s*|(?<![.!?\u2026\u3002])[.!?\u2026\u3002]+[\"'\u2019\u201d)\\]]*(?:\\s+|$)"
+)
 
 
 def by_the_plain_pattern(text: str) -> list[str]:
@@ -28,9 +30,26 @@ def test_sentences_end_where_the_plain_pattern_ends_them(text: str) -> None:
     assert "".join(split_sentences(text)) == text
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["यह एक वाक्य है। ", "यह दूसरा है।"],
+        ["هل هذه جملة؟ ", "نعم."],
+        ["یہ ایک جملہ ہے۔ ", "دوسرا۔"],
+        ["这是一句话。", "这是第二句！", "「第三句。」", "3.14"],
+        ["これは文です。\n", "次の文？"],
+        ["ይህ ዓረፍተ ነገር ነው። ", "ሌላ።"],
+        ["នេះជាប្រយោគ។ ", "មួយទៀត"],
+    ],
+)
+def test_sentences_end_with_the_marks_of_their_script(sentences: list[str]) -> None:
+    assert split_sentences("".join(sentences)) == sentences
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
-    "text", ["." * 2_000_000 + "x", "?\"'" * 700_000 + "x", "a'" * 1_000_000, "." + ")" * 2_000_000 + "x"]
+    "text",
+    ["." * 2_000_000 + "x", "?\"'" * 700_000 + "x", "a'" * 1_000_000, "." + ")" * 2_000_000 + "x", "\u3002?" * 500_000],
 )
 def test_a_document_that_is_made_to_be_slow_is_not(text: str) -> None:
     """A pattern that begins again at each dot of a run takes hours over a million of them."""

@@ -59,7 +59,7 @@ def test_pickled_weights_are_read_when_there_are_no_safetensors(saved):
     (directory / "model.safetensors").unlink()
     assert_same(model, load_hf(directory))
     torch.save({"model.norm.weight": torch.zeros(64)}, directory / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight is missing"):
+    with pytest.raises(ValueError, match=r"there are 1 tensors, and the configuration has 2 layers"):
         load_hf(directory)
 
 

@@ -21,7 +21,7 @@ HELP = "as `python -m pipelines"
         (f"{TRAIN} --model.layers x", "got 'x' for --model.layers; give a whole number, or leave it out (default: "),
         ("plan demo --teacher.optimizer.learning_rate fast", "got 'fast' for --teacher.optimizer.learning-rate; give"),
         ("plan demo --min-workers two", "got 'two' for --min-workers; give None or a whole number, or leave it out"),
-        ("fit --model gemma2_2b --topology v6e:4x4 --batch x", "got 'x' for --batch; give a whole number"),
+        ("fit --model gemma2_2b --topology v6e:4x4 --batch x", "got 'x' for --batch; give None or a whole number"),
         ("trace --checkpoint a --step x", "got 'x' for --step; give None or a whole number"),
         # a wrong choice
         ("plan demo --device tpu", "got 'tpu' for --device; give one of xla, cuda, cpu, auto, or leave"),
@@ -34,7 +34,7 @@ HELP = "as `python -m pipelines"
         # missing
         ("plan train_model --sequences a", "got no --steps, no --global-batch, no --model gemma2_2b|"),
         ("plan train_model --model gemma2_tiny", f"got no --steps, no --global-batch; give all of them, {HELP} "),
-        ("fit --model gemma2_2b", f"got no --topology, no --batch; give all of them, {HELP} fit --help` describes"),
+        ("fit --model gemma2_2b", f"got no --topology; give it, {HELP} fit --help` describes"),
         ("manifests", "got no STAGE, no --recipe, no --root, no --image; give all of them"),
         ("replay --run a", f"got no --step; give it, {HELP} replay --help` describes"),
         # a value that the dataclass refuses, with the name of its step

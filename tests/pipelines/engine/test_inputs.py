@@ -168,12 +168,21 @@ def test_patterns_may_leave_nothing_and_that_is_said(tmp_path: Path) -> None:
         external_input([f"{folder}/*.nothing"], None)
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    corpus(tmp_path / "one" / "x")
-    corpus(tmp_path / "two" / "x")
-    with pytest.raises(ValueError, match=r"with the same name 'x/a\.txt'; give the folder above both"):
-        external_input([str(tmp_path / "one" / "x"), str(tmp_path / "two" / "x")], None)
-    external_input([str(tmp_path / "one" / "x"), str(tmp_path / "one" / "x")], None)
+def test_paths_that_end_alike_are_told_apart_by_the_folders_above(tmp_path: Path) -> None:
+    for folder in ("mmlu", "arc", "deep/mmlu"):
+        corpus(tmp_path / folder)
+
+    def names(*paths: str) -> list[str]:
+        return [file.name for file in external_input([str(tmp_path / path) for path in paths], None).files]
+
+    assert names("mmlu/a.txt", "arc/a.txt") == names("arc/a.txt", "mmlu/a.txt") == ["arc/a.txt", "mmlu/a.txt"]
+    assert names("mmlu/a.txt", "deep/mmlu/a.txt", "arc/b/c.txt") == [
+        "c.txt", "deep/mmlu/a.txt", f"{tmp_path.name}/mmlu/a.txt",
+    ]  # fmt: skip
+    assert names("arc/b", "mmlu/b") == ["arc/b/c.txt", "arc/b/d.md", "mmlu/b/c.txt", "mmlu/b/d.md"]
+    assert names("mmlu/a.txt", "mmlu/./a.txt", "mmlu") == ["mmlu/a.txt", "mmlu/b/c.txt", "mmlu/b/d.md"]
+    with pytest.raises(ValueError, match=r"with the same name 'a\.txt'; give the folder above both"):
+        names("mmlu/*.txt", "arc/*.txt")
 
 
 def test_of_several_directories_each_puts_its_name_before_its_files(tmp_path: Path) -> None:
