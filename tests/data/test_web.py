@@ -137,11 +137,21 @@ def test_tags_that_never_close_are_read_in_linear_time() -> None:
         "<!--" + "<div>" * 1500 + "-->",
         "<div title='<'></div>" * 1500,
         "<font><div></font></div>" * 1500,
+        "<p><font size=2>a</p>" * 1500,
+        "<table>" + "<tr><td><b>a" * 1500,
+        "<table>" + "<tr><td><p><b>a</p>" * 1500,
+        "<button>a" * 1500,
     ],
 )
 def test_a_page_without_end_tags_that_html_implies_is_flat(flat: str) -> None:
     assert depth(flat.encode()) < 10
     assert not web.text_of(f"<p>Some words.</p>{flat}<p>The end.</p>".encode(), "utf-8", False).reason
+
+
+def test_a_page_whose_open_tags_a_parser_would_repeat_without_end_counts_as_deep() -> None:
+    fonts = "".join(f"<font size={size}>" for size in range(900))
+    assert depth((fonts + "<p>a" * 5000).encode()) > 900  # inside them, none ends
+    assert depth(("<p>" + fonts + "<p>a" * 5000).encode()) == 1001
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,13 @@ def test_a_page_without_end_tags_that_html_implies_is_flat(flat: str) -> None:
         "<o:p/>",
         "<div/>",
         "<div title='<'>",
+        "<!--><div>",
+        "<!--->--><div>",
+        "<!-- --!><div>",
+        "<rt>",
+        "<p><b>a</p>a",
+        "<b>a<button>a",
+        "<svg><foreignObject><dt>",
     ],
 )
 def test_what_nests_is_deep(unit: str) -> None:
