@@ -38,7 +38,7 @@ _ENDS_P = _HEADINGS | _ITEMS | _names(
     "hgroup hr listing main menu nav ol p plaintext pre search section summary table ul"
 )  # fmt: skip
 # an end tag reaches no further out than the last of these
-_INTEGRATE = _names("foreignobject desc annotation-xml")
+_INTEGRATE = _names("foreignobject desc title annotation-xml")
 _OF_HTML = b"html:"
 """before the name of an element that has a meaning in <svg> or <math>, and is outside"""
 _SCOPES = _CELLS | _INTEGRATE | _names("table template button object marquee applet")
@@ -80,6 +80,7 @@ def depth(content: bytes, enough: int) -> int:
         if begin[1]:
             page.close(name)
             continue
+        raw = name in _RAW and page.foreign < 0
         page.open(name, content[begin.end() : place])
         if page.open_elements > deepest:
             deepest = page.open_elements
@@ -87,7 +88,7 @@ def depth(content: bytes, enough: int) -> int:
             deepest = enough + 1
         if deepest > enough:
             break
-        if name in _RAW and page.foreign < 0:
+        if raw:
             lower = lower or content.lower()
             place = lower.find(b"</" + name, place)
             if place < 0:

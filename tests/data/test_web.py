@@ -174,6 +174,7 @@ def test_a_page_whose_open_tags_a_parser_would_repeat_without_end_counts_as_deep
         "<p><b>a</p>a",
         "<b>a<button>a",
         "<svg><foreignObject><dt>",
+        "<svg><title><p>",
     ],
 )
 def test_what_nests_is_deep(unit: str) -> None:
