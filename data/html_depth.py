@@ -38,7 +38,8 @@ _ENDS_P = _HEADINGS | _ITEMS | _names(
     "hgroup hr listing main menu nav ol p plaintext pre search section summary table ul"
 )  # fmt: skip
 # an end tag reaches no further out than the last of these
-_INTEGRATE = _names("foreignobject desc title annotation-xml")
+_HOLDS_HTML = {b"svg": _names("foreignobject desc title"), b"math": _names("mi mo mn ms mtext annotation-xml")}
+_INTEGRATE = _HOLDS_HTML[b"svg"] | _HOLDS_HTML[b"math"]
 _OF_HTML = b"html:"
 """before the name of an element that has a meaning in <svg> or <math>, and is outside"""
 _SCOPES = _CELLS | _INTEGRATE | _names("table template button object marquee applet")
@@ -137,7 +138,8 @@ class _Page:
         if foreign >= 0:
             if name not in _LEAVE_SVG:
                 if not self_closing:
-                    self._push(name if name in _INTEGRATE else b":" + name)
+                    root = self.stack[foreign] or b""
+                    self._push(name if name in _HOLDS_HTML[root] else b":" + name)
                 return
             self._pop_to(foreign)
         if name not in _REOPENS_NONE:

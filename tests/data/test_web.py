@@ -175,6 +175,7 @@ def test_a_page_whose_open_tags_a_parser_would_repeat_without_end_counts_as_deep
         "<b>a<button>a",
         "<svg><foreignObject><dt>",
         "<svg><title><p>",
+        "<math><mi><p>",
     ],
 )
 def test_what_nests_is_deep(unit: str) -> None:
