@@ -10,8 +10,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ftfy
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
+_MOJIBAKE = ftfy.TextFixerConfig(
+    unescape_html=False,
+    uncurl_quotes=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    fix_line_breaks=False,
+    remove_terminal_escapes=False,
+    remove_control_chars=False,
+    normalization=None,
+    explain=False,
+)
+"""ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
 BROKEN = "\ufffd"
 MOST_BROKEN_SHARE = 0.01
 """largest share of U+FFFD in the characters of a text"""
@@ -80,10 +93,15 @@ def codec_of(label: str) -> str | None:
     return None if codec is None else _WIDER.get(str(codec), str(codec))
 
 
-def too_broken(text: str) -> bool:
-    """Whether the text has too many characters U+FFFD to be kept."""
-    broken = text.count(BROKEN)
+def too_broken(text: str, character: str = BROKEN) -> bool:
+    """Whether the text has too many characters U+FFFD, or others that stand for no text, to be kept."""
+    broken = text.count(character)
     return broken > FEW_BROKEN and broken > MOST_BROKEN_SHARE * len(text)
+
+
+def repaired(text: str) -> str:
+    """The text with what was decoded wrongly decoded again, as far as ftfy is sure."""
+    return ftfy.fix_text(text, _MOJIBAKE)
 
 
 def decode(content: bytes, charset: str = "", markup: bool = False) -> Decoded:
