@@ -20,6 +20,7 @@ SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz", ".warc.wet.gz")
 MARKUP = ("text/html", "application/xhtml+xml")
 MOST_DEPTH = 1000
 """largest depth of nested elements: the parser's time grows with the square of the depth"""
+_TOO_DEEP = f"elements more than {MOST_DEPTH:,} deep, or too many attributes in a tag, for a parser in linear time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def text_of(content: bytes, charset: str, article: bool) -> Page:
     decoded = encoding.decode(content, charset, markup=True)
     markup = content if decoded.encoding == "utf-8" else decoded.text.encode()
     if html_depth.depth(markup, MOST_DEPTH) > MOST_DEPTH:
-        return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
+        return Page(reason="html_too_deep", detail=_TOO_DEEP, metadata={})
     text = main_content.text_of(HTMLTree.parse(decoded.text), article)
     if not text.strip():
         return Page(reason="no_text", detail="no text was found in the page", metadata={})
