@@ -6,6 +6,7 @@ in the page, because each element is opened and closed once.
 """
 
 import re
+import sys
 
 _BEGIN = re.compile(rb"<(?:!--|(/?)([A-Za-z][^\s/>]*+))")
 _COMMENT_END, _COMMENT_END_LATER = re.compile(rb"-?>"), re.compile(rb"--!?>")
@@ -68,10 +69,10 @@ def depth(content: bytes, enough: int) -> int:
     """
     if content.count(b"<") <= enough and len(content) <= _SHORT_BYTES:
         return 0
-    page, deepest, place = _Page(), 0, 0
+    page, deepest, place = _Page(max(len(content), _FREE_REOPENED)), 0, 0
     lower = b""
     while begin := _BEGIN.search(content, place):
-        if begin.start() > place:
+        if page.ended[-1] and begin.start() > place:
             page.reopen()
         place = begin.end()
         if begin[2] is None:
@@ -88,14 +89,14 @@ def depth(content: bytes, enough: int) -> int:
             page.close(name)
             continue
         raw = name in _RAW and page.foreign < 0
-        page.open(name, content[begin.end() : place])
+        attributes = begin.end()
+        page.open(name, content[attributes:place])
+        if place - attributes > _SHORT_BYTES and len(_ATTRIBUTE.findall(content, attributes, place)) > _MOST_ATTRIBUTES:
+            return enough + 1
         if page.open_elements > deepest:
             deepest = page.open_elements
-        many = place - begin.end() > _SHORT_BYTES and len(_ATTRIBUTE.findall(content, begin.end(), place))
-        if page.reopened > max(len(content), _FREE_REOPENED) or many > _MOST_ATTRIBUTES:
-            deepest = enough + 1
-        if deepest > enough:
-            break
+            if deepest > enough:
+                return enough + 1
         if raw:
             lower = lower or content.lower()
             place = lower.find(b"</" + name, place)
@@ -107,7 +108,9 @@ def depth(content: bytes, enough: int) -> int:
 class _Page:
     """The open elements of a page."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_reopened: int) -> None:
+        """`most_reopened`: after so many reopened elements the page counts as deep without end."""
+        self.most_reopened = most_reopened
         self.stack: list[bytes | None] = []
         """names of the open elements; None: closed out of order"""
         self.places: dict[bytes, list[int]] = {}
@@ -117,8 +120,8 @@ class _Page:
         self.blocks: list[int] = []
         """places of special elements and of the blocks that do not end an item"""
         self.open_elements = self.reopened = 0
-        self.rests: list[bytes] = []
-        """attributes of the open elements"""
+        self.rests: dict[int, bytes] = {}
+        """attributes of the open formatting elements, by place"""
         self.ended: list[list[tuple[bytes, bytes]]] = [[]]
         """formatting elements that ended with an element around them, as names and attributes: those of the page, then
         those in each open element that ends its own"""
@@ -130,6 +133,8 @@ class _Page:
             self.reopened += len(ended)
             for name, rest in ended:
                 self._push(name, rest)
+            if self.reopened > self.most_reopened:
+                self.open_elements = sys.maxsize
 
     @property
     def foreign(self) -> int:
@@ -141,7 +146,8 @@ class _Page:
 
     def open(self, name: bytes, rest: bytes) -> None:
         """Opens an element. `rest` is its tag after the name."""
-        foreign, self_closing = self.foreign, rest.endswith(b"/>")
+        places, self_closing = self.places, rest.endswith(b"/>")
+        foreign = self.foreign if places.get(b"svg") or places.get(b"math") else -1
         if foreign >= 0:
             if name not in _LEAVE_SVG:
                 if not self_closing:
@@ -149,7 +155,7 @@ class _Page:
                     self._push(name if name in _HOLDS_HTML[root] else b":" + name)
                 return
             self._pop_to(foreign)
-        if name not in _REOPENS_NONE:
+        if self.ended[-1] and name not in _REOPENS_NONE:
             self.reopen()
         if name in _ENDS_P:
             self._end_last(b"p", self._last_scope())
@@ -187,7 +193,7 @@ class _Page:
         if name in _INTEGRATE and self._last(name) < 0:
             name = _OF_HTML + name
         last = self._last(name)
-        foreign = self.foreign
+        foreign = self.foreign if self.places.get(b"svg") or self.places.get(b"math") else -1
         if foreign >= 0 and foreign < (inside := self._last(b":" + name)):
             self._pop_to(inside)
             return
@@ -251,12 +257,13 @@ class _Page:
     def _push(self, name: bytes, rest: bytes = b"") -> None:
         place = len(self.stack)
         self.stack.append(name)
-        self.rests.append(rest)
-        if name in _MARKERS:
-            self.ended.append([])
         self.places.setdefault(name, []).append(place)
         if name in _SCOPES:
             self.scopes.append(place)
+            if name in _MARKERS:
+                self.ended.append([])
+        elif name in _FORMATS:
+            self.rests[place] = rest
         if name in _SPECIAL:
             self.specials.append(place)
         if name in _BLOCKS:
@@ -269,7 +276,7 @@ class _Page:
             return
         formats: list[tuple[bytes, bytes]] = []
         while len(self.stack) > place:
-            name, rest = self.stack.pop(), self.rests.pop()
+            name = self.stack.pop()
             if name is None:
                 continue
             self.places[name].pop()
@@ -278,12 +285,12 @@ class _Page:
                     places.pop()
             self.open_elements -= 1
             if name in _FORMATS:
-                formats.append((name, rest))
+                formats.append((name, self.rests[len(self.stack)]))
             elif name in _MARKERS:
                 formats.clear()
                 self.ended.pop()
-        ended = self.ended[-1]
         for name_and_rest in reversed(formats):
+            ended = self.ended[-1]
             if ended.count(name_and_rest) == _MOST_ALIKE:
                 ended.remove(name_and_rest)
             ended.append(name_and_rest)
@@ -302,4 +309,3 @@ class _Page:
         self.open_elements -= 1
         while self.stack and self.stack[-1] is None:
             self.stack.pop()
-            self.rests.pop()

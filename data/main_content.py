@@ -129,12 +129,13 @@ def _leave_article(body: Any) -> None:
     if root is not None:
         body.replace_children(root.element)
     prose_of: Counter[tuple[str, str]] = Counter()
-    for block in _around(blocks, root, total, frozenset()):
+    around = list(_around(blocks, root, total, frozenset()))
+    for block in around:
         if block.link_share <= FEW_LINKS:
             prose_of[block.kind] += block.prose
     # what there is most of is the article, whatever it is called
     kept = frozenset(kind for kind, prose in prose_of.items() if prose > LARGE_SHARE * total)
-    for block in list(_around(blocks, root, total, kept)):
+    for block in _around(blocks, root, total, kept) if kept else around:
         block.element.remove()
 
 
