@@ -122,7 +122,7 @@ _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", 
     b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
 }  # fmt: skip
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-"""frame that pzstd writes first: it holds a size and no content"""
+"""frame that zstd with several threads (`pzstd`) writes first: it holds a size and no content"""
 _COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
 
 
