@@ -47,7 +47,7 @@ _SENTENCE_END = re.compile(f"[{_UNSPACED_ENDS}]{_ENDS}*+{_CLOSING}\\s*+|(?<!{_EN
 
 def split_words(text: str) -> list[str]:
     """The words of a text, in order. They are composed (NFC), without soft hyphens and other format characters."""
-    if text.isascii() or not _special()[characters.points_of(text)].any():
+    if is_plain(text):
         return _WORD.findall(text)
     composed = pc.utf8_normalize(pa.scalar(_HIDDEN.sub("", text)), "NFC").as_py()
     runs = _MARKED_WORD.findall(composed)
@@ -60,6 +60,11 @@ def split_words(text: str) -> list[str]:
     for run in runs:
         words += itertools.takewhile(lambda part: part != "\n", parts) if unspaced(run) else (run,)
     return words
+
+
+def is_plain(text: str) -> bool:
+    """Whether the words of a text are its runs of letters: without combining marks, and with spaces between words."""
+    return text.isascii() or not _special()[characters.points_of(text)].any()
 
 
 def unspaced(text: str) -> bool:
