@@ -87,5 +87,8 @@ def _value_or_text(scalar: pa.Scalar) -> Any:
             return {name: _value_or_text(value) for name, value in scalar.items()}
         if isinstance(scalar, pa.ListScalar):
             return [_value_or_text(value) for value in scalar.values]
-        text = str(scalar.cast(pa.string()).as_py())
+        try:
+            text = str(scalar.cast(pa.string()).as_py())
+        except UnicodeDecodeError:  # the writer did not check it
+            return scalar.as_buffer().to_pybytes().decode(errors="backslashreplace")
         return text.removeprefix("<value out of range: ").removesuffix(">")

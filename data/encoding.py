@@ -10,8 +10,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ftfy
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
+_MOJIBAKE = ftfy.TextFixerConfig(
+    unescape_html=False,
+    uncurl_quotes=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    fix_line_breaks=False,
+    remove_terminal_escapes=False,
+    remove_control_chars=False,
+    normalization=None,
+    explain=False,
+)
+"""ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
 BROKEN = "\ufffd"
 MOST_BROKEN_SHARE = 0.01
 """largest share of U+FFFD in the characters of a text"""
@@ -20,9 +33,17 @@ FEW_BROKEN = 3
 HEAD_BYTES = 4096
 """bytes at the beginning of a page in which it declares its encoding; browsers look at 1,024 of them at once"""
 FEW_CHARACTERS = 8
-"""number of characters beyond ASCII in East Asian text that can be valid UTF-8 by chance"""
+"""number of characters beyond ASCII in East Asian text that can be valid UTF-8 by chance; one of three bytes counts as
+three, because it seldom is"""
+MOSTLY = 4
+"""whole characters beyond ASCII for each broken one that make a text UTF-8, whatever is declared"""
+WIDE_SHARE = 0.05
+"""share of null bytes at the beginning of a text from which on it is UTF-16"""
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
 # Python's codecs of the standard's encodings, where Python's codec of the same name reads less than browsers do.
 _WIDER = {
     "euc_kr": "cp949", "shift_jis": "cp932", "gbk": "gb18030", "gb2312": "gb18030", "big5": "big5hkscs",
@@ -45,6 +66,7 @@ _META = re.compile(rb"<meta\s[^>]*?\bcharset\s*=\s*[\"'\s]*([\w.:+-]+)", re.IGNO
 _XML = re.compile(rb"\A\s*<\?xml\s[^>]*?\bencoding\s*=\s*[\"']\s*([\w.:+-]+)", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\x1b(\([BJI]|\$[@B]|\$\(D)")
 _BEYOND_ASCII = re.compile("[^\x00-\x7f\ufffd]")
+_BEYOND_TWO_BYTES = re.compile("[^\x00-\u07ff\ufffd]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +93,38 @@ def codec_of(label: str) -> str | None:
     return None if codec is None else _WIDER.get(str(codec), str(codec))
 
 
-def too_broken(text: str) -> bool:
-    """Whether the text has too many characters U+FFFD to be kept."""
-    broken = text.count(BROKEN)
+def too_broken(text: str, character: str = BROKEN) -> bool:
+    """Whether the text has too many characters U+FFFD, or others that stand for no text, to be kept."""
+    broken = text.count(character)
     return broken > FEW_BROKEN and broken > MOST_BROKEN_SHARE * len(text)
+
+
+def repaired(text: str) -> str:
+    """The text with what was decoded wrongly decoded again, as far as ftfy is sure."""
+    return ftfy.fix_text(text, _MOJIBAKE)
 
 
 def decode(content: bytes, charset: str = "", markup: bool = False) -> Decoded:
     """The text of `content`, whose header declares `charset`. Markup can declare its own charset too.
 
-    A byte order mark wins over all declarations, and so does valid UTF-8. If the text is broken by what the header
-    declares, and not by what the markup declares, the markup is right. A guess is made only if nothing is declared.
+    A byte order mark wins over all declarations, and so does UTF-8 with hardly a broken character. If the text is
+    broken by what the header declares, and not by what the markup declares, the markup is right. A guess is made only
+    if nothing is declared.
     """
     for mark, codec in _BOMS:
         if content.startswith(mark):
             return Decoded(text=_text(content[len(mark) :], codec), encoding=codec)
+    if (wide := _wide(content)) is not None:
+        return wide
     declared = [codec for codec in map(codec_of, _declared(content, charset, markup)) if codec]
     try:
         text = content.decode()
     except UnicodeDecodeError:
         return _best(content, declared) if declared else _guessed(content)
     legacy = declared[0] if declared and (declared[0] in _EAST_ASIAN or "\0" in text) else "utf-8"
-    if legacy != "utf-8" and len(_BEYOND_ASCII.findall(text[:HEAD_BYTES])) <= FEW_CHARACTERS:
+    if not declared and b"\x1b$" in content and _ESCAPE.search(content):
+        legacy = "iso2022_jp"
+    if legacy != "utf-8" and _chance(text[:HEAD_BYTES]) <= FEW_CHARACTERS:
         other = _text(content, legacy)
         if BROKEN not in other:
             return Decoded(text=other, encoding=legacy)
@@ -110,7 +142,27 @@ def _declared(content: bytes, charset: str, markup: bool) -> Sequence[str]:
     ]
 
 
+def _chance(text: str) -> int:
+    """Number of characters beyond ASCII that may be others; three for each one that hardly is."""
+    return len(_BEYOND_ASCII.findall(text)) + 2 * len(_BEYOND_TWO_BYTES.findall(text))
+
+
+def _wide(content: bytes) -> Decoded | None:
+    """The text of UTF-16 without a byte order mark; None for other bytes. Null bytes betray its ASCII characters."""
+    head = content[:HEAD_BYTES]
+    if head.count(0) <= WIDE_SHARE * len(head):
+        return None
+    codec = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+    text = _text(content, codec)
+    return None if "\0" in text or too_broken(text) else Decoded(text=text, encoding=codec)
+
+
 def _best(content: bytes, codecs_declared: Sequence[str]) -> Decoded:
+    text = _text(content, "utf-8")
+    if len(_BEYOND_ASCII.findall(text)) >= MOSTLY * text.count(BROKEN) and (
+        codecs_declared[0] not in _EAST_ASIAN or _chance(text) > FEW_CHARACTERS
+    ):
+        return Decoded(text=text, encoding="utf-8")
     decoded = [Decoded(text=_text(content, codec), encoding=codec) for codec in dict.fromkeys(codecs_declared)]
     return next((text for text in decoded if not too_broken(text.text)), decoded[0])
 

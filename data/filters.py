@@ -8,6 +8,7 @@ its share of the text become metadata of a kept document.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from data import classifier, folding, heuristics, languages, pii, schema
 from data.documents import json_text
 from data.errors import UserError
 from data.heuristics import Objection
-from data.words import edges, split_words, unspaced
+from data.words import edges, split_words, unspaced, unspaced_letters
 
 WORDS_A_PATTERN = 400
 Treatment = Literal["keep", "redact", "drop"]
@@ -180,7 +181,9 @@ def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
     folded = pa.chunked_array([folding.fold(block) for block in folding.blocks(texts)], pa.large_string())
     held = np.zeros(len(texts), bool)
     for pattern in _patterns([word for word in listed if not unspaced(word)]):
-        flags = pc.match_substring_regex(folded, rf"(?:^|[^\pL\pM\pN_])(?:{pattern})(?:$|[^\pL\pM\pN_])")
+        # beside a character of a script without spaces a word begins or ends too
+        edge = rf"[^\pL\pM\pN_]|[{unspaced_letters()}]"
+        flags = pc.match_substring_regex(folded, rf"(?:^|{edge})(?:{pattern})(?:$|{edge})")
         held |= flags.to_numpy()
     # no spaces say where these words begin and end: ICU does, where they may be
     without_spaces = [word for word in listed if unspaced(word)]
@@ -192,7 +195,13 @@ def _holding(texts: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray | None:
 
 def _patterns(words: Sequence[str]) -> Iterator[str]:
     for start in range(0, len(words), WORDS_A_PATTERN):
-        yield "|".join(re2.escape(word) for word in words[start : start + WORDS_A_PATTERN])
+        yield "|".join(map(_pattern, words[start : start + WORDS_A_PATTERN]))
+
+
+def _pattern(word: str) -> str:
+    """Matches the word with either apostrophe and with any white space between the words of a phrase."""
+    apart = ["['\u2019]".join(map(re2.escape, re.split("['\u2019]", part))) for part in word.split()]
+    return r"\s+".join(apart)
 
 
 def _cut_out(text: str, words: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ characters join at some 25 MB/s.
 """
 
 import functools
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,9 @@ from data import characters
 
 BLOCK_BYTES = 1 << 18
 """bytes of text in a block: arrays with 8 bytes for each of them stay in the second-level cache"""
+MOST_MARKS = 30
+"""marks on one letter that count: more are left out, because the time to sort them grows with the square of their
+number. Unicode's stream-safe text has as many (UAX #15)"""
 _UNLIKE = (
     ("\u03c2", "\u03c3"),  # Greek final sigma
     ("\u00df", "ss"),
@@ -51,7 +55,9 @@ def fold(texts: pa.Array) -> pa.LargeStringArray:
         return lowered
     whole, number = np.unique(document), np.arange(len(lowered))
     number[whole] = len(lowered) + np.arange(len(whole))
-    return pa.concat_arrays([lowered, _wholly(texts.take(pa.array(whole)))]).take(pa.array(number))
+    changing = np.flatnonzero(kind)
+    many = bool((changing[MOST_MARKS:] - changing[:-MOST_MARKS] == MOST_MARKS).any())
+    return pa.concat_arrays([lowered, _wholly(texts.take(pa.array(whole)), many)]).take(pa.array(number))
 
 
 def fold_text(text: str) -> str:
@@ -150,17 +156,26 @@ def _replaced(
     return np.delete(data, places), offsets - np.searchsorted(places, offsets)
 
 
-def _wholly(texts: pa.Array) -> pa.LargeStringArray:
-    """The folded form of each text, by way of normal forms."""
+def _wholly(texts: pa.Array, many_marks: bool = False) -> pa.LargeStringArray:
+    """The folded form of each text, by way of normal forms. `many_marks`: a letter may have more than MOST_MARKS."""
     if not len(texts):
         return pa.array([], pa.large_string())
     left_out = f"[{characters.INVISIBLE}{characters.OPTIONAL}]+"
     spaced = pc.replace_substring_regex(texts, f"[{_blanks()}]", " ")
-    folded = pc.utf8_normalize(pc.replace_substring_regex(spaced, left_out, ""), "NFKC")
+    shown = pc.replace_substring_regex(spaced, left_out, "")
+    if many_marks:
+        shown = pa.array([_too_many().sub(r"\1", text) for text in shown.to_pylist()], shown.type)
+    folded = pc.utf8_normalize(shown, "NFKC")
     folded = pc.utf8_lower(pc.replace_substring_regex(folded, left_out, ""))
     for old, new in _UNLIKE:
         folded = pc.replace_substring(folded, old, new)
     return pc.utf8_normalize(folded, "NFC").cast(pa.large_string())
+
+
+@functools.cache
+def _too_many() -> re.Pattern[str]:
+    joins = f"[{characters.ranges_of(_joins())}]"
+    return re.compile(f"({joins}{{{MOST_MARKS}}}){joins}+")
 
 
 @functools.cache

@@ -8,6 +8,8 @@ in the page, because each element is opened and closed once.
 import re
 
 _BEGIN = re.compile(rb"<(?:!--|(/?)([A-Za-z][^\s/>]*+))")
+_COMMENT_END, _COMMENT_END_LATER = re.compile(rb"-?>"), re.compile(rb"--!?>")
+"""<!--> is a comment too"""
 _REST = re.compile(rb"""(?:[^>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')?+|["'])*+>""")
 
 
@@ -21,6 +23,10 @@ _VOID = _names(
 _RAW = _names("script style textarea title xmp iframe noembed noframes")
 _FORMATS = _names("a b big code em font i nobr s small strike strong tt u")
 _ONCE = _names("a nobr")
+_FREE_REOPENED = 100_000
+"""formatting elements that a page of any size may have reopened; a parser makes an element of each"""
+_MOST_ALIKE = 3
+"""formatting elements with the same attributes that a parser reopens"""
 _HEADINGS = _names("h1 h2 h3 h4 h5 h6")
 _ITEMS = _names("li dt dd")
 _CELLS = _names("td th caption")
@@ -32,17 +38,24 @@ _ENDS_P = _HEADINGS | _ITEMS | _names(
     "hgroup hr listing main menu nav ol p plaintext pre search section summary table ul"
 )  # fmt: skip
 # an end tag reaches no further out than the last of these
-_SCOPES = _CELLS | _names("table template button object marquee applet")
+_HOLDS_HTML = {b"svg": _names("foreignobject desc title"), b"math": _names("mi mo mn ms mtext annotation-xml")}
+_INTEGRATE = _HOLDS_HTML[b"svg"] | _HOLDS_HTML[b"math"]
+_OF_HTML = b"html:"
+"""before the name of an element that has a meaning in <svg> or <math>, and is outside"""
+_SCOPES = _CELLS | _INTEGRATE | _names("table template button object marquee applet")
 # an item ends the last item unless one of these was opened since
 _SPECIAL = (_ENDS_P | _SCOPES | _TABLE_PARTS | _names("select iframe details")) - _names("address div p")
 _BLOCKS = _SPECIAL | _names("address div p")
-_MARKERS = _SCOPES - _names("table button")
+_MARKERS = _SCOPES - _INTEGRATE - _names("table button")
+# before all others the formatting elements are opened that ended with an element around them
+_REOPENS_NONE = (_ENDS_P | _TABLE_PARTS | _RUBY | _RAW | _VOID) - _names("xmp area br embed img input wbr") | _names(
+    "template col frameset button"
+)
 # in <svg> and <math> all but these are elements of theirs, which may close themselves
 _LEAVE_SVG = _HEADINGS | _names(
     "b big blockquote body br center code dd div dl dt em embed head hr i img li listing menu meta nobr ol p pre "
     "ruby s small span strong strike sub sup table tt u ul var"
 )  # fmt: skip
-_INTEGRATE = _names("foreignobject desc annotation-xml")
 
 
 def depth(content: bytes, enough: int) -> int:
@@ -52,11 +65,14 @@ def depth(content: bytes, enough: int) -> int:
     page, deepest, place = _Page(), 0, 0
     lower = b""
     while begin := _BEGIN.search(content, place):
+        if begin.start() > place:
+            page.reopen()
         place = begin.end()
         if begin[2] is None:
-            place = content.find(b"-->", place) + 3
-            if place < 3:
+            end = _COMMENT_END.match(content, place) or _COMMENT_END_LATER.search(content, place)
+            if end is None:
                 break
+            place = end.end()
             continue
         rest = _REST.match(content, place)
         if rest is None:  # the page ends inside a tag
@@ -65,12 +81,15 @@ def depth(content: bytes, enough: int) -> int:
         if begin[1]:
             page.close(name)
             continue
-        page.open(name, content[place - 2 : place] == b"/>")
-        if page.depth > deepest:
-            deepest = page.depth
-            if deepest > enough:
-                break
-        if name in _RAW and page.foreign < 0:
+        raw = name in _RAW and page.foreign < 0
+        page.open(name, content[begin.end() : place])
+        if page.open_elements > deepest:
+            deepest = page.open_elements
+        if page.reopened > max(len(content), _FREE_REOPENED):
+            deepest = enough + 1
+        if deepest > enough:
+            break
+        if raw:
             lower = lower or content.lower()
             place = lower.find(b"</" + name, place)
             if place < 0:
@@ -90,13 +109,20 @@ class _Page:
         self.specials: list[int] = []
         self.blocks: list[int] = []
         """places of special elements and of the blocks that do not end an item"""
-        self.open_elements = self.reopened_elements = 0
-        self.reopened: dict[bytes, int] = {}
-        """formatting elements that ended with an element around them, by name"""
+        self.open_elements = self.reopened = 0
+        self.rests: list[bytes] = []
+        """attributes of the open elements"""
+        self.ended: list[list[tuple[bytes, bytes]]] = [[]]
+        """formatting elements that ended with an element around them, as names and attributes: those of the page, then
+        those in each open element that ends its own"""
 
-    @property
-    def depth(self) -> int:
-        return self.open_elements + self.reopened_elements
+    def reopen(self) -> None:
+        """Opens the formatting elements that are to be opened before text."""
+        if self.ended[-1] and self.foreign < 0:
+            ended, self.ended[-1] = self.ended[-1], []
+            self.reopened += len(ended)
+            for name, rest in ended:
+                self._push(name, rest)
 
     @property
     def foreign(self) -> int:
@@ -106,14 +132,18 @@ class _Page:
         outer = max(map(self._last, _INTEGRATE))
         return next((place for root in (b"svg", b"math") for place in self.places.get(root, ()) if place > outer), -1)
 
-    def open(self, name: bytes, self_closing: bool) -> None:
-        foreign = self.foreign
+    def open(self, name: bytes, rest: bytes) -> None:
+        """Opens an element. `rest` is its tag after the name."""
+        foreign, self_closing = self.foreign, rest.endswith(b"/>")
         if foreign >= 0:
             if name not in _LEAVE_SVG:
                 if not self_closing:
-                    self._push(name if name in _INTEGRATE else b":" + name)
+                    root = self.stack[foreign] or b""
+                    self._push(name if name in _HOLDS_HTML[root] else b":" + name)
                 return
             self._pop_to(foreign)
+        if name not in _REOPENS_NONE:
+            self.reopen()
         if name in _ENDS_P:
             self._end_last(b"p", self._last_scope())
         if name in _VOID or name in _RAW or (self_closing and name in (b"svg", b"math")):
@@ -131,17 +161,24 @@ class _Page:
             inside = self._last(b"table")
             if inside >= 0 and inside == self._last_scope():  # a table in no cell ends the table around it
                 self._pop_to(inside)
+        elif name == b"button":
+            if self._last(name) == self._last_scope():
+                self._pop_to(self._last_scope())
+            self.reopen()
         elif name in _HEADINGS:
             self._end_top(_HEADINGS)
         elif name in _RUBY:
-            self._end_top(_RUBY)
+            if self._last(b"ruby") > self._last_scope():
+                self._end_top(_RUBY)
         elif name in (b"option", b"optgroup"):
             self._end_top(_names("option") if name == b"option" else _names("option optgroup"))
         elif name in _ONCE:
             self.close(name)
-        self._push(name)
+        self._push(_OF_HTML + name if name in _INTEGRATE else name, rest)
 
     def close(self, name: bytes) -> None:
+        if name in _INTEGRATE and self._last(name) < 0:
+            name = _OF_HTML + name
         last = self._last(name)
         foreign = self.foreign
         if foreign >= 0 and foreign < (inside := self._last(b":" + name)):
@@ -150,9 +187,8 @@ class _Page:
         if name in _FORMATS:
             if last > self._last_scope():
                 self._remove(last)
-            elif self.reopened.get(name):
-                self.reopened[name] -= 1
-                self.reopened_elements -= 1
+            elif alike := [place for place, (ended, _) in enumerate(self.ended[-1]) if ended == name]:
+                del self.ended[-1][alike[-1]]
         elif name in _TABLE_PARTS or name == b"table":
             if last >= self._last(b"table"):
                 self._pop_to(last)
@@ -205,9 +241,12 @@ class _Page:
         while self.stack and self.stack[-1] and self.stack[-1] in names:
             self._pop_to(len(self.stack) - 1)
 
-    def _push(self, name: bytes) -> None:
+    def _push(self, name: bytes, rest: bytes = b"") -> None:
         place = len(self.stack)
         self.stack.append(name)
+        self.rests.append(rest)
+        if name in _MARKERS:
+            self.ended.append([])
         self.places.setdefault(name, []).append(place)
         if name in _SCOPES:
             self.scopes.append(place)
@@ -221,9 +260,9 @@ class _Page:
         """Ends the element at `place` and all in it; -1: none."""
         if place < 0:
             return
-        marked = self.stack[place] in _MARKERS
+        formats: list[tuple[bytes, bytes]] = []
         while len(self.stack) > place:
-            name = self.stack.pop()
+            name, rest = self.stack.pop(), self.rests.pop()
             if name is None:
                 continue
             self.places[name].pop()
@@ -231,9 +270,16 @@ class _Page:
                 if places and places[-1] == len(self.stack):
                     places.pop()
             self.open_elements -= 1
-            if name in _FORMATS and not marked and not (name in _ONCE and self.reopened.get(name)):
-                self.reopened[name] = self.reopened.get(name, 0) + 1
-                self.reopened_elements += 1
+            if name in _FORMATS:
+                formats.append((name, rest))
+            elif name in _MARKERS:
+                formats.clear()
+                self.ended.pop()
+        ended = self.ended[-1]
+        for name_and_rest in reversed(formats):
+            if ended.count(name_and_rest) == _MOST_ALIKE:
+                ended.remove(name_and_rest)
+            ended.append(name_and_rest)
 
     def _remove(self, place: int) -> None:
         """Ends a formatting element or a form alone: what is in it stays open. -1: none."""
@@ -249,3 +295,4 @@ class _Page:
         self.open_elements -= 1
         while self.stack and self.stack[-1] is None:
             self.stack.pop()
+            self.rests.pop()

@@ -1,7 +1,11 @@
-"""A JSON file that is one value: an array of documents, a document, or an object that holds an array of documents."""
+"""A JSON file that is one value: an array of documents, a document, or an object that holds an array of documents.
+
+And what tells JSON lines from other text.
+"""
 
 import codecs
 import json
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -23,3 +27,12 @@ def _inside(value: Any, text_field: str) -> list[Any]:
         return [value]
     lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
     return lists[0] if len(lists) == 1 else [value]
+
+
+def begins_with_object(lines: Iterable[bytes]) -> bool:
+    """Whether the first line that is not blank is a JSON object: a file that looks like JSON lines."""
+    line = next((shown for line in lines if (shown := line.removeprefix(codecs.BOM_UTF8).strip())), b"")
+    try:
+        return line.startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):  # ValueError: also not UTF-8, and endless integers
+        return False

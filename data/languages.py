@@ -8,6 +8,7 @@ not speak for a language. Cost: 2 ms a text of more than 1,200 characters.
 
 import functools
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,14 @@ class Language:
 
 
 def detect(text: str) -> Language:
-    """The language of the text. A text of at most 1,200 characters is looked at whole."""
+    """The language of the text. A text of at most 1,200 characters is looked at whole.
+
+    If there are no letters in the places, the first letters of the text decide.
+    """
     places = [place for start in _starts(len(text)) if (place := _letters(text[start : start + PLACE_CHARACTERS]))]
-    if not places:
+    if not places:  # a few sentences between numbers
+        places = [_composed(_BETWEEN.sub(" ", text).strip()[: PLACES * PLACE_CHARACTERS])]
+    if not places[0]:
         return Language(code="", score=0.0, share=0.0)
     code, score = _ask(" ".join(places))
     if len(places) == 1:
@@ -59,7 +65,15 @@ def _starts(length: int) -> list[int]:
 
 
 def _letters(place: str) -> str:
-    return _BETWEEN.sub(" ", place).strip()
+    return _BETWEEN.sub(" ", _composed(place)).strip()
+
+
+def _composed(text: str) -> str:
+    """The text as the model knows it: composed, of plain width, without soft hyphens."""
+    if text.isascii():
+        return text
+    composed = unicodedata.normalize("NFKC", text.replace("\u00ad", ""))
+    return composed.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")  # Thai and Lao am
 
 
 def _ask(letters: str) -> tuple[str, float]:

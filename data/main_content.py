@@ -7,6 +7,8 @@ it is a large share of the page's prose. Code inside a list item keeps its lines
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
@@ -19,7 +21,8 @@ MAIN_SHARE = 0.5
 MOST_LINK_SHARE = 0.6
 """share of links in the text of a list, a table or a division from which on it is a list of links"""
 FEW_LINKS = 0.2
-"""share of links in the text of what is beside the article by its name from which on it is no part of it"""
+"""share of links in the text of what is beside the article by its name from which on it is no part of it; with fewer,
+blocks that are called the same count as one when their share of the prose is large"""
 MOST_PROSE = 100
 """characters outside links up to which a block can be a list of links"""
 SHORT_WORDS = 100
@@ -69,7 +72,7 @@ _ARTICLE = re.compile(
 class _Block:
     """An element that holds blocks."""
 
-    __slots__ = ("element", "gone", "inside", "letters", "link_letters", "links", "parent", "tag")
+    __slots__ = ("element", "gone", "inside", "letters", "link_letters", "links", "parent", "quoted", "tag")
 
     def __init__(self, element: Any, tag: str, parent: "_Block | None") -> None:
         self.element, self.tag, self.parent = element, tag, parent
@@ -78,11 +81,18 @@ class _Block:
         self.gone = False
         self.inside: bool = parent is not None and (parent.inside or parent.tag in ("main", "article"))
         """whether it is inside <main> or <article>"""
+        self.quoted: bool = parent is not None and (parent.quoted or parent.tag in ("blockquote", "figure"))
+        """whether it is inside a quotation or a figure, whose source is in a <footer>"""
 
     @property
     def titled(self) -> bool:
         """Whether it holds a heading of the first level or code."""
         return self.element.query_selector("h1, pre") is not None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What the element is and is called, which alike blocks have in common."""
+        return self.tag, self.element.getattr("class") or self.element.getattr("role") or ""
 
     @property
     def prose(self) -> int:
@@ -116,16 +126,29 @@ def _leave_article(body: Any) -> None:
     root = _root(blocks, total)
     if root is not None:
         body.replace_children(root.element)
+    prose_of: Counter[tuple[str, str]] = Counter()
+    for block in _around(blocks, root, total, frozenset()):
+        if block.link_share <= FEW_LINKS:
+            prose_of[block.kind] += block.prose
+    # what there is most of is the article, whatever it is called
+    kept = frozenset(kind for kind, prose in prose_of.items() if prose > LARGE_SHARE * total)
+    for block in list(_around(blocks, root, total, kept)):
+        block.element.remove()
+
+
+def _around(
+    blocks: list[_Block], root: _Block | None, total: int, kept: frozenset[tuple[str, str]]
+) -> Iterator[_Block]:
+    """The outermost blocks that are no part of the article, without those of the `kept` kinds."""
     for block in blocks[1:]:
         parent = block.parent
         assert parent is not None
-        if parent.gone:
-            block.gone = True
-        elif root is not None and not block.inside and block is not root:
+        block.gone = parent.gone
+        if block.gone or block is root or (root is not None and not block.inside):
             continue
-        elif block is not root and _is_around(block, total):
+        if _is_around(block, total) and block.kind not in kept:
             block.gone = True
-            block.element.remove()
+            yield block
 
 
 def _root(blocks: list[_Block], total: int) -> _Block | None:
@@ -200,7 +223,7 @@ def _is_around(block: _Block, total: int) -> bool:
     names = _names_of(element)
     named_article = bool(names and _ARTICLE.search(names))
     if tag in ("footer", "header", "aside") or role in _ROLES:
-        if block.titled:
+        if block.titled or block.quoted:
             return False
         return not block.inside or block.link_share > MOST_LINK_SHARE / 2 or (tag == "aside" and not named_article)
     if names and _AROUND.search(names) and not block.titled:
@@ -262,7 +285,7 @@ def _put_code(text: str, code: list[tuple[str, str]]) -> str:
     """Puts code back, each line with the spaces that its first line has before it."""
     blocks = dict(code)
     fence = code[0][0].partition("0")[0]
-    pattern = re.compile(rf"(?m)^( *)(.*?)({re.escape(fence)}\d+{re.escape(fence)})")
+    pattern = re.compile(rf"(?m)^( *+)(.*?)({re.escape(fence)}\d+{re.escape(fence)})")
 
     def replaced(match: re.Match[str]) -> str:
         indent, before, mark = match.groups()

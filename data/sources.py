@@ -7,18 +7,19 @@ says, is an error, because nothing in it can be trusted.
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ftfy
 import pyarrow as pa
 
-from data import compressed, json_file, schema, shards, storage, web
+from data import compressed, encoding, json_file, schema, shards, storage, web
 from data.documents import json_text, rows_of, take_field
 from data.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_CALLED_LINES = re.compile(r"\.(?:jsonl|ndjson)\.[^/]*$")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 KEPT_BYTES = 4096
 """largest number of bytes kept of a rejected record"""
@@ -28,18 +29,6 @@ FIRST_LINE_BYTES = 16 << 20
 """size of the longest first line that is looked at to tell JSON lines from a text, in bytes"""
 PARQUET_ROWS = 64
 """rows that are read at a time: one huge value, repeated, is small in the file but not in memory"""
-MOJIBAKE = ftfy.TextFixerConfig(
-    unescape_html=False,
-    uncurl_quotes=False,
-    fix_latin_ligatures=False,
-    fix_character_width=False,
-    fix_line_breaks=False,
-    remove_terminal_escapes=False,
-    remove_control_chars=False,
-    normalization=None,
-    explain=False,
-)
-"""ftfy's repair of wrongly decoded text alone: its defaults also straighten quotes and compose characters"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,20 +137,19 @@ def _records(name: str, uri: str, options: Options) -> Iterator[Record | Reject 
     elif _looks_like_json_lines(name, uri):
         yield from _read_jsonl(name, uri, options)
     else:
-        yield _read_whole(name, uri, options, kind.endswith(HTML_SUFFIXES))
+        whole = _read_whole(name, uri, options, kind.endswith(HTML_SUFFIXES))
+        # a checksum beside x.jsonl is called x.jsonl.sha256
+        yield _not_lines(whole) if isinstance(whole, Record) and _CALLED_LINES.search(kind) else whole
 
 
 def _looks_like_json_lines(name: str, uri: str) -> bool:
-    """Whether the first line of the file is a JSON object."""
+    """Whether the first line of the file that is not blank is a JSON object."""
     if not uri.lower().endswith(compressed.SUFFIXES):
         with storage.open_input(uri) as file:
-            if not file.read(4).removeprefix(codecs.BOM_UTF8).startswith(b"{"):
+            beginning = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+            if beginning and not beginning.startswith(b"{"):
                 return False
-    line = next(_lines(name, uri, FIRST_LINE_BYTES), (b"", 0))[0].removeprefix(codecs.BOM_UTF8)
-    try:
-        return line.startswith(b"{") and isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    return json_file.begins_with_object(line for line, _ in _lines(name, uri, FIRST_LINE_BYTES))
 
 
 def _documents(name: str, uri: str, options: Options) -> list[bytes] | None:
@@ -201,7 +189,7 @@ class _Rows:
         """Adds a document. Returns its approximate size in memory, in bytes."""
         text = record.text
         if fix_encoding:
-            text = ftfy.fix_text(text, MOJIBAKE)
+            text = encoding.repaired(text)
             self.fixed += text != record.text
         values: tuple[Any, ...] = (
             schema.document_id(self.source, name, record.offset),
@@ -251,7 +239,15 @@ def _read_whole(name: str, uri: str, options: Options, html: bool) -> Record | R
     text, problem = _decode(data.removeprefix(codecs.BOM_UTF8))
     if problem:
         return Reject(offset=0, reason="invalid_utf8", detail=problem, content=data)
+    if encoding.too_broken(text, "\0"):
+        detail = f"{text.count(chr(0)):,} of {len(text):,} characters are null: it is binary, or UTF-16"
+        return Reject(offset=0, reason="not_text", detail=detail, content=data)
     return Record(offset=0, text=text, metadata={})
+
+
+def _not_lines(whole: Record) -> Reject:
+    content = whole.text[:KEPT_BYTES].encode()
+    return Reject(offset=0, reason="invalid_json", detail="called JSON lines; line 1: no object", content=content)
 
 
 def _too_long(offset: int, start: bytes, most_bytes: int) -> Reject:
@@ -269,7 +265,7 @@ def _read_jsonl(name: str, uri: str, options: Options) -> Iterator[Record | Reje
         if length > options.max_document_bytes:
             yield _too_long(offset, line, options.max_document_bytes)
             continue
-        if not line.strip():
+        if not line.removeprefix(codecs.BOM_UTF8).strip():
             continue
         outcome = _parse_line(line, offset, options)
         if isinstance(outcome, Reject) and outcome.reason == "invalid_json" and not objects:
@@ -316,7 +312,7 @@ def _read_archive(name: str, uri: str, options: Options) -> Iterator[Record | Re
 
 
 def _parse_line(line: bytes, offset: int, options: Options) -> Record | Reject:
-    decoded, problem = _decode(line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line)
+    decoded, problem = _decode(line.removeprefix(codecs.BOM_UTF8))  # of each of the files that were joined to one
     if problem:
         return Reject(offset=offset, reason="invalid_utf8", detail=problem, content=line)
     try:

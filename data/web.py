@@ -96,9 +96,10 @@ def plain_text(content: bytes, charset: str = "") -> Page:
 
 def text_of(content: bytes, charset: str, article: bool) -> Page:
     """The text of a page of HTML, whose header declares `charset`. If `article`, without menus and the like."""
-    if html_depth.depth(content, MOST_DEPTH) > MOST_DEPTH:
-        return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
     decoded = encoding.decode(content, charset, markup=True)
+    markup = content if decoded.encoding == "utf-8" else decoded.text.encode()
+    if html_depth.depth(markup, MOST_DEPTH) > MOST_DEPTH:
+        return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
     text = main_content.text_of(HTMLTree.parse(decoded.text), article)
     if not text.strip():
         return Page(reason="no_text", detail="no text was found in the page", metadata={})

@@ -18,16 +18,21 @@ import pyarrow.compute as pc
 import regex
 
 from data import characters
+from data.folding import MOST_MARKS
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 _JOINERS = r"\u200c\u200d"
 _INSIDE = rf"[\p{{L}}\p{{N}}\p{{M}}_{_JOINERS}]*"
+_FLAG = r"[\U0001F1E6-\U0001F1FF]"
+# the time of \X alone grows with the square of a run of flags
 _MARKED_WORD = regex.compile(
-    rf"[\p{{L}}\p{{N}}_]{_INSIDE}(?:['\u2019][\p{{L}}\p{{N}}_]{_INSIDE})*|(?![\s\x1c-\x1f\u200b{_JOINERS}])\X"
+    rf"[\p{{L}}\p{{N}}_]{_INSIDE}(?:['\u2019][\p{{L}}\p{{N}}_]{_INSIDE})*"
+    rf"|{_FLAG}{_FLAG}?[\p{{M}}{_JOINERS}\U0001F3FB-\U0001F3FF]*|(?![\s\x1c-\x1f\u200b{_JOINERS}])\X"
 )
 """in text with marks: as _WORD, and a character with its marks is one"""
 _BY_LETTER = regex.compile(f"[{characters.BY_LETTER}]")
 _LETTERS = regex.compile(rf"[{characters.BY_LETTER}]\p{{M}}*|[^{characters.BY_LETTER}]+")
+_TOO_MANY_MARKS = regex.compile(rf"(\p{{M}}{{{MOST_MARKS}}})\p{{M}}+")
 _HIDDEN = regex.compile(rf"[\p{{Cf}}--[\u200b{_JOINERS}]]+", regex.VERSION1)
 _TERMINAL_TEXT = (
     "!.?\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367"
@@ -46,10 +51,14 @@ _SENTENCE_END = re.compile(f"[{_UNSPACED_ENDS}]{_ENDS}*+{_CLOSING}\\s*+|(?<!{_EN
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in order. They are composed (NFC), without soft hyphens and other format characters."""
+    """The words of a text, in order. They are composed (NFC), without soft hyphens and other format characters.
+
+    Of the marks of a letter, MOST_MARKS stay.
+    """
     if is_plain(text):
         return _WORD.findall(text)
-    composed = pc.utf8_normalize(pa.scalar(_HIDDEN.sub("", text)), "NFC").as_py()
+    shown = _TOO_MANY_MARKS.sub(r"\1", _HIDDEN.sub("", text))
+    composed = pc.utf8_normalize(pa.scalar(shown), "NFC").as_py()
     runs = _MARKED_WORD.findall(composed)
     without_spaces = [run for run in runs if unspaced(run)]
     if not without_spaces:
@@ -70,6 +79,12 @@ def is_plain(text: str) -> bool:
 def unspaced(text: str) -> bool:
     """Whether the text has a character of a script without spaces."""
     return not text.isascii() and _any_unspaced().search(text) is not None
+
+
+@functools.cache
+def unspaced_letters() -> str:
+    """The letters of scripts without spaces, to stand in brackets in a regular expression."""
+    return characters.ranges_of(_unspaced() & characters.in_class(r"\pL\pN"))
 
 
 def edges(text: str) -> set[int]:

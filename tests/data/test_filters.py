@@ -85,8 +85,8 @@ def test_words_of_the_list_are_whole_words_in_any_case() -> None:
     rules = Rules(
         max_characters=10**6, words=("bad", "two words", "c++", "stra\u00dfe", *(f"w{k}" for k in range(900)))
     )
-    held = ["so BAD.", "bad", "(Two Words)", "use c++ now", "die Stra\u00dfe", "w899"]
-    free = ["badly", "abad", "two  words", "w900", "stra\u00dfen", "_bad_"]
+    held = ["so BAD.", "bad", "(Two Words)", "use c++ now", "die Stra\u00dfe", "w899", "two\n  words"]
+    free = ["badly", "abad", "two, words", "twowords", "w900", "stra\u00dfen", "_bad_"]
     assert reasons(rules, *held, *free) == ["word_list"] * len(held)
 
 

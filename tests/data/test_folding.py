@@ -76,6 +76,14 @@ def holds(text: str, word: str) -> bool:
         ("ខ្ញុំស្រលាញ់ភាសាខ្មែរ", "ស្រលាញ់", True),
         ("bad\u0301 luck", "bad", False),
         ("BAD luck", "bad", True),
+        ("這是BAD網站", "bad", True),
+        ("แบดbadแมว", "bad", True),
+        ("badですね", "bad", True),
+        ("badly", "bad", False),
+        ("the bad\n  luck", "bad luck", True),
+        ("bad\u00a0luck", "bad luck", True),
+        ("I don\u2019t", "don't", True),
+        ("I don't", "don\u2019t", True),
         ("ᨠᩣᩁᨣᩢᩁ", "ᨣᩢ", True),
         ("ᨠᩣᩁᨣᩢᩁ", "ᨣ", False),
     ],
@@ -162,11 +170,20 @@ def test_the_folded_form_is_one_whichever_way_it_is_made(parts: list[str]) -> No
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("text", ["\u0301", "ก", "我", "က", "\ufdfa", "\u00ad", "か\u309a", "👩\u200d"])
+@pytest.mark.parametrize("text", ["\u0301", "ก", "我", "က", "\ufdfa", "\u00ad", "か\u309a", "👩\u200d", "\u0301\u0323"])
 def test_a_document_that_is_made_to_be_slow_is_not(text: str) -> None:
     long = text * 50_000
     assert len(minhash.shingle_hashes(pa.array([long, "x"]), 5)[1]) == 3
     assert not holds(long, "猫")
+
+
+def test_marks_without_end_on_one_letter_are_folded_in_linear_time_and_alike() -> None:
+    for unit in ("\u0301\u0323", "\u0301\u200d\u0323", "\uff9e\u0301"):
+        text = f"xa{unit * 100_000}b c"
+        folded, start, end = folding.fold_with_places(text)
+        assert folded == folding.fold_text(text)
+        assert len(folded) < 40
+        assert (start[-1], end[-1]) == (len(text) - 1, len(text))
 
 
 def test_lower_case_of_turkish_letters_without_dots_stays() -> None:

@@ -1,6 +1,7 @@
 """The language of the text itself decides, whatever its first lines are."""
 
 import json
+import unicodedata
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ RUSSIAN = "Эта страница рассказывает, как пользо
 JAPANESE = "このページでは、プログラムの使い方と、うまく動かないときに何をすべきかを説明します。"
 HINDI = "यह पृष्ठ बताता है कि इस कार्यक्रम का उपयोग कैसे किया जाता है और इसके काम न करने पर क्या करना चाहिए। "
 PERSIAN = "این صفحه می‌گوید که برنامه چگونه استفاده می‌شود و وقتی کار نمی‌کند چه باید کرد. "
+VIETNAMESE = "Trang này cho biết cách sử dụng chương trình và những việc cần làm khi chương trình không hoạt động. "
 LICENCE = "Copyright (c) 1993 by the authors. Permission is granted to copy and distribute this manual page. "
 MENU = "ホーム 製品情報 会社概要 お問い合わせ 採用情報 サイトマップ ニュース\n"
 CODE = 'for (i = 0; i < 10; i++) { printf("%d\\n", a[i] << 2); } /* 0x7f */ https://example.org/a/b?c=1\n'
@@ -34,6 +36,10 @@ CODE = 'for (i = 0; i < 10; i++) { printf("%d\\n", a[i] << 2); } /* 0x7f */ http
         (ENGLISH.upper() * 20, "en"),
         ("A </s> b </s> " + GERMAN * 20, "de"),
         ("\0\n12 " * 500 + ENGLISH * 20, "en"),
+        ("12.5\t0.7\n" * 999 + GERMAN + "12.5\t0.7\n" * 1500, "de"),
+        (unicodedata.normalize("NFD", VIETNAMESE) * 3, "vi"),
+        ("".join(chr(ord(letter) + 0xFEE0) if letter > " " else "\u3000" for letter in ENGLISH) * 3, "en"),
+        ("\u00ad".join(GERMAN) * 3, "de"),
     ],
 )  # fmt: skip
 def test_the_text_decides_and_not_its_first_characters(text: str, code: str) -> None:

@@ -43,11 +43,25 @@ def text(page: str, article: bool = True) -> str:
         ("<div class=section id=menus><h3>Menus</h3><p>How they work.</p></div>", "How they work."),
         ("<section id=copyright><h2>Copyright</h2><p>Who may copy.</p></section>", "Who may copy."),
         ("<table><tr><td><pre>if a:\n  b</pre></td></tr></table>", "if a:\n  b"),
+        ("<blockquote><p>So be it.</p><footer>Seneca, Letters</footer></blockquote>", "Seneca, Letters"),
     ],
 )
 def test_the_text_of_an_article_is_kept(markup: str, kept: str) -> None:
     for page in (f"<body>{ARTICLE}{markup}</body>", f"<body><div>{ARTICLE}</div>{markup}", f"<main>{markup}{ARTICLE}"):
         assert kept in text(page)
+
+
+def test_blocks_that_together_are_the_article_are_kept_whatever_they_are_called() -> None:
+    law = "".join(f"<div class=legal><p>Article {number}. All are equal before it.</p></div>" for number in range(30))
+    assert "Article 29." in text(f"<p>The law.</p>{law}<footer>Printed by us</footer>")
+    assert "Printed by us" not in text(f"<p>The law.</p>{law}<footer>Printed by us</footer>")
+    assert "Article 0." not in text(f"<p>{ARTICLE * 4}</p><div class=legal><p>Article 0. As is.</p></div>")
+
+
+def test_code_is_put_back_in_linear_time_after_many_spaces() -> None:
+    began = time.process_time()
+    assert "a\n" in text(f"{ARTICLE}<ul><li><pre>a\nb</pre></ul><pre>{' ' * 300_000}x</pre>")
+    assert time.process_time() - began < 5
 
 
 def test_code_in_a_list_keeps_its_lines() -> None:

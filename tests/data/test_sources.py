@@ -35,6 +35,7 @@ def collect_file(source: str, name: str, uri: str, text_field: str = "text") -> 
 def collect(tmp_path: Path, name: str, content: bytes, text_field: str = "text") -> tuple[list[str], list[str]]:
     """(texts, reasons of the rejects) of one file."""
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     text, rejects = collect_file("source", name, str(path), text_field)
     assert text.schema.equals(schema.TEXT, check_metadata=True)
@@ -148,6 +149,7 @@ def test_the_text_may_be_in_another_field(tmp_path: Path) -> None:
 def test_a_byte_order_mark_hides_no_document(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + lines({"text": "first"}, {"text": "second"})
     assert collect(tmp_path, "a.jsonl", content) == (["first", "second"], [])
+    assert collect(tmp_path, "joined.jsonl", content + content) == (["first", "second"] * 2, [])
 
 
 def test_an_empty_file_has_no_documents(tmp_path: Path) -> None:
@@ -203,6 +205,14 @@ def test_parquet_strings_that_are_not_utf8_are_counted_rejects(tmp_path: Path) -
     assert collect(tmp_path, "a.parquet", content) == (["ok", "fine"], ["invalid_utf8"])
 
 
+def test_metadata_that_is_not_utf8_is_kept_as_text(tmp_path: Path) -> None:
+    unchecked = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"caf\xe9"]).buffers())
+    pq.write_table(pa.table({"text": ["a", "b"], "from": unchecked}), tmp_path / "a.parquet")
+    options = sources.Options(metadata_fields=("from",))
+    (batch,) = sources.collect("source", [("a.parquet", str(tmp_path / "a.parquet"))], options, 1000)
+    assert [json.loads(row)["record"]["from"] for row in batch.text["metadata"].to_pylist()] == ["ok", "caf\\xe9"]
+
+
 def test_a_parquet_file_without_the_text_column_says_what_it_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["a"], "text": [1]}), tmp_path / "x")
     content = (tmp_path / "x").read_bytes()
@@ -256,8 +266,18 @@ def test_a_file_that_looks_like_json_lines_is_never_one_document(tmp_path: Path)
     records = lines({"text": "one"}, {"text": "two"})
     for name in ("a.NDJSON", "a.txt", "a.json", "a.md"):
         assert collect(tmp_path, name, records) == (["one", "two"], [])
+    for before in (b"\n", b" \t", b"\xef\xbb\xbf\r\n\n ", b"\n" * 100):
+        assert collect(tmp_path, "a.txt", before + records) == (["one", "two"], [])
+        assert collect(tmp_path, "a.txt.gz", gzip.compress(before + records)) == (["one", "two"], [])
     assert collect(tmp_path, "b.txt", b"{braces}\n") == (["{braces}\n"], [])
     assert collect(tmp_path, "c.HTML", "<p>\u00e9t\u00e9</p>".encode())[0] == ["\u00e9t\u00e9"]
+
+
+def test_a_file_beside_json_lines_and_binary_content_are_no_documents(tmp_path: Path) -> None:
+    assert collect(tmp_path, "a.jsonl.sha256", b"9f86d0  a.jsonl\n") == ([], ["invalid_json"])
+    assert collect(tmp_path, "a.jsonl.00", lines({"text": "one"})) == (["one"], [])
+    assert collect(tmp_path, "a.jsonl.d/b.txt", b"words") == (["words"], [])
+    assert collect(tmp_path, "a.txt", "plain words".encode("utf-16-le")) == ([], ["not_text"])
 
 
 @pytest.mark.parametrize(

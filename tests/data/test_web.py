@@ -137,11 +137,21 @@ def test_tags_that_never_close_are_read_in_linear_time() -> None:
         "<!--" + "<div>" * 1500 + "-->",
         "<div title='<'></div>" * 1500,
         "<font><div></font></div>" * 1500,
+        "<p><font size=2>a</p>" * 1500,
+        "<table>" + "<tr><td><b>a" * 1500,
+        "<table>" + "<tr><td><p><b>a</p>" * 1500,
+        "<button>a" * 1500,
     ],
 )
 def test_a_page_without_end_tags_that_html_implies_is_flat(flat: str) -> None:
     assert depth(flat.encode()) < 10
     assert not web.text_of(f"<p>Some words.</p>{flat}<p>The end.</p>".encode(), "utf-8", False).reason
+
+
+def test_a_page_whose_open_tags_a_parser_would_repeat_without_end_counts_as_deep() -> None:
+    fonts = "".join(f"<font size={size}>" for size in range(900))
+    assert depth((fonts + "<p>a" * 5000).encode()) > 900  # inside them, none ends
+    assert depth(("<p>" + fonts + "<p>a" * 5000).encode()) == 1001
 
 
 @pytest.mark.parametrize(
@@ -157,10 +167,25 @@ def test_a_page_without_end_tags_that_html_implies_is_flat(flat: str) -> None:
         "<o:p/>",
         "<div/>",
         "<div title='<'>",
+        "<!--><div>",
+        "<!--->--><div>",
+        "<!-- --!><div>",
+        "<rt>",
+        "<p><b>a</p>a",
+        "<b>a<button>a",
+        "<svg><foreignObject><dt>",
+        "<svg><title><p>",
+        "<math><mi><p>",
     ],
 )
 def test_what_nests_is_deep(unit: str) -> None:
     assert depth(unit.encode() * 1500) > 1000
+
+
+def test_a_deep_page_is_deep_in_any_encoding() -> None:
+    page = "<p>\u00e9" + "<div>" * 1500
+    for codec in ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        assert web.text_of(page.encode(codec), "", True).reason == "html_too_deep"
 
 
 RIGHT = "L\u2019\u00e9t\u00e9 \u00e0 la mer, d\u00e9j\u00e0."
@@ -194,6 +219,17 @@ RIGHT = "L\u2019\u00e9t\u00e9 \u00e0 la mer, d\u00e9j\u00e0."
         (b"\xad\xa1\xad\xea", "euc-jp", "\u2460\u3231"),
         (b"\x1b$B-!-j\x1b(B x", "iso-2022-jp", "\u2460\u3231 x"),
         (b"\xb1\xb2", "tis-620", "\u0e11\u0e12"),
+        (RIGHT.encode() + b" \xe9!", "iso-8859-1", RIGHT + " \ufffd!"),
+        (RIGHT.encode() + b" \xe2\x80", "windows-1251", RIGHT + " \ufffd"),
+        ("\u4f60\u597d\u4e16\u754c".encode() * 5 + b"\xe4", "gbk", "\u4f60\u597d\u4e16\u754c" * 5 + "\ufffd"),
+        ("\u4f60\u597d\u4e16\u754c".encode(), "gbk", "\u4f60\u597d\u4e16\u754c"),
+        ("\u0401\u043b\u043a\u0430".encode("cp1251"), "cp1251", "\u0401\u043b\u043a\u0430"),
+        (RIGHT.encode("utf-16-le"), "", RIGHT),
+        (RIGHT.encode("utf-16-be"), "iso-8859-1", RIGHT),
+        ("<p>\u4e00\u732b</p>\n".encode("utf-16-le") * 9, "", "<p>\u4e00\u732b</p>\n" * 9),
+        (b"\xff\xfe\0\0" + RIGHT.encode("utf-32-le"), "utf-8", RIGHT),
+        (b"\x1b$B-!-j\x1b(B x", "", "\u2460\u3231 x"),
+        (b"\x1b[1mbold\x1b[0m $x", "", "\x1b[1mbold\x1b[0m $x"),
     ],
 )  # fmt: skip
 def test_bytes_are_read_as_browsers_read_them(content: bytes, charset: str, text: str) -> None:

@@ -57,6 +57,12 @@ def test_a_document_that_is_made_to_be_slow_is_not(text: str) -> None:
     assert split_words(text)
 
 
+@pytest.mark.timeout(20)
+def test_flags_and_marks_without_end_are_cut_in_linear_time() -> None:
+    assert split_words("\U0001f1e9" * 300_001)[-2:] == ["\U0001f1e9\U0001f1e9", "\U0001f1e9"]
+    assert len(split_words("a" + "\u0301\u0323" * 300_000)) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
