@@ -102,8 +102,7 @@ class Gcs(Store):
         return f"{info['generation']}-{info['crc32c']}"
 
     def check_bucket(self, uri: str) -> None:
-        fs, path = self.filesystem(uri)
-        bucket, _, prefix = path.strip("/").partition("/")
+        bucket, _, prefix = uri.partition("://")[2].strip("/").partition("/")
         if not bucket:
             raise UserError(f"got {uri!r}, which names no bucket; give gs://bucket/path")
         if not re.fullmatch("[a-z0-9][a-z0-9._-]*", bucket):
@@ -111,6 +110,7 @@ class Gcs(Store):
                 f"got {uri!r} with the bucket {bucket!r}; the name of a bucket has only a-z, 0-9, '-', '_' and '.', "
                 "and begins with a letter or digit: give gs://bucket/path"
             )
+        fs, _ = self.filesystem(uri)
         try:
             fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
         except FileNotFoundError:
