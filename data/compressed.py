@@ -8,6 +8,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -20,6 +21,8 @@ EXPANSION = 200
 FREE_BYTES = 256 << 20
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _SKIP_BYTES = 1 << 20
+LARGEST_WINDOW = 1 << 31
+"""window of `zstd --long=31`, in bytes: a file that was made so needs as much memory, all others a few MiB"""
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 """exceptions that a broken stream raises, in any of its layers"""
 
@@ -105,7 +108,7 @@ class _ZstdStream(io.RawIOBase):
                 if self.frame is not None:
                     raise EOFError("the last zstd frame is not complete")
                 return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
             self.content = memoryview(self.frame.decompress(self.compressed))
             self.compressed = b""
             if self.frame.eof:
@@ -118,12 +121,17 @@ class _ZstdStream(io.RawIOBase):
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"%PDF": "PDF",
     b"BZh": "bzip2", b"\xfd7zXZ\0": "xz",
 }  # fmt: skip
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""frame that pzstd writes first: it holds a size and no content"""
 _COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0"}
 
 
 def refuse_other_kind(name: str, beginning: bytes) -> None:
     """Raises UserError if the first bytes of a file with JSON are those of another format than its name says."""
-    allowed = _COMPRESSED.get(name[name.rfind(".") :].lower())
+    suffix = name[name.rfind(".") :].lower()
+    allowed = _COMPRESSED.get(suffix)
+    if suffix == ".zst" and _SKIPPABLE.match(beginning):
+        return
     for magic, kind in _MAGIC.items():
         if beginning.startswith(magic) and magic != allowed:
             raise UserError(

@@ -7,6 +7,7 @@ line breaks do not hide an overlap. An item of fewer than n words has no n-gram 
 counted. The GPT-3 paper used n-grams of 13 words (arXiv 2005.14165, appendix C). Cost: about 30 MB/s a core.
 """
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import folding, minhash, schema, storage
+from data import compressed, folding, minhash, schema, storage
 from data.errors import UserError
 
 INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64())])
@@ -24,9 +25,15 @@ INDEX = pa.schema([("hash", pa.uint64()), ("set", pa.int32()), ("item", pa.int64
 def read_items(uri: str, name: str, fields: Sequence[str]) -> Iterator[str | None]:
     """The text of each line of a JSONL evaluation set: its `fields`, or all of its strings, joined by blank lines.
 
+    It may be compressed, as its name says.
+
     None for a blank line. Raises UserError, naming the line, for a line that is not an object or lacks a field.
     """
-    for number, line in enumerate(storage.read_bytes(uri).splitlines()):
+    try:
+        content = compressed.open_stream(name, io.BytesIO(storage.read_bytes(uri))).read()
+    except compressed.BROKEN as error:
+        raise UserError(f"{name} is not compressed as its name says, or breaks ({error}); fetch it again") from error
+    for number, line in enumerate(content.splitlines()):
         if not line.strip():
             yield None
             continue

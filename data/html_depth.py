@@ -23,6 +23,8 @@ _VOID = _names(
 _RAW = _names("script style textarea title xmp iframe noembed noframes")
 _FORMATS = _names("a b big code em font i nobr s small strike strong tt u")
 _ONCE = _names("a nobr")
+_ATTRIBUTE = re.compile(rb"""[^\s/>=][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>]*+))?+""")
+_SHORT_BYTES, _MOST_ATTRIBUTES = 40_000, 5000
 _FREE_REOPENED = 100_000
 """formatting elements that a page of any size may have reopened; a parser makes an element of each"""
 _MOST_ALIKE = 3
@@ -59,8 +61,12 @@ _LEAVE_SVG = _HEADINGS | _names(
 
 
 def depth(content: bytes, enough: int) -> int:
-    """Largest depth of nested elements in a page. Counting ends when it is more than `enough`."""
-    if content.count(b"<") <= enough:
+    """Largest depth of nested elements in a page. Counting ends when it is more than `enough`.
+
+    It is, too, for a page with so many attributes in one tag, or so many elements that a parser opens again, that the
+    parser's time would not be linear. In a short page with few tags nothing is counted.
+    """
+    if content.count(b"<") <= enough and len(content) <= _SHORT_BYTES:
         return 0
     page, deepest, place = _Page(), 0, 0
     lower = b""
@@ -85,7 +91,8 @@ def depth(content: bytes, enough: int) -> int:
         page.open(name, content[begin.end() : place])
         if page.open_elements > deepest:
             deepest = page.open_elements
-        if page.reopened > max(len(content), _FREE_REOPENED):
+        many = place - begin.end() > _SHORT_BYTES and len(_ATTRIBUTE.findall(content, begin.end(), place))
+        if page.reopened > max(len(content), _FREE_REOPENED) or many > _MOST_ATTRIBUTES:
             deepest = enough + 1
         if deepest > enough:
             break

@@ -253,10 +253,10 @@ def _is_national_id(data: bytes, start: int, end: int) -> bool:
 _GAP = "[ .()/\u00a0\u2009\u202f\u2010\u2011\\-]{0,3}"
 _PHONE = (
     rf"\+\d(?:{_GAP}\d){{7,14}}|(?:\b1[-. ])?(?:\(\d{{3}}\) ?|\d{{3}}[-. ])\d{{3}}[-.]\d{{4}}"
-    rf"|\(?0\d(?:{_GAP}\d){{6,14}}|\d{{3}} \d{{3}} \d{{4}}"
+    rf"|\(?0\d(?:{_GAP}\d){{6,14}}|\d{{3}} \d{{3}} \d{{4}}|1[3-9]\d{{9}}"
 )
 _CALL = re.compile(
-    r"(tel|t\u00e9l|phone|fon|fax|mobil|cell|call|ring|whatsapp|hotline|ruf|handy|\u7535\u8bdd|\u96fb\u8a71|\u260e)[^\n\d]{0,12}$"
+    r"(tel|t\u00e9l|phone|fon|fax|mobil|cell|call|ring|whatsapp|hotline|ruf|handy|\u7535\u8bdd|\u96fb\u8a71|\u624b\u673a|\u624b\u6a5f|\u643a\u5e2f|\u260e)[^\n\d]{0,12}$"
 )
 """a word before a number that makes it a phone number"""
 

@@ -5,6 +5,7 @@ characters become U+FFFD and are counted, and a page with too many of them is no
 a core.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -20,6 +21,13 @@ SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz", ".warc.wet.gz")
 MARKUP = ("text/html", "application/xhtml+xml")
 MOST_DEPTH = 1000
 """largest depth of nested elements: the parser's time grows with the square of the depth"""
+_TOO_DEEP = f"elements more than {MOST_DEPTH:,} deep, or too many attributes in a tag, for a parser in linear time"
+
+_XHTML = "http://www.w3.org/1999/xhtml"
+_CLOSES_ITSELF = re.compile(
+    r"<((?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)[\s/])[A-Za-z][\w:.-]*+)"
+    r"""((?:\s++[^\s"'<>/=]++(?:\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'))?+)*+)\s*+/>"""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +105,20 @@ def plain_text(content: bytes, charset: str = "") -> Page:
 def text_of(content: bytes, charset: str, article: bool) -> Page:
     """The text of a page of HTML, whose header declares `charset`. If `article`, without menus and the like."""
     decoded = encoding.decode(content, charset, markup=True)
-    markup = content if decoded.encoding == "utf-8" else decoded.text.encode()
+    page = _closed(decoded.text) if _XHTML in decoded.text[: encoding.HEAD_BYTES] else decoded.text
+    markup = content if decoded.encoding == "utf-8" and page is decoded.text else page.encode()
     if html_depth.depth(markup, MOST_DEPTH) > MOST_DEPTH:
-        return Page(reason="html_too_deep", detail=f"elements more than {MOST_DEPTH:,} deep", metadata={})
-    text = main_content.text_of(HTMLTree.parse(decoded.text), article)
+        return Page(reason="html_too_deep", detail=_TOO_DEEP, metadata={})
+    text = main_content.text_of(HTMLTree.parse(page), article)
     if not text.strip():
         return Page(reason="no_text", detail="no text was found in the page", metadata={})
     return _checked(text, decoded.encoding)
+
+
+def _closed(page: str) -> str:
+    """The page with an end tag for each element of XHTML that closes itself. HTML would go on to its next end tag: all
+    text after <title/> would be the title."""
+    return _CLOSES_ITSELF.sub(r"<\1\2></\1>", page) if "/>" in page else page
 
 
 def _checked(text: str, codec: str) -> Page:

@@ -223,7 +223,9 @@ def external_input(
             if exclude is not None and exclude(name):
                 passed_over.append(name)
                 continue
-            if select is not None and not select(name):
+            # what is given is read, hidden or not
+            asked = _shown(folder) + below if is_folder or storage.is_glob(path) else _shown(name)
+            if select is not None and not select(asked):
                 passed_over.append(name)
                 left_out.append((f"{os.path.splitext(name)[1] or 'other'} file", uri))
                 continue
@@ -260,6 +262,11 @@ def external_input(
         files=ordered,
         left_out=tuple(sorted(set(left_out))),
     )
+
+
+def _shown(name: str) -> str:
+    """The name without the dots that hide it."""
+    return "/".join(part.lstrip(".") or part for part in name.split("/"))
 
 
 def _longest_name(entry: tuple[str, str, int]) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Overlap with evaluation sets: found whatever the case and punctuation, nothing else is."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -101,6 +102,12 @@ def test_all_strings_of_an_item_are_looked_for_or_the_named_fields(tmp_path: Pat
     with pytest.raises(ValueError, match=r"line 1 has no field answer; it has q, choices, n, bad: set --fields"):
         list(decontaminate.read_items(str(file), file.name, ["answer"]))
     assert decontaminate.set_name("a/arc.test.jsonl") == "a/arc"
+    packed = tmp_path / "arc.jsonl.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    assert list(decontaminate.read_items(str(packed), packed.name, ["q"])) == ["ask", None]
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"arc\.jsonl\.gz is not compressed as its name says, or breaks"):
+        list(decontaminate.read_items(str(packed), packed.name, []))
 
 
 @pytest.mark.parametrize(("line", "mistake"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])

@@ -64,6 +64,16 @@ def test_code_is_put_back_in_linear_time_after_many_spaces() -> None:
     assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize("empty", ["title", "script src='a.js' ", "textarea", 'iframe class="a>b"', "a id='x'", "o:p"])
+def test_an_element_of_xhtml_that_closes_itself_hides_no_text(empty: str) -> None:
+    head = "<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'>"
+    page = f"{head}<head><{empty}/></head><body>{ARTICLE}<{empty}/><br/><p>The <b>end</b>.</p></body></html>"
+    assert text(page).endswith("The end.")
+    assert "number 0" in text(page)
+    unquoted = "<p><a href=http://x.org/>A link</a> here.</p>"
+    assert "A link here." in text(f"{head}<body>{ARTICLE}{unquoted}")
+
+
 def test_code_in_a_list_keeps_its_lines() -> None:
     page = "<ul><li>Run<pre>for x in y:\n    print(x)\n\nend</pre>then<ol><li><pre><b>a</b>\n b</pre></ol></ul>"
     code = "    for x in y:\n        print(x)\n    \n    end\n    then"

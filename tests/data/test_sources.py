@@ -262,6 +262,15 @@ def test_files_are_read_by_content_and_suffix_in_any_case(tmp_path: Path, compre
         collect(tmp_path, "b.txt" + ending, compress(b"plain\n" * 50)[:-9])
 
 
+def test_zstd_of_pzstd_and_with_long_windows_is_read(tmp_path: Path) -> None:
+    records, frame = lines({"text": "one"}, {"text": "two"}), b"\x50\x2a\x4d\x18\x04\0\0\0size"
+    packed = frame + zstandard.compress(records[:10]) + frame + zstandard.compress(records[10:])
+    assert collect(tmp_path, "a.jsonl.zst", packed) == (["one", "two"], [])
+    long = zstandard.ZstdCompressionParameters.from_level(3, window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    assert collect(tmp_path, "b.jsonl.zst", stream.compress(records) + stream.flush()) == (["one", "two"], [])
+
+
 def test_a_file_that_looks_like_json_lines_is_never_one_document(tmp_path: Path) -> None:
     records = lines({"text": "one"}, {"text": "two"})
     for name in ("a.NDJSON", "a.txt", "a.json", "a.md"):

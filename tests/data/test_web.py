@@ -182,6 +182,15 @@ def test_what_nests_is_deep(unit: str) -> None:
     assert depth(unit.encode() * 1500) > 1000
 
 
+def test_a_tag_with_attributes_without_end_is_rejected_in_linear_time() -> None:
+    began = time.process_time()
+    names = " ".join(f"a{number}" for number in range(300_000))
+    assert web.text_of(f"<p {names}>words</p>".encode(), "", True).reason == "html_too_deep"
+    assert time.process_time() - began < 5
+    long = f"<p title='{names}' class=x>words</p><img src='data:,{'x' * 100_000}'>"
+    assert web.text_of(long.encode(), "", True).text == "words"
+
+
 def test_a_deep_page_is_deep_in_any_encoding() -> None:
     page = "<p>\u00e9" + "<div>" * 1500
     for codec in ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):

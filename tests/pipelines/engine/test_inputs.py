@@ -359,3 +359,19 @@ def test_an_input_that_has_not_finished_cannot_be_read(tmp_path: Path) -> None:
     unfinished = Input(reference="x", given="x", directory=str(tmp_path), dataset="text")
     with pytest.raises(ValueError, match="that run has not finished"):
         unfinished.uris()
+
+
+def test_a_hidden_folder_or_file_that_is_given_is_read(tmp_path: Path) -> None:
+    names = ("a/b.txt", ".wiki/c.txt", ".wiki/.git/d.txt", ".e.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    config = collect_text.Config()
+
+    def read(*given: str) -> list[str]:
+        paths = [str(tmp_path / name) for name in given]
+        return [file.name for file in external_input(paths, lambda name: collect_text.selected(config, name)).files]
+
+    assert read("a", ".wiki") == [".wiki/c.txt", "a/b.txt"]
+    assert read(".wiki") == ["c.txt"]
+    assert read("a", ".e.txt") == [".e.txt", "a/b.txt"]
