@@ -42,6 +42,8 @@ _LINK_LISTS = _LISTS | frozenset(_names("div section form center"))
 _UNSEEN = frozenset(_names("script style noscript template iframe svg select textarea button"))
 _ROLES = frozenset(_names("navigation banner contentinfo search complementary menu menubar toolbar dialog alertdialog"))
 _HOLDS_BLOCKS = ", ".join(sorted(_LISTS | _SECTIONS - {"body", "font", "figure", "blockquote", "address"}))
+_HEADS_COLUMNS = "thead, caption, th + th"
+"""what a table of links has that is no menu"""
 _HEADINGS = "h1, h2, h3, h4, h5, h6"
 _MARKS = frozenset("\u00b6#\u00a7")
 """texts of a link from a heading to itself"""
@@ -255,6 +257,7 @@ def _is_link_list(block: _Block) -> bool:
         and block.link_share > MOST_LINK_SHARE
         and block.link_letters <= FEW_CHARACTERS * block.links
         and not block.titled
+        and block.element.query_selector(_HEADS_COLUMNS) is None
     )
 
 

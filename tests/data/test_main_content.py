@@ -43,6 +43,12 @@ def text(page: str, article: bool = True) -> str:
         ("<div class=section id=menus><h3>Menus</h3><p>How they work.</p></div>", "How they work."),
         ("<section id=copyright><h2>Copyright</h2><p>Who may copy.</p></section>", "Who may copy."),
         ("<table><tr><td><pre>if a:\n  b</pre></td></tr></table>", "if a:\n  b"),
+        (
+            "<div class=table><a id='x'></a><table><tr><th>RFC<th>What</tr>"
+            + "".join(f"<tr><td><a href=x>rfc193{n}</a><td><a href=y>Protocol {n}</a></tr>" for n in range(9))
+            + "</table></div>",
+            "rfc1938\t\tProtocol 8",
+        ),
         ("<blockquote><p>So be it.</p><footer>Seneca, Letters</footer></blockquote>", "Seneca, Letters"),
     ],
 )
