@@ -99,20 +99,27 @@ class Changes:
             storage.move(staged, uri)
 
     def remove(self, uri: str) -> None:
-        """Removes the file or the whole folder at `uri`, if it is there. Raises LeaseLost."""
+        """Removes the file at `uri`, if it is there. Raises LeaseLost."""
         if self.lease_uri is None:
-            (storage.remove_tree if storage.is_directory(uri) else storage.remove)(uri)
+            storage.remove(uri)
             return
-        place = self.place()
         with self._swept_if_missing():
-            storage.take_away(uri, place, self.check)
+            storage.take_away(uri, self.place(), self.check)
+
+    def remove_tree(self, uri: str) -> None:
+        """Removes the folder at `uri` with all that is in it, if it is there. Raises LeaseLost."""
+        if self.lease_uri is None:
+            storage.remove_tree(uri)
+            return
+        with self._swept_if_missing():
+            storage.take_away(uri, self.place(), self.check, is_folder=True)
 
     def sweep(self) -> None:
         """Takes away the folders of all other attempts, which must not change this run any more. Raises LeaseLost."""
         staging = storage.join(self.directory, STAGING)
         for name in storage.list_folders(staging):
             if name != self.name:
-                self.remove(storage.join(staging, name))
+                self.remove_tree(storage.join(staging, name))
 
     @contextlib.contextmanager
     def _swept_if_missing(self) -> Iterator[None]:

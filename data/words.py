@@ -55,7 +55,7 @@ def split_words(text: str) -> list[str]:
 
     Of the marks of a letter, MOST_MARKS stay.
     """
-    if text.isascii() or not _special()[characters.points_of(text)].any():
+    if is_plain(text):
         return _WORD.findall(text)
     shown = _TOO_MANY_MARKS.sub(r"\1", _HIDDEN.sub("", text))
     composed = pc.utf8_normalize(pa.scalar(shown), "NFC").as_py()
@@ -69,6 +69,11 @@ def split_words(text: str) -> list[str]:
     for run in runs:
         words += itertools.takewhile(lambda part: part != "\n", parts) if unspaced(run) else (run,)
     return words
+
+
+def is_plain(text: str) -> bool:
+    """Whether the words of a text are its runs of letters: without combining marks, and with spaces between words."""
+    return text.isascii() or not _special()[characters.points_of(text)].any()
 
 
 def unspaced(text: str) -> bool:

@@ -161,14 +161,16 @@ def move(source: str, target: str, *, exclusive: bool = False) -> None:
     store_of(source).move(source, target, exclusive)
 
 
-def take_away(uri: str, into: str, check: Callable[[], None]) -> None:
-    """Removes the file or folder at `uri`, if it is there; `check`, which may raise, is called last before the removal.
+def take_away(uri: str, into: str, check: Callable[[], None], *, is_folder: bool = False) -> None:
+    """Removes the file or, with `is_folder`, the folder at `uri`, if it is there.
+
+    `check`, which may raise, is called last before the removal.
 
     If the process is stopped after `check`, the removal still touches nothing that another process wrote meanwhile. On
     a disk the file is renamed into the new folder `into`, and FileNotFoundError is raised if `into` is gone by then. On
     an object store the generation that was there before `check` is removed.
     """
-    store_of(uri).take_away(uri, into, check)
+    store_of(uri).take_away(uri, into, check, is_folder)
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:

@@ -68,10 +68,10 @@ class Gcs(Store):
             super().move(source, target)
             return
         fs, source_path = self.filesystem(source)
-        if self.exists(target):
-            raise FileExistsError(f"{target} exists")
         bucket, key, _ = fs.split_path(source_path)
         to_bucket, to_key, _ = fs.split_path(self.filesystem(target)[1])
+        if _object_at(fs, self.filesystem(target)[1]) is not None:
+            raise FileExistsError(f"{target} exists")
         call = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
         try:
             progress: dict[str, Any] = {"done": False}
@@ -85,15 +85,13 @@ class Gcs(Store):
                 raise FileExistsError(f"{target} exists") from None
         self.remove(source)
 
-    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+    def take_away(self, uri: str, into: str, check: Callable[[], None], is_folder: bool) -> None:
         fs, path = self.filesystem(uri)
-        try:
-            info = fs.info(path)
-        except FileNotFoundError:
-            return
-        seen = fs.find(path, detail=True) if info["type"] == "directory" else {path: info}
+        seen = fs.find(path, detail=True) if is_folder else {path: _object_at(fs, path)}
         check()
         for name, object_seen in seen.items():
+            if object_seen is None:
+                continue
             bucket, key, _ = fs.split_path(name)
             with suppress(FileNotFoundError, FileExistsError):  # gone by now, or (412) another object is there by now
                 fs.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=object_seen["generation"])
@@ -104,8 +102,7 @@ class Gcs(Store):
         return f"{info['generation']}-{info['crc32c']}"
 
     def check_bucket(self, uri: str) -> None:
-        fs, path = self.filesystem(uri)
-        bucket, _, prefix = path.strip("/").partition("/")
+        bucket, _, prefix = uri.partition("://")[2].strip("/").partition("/")
         if not bucket:
             raise UserError(f"got {uri!r}, which names no bucket; give gs://bucket/path")
         if not re.fullmatch("[a-z0-9][a-z0-9._-]*", bucket):
@@ -113,6 +110,7 @@ class Gcs(Store):
                 f"got {uri!r} with the bucket {bucket!r}; the name of a bucket has only a-z, 0-9, '-', '_' and '.', "
                 "and begins with a letter or digit: give gs://bucket/path"
             )
+        fs, _ = self.filesystem(uri)
         try:
             fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
         except FileNotFoundError:
@@ -221,3 +219,13 @@ def _refuse_pickled_tokens() -> None:
             f"{path} is a pickle that gcsfs would load (a pickle can run any code), and no stored token is read here; "
             f"remove it: {LOG_IN}"
         )
+
+
+def _object_at(fs: Any, path: str) -> dict[str, Any] | None:
+    """The object's own facts. None if there is none; gcsfs' `info` would then list what is below it."""
+    bucket, key, _ = fs.split_path(path)
+    try:
+        facts: dict[str, Any] = fs.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+    except FileNotFoundError:
+        return None
+    return facts

@@ -71,7 +71,7 @@ class Local(Store):
         with suppress(OSError):  # it is not empty, or another call has removed it
             os.rmdir(os.path.dirname(source_path))
 
-    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+    def take_away(self, uri: str, into: str, check: Callable[[], None], is_folder: bool) -> None:
         path, folder = (self.filesystem(name)[1] for name in (uri, into))
         if not os.path.lexists(path):
             return

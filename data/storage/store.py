@@ -74,12 +74,12 @@ class Store(ABC):
         with suppress(FileNotFoundError):  # an earlier request removed it, and its answer was lost
             fs.rm_file(source_path)
 
-    def take_away(self, uri: str, into: str, check: Callable[[], None]) -> None:
+    def take_away(self, uri: str, into: str, check: Callable[[], None], is_folder: bool) -> None:
         """Removes the file or folder at `uri`, if it is there. `check` is called last before the removal.
 
         `into` is a new folder of the caller's own, through which a file on a disk goes.
         """
-        remove = self.remove_tree if self.is_directory(uri) else self.remove
+        remove = self.remove_tree if is_folder else self.remove
         check()
         remove(uri)
 

@@ -287,11 +287,17 @@ def left_out_line(left_out: Sequence[tuple[str, str]]) -> str:
         kinds.setdefault(kind, []).append(path)
     files = sorted((kind for kind in kinds if kind.endswith(" file")), key=lambda kind: (-len(kinds[kind]), kind))
     shown = [*sorted(kinds.keys() - files), *files[:MOST_KINDS]]
-    counts = [f"{len(kinds[kind]):,} {kind}{'s' * (len(kinds[kind]) > 1)} ({kinds[kind][0]})" for kind in shown]
+    counts = [f"{len(kinds[kind]):,} {_plural(kind, len(kinds[kind]))} ({kinds[kind][0]})" for kind in shown]
     if rest := files[MOST_KINDS:]:
         number = sum(len(kinds[kind]) for kind in rest)
         counts.append(f"{number:,} file{'s' * (number > 1)} of {len(rest)} other kind{'s' * (len(rest) > 1)}")
     return f"left out {', '.join(counts)}"
+
+
+def _plural(kind: str, number: int) -> str:
+    if number == 1:
+        return kind
+    return kind.replace("file", "files") if kind == AGAIN else f"{kind}s"
 
 
 def left_out_lines(inputs: Mapping[str, Sequence[Input]]) -> list[str]:

@@ -111,7 +111,8 @@ def run_task(task: Task, resources: Resources, session: RaySession, say: Any = p
     if not first:
         say(f"{where}: another driver published the same manifest first; using it")
         return manifest
-    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}")
+    said = f", {outcome.said}" if outcome.said else ""
+    say(f"{where}: done in {seconds:.1f} s{_counts(manifest)}{_speeds(outcome.log)}{said}")
     return _accepted(manifest)
 
 

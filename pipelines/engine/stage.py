@@ -61,6 +61,8 @@ class Outcome:
     """device and workers, if the bytes depend on them"""
     log: Mapping[str, Any] = field(default_factory=dict)
     """values for _RUN.json: speeds, seconds of the parts of the work"""
+    said: str = ""
+    """result in a few words, for the line of a finished run"""
 
 
 @dataclass(frozen=True, kw_only=True)

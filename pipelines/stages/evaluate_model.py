@@ -124,6 +124,7 @@ def run(context: Context, config: Config) -> Outcome:
         tokenizer_sha256=heldout.manifest.tokenizer_sha256,
         setup=setup.forward_record(),
         log={"row_tokens": heldout.data.rows * heldout.data.facts["sequence_length"]},
+        said="loss {loss_per_token:.3f} nats/token, perplexity {perplexity:.1f}".format(**receipt.facts),
     )
 
 

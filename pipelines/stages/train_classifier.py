@@ -13,7 +13,7 @@ from pipelines.engine.inputs import ExternalFile, Read
 from pipelines.engine.shard_map import Part, ShardOutput, dataset_of, map_shards
 from pipelines.engine.stage import Context, Outcome
 
-VERSION = 1
+VERSION = 2
 READS = {"labelled": Read(help="JSONL files of texts with labels", many=True)}
 WRITES = ("classifier",)
 FILE_NAME = "classifier.safetensors"

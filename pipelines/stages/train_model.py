@@ -137,6 +137,7 @@ def run(context: Context, config: Config) -> Outcome:
         },
         tokenizer_sha256=context.inputs["sequences"][0].manifest.tokenizer_sha256,
         setup=_setup(context.directory),
+        said="" if summary.loss is None else f"loss {summary.loss:.3f} nats/target",
         log={
             "tokens_seen": summary.tokens_seen,
             "first_step": summary.first_step,

@@ -188,6 +188,7 @@ def test_workers_of_the_data_plane_import_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_programs_have_names_and_files_of_their_own() -> None:
     programs = [program for stage in load_stages() for program in stage.declares.programs]
     assert len({program.name for program in programs}) == len({id(program) for program in programs})

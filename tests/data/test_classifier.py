@@ -49,6 +49,20 @@ def test_scores_are_probabilities_that_hold_on_texts_not_trained_on() -> None:
     assert recalls == sorted(recalls, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It isn't a test_case of 3 or 42: déjà vu.", ["It", "isn", "test_case", "of", "or", "42", "déjà", "vu"]),
+        ("हिंदी में लिखा है", ["हिंदी", "में", "लिखा", "है"]),
+        ("我喜欢自然语言。", ["我", "喜欢", "自然", "语言"]),
+        ("ผมรักภาษาไทย", ["ผม", "รัก", "ภาษา", "ไทย"]),
+        ("👍🏽 isn\u2019t a word", ["isn", "word"]),
+    ],
+)
+def test_words_that_a_score_rests_on(text: str, expected: list[str]) -> None:
+    assert classifier.tokens(text) == expected
+
+
 def test_calibration_of_known_scores() -> None:
     scores = np.array([0.05] * 10 + [0.95] * 10)
     kept = np.array([False] * 9 + [True] + [True] * 10)

@@ -48,10 +48,12 @@ def check_equal(model: bytes, texts: list[str]) -> None:
         assert values[start:end].tolist() == tokenizer.encode_document(text), ascii(text[:200])
 
 
+@pytest.mark.slow
 def test_documents_get_the_ids_that_sentencepiece_gives(own: bytes) -> None:
     check_equal(own, [*ADVERSARIAL, *library()[:15], *probes(proto_of(own), 1000, seed=11)])
 
 
+@pytest.mark.slow
 def test_a_lower_block_beside_a_space_is_not_cut_from_it(own: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.tokenizer.PART_BYTES", 64)
     check_equal(own, ["a" * (64 - shift) + "\u2581 b c " * 30 for shift in range(8)])
@@ -95,6 +97,7 @@ def test_parts_joined_are_the_text_and_change_no_id(own: bytes, size: int) -> No
         assert [id for part in parts for id in processor.encode(part)] == processor.encode(data)
 
 
+@pytest.mark.slow
 def test_no_documents_are_no_ids(own: bytes) -> None:
     values, offsets = Tokenizer.from_bytes(own).encode_documents([])
     assert values.tolist() == []

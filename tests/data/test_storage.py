@@ -131,11 +131,11 @@ def test_what_is_taken_away_is_gone_and_a_failed_check_takes_nothing(place: str)
         storage.write_bytes(f"{place}/{name}", b"1")
     for name in ("a", "a2"):
         with pytest.raises(RuntimeError, match="not ours"):
-            storage.take_away(f"{place}/{name}", f"{place}/own/of-{name}", refuse)
+            storage.take_away(f"{place}/{name}", f"{place}/own/of-{name}", refuse, is_folder=name == "a")
     assert len(storage.list_files(place)) == 3
     storage.take_away(f"{place}/a2", f"{place}/own/2", lambda: None)
     assert [name for name, _ in storage.list_files(place)] == ["a/2", "a/b/1"]
-    storage.take_away(f"{place}/a", f"{place}/own/3", lambda: None)
+    storage.take_away(f"{place}/a", f"{place}/own/3", lambda: None, is_folder=True)
     storage.take_away(f"{place}/missing", f"{place}/own/4", lambda: None)
     assert storage.list_files(place) == []
 

@@ -27,8 +27,9 @@ from tests.programs.in_process import InProcess, chain
 pytestmark = pytest.mark.slow
 
 BUCKET = "listings"
-MOST_A_PHASE = 5
-"""what an earlier attempt left, two requests; and after all of them what is to be cleaned up"""
+MOST_A_PHASE = 10
+"""what an earlier attempt left, two requests; and after all of them what is to be cleaned up: in the run's folder, and
+two requests for each dataset's"""
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def listings(proxy: FaultyProxy, work: Callable[[], object]) -> list[str]:
 def test_a_stage_lists_as_often_for_many_shards_as_for_few(proxy: FaultyProxy, tmp_path: Path) -> None:
     few, many = (listings_of_stages(proxy, tmp_path, documents) for documents in (8, 32))
     assert many.pop("shards") >= 3 * few.pop("shards"), "otherwise nothing was tested"
-    assert many == few, "it grew with the shards"
+    assert many.keys() == few.keys()
+    assert [name for name in many if many[name] > few[name]] == [], "it grew with the shards"
     for name, a_phase in many.items():
         assert a_phase <= MOST_A_PHASE, name
 

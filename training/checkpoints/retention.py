@@ -30,7 +30,7 @@ def apply_retention(root: str, keep_last: int | None, keep_every_steps: int, cha
     for uri, commit in commits:
         if commit.get("interim") and regular and commit["step"] < regular[-1][1]["step"]:
             changes.remove(storage.join(uri, COMMIT_NAME))
-            changes.remove(uri)
+            changes.remove_tree(uri)
     if keep_last is not None:
         for uri, commit in regular[:-keep_last]:
             if not keep_every_steps or commit["step"] % keep_every_steps:

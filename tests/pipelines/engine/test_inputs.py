@@ -250,6 +250,7 @@ def test_of_many_kinds_of_files_the_most_frequent_are_named() -> None:
     assert left_out_line([*left_out, ("pipe", "p")]) == (
         "left out 1 pipe (p), 5 .a files (a.a), 4 .b files (a.b), 3 .c files (a.c), 3 files of 2 other kinds"
     )
+    assert left_out_line([("file given twice", "a"), ("file given twice", "b")]) == "left out 2 files given twice (a)"
     assert left_out_line(left_out[:-3]) == "left out 5 .a files (a.a), 4 .b files (a.b), 3 .c files (a.c)"
     assert left_out_line([*left_out[:-3], (".d file", "a.d")]).endswith(", 1 file of 1 other kind")
 

@@ -29,6 +29,7 @@ def check(tokenizer: Tokenizer, text: str, change: int | None = None) -> int:
     return stage._check(tokenizer, ["the-document"], [text.encode()], values, offsets, "shard.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "short", LIBRARY[:60_000], LONG, SPACED, "\u2581 a\u2581b " * 200_000])
 def test_right_ids_pass(tokenizer: Tokenizer, text: str) -> None:
     assert check(tokenizer, text) == 1

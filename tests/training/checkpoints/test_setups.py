@@ -59,6 +59,7 @@ def test_a_run_that_was_moved_lists_the_set_up_of_each_step(tmp_path: Path) -> N
     assert rows_at_a_time(setups_between(root, 8, 11)) == [(11, 1)]
 
 
+@pytest.mark.slow
 def test_a_replay_takes_each_step_in_its_own_set_up(tmp_path: Path) -> None:
     job = moved_run(tmp_path)
     for step, first in ((6, 5), (7, 5), (8, 5), (9, 5), (10, 5), (12, 10)):

@@ -39,6 +39,7 @@ def test_fused_attention_is_the_models_attention(window: int | None) -> None:
         torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_benchmark_take_the_same_step() -> None:
     ours = our_step(gemma2_tiny(window=64), "cpu", 256)
     theirs = transformers_step(gemma2_tiny(window=64), "cpu", 256, "eager")
