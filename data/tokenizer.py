@@ -132,17 +132,18 @@ class Tokenizer:
         self._any_special = re2.compile("|".join(map(re2.escape, special)).encode())
 
     @classmethod
-    def from_bytes(cls, model: bytes) -> "Tokenizer":
-        """Raises UserError if the bytes are not a SentencePiece model, or its ids 0-472 are not Gemma's."""
-        return cls(model)
+    def from_bytes(cls, model: bytes, uri: str = "") -> "Tokenizer":
+        """Raises UserError if the bytes (of the file `uri`) are not a SentencePiece model, or its ids 0-472 are not
+        Gemma's."""
+        try:
+            return cls(model)
+        except UserError as error:
+            raise UserError(f"{uri}: {error}" if uri else str(error)) from error
 
     @classmethod
     def load(cls, uri: str) -> "Tokenizer":
         """`from_bytes` of the file at `uri`."""
-        try:
-            return cls(storage.read_bytes(uri))
-        except UserError as error:
-            raise UserError(f"{uri}: {error}") from error
+        return cls.from_bytes(storage.read_bytes(uri), uri)
 
     @functools.cached_property
     def sha256(self) -> str:

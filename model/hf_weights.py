@@ -223,7 +223,7 @@ def _list_tensors(directory: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         paths = [single_path]
     listing: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in paths:
-        if not path.exists():
+        if not path.is_file():
             raise UserError(
                 f"{directory} has no {path.name}; a model needs {SINGLE_FILE}, or {INDEX_FILE} and its shards: fetch "
                 f"the directory again{_others(directory) if weight_map is None else ''}"

@@ -15,6 +15,8 @@ from model.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".ckpt")
+"""endings of the files that an index may name"""
 _OF_BAD_PICKLES = (struct.error, AssertionError, TypeError, AttributeError)
 """further errors of the unpickler for damaged files"""
 
@@ -42,8 +44,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise UserError(f"there is no {path}; give a .ckpt or .bin file, or the folder of all its shards")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a .ckpt or .bin file, or the folder of all its shards")
     try:
         mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are no archives, and are read into memory
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles that PyTorch did not write
@@ -64,6 +66,12 @@ def read_weight_map(index_path: Path) -> dict[str, str]:
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise UserError(f"{index_path} has no weight_map of tensors to files; fetch it again")
+    # of other names, nothing is known about the bytes: who imports a directory fingerprints its files of weights
+    if other := sorted(name for name in weight_map.values() if not name.endswith(WEIGHT_ENDINGS)):
+        raise UserError(
+            f"{index_path} names {other[0]!r}, which is no file of weights ({', '.join(WEIGHT_ENDINGS)}); fetch it "
+            "again"
+        )
     return weight_map
 
 

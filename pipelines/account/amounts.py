@@ -11,17 +11,18 @@ They include the cores of the chips' host. A step without chips counts all cores
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.manifest import Manifest
+from data.manifest import RUN_NAME, Manifest
 from infra.chips import shown_name
 from infra.prices import Constant, Cost, Prices, priced_as
 from infra.slices import Topology, parse_topology
 from model import parameter_count
 from pipelines.engine import damage
 from pipelines.engine.cost import Planned
+from pipelines.engine.finished import Finished
 from pipelines.engine.runner import finished
 from pipelines.engine.stage import declared, load_stages
 from pipelines.engine.task import Task
@@ -158,28 +159,30 @@ def measured(tasks: Mapping[str, Task], tell: Callable[[str], None] = print) -> 
     amounts: list[Amount] = []
     for name, task in tasks.items():
         with damage.named(task.directory, tell):
-            amounts += _of_finished(name, task)
+            if (run := finished(task)) is not None:
+                amounts.append(_of_finished(name, task, run))
+                if not run.run:
+                    tell(f"no log: {task.directory} has no {RUN_NAME}, so its time, cores and chips are not known")
     return amounts
 
 
-def _of_finished(name: str, task: Task) -> Iterator[Amount]:
-    if (run := finished(task)) is not None:
-        cost, datasets, seconds = declared(task.stage.name).cost, run.manifest.datasets, run.run.get("seconds")
-        cores = re.search(r"(\d+) cores", str(run.run.get("machine", "")))
-        used = run.run.get("resources", {}).get("cpus") or (int(cores[1]) if cores else 0)
-        work = cost.measure(run)
-        chips = {kind: seconds_held / 3600 for kind, seconds_held in _chip_seconds(run.run, run.manifest).items()}
-        yield Amount(
-            step=name,
-            stage=task.stage.name,
-            tokens=work.tokens or sum(dataset.tokens for dataset in datasets.values()),
-            flops=work.flops,
-            chips=chips,
-            core_hours=0.0 if chips else (seconds or 0.0) * used / 3600,
-            stored={key: float(dataset.bytes) for key, dataset in datasets.items() if dataset.bytes},
-            seconds=seconds,
-            trains=cost.trains,
-        )
+def _of_finished(name: str, task: Task, run: Finished) -> Amount:
+    cost, datasets, seconds = declared(task.stage.name).cost, run.manifest.datasets, run.run.get("seconds")
+    cores = re.search(r"(\d+) cores", str(run.run.get("machine", "")))
+    used = run.run.get("resources", {}).get("cpus") or (int(cores[1]) if cores else 0)
+    work = cost.measure(run)
+    chips = {kind: seconds_held / 3600 for kind, seconds_held in _chip_seconds(run.run, run.manifest).items()}
+    return Amount(
+        step=name,
+        stage=task.stage.name,
+        tokens=work.tokens or sum(dataset.tokens for dataset in datasets.values()),
+        flops=work.flops,
+        chips=chips,
+        core_hours=0.0 if chips else (seconds or 0.0) * used / 3600,
+        stored={key: float(dataset.bytes) for key, dataset in datasets.items() if dataset.bytes},
+        seconds=seconds,
+        trains=cost.trains,
+    )
 
 
 def _chip_seconds(run: Mapping[str, Any], manifest: Manifest) -> dict[str, float]:

@@ -18,6 +18,7 @@ import tyro
 
 import model
 from data import storage
+from data.manifest import is_of_another_run
 from data.sealed import SEAL, unsealed
 from infra.ray_session import in_submitted_job
 from pipelines.cli.words import refuse_loose, refuse_memory, take
@@ -300,7 +301,14 @@ def _read_json(path: str) -> dict[str, Any]:
             f"got {path}, which names neither a stage nor a recipe; give the _CONFIG.json of a run, or the recipe.json "
             "of a recipe"
         )
-    return unsealed(content, document, path, f"if you edited it, remove its line {SEAL}")
+    document = unsealed(content, document, path, f"if you edited it, remove its line {SEAL}")
+    fingerprint = document.get("fingerprint")
+    if fingerprint is not None and is_of_another_run(storage.absolute(path).rpartition("/")[0], fingerprint):
+        raise UserError(
+            f"got {path} of the run {fingerprint!r}, exchanged with another file; give the file in that run's own "
+            "folder, or a copy of it outside of the runs"
+        )
+    return document
 
 
 def _saved_root(document: dict[str, Any], where: str) -> str:

@@ -48,7 +48,7 @@ def plan(words: list[str]) -> int:
         wanted = parse_recipe(target, rest)
         storage.check_bucket(wanted.root)
         root, resources = wanted.root, wanted.resources
-        tasks, before = tasks_of(wanted.recipe, root), last_run(wanted.recipe, root)
+        tasks, before = tasks_of(wanted.recipe, root), last_run(wanted.recipe, root, print_line)
         notes = {step.name: step.note for step in wanted.recipe.steps}
     print_line(f"{target.name} in {root}: {target.summary}")
     for line in plan_lines(tasks, before, notes):
@@ -74,9 +74,9 @@ def account(words: list[str]) -> int:
     prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
-    damaged: list[str] = []
-    amounts = measured(tasks_of(command.recipe, command.root), damaged.append)
-    for line in damaged:
+    told: list[str] = []
+    amounts = measured(tasks_of(command.recipe, command.root), told.append)
+    for line in told:
         print_line(line)
     if not amounts:
         raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or give its --root")
@@ -84,6 +84,9 @@ def account(words: list[str]) -> int:
     print_line(f"What {target.name} took in {command.root} ({len(amounts)} of {steps} steps finished):")
     for line in measured_lines(amounts, prices):
         print_line(line)
+    counted = {amount.step for amount in amounts}
+    if missing := [step.name for step in command.recipe.steps if step.name not in counted]:
+        print_line(f"not finished, or damaged: {', '.join(missing)}")
     return 0
 
 

@@ -67,7 +67,8 @@ def _listed(directory: str) -> tuple[str, str]:
     with damage.named(directory, states.append):
         if (manifest := read_manifest(directory)) is not None:
             states.append(", ".join(f"{key} {value.rows:,} rows" for key, value in sorted(manifest.datasets.items())))
-        started = str(read_run(directory).get("started", ""))
+            run = read_run(directory)
+            started = str(run.get("started", "")) if run else "no log"
     return started, states[-1]
 
 

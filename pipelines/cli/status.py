@@ -8,18 +8,20 @@ has one entry for each shard of a phase in progress. The progress of a training 
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from data import storage
+from data.documents import parse_object
 from data.manifest import read_manifest
+from data.sealed import unsealed
 from pipelines.engine import damage, lease
 from pipelines.engine.registry import stage_names
 from pipelines.engine.runner import CONFIG_NAME, FAILED_NAME, read_run
 from pipelines.engine.shard_map import PHASES, RECEIPTS
 from pipelines.recipes import registry as recipes
-from pipelines.recipes.recipe import LAST_NAME
+from pipelines.recipes.recipe import saved_steps
 from pipelines.report.words import duration, holds
 from training.checkpoints.records import COMMIT_NAME, DIRECTORY_PATTERN
 
@@ -51,7 +53,8 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
         for fingerprint in fingerprints
     }
     listed: set[str] = set()
-    for recipe, steps in _saved_recipes(root):
+    damaged: list[str] = []
+    for recipe, steps in _saved_recipes(root, damaged.append):
         by_step = {
             step: states.get(reference)
             or RunState(reference=reference, state="waiting", detail="" if reference else "for an input from outside")
@@ -61,6 +64,7 @@ def status_lines(root: str, now: float | None = None) -> Iterator[str]:
         done = sum(state.state == "done" for state in by_step.values())
         yield f"{recipe}: {done} of {len(by_step)} steps done"
         yield from aligned_left([_row(step, state) for step, state in by_step.items()])
+    yield from damaged
     unlisted = [state for reference, state in states.items() if reference not in listed]
     if unlisted:
         yield "other runs" if listed else "runs"
@@ -88,7 +92,7 @@ def run_state(root: str, stage: str, fingerprint: str, now: float) -> RunState:
     manifest = read_manifest(directory)
     if manifest is not None:
         run = read_run(directory)
-        seconds = f", {duration(run['seconds'])}" if "seconds" in run else ""
+        seconds = f", {duration(run['seconds'])}" if "seconds" in run else "" if run else ", no log"
         return RunState(reference=reference, state="done", detail=f"{holds(manifest)}{seconds}")
     entries = dict(storage.list_level(directory))
     leases = lease.lease_names(list(entries))
@@ -119,7 +123,7 @@ class _Far:
 def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
     """Progress by committed checkpoints; the speed is this attempt's, which began when it wrote `_CONFIG.json`."""
     began = entries.get(CONFIG_NAME, now)
-    config = (_json(storage.join(directory, CONFIG_NAME)) or {}).get("config", {})
+    config = _config(directory)
     names = [name for name, _ in storage.list_level(storage.join(directory, "checkpoints"))]
     steps = sorted(int(match[1]) for name in names if (match := DIRECTORY_PATTERN.fullmatch(name)))
     committed: list[tuple[int, float]] = []
@@ -142,6 +146,17 @@ def _training(directory: str, entries: dict[str, float], now: float) -> _Far:
     return _Far(detail=f"step {step:,} of {wanted:,} kept", seen=seen, remaining_seconds=remaining)
 
 
+def _config(directory: str) -> dict[str, Any]:
+    """The saved config of a run; {} if the run has not written it yet. Raises UserError if it is damaged."""
+    uri, advice = storage.join(directory, CONFIG_NAME), "run the same line again, which writes it"
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return {}
+    config = unsealed(content, parse_object(content, uri, advice), uri, advice).get("config")
+    return config if isinstance(config, dict) else {}
+
+
 def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
     """Progress by receipts of the newest phase."""
     seen = max(entries.values(), default=now)
@@ -160,18 +175,21 @@ def _shards(directory: str, entries: dict[str, float], now: float) -> _Far:
     return _Far(detail=detail, seen=max(seen, last, began), remaining_seconds=remaining)
 
 
-def _saved_recipes(root: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Recipes that were run below `root`, with each step's reference; empty if the step lacks an input from outside."""
+def _saved_recipes(root: str, tell: Callable[[str], None]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Recipes that were run below `root`, with each step's reference; empty if the step lacks an input from outside.
+
+    A recipe whose file is damaged is passed to `tell`, as one line; its steps are then among the other runs.
+    """
     for name in recipes.names():
-        document = _json(storage.join(root, name, LAST_NAME))
-        if document is not None and isinstance(document.get("steps"), dict):
-            steps = document["steps"].items()
+        steps = None
+        with damage.named(storage.join(root, name), tell):
+            steps = saved_steps(name, root)
+        if steps is not None:
             yield (
                 name,
                 {
-                    step: f"{record.get('stage')}/{record['fingerprint']}" if "fingerprint" in record else ""
-                    for step, record in steps
-                    if isinstance(record, dict)
+                    step: f"{record['stage']}/{record['fingerprint']}" if "fingerprint" in record else ""
+                    for step, record in steps.items()
                 },
             )
 
@@ -180,7 +198,7 @@ def _json(uri: str) -> dict[str, Any] | None:
     """The JSON object at `uri`; None if the file is missing, damaged or being replaced at this moment."""
     try:
         document = json.loads(storage.read_bytes(uri))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

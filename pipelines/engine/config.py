@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Con
     Raises UserError, naming the field, if a field is unknown, missing or of a wrong type.
     """
     check_fields(kind, values, where)
+    _check_texts(values, where)
     try:
         return TypeAdapter(kind).validate_json(json.dumps(with_absent(kind, values)), strict=True)
     except ValidationError as error:
@@ -49,8 +51,20 @@ def from_dict(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Con
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "value_error":  # a sentence of ours, which begins with what was got
             raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-        got = "" if first["type"] == "missing" else f"got {first['input']!r} for "
+        got = "" if first["type"] == "missing" else f"got {first['input']!r:.100} for "
         raise UserError(f"{where}: {got}field {field!r}: {first['msg']}") from error
+
+
+def _check_texts(value: Any, where: str, field: str = "") -> None:
+    """Raises UserError, naming the field, for text at any depth that has a lone surrogate, as "\\ud800" in JSON."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _check_texts(entry, where, f"{field}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_texts(entry, where, field)
+    elif isinstance(value, str):
+        _check_value(value, f"{where}: {field}")
 
 
 def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
@@ -68,17 +82,29 @@ def check_fields(kind: Any, values: Mapping[str, Any], where: str, prefix: str =
             check_fields(fields[name], value, where, f"{prefix}{name}.")
 
 
-def check_numbers(config: Any, prefix: str = "") -> None:
-    """Raises UserError, naming the field, for a whole number beyond 64 bits, and for a seed below 0, at any depth."""
+def check_values(config: Any, prefix: str = "") -> None:
+    """Raises UserError, naming the field, for a value at any depth that no stage can take.
+
+    These are whole numbers beyond 64 bits, seeds below 0, numbers that are not finite, and text that is not UTF-8.
+    """
     for entry in dataclasses.fields(config):
         value, name = getattr(config, entry.name), prefix + entry.name
         if dataclasses.is_dataclass(value):
-            check_numbers(value, f"{name}.")
-        elif isinstance(value, int):
-            least = 0 if entry.name.endswith("seed") else -LARGEST - 1
-            if not least <= value <= LARGEST:
-                allowed = "0 to 2**63 - 1" if least == 0 else "whole numbers of 64 bits"
-                raise UserError(f"{name} is {_short(value)}; allowed are {allowed}")
+            check_values(value, f"{name}.")
+        for single in value if isinstance(value, tuple) else (value,):
+            _check_value(single, name)
+
+
+def _check_value(value: Any, name: str) -> None:
+    if isinstance(value, int):
+        least = 0 if name.endswith("seed") else -LARGEST - 1
+        if not least <= value <= LARGEST:
+            allowed = "0 to 2**63 - 1" if least == 0 else "whole numbers of 64 bits"
+            raise UserError(f"{name} is {_short(value)}; allowed are {allowed}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; allowed are finite numbers")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{name} is {value[:60]!a}, which is not UTF-8; write the text in UTF-8")
 
 
 MOST_LISTED = 40

@@ -15,6 +15,8 @@ from pipelines.engine.printed import one_line, shown
 
 FIRST_WORDS = {1: "failed", 2: "error", 130: "stopped"}
 """exit code -> first word of the line that ends a command"""
+MOST_CHARACTERS = 4000
+"""characters of a message that are printed at most; a path has up to 4,096 bytes"""
 
 
 class UserError(ValueError):
@@ -73,8 +75,17 @@ def _run_command(command: Callable[[], int]) -> int:
         if os.environ.get("PIPELINES_TRACEBACK") == "1":
             traceback.print_exc()
         code, message = ending
-        print(f"{FIRST_WORDS[code]}: {one_line(message)}", file=sys.stderr)
+        print(f"{FIRST_WORDS[code]}: {one_line(_shortened(message))}", file=sys.stderr)
         return code
+
+
+def _shortened(message: str) -> str:
+    """The message without the middle of a very long one, which would hide what to do next."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    half = MOST_CHARACTERS // 2
+    left_out = len(message) - 2 * half
+    return f"{message[:half]} [{left_out:,} characters left out] {message[-half:]}"
 
 
 def _ending(error: Exception) -> tuple[int, str] | None:

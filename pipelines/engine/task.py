@@ -23,7 +23,7 @@ class Task:
     root: str
 
     def __post_init__(self) -> None:
-        configs.check_numbers(self.config)
+        configs.check_values(self.config)
 
     @property
     def fingerprint(self) -> str:

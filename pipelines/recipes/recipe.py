@@ -4,13 +4,15 @@ This module resolves a recipe into tasks. All fingerprints follow from the confi
 fingerprint is known before a step has run.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data import storage
+from data.documents import parse_object
+from data.sealed import seal, unsealed
 from pipelines.engine import config as configs
+from pipelines.engine import damage
 from pipelines.engine.errors import UserError
 from pipelines.engine.inputs import Input
 from pipelines.engine.resources import Resources
@@ -173,9 +175,10 @@ def save_recipe(recipe: Recipe, tasks: Mapping[str, Task], root: str) -> str:
             else {"config": configs.to_dict(task.config)}
             for name, task in tasks.items()
         },
+        "order": list(tasks),
     }
     uri = storage.join(root, recipe.name, LAST_NAME)
-    storage.write_bytes(uri, (json.dumps(document, indent=1) + "\n").encode())
+    storage.write_bytes(uri, seal(document))
     return uri
 
 
@@ -185,16 +188,45 @@ def _given_outside(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return {flag: tuple(path for path in sources if isinstance(path, str)) for flag, sources in by_flag.items()}
 
 
-def last_run(recipe: Recipe, root: str) -> dict[str, Any]:
-    """Step name -> document that was hashed when the recipe last ran below `root`; {} before its first run."""
+def last_run(recipe: Recipe, root: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Step name -> document that was hashed when the recipe last ran below `root`; {} before its first run.
+
+    A damaged file is passed to `tell`, as one line: only the reasons in a plan depend on it.
+    """
+    steps = None
+    with damage.named(storage.join(root, recipe.name), tell):
+        steps = saved_steps(recipe.name, root)
+    return {name: record for name, record in (steps or {}).items() if "fingerprint" in record}
+
+
+def saved_steps(name: str, root: str) -> dict[str, Any] | None:
+    """Step name -> its record in the file of the recipe's last run below `root`, in order; None before its first run.
+
+    Raises UserError if the file is damaged, or that of another recipe.
+    """
+    uri = storage.join(root, name, LAST_NAME)
+    advice = f"`run {name}` writes it again"
     try:
-        document = json.loads(storage.read_bytes(storage.join(root, recipe.name, LAST_NAME)))
-        steps: dict[str, Any] = {name: record for name, record in document["steps"].items() if "fingerprint" in record}
+        content = storage.read_bytes(uri)
     except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # damaged; only the reasons in a plan depend on it
-    return steps
+        return None
+    document = unsealed(content, parse_object(content, uri, advice), uri, advice)
+    if document.get("recipe") != name:
+        raise UserError(f"got {uri} of the recipe {document.get('recipe')!r}, exchanged with another file; {advice}")
+    steps = document.get("steps")
+    if not isinstance(steps, dict) or not all(map(_is_record, steps.values())):
+        raise UserError(f"got {uri}, whose 'steps' are not records of steps; {advice}")
+    order = document.get("order", list(steps))  # the names of a sealed document are sorted
+    if sorted(map(str, order)) != sorted(steps):
+        raise UserError(f"got {uri}, whose 'order' does not hold the names of its 'steps'; {advice}")
+    return {step: steps[step] for step in order}
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is the record of a step: of one that lacks an input from outside, only the config is known."""
+    return isinstance(record, dict) and (
+        "fingerprint" not in record or {"stage", "version", "config", "inputs"} <= record.keys()
+    )
 
 
 def replayed(recipe: Recipe, document: Mapping[str, Any], where: str) -> Recipe:

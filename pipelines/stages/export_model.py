@@ -68,7 +68,7 @@ def run(context: Context, config: Config) -> Outcome:
     """Raises UserError for another tokenizer than the checkpoint's, and if the model card lacks a manifest."""
     checkpoint, (uri,) = context.input("checkpoint"), context.input("tokenizer").uris()
     tokenizer_model = storage.read_bytes(uri)
-    tokenizer = Tokenizer.from_bytes(tokenizer_model)
+    tokenizer = Tokenizer.from_bytes(tokenizer_model, uri)
     trained_with = checkpoint.manifest.tokenizer_sha256
     if trained_with != tokenizer.sha256:
         raise UserError(

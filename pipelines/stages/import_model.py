@@ -74,8 +74,8 @@ class Config:
 
 def run(context: Context, config: Config) -> Outcome:
     """Raises UserError that names a missing, unknown or misshaped tensor, and UserError if there is no tokenizer."""
-    tokenizer_model = _tokenizer_model(context)
-    tokenizer = Tokenizer.from_bytes(tokenizer_model)
+    tokenizer_uri, tokenizer_model = _tokenizer_model(context)
+    tokenizer = Tokenizer.from_bytes(tokenizer_model, tokenizer_uri)
     checkpoints = storage.join(context.directory, CHECKPOINTS)
     if read_commit(checkpoint_uri(checkpoints, 0)) is None:  # otherwise an earlier attempt was stopped after this part
         model = _load(context.input("weights"), config)
@@ -111,8 +111,8 @@ def run(context: Context, config: Config) -> Outcome:
     )
 
 
-def _tokenizer_model(context: Context) -> bytes:
-    """The tokenizer beside the weights, or the given tokenizer."""
+def _tokenizer_model(context: Context) -> tuple[str, bytes]:
+    """URI and bytes of the tokenizer beside the weights, or of the given tokenizer."""
     weights, tokenizers = context.input("weights"), context.inputs.get("tokenizer", [])
     uris: list[str] = [file.pinned for file in weights.files if file.name == MODEL_FILE] + [
         uri for tokenizer in tokenizers for uri in tokenizer.uris()
@@ -125,7 +125,7 @@ def _tokenizer_model(context: Context) -> bytes:
     models = [storage.read_bytes(uri) for uri in uris]
     if models[0] != models[-1]:
         raise UserError(f"{uris[1]} differs from {uris[0]}, the tokenizer beside the weights; leave --tokenizer out")
-    return models[0]
+    return uris[0], models[0]
 
 
 def _load(weights: Input, config: Config) -> Gemma2:

@@ -286,6 +286,10 @@ def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_tensor(saved
         ("config.json", "[" * 100_000, r"config\.json is not JSON"),
         ("model.safetensors.index.json", '{"weight_map": {"model.norm.weight": 1}}', "has no weight_map of tensors"),
         ("model.safetensors.index.json", '{"weight_map": [1]}', "has no weight_map of tensors"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "."}}', "names '.', which is no file of weights"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "config.json"}}', "names 'config.json', which is no"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "x.bin"}}', r"has no x\.bin"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../.safetensors"}}', r"has no \.safetensors"),
         ("model.safetensors.index.json", "[]", r"index\.json is JSON, but not an object"),
     ],
 )

@@ -1,67 +1,92 @@
-"""python -m tests.programs.fuzz [STEP ...]: damages a file of each kind of each run, and runs the stages that read it.
+"""python -m tests.programs.fuzz [--keep] [STEP ...]: damages a file of each kind of each run, and reads the run.
 
-    the data stages, an imported model, a cache, an audit, an evaluation, texts, an export: all in this process
-    x each file that a manifest lists first in a dataset, and the JSON files beside it
-    x flip, truncate, zero, swap with a sibling, swap with another run of the stage, missing
+    runs       every stage on small data (fuzz_runs.EXAMPLES), all in this process
+    files      the first file of each kind that a manifest lists, the JSON files beside it, and the recipe's
+    changes    flip, truncate, zero, swap with a sibling, swap with another run, older version, missing
+    readers    the stages that read the run, the stage itself when it is run again, and the command line
 
-Kinds of files come from the manifests, and readers from the inputs of the tasks, so a later stage of CHAIN is tried as
-it comes. SILENT: the reader's manifest differs from the undisturbed one, and nothing was said. NAMELESS: an error that
-is no user's error, or that names no file of the damaged run. The files of a run that decide nothing for a later stage
-(`_CONFIG.json`, `_RUN.json`) are read by `tests/pipelines/engine/test_sealed.py`, and an earlier version of a file is a
-file of another run here.
+Kinds of files come from the manifests, and readers from the inputs of the tasks, so a later stage is tried as it comes.
+What a reading ends with:
+
+    same        the reader's manifest, or the exit code and every line, are those of the undisturbed run
+    named       an error, or a line that speaks of damage or of an unfinished run, names the file or its run
+    exempt      the figures of an older version of a log that no manifest lists (times, speeds, versions) are shown
+    NAMELESS    an error that is no user's error, or that names no file of the damaged run
+    SILENT      anything else
+
+With --keep, the counts of all steps are written to docs/fuzzing.json, of which `python -m tests.programs.fuzz_page`
+makes docs/fuzzing.md.
 """
 
+import contextlib
+import io
 import random
+import re
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from model import save_hf
-from pipelines.checkpoints.loaded import open_model
-from pipelines.engine.errors import exit_code
-from pipelines.engine.resources import Resources
-from pipelines.engine.runner import run_task
-from pipelines.engine.stage import VerdictError, load_stage
-from pipelines.engine.task import Task, future_input, resolve_inputs
-from tests.programs.corpora import mixed_corpus
-from tests.programs.in_process import InProcess, chain
-from tests.programs.reference import lively_model
+from data.manifest import MANIFEST_NAME, RUN_NAME, Manifest, read_manifest
+from pipelines.engine.errors import exit_code, run_command
+from pipelines.engine.runner import CONFIG_NAME
+from pipelines.engine.stage import VerdictError
+from pipelines.engine.task import Task
+from pipelines.recipes.recipe import LAST_NAME, save_recipe
+from pipelines.report import write as report
+from tests.programs import fuzz_page, fuzz_runs, here
 
 SEED = 0
-Change = Callable[[random.Random, Path, Path], bytes | None]
-"""(random numbers, the file, a file to swap with) -> what the file becomes; None: it goes"""
+SAME, NAMED, EXEMPT, NAMELESS, SILENT = OUTCOMES = ("same", "named", "exempt", "NAMELESS", "SILENT")
+FAULTS = (NAMELESS, SILENT)
+OLDER = "older version"
+REPORT = "report"
+"""first word of the line for the report"""
+JSON_FILES = (MANIFEST_NAME, RUN_NAME, CONFIG_NAME)
+SPEAKS = re.compile(
+    r"damaged|^error: |^failed: |unfinished|did not finish|not finished|no log|NOT the same|stopped", re.MULTILINE
+)
+"""words of a line that speaks of damage, or of a run that is not finished"""
+Change = Callable[[random.Random, bytes], bytes | None]
+"""(random numbers, content of a file) -> what the file becomes; None: it goes"""
 
 
-def flipped(draw: random.Random, path: Path, _: Path) -> bytes:
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    return bytes(content)
+def flipped(draw: random.Random, content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
 
 
 CHANGES: dict[str, Change] = {
     "flip": flipped,
     "flip again": flipped,
-    "truncate": lambda draw, path, _: path.read_bytes()[: draw.randrange(path.stat().st_size)],
-    "zero": lambda _, path, __: bytes(path.stat().st_size),
-    "swap with a sibling": lambda _, __, sibling: sibling.read_bytes(),
-    "swap with another run": lambda _, __, other: other.read_bytes(),
-    "missing": lambda _, __, ___: None,
+    "truncate": lambda draw, content: content[: draw.randrange(len(content))],
+    "zero": lambda _, content: bytes(len(content)),
+    "missing": lambda _, __: None,
 }
+"""changes that need no other file"""
+EXCHANGES = ("swap with a sibling", "swap with another run", OLDER)
+"""changes to the content of another file"""
 
 
 @dataclass
 class Fuzz:
-    """The finished runs under one ROOT, by name, and the runs of the same stages from other data."""
+    """The finished runs under one ROOT by step, the same runs made again, and the runs of another corpus."""
 
     root: Path
     tasks: dict[str, Task]
     others: dict[str, Task]
+    older: dict[str, Task]
+    manifests: dict[str, bytes] = field(default_factory=dict)
+    """step -> its manifest before anything is damaged"""
+    usual: dict[tuple[str, ...], here.Done] = field(default_factory=dict)
+    """command line -> its result while nothing is damaged"""
+
+    def __post_init__(self) -> None:
+        self.manifests = {name: Path(task.directory, MANIFEST_NAME).read_bytes() for name, task in self.tasks.items()}
 
     def readers(self, name: str) -> Iterator[str]:
         """The steps that read a step's run."""
@@ -70,120 +95,212 @@ class Fuzz:
             if any(source.directory == directory for sources in task.inputs.values() for source in sources):
                 yield reader
 
-    def files(self, name: str) -> Iterator[tuple[Path, Path | None, Path | None]]:
-        """(file, a sibling, the same file of another run) for one file of each kind of a step's run."""
-        here, there = (Path(tasks[name].directory) for tasks in (self.tasks, self.others))
-        listed = [shard.name for data in _manifest(here).datasets.values() for shard in data.shards]
+    def files(self, name: str) -> Iterator[tuple[Path, dict[str, Path]]]:
+        """(file, exchange -> the file whose content it gets), for one file of each kind of a step's run."""
+        run, other, older = (Path(tasks[name].directory) for tasks in (self.tasks, self.others, self.older))
         kinds: dict[str, list[str]] = {}
-        for file in sorted(listed):
-            kinds.setdefault(f"{Path(file).parent}/{'.parquet' if file.endswith('.parquet') else file}", []).append(
-                file
-            )
-        for files in [*kinds.values(), [MANIFEST_NAME]]:
-            sibling = here / files[-1] if len(files) > 1 else None
-            other = there / files[0]
-            yield here / files[0], sibling, other if other.exists() else None
+        for file in sorted(shard.name for data in _manifest(run).datasets.values() for shard in data.shards):
+            kind = f"{Path(file).parent}/{'.parquet' if file.endswith('.parquet') else file}"
+            kinds.setdefault(kind, []).append(file)
+        for file, *more in [*kinds.values(), *([name] for name in JSON_FILES)]:
+            alike = [*more, *(first for first, *_ in kinds.values() if Path(first).name == Path(file).name)]
+            sibling = next((name for name in reversed(alike) if name != file), "no sibling")
+            partners = dict(zip(EXCHANGES, (run / sibling, other / file, older / file), strict=True))
+            yield run / file, {change: path for change, path in partners.items() if path.exists()}
+
+    def lines(self, name: str, path: Path) -> Iterator[list[str]]:
+        """The command lines that read the run of a step, or could show what is in it."""
+        task = self.tasks[name]
+        root = ["--root", str(self.root)]
+        reference = f"{task.stage.name}/{task.fingerprint}"
+        yield ["list", "--runs", *root]
+        yield ["status", *root]
+        yield ["show", reference, *root]
+        yield [REPORT, fuzz_runs.RECIPE]
+        yield ["plan", task.stage.name, "--config", f"{task.directory}/{CONFIG_NAME}", *root]
+        if path.name in JSON_FILES:
+            yield ["plan", fuzz_runs.RECIPE, *root]
+            yield ["account", fuzz_runs.RECIPE, *root]
+        for trained in self.tasks.values():
+            if trained.stage.job_of is not None and task.directory in self._asked(trained):
+                yield ["trace", "--checkpoint", trained.directory, "--step", "1", *root]
+                yield ["trace", "--checkpoint", trained.directory, "--row", "corpus/0/0", *root]
+                yield ["trace", "--checkpoint", trained.directory, "--document", self._document(trained), *root]
+                yield ["replay", "--run", trained.directory, "--step", "2", *root]
+
+    def _asked(self, trained: Task) -> set[str]:
+        """The directories that trace and replay of a run may read: its own, its inputs, those of runs before it."""
+        directories = {trained.directory}
+        for sources in trained.inputs.values():
+            for source in sources:
+                directories.add(source.directory)
+                for earlier in self.tasks.values():
+                    if earlier.directory == source.directory and earlier.stage.job_of is not None:
+                        directories |= self._asked(earlier)
+        return directories
+
+    def _document(self, trained: Task) -> str:
+        """The id of a document that the run has seen."""
+        words = ["trace", "--checkpoint", trained.directory, "--step", "1", "--root", str(self.root)]
+        found = re.search(r"([0-9a-f]{32})\[", self.undisturbed(words).stdout)
+        assert found is not None
+        return found[1]
+
+    def done(self, words: Sequence[str]) -> here.Done:
+        """The result of a command line, or of the report that `run` of the recipe ends with."""
+        if words[0] != REPORT:
+            return here.done(words)
+        fuzz_runs.forget(self.tasks.values())
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run_command(lambda: bool(report.write(fuzz_runs.RECIPE, self.tasks, str(self.root))) - 1)
+        return here.Done(list(words), code, out.getvalue(), err.getvalue())
+
+    def undisturbed(self, words: Sequence[str]) -> here.Done:
+        if tuple(words) not in self.usual:
+            self.usual[*words] = self.done(words)
+        return self.usual[*words]
 
 
 def build(folder: Path) -> Fuzz:
-    """Runs everything twice, on two corpora."""
-    made = [_run_all(folder / "runs", mixed_corpus(folder / str(seed), 150, seed), seed) for seed in (1, 2)]
-    return Fuzz(root=folder / "runs", tasks=made[0], others=made[1])
+    """Runs everything on two corpora, and on the first one again."""
+    others = fuzz_runs.make(folder / "runs", folder / "2", 2)
+    tasks = fuzz_runs.make(folder / "runs", folder / "1", 1)
+    return Fuzz(root=folder / "runs", tasks=tasks, others=others, older=fuzz_runs.made_again(tasks, folder / "older"))
 
 
-def _run_all(root: Path, corpus: Path, seed: int) -> dict[str, Task]:
-    tasks = chain(str(root), str(corpus), {"collect_text": {"source": f"corpus {seed}"}})
-    for task in tasks.values():
-        run(task)
-    save_hf(lively_model(layers=1, seed=seed), corpus / "hf")
-    tokenizer = future_input(tasks["train_tokenizer"], "tokenizer").given
-    rows, cache, model = "pack_sequences", "cache_logits", "import_model"
-    further: tuple[tuple[str, dict[str, Any], dict[str, str]], ...] = (
-        (model, {}, {"weights": str(corpus / "hf"), "tokenizer": tokenizer}),
-        (cache, {"draws": 8}, {"sequences": rows, "teacher": model}),
-        ("audit_logits", {}, {"logits": cache, "sequences": rows, "teacher": model}),
-        ("evaluate_model", {}, {"checkpoint": model, "heldout": rows, "sequences": rows}),
-        ("generate_text", {"prompt": ("one", "two"), "max_new_tokens": 3}, {"checkpoint": model, "tokenizer": model}),
-        ("export_model", {}, {"checkpoint": model, "tokenizer": model}),
-    )
-    for name, fields, given in further:
-        stage = load_stage(name)
-        config = stage.config(**fields)
-        texts = {
-            key: [f"{tasks[text].stage.name}/{tasks[text].fingerprint}" if text in tasks else text]
-            for key, text in given.items()
-        }
-        task = Task(stage=stage, config=config, inputs=resolve_inputs(stage, config, texts, str(root)), root=str(root))
-        run(task)
-        tasks[name] = task
-    return tasks
-
-
-def run(task: Task) -> Manifest:
-    open_model.cache_clear()
-    for sources in task.inputs.values():
-        for source in sources:
-            vars(source).pop("manifest", None)  # as a new process reads it
-    return run_task(task, Resources(device="cpu"), InProcess(), say=lambda _: None)
-
-
-def outcome(fuzz: Fuzz, reader: str, damaged: str) -> str:
-    """ "same", "named", "NAMELESS" or "SILENT": what the reader makes of a damaged run."""
+def outcome_of_stage(fuzz: Fuzz, reader: str, damaged: str) -> str:
+    """What a stage makes of a damaged run."""
     task = fuzz.tasks[reader]
     directory, aside = Path(task.directory), fuzz.root / "aside"
-    before = (directory / MANIFEST_NAME).read_bytes()
     directory.rename(aside)
     try:
-        run(task)
-        return "same" if (directory / MANIFEST_NAME).read_bytes() == before else "SILENT"
+        fuzz_runs.run(task)
+        return SAME if (directory / MANIFEST_NAME).read_bytes() == fuzz.manifests[reader] else SILENT
     except VerdictError:
-        return "named"
+        return NAMED
     except Exception as error:
-        where = fuzz.tasks[damaged].directory
-        named = exit_code(error) is not None and (where in str(error) or fuzz.tasks[damaged].fingerprint in str(error))
-        if not named:
-            print(f"{damaged} -> {reader}: {error!r:.300}", flush=True)
-        return "named" if named else "NAMELESS"
+        return _of_error(error, fuzz.tasks[damaged], f"{damaged} -> {reader}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
 
 
-def attack(fuzz: Fuzz, names: list[str], seed: int = SEED) -> dict[str, Counter[str]]:
+def outcome_again(fuzz: Fuzz, name: str) -> str:
+    """What the stage itself makes of its damaged run, when the same line is given again."""
+    task = fuzz.tasks[name]
+    directory, copy = Path(task.directory), fuzz.root / "copy"
+    shutil.copytree(directory, copy)
+    found = directory / MANIFEST_NAME
+    known = {fuzz.manifests[name], found.read_bytes() if found.exists() else b""}  # done before, or made once more
+    try:
+        fuzz_runs.run(task)
+        return SAME if found.read_bytes() in known else SILENT
+    except Exception as error:
+        return _of_error(error, task, f"{name} again")
+    finally:
+        shutil.rmtree(directory)
+        copy.rename(directory)
+
+
+def _of_error(error: Exception, damaged: Task, where: str) -> str:
+    named = exit_code(error) is not None and (damaged.directory in str(error) or damaged.fingerprint in str(error))
+    if not named:
+        print(f"{where}: {error!r:.300}", flush=True)
+    return NAMED if named else NAMELESS
+
+
+def outcome_of_line(fuzz: Fuzz, words: list[str], names: Sequence[str]) -> str:
+    """What a command line says of a damaged file. `names`: what names the file, or its run."""
+    before = fuzz.undisturbed(words)
+    try:
+        after = fuzz.done(words)
+    except Exception as error:
+        print(f"{' '.join(words)}: {error!r:.300}", flush=True)
+        return NAMELESS
+    if (after.returncode, after.stdout, after.stderr) == (before.returncode, before.stdout, before.stderr):
+        return SAME
+    usual = {*before.stdout.splitlines(), *before.stderr.splitlines()}
+    new = [line for line in [*after.stdout.splitlines(), *after.stderr.splitlines()] if line not in usual]
+    if any(SPEAKS.search(line) and any(name in line for name in names) for line in new):
+        return NAMED
+    print(f"{' '.join(words)}: {after.returncode} {' / '.join(new):.600}", flush=True)
+    return NAMELESS if any(SPEAKS.search(line) for line in new) else SILENT
+
+
+def attack(fuzz: Fuzz, names: Sequence[str], seed: int = SEED) -> dict[str, Counter[str]]:
     """Change -> number of readings by outcome, over one file of each kind of the steps `names`."""
     draw = random.Random(seed)
-    counts: dict[str, Counter[str]] = {change: Counter() for change in CHANGES}
+    counts: dict[str, Counter[str]] = {change: Counter() for change in (*CHANGES, *EXCHANGES)}
     for name in names:
-        readers = list(fuzz.readers(name))
-        for path, sibling, other in fuzz.files(name):
-            content = path.read_bytes()
-            for change, make in CHANGES.items():
-                partner = sibling if change == "swap with a sibling" else other
-                if (change.startswith("swap") and partner is None) or not content:
-                    continue
-                changed = make(draw, path, partner or path)
-                if changed == content:
-                    continue
-                path.unlink()
-                if changed is not None:
-                    path.write_bytes(changed)
-                for reader in readers:
-                    counts[change][result := outcome(fuzz, reader, name)] += 1
-                    if result == "SILENT":
-                        print(f"SILENT: {change} of {path}, read by {reader}", flush=True)
-                path.write_bytes(content)
+        if name == fuzz_runs.RECIPE:
+            attack_recipe(fuzz, draw, counts)
+            continue
+        for path, partners in fuzz.files(name):
+            for words in fuzz.lines(name, path):
+                fuzz.undisturbed(words)
+            for change, _ in damaged(draw, path, partners):
+                for reader, result in readings(fuzz, name, path):
+                    if result == SILENT and change == OLDER and path.name == RUN_NAME:
+                        result = EXEMPT
+                    counts[change][result] += 1
+                    if result in FAULTS:
+                        print(f"{result}: {change} of {path}, read by {reader}", flush=True)
     return counts
 
 
-def table(counts: dict[str, Counter[str]]) -> list[str]:
-    lines = [
-        "| change | readings | named | not read, result the same | nameless | silent |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for change, counted in counts.items():
-        figures = (counted.total(), counted["named"], counted["same"], counted["NAMELESS"], counted["SILENT"])
-        lines.append(f"| {change} | {' | '.join(map(str, figures))} |")
-    return lines
+def damaged(draw: random.Random, path: Path, partners: dict[str, Path]) -> Iterator[tuple[str, bytes | None]]:
+    """Each change of a file that changes its content, while the file is so changed."""
+    content = path.read_bytes()
+    if not content:
+        return
+    made = {change: make(draw, content) for change, make in CHANGES.items()}
+    made |= {change: partner.read_bytes() for change, partner in partners.items()}
+    for change, changed in made.items():
+        if changed == content:
+            continue
+        path.unlink()
+        if changed is not None:
+            path.write_bytes(changed)
+        yield change, changed
+        path.write_bytes(content)
+
+
+def readings(fuzz: Fuzz, name: str, path: Path) -> Iterator[tuple[str, str]]:
+    """(reader, outcome) of everything that reads a step's run."""
+    task = fuzz.tasks[name]
+    if path.name != RUN_NAME:  # no stage reads a log
+        for reader in fuzz.readers(name):
+            yield reader, outcome_of_stage(fuzz, reader, name)
+    yield f"{name} again", outcome_again(fuzz, name)
+    for words in fuzz.lines(name, path):
+        yield (
+            " ".join(words[:2]),
+            outcome_of_line(
+                fuzz, words, (task.directory, task.fingerprint, *([name] if words[0] == "account" else []))
+            ),
+        )
+
+
+def attack_recipe(fuzz: Fuzz, draw: random.Random, counts: dict[str, Counter[str]]) -> None:
+    """The same for the file with the last run of the recipe; its other run is that of the other corpus."""
+    path, other = (fuzz.root / fuzz_runs.RECIPE / LAST_NAME, fuzz.root / "other.json")
+    own, root = path.read_bytes(), ["--root", str(fuzz.root)]
+    save_recipe(fuzz_runs.recipe_of(fuzz.root.parent / "2"), fuzz.others, str(fuzz.root))
+    path.replace(other)
+    path.write_bytes(own)
+    lines = [["status", *root], ["plan", fuzz_runs.RECIPE, *root], ["account", fuzz_runs.RECIPE, *root]]
+    lines += [["plan", fuzz_runs.RECIPE, "--config", str(path), *root]]
+    for words in lines:
+        fuzz.undisturbed(words)
+    for change, _ in damaged(draw, path, {OLDER: other}):
+        for words in lines:
+            result = outcome_of_line(fuzz, words, (str(path),))
+            if result == SILENT and change == OLDER:  # an earlier run of the same recipe, as good a file as the newest
+                result = EXEMPT
+            counts[change][result] += 1
+            if result in FAULTS:
+                print(f"{result}: {change} of {path}, read by {' '.join(words)}", flush=True)
 
 
 def _manifest(directory: Path) -> Manifest:
@@ -193,11 +310,17 @@ def _manifest(directory: Path) -> Manifest:
 
 
 def main(words: list[str]) -> int:
+    names = [word for word in words if word != "--keep"]
     with tempfile.TemporaryDirectory() as folder:
         fuzz = build(Path(folder))
-        counts = attack(fuzz, words or [name for name in fuzz.tasks if list(fuzz.readers(name))])
-    print(*table(counts), sep="\n")
-    return int(any(counted["SILENT"] or counted["NAMELESS"] for counted in counts.values()))
+        parts = {}
+        for name in names or [*fuzz.tasks, fuzz_runs.RECIPE]:
+            parts[name] = attack(fuzz, [name])
+            if "--keep" in words:
+                fuzz_page.keep("files", name, parts[name])
+    counts = fuzz_page.summed(parts)
+    print(*fuzz_page.table_of_files(counts), sep="\n")
+    return int(any(counted[fault] for counted in counts.values() for fault in FAULTS))
 
 
 if __name__ == "__main__":

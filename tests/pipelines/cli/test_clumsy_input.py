@@ -40,7 +40,7 @@ FINGERPRINT = "0" * 16
         (["plan", "collect_text", "--input", "a\0b"], "with a null byte"),
         (["plan", "collect_text", "--input", "memory://a/**b"], "the glob 'memory://a/**b', which is not valid"),
         (["plan", "collect_text", "--input", "x" * 5000], "no file or directory"),
-        ([*COLLECT, "--source", "\udcff"], "got a config with text that is not UTF-8"),
+        ([*COLLECT, "--source", "\udcff"], "source is '\\udcff', which is not UTF-8"),
         ([*COLLECT, "--root", "gs://My Bucket/a"], "with the bucket 'My Bucket'"),
         ([*COLLECT, "--root", "x" * 300], "give a path with shorter names"),
         ([*COLLECT, "--mesh", f"data={MANY_DIGITS}"], "as in data=16,model=4"),

@@ -1,6 +1,7 @@
 """One damaged file of one run: `list`, `status`, `plan` and `account` name it, and go on with the other runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import pytest
 
 from data.errors import UserError
 from data.manifest import MANIFEST_NAME, RUN_NAME, Manifest, read_manifest
+from data.sealed import seal
+from pipelines.engine import config as configs
 from pipelines.engine.inputs import Read, resolve
+from pipelines.engine.runner import CONFIG_NAME
 from pipelines.engine.task import Task
 from pipelines.recipes import registry as recipes
-from pipelines.recipes.recipe import tasks_of
+from pipelines.recipes.recipe import save_recipe, tasks_of
 from tests.pipelines.cli.test_plan import finish
 from tests.programs import here, resealed
 
@@ -49,6 +53,62 @@ def test_a_damaged_manifest_hides_no_other_run(tasks: dict[str, Task], tmp_path:
 def test_a_damaged_log_hides_no_other_run(tasks: dict[str, Task], tmp_path: Path, content: bytes) -> None:
     Path(tasks["filter"].directory, RUN_NAME).write_bytes(content)
     check_commands(tmp_path, tasks["filter"].directory, RUN_NAME, all_of_them=content == b"[]")
+
+
+def test_a_run_without_its_log_is_shown_without_its_times(tasks: dict[str, Task], tmp_path: Path) -> None:
+    Path(tasks["filter"].directory, RUN_NAME).unlink()
+    root = ["--root", str(tmp_path)]
+    (row,) = (line for line in here.done(["list", "--runs", *root]).stdout.splitlines() if "filter_text/" in line)
+    assert "  no log  " in row
+    (row,) = (line for line in here.done(["status", *root]).stdout.splitlines() if "filter_text/" in line)
+    assert row.endswith(", no log")
+    account = here.done(["account", "smoke", *root]).stdout
+    assert f"no log: {tasks['filter'].directory} has no {RUN_NAME}, so its time, cores and chips" in account
+    assert re.search("^not finished, or damaged: deduplicate, ", account, re.MULTILINE)
+
+
+def test_the_saved_config_of_another_run_is_refused_in_its_place(tasks: dict[str, Task], tmp_path: Path) -> None:
+    task = tasks["filter"]
+    path = Path(task.directory, CONFIG_NAME)
+    given = {name: [source.given for source in sources] for name, sources in task.inputs.items()}
+    document = {"stage": task.stage.name, "config": configs.to_dict(task.config), "inputs": given}
+    line = ["plan", "filter_text", "--root", str(tmp_path), "--config"]
+    path.write_bytes(seal({**document, "fingerprint": task.fingerprint}))
+    assert here.done([*line, str(path)]).returncode == 0
+    path.write_bytes(seal({**document, "fingerprint": "0" * 16}))
+    refused = here.done([*line, str(path)])
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"got {path} of the run '0000000000000000', exchanged with another file" in refused.stderr
+    copy = tmp_path / "copy.json"
+    path.rename(copy)
+    assert here.done([*line, str(copy)]).returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["edited", "cut", "deep", "of another recipe", "without records"])
+def test_a_damaged_file_of_a_recipe_is_named(tasks: dict[str, Task], tmp_path: Path, damage: str) -> None:
+    path = Path(save_recipe(recipes.load("smoke"), tasks_of(recipes.load("smoke"), str(tmp_path)), str(tmp_path)))
+    root = ["--root", str(tmp_path)]
+    before = here.done(["status", *root]).stdout
+    assert re.findall(r"^  (\w+) ", before, re.MULTILINE) == list(tasks), "in the order of the recipe"
+    content = path.read_bytes()
+    document = json.loads(content)
+    changed = {
+        "edited": content.replace(b'"max_characters": ', b'"max_characters": 9'),
+        "cut": content[:-9],
+        "deep": b"[" * 100_000,
+        "of another recipe": seal({**document, "recipe": "demo"}),
+        "without records": seal({**document, "steps": {name: {"fingerprint": ""} for name in document["steps"]}}),
+    }
+    assert changed[damage] != content
+    path.write_bytes(changed[damage])
+    for words in (["status"], ["plan", "smoke"]):
+        done = here.done([*words, *root])
+        assert done.returncode == 0, done.stderr
+        (line,) = (line for line in done.stdout.splitlines() if str(path) in line)
+        assert line.startswith("damaged: ")
+        assert "`run smoke` writes it again" in line
+    replayed = here.done(["plan", "smoke", "--config", str(path), *root])
+    assert (replayed.returncode, str(path) in replayed.stderr) == (2, True)
 
 
 WRONG = (

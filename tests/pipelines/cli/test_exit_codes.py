@@ -10,7 +10,7 @@ import pytest
 from data.storage import FullError
 from pipelines import __main__
 from pipelines.cli import listing
-from pipelines.engine.errors import FailedError
+from pipelines.engine.errors import FailedError, UserError
 from pipelines.engine.stage import VerdictError
 from tests.programs.places import REPOSITORY
 from training.errors import StoppedError
@@ -38,6 +38,11 @@ USER_ERRORS = [importlib.import_module(f"{package}.errors").UserError for packag
         (StoppedError("a training worker died; --max-failures"), 1, "failed: a training worker died; --max-failures"),
         (KeyboardInterrupt("asked to stop after step 3"), 130, "stopped: asked to stop after step 3"),
         (KeyboardInterrupt(), 130, "stopped: run the same command again to resume it"),
+        (
+            UserError(f"got {'x' * 9000}; give a number"),
+            2,
+            f"error: got {'x' * 1996} [5,019 characters left out] {'x' * 1985}; give a number",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -160,6 +160,21 @@ def test_a_seed_has_63_bits(stage: str, name: str) -> None:
 def test_a_whole_number_has_64_bits_at_any_depth() -> None:
     inner = dataclasses.make_dataclass("inner", [("rows", int)])
     outer = dataclasses.make_dataclass("outer", [("part", inner), ("limit", int)])
-    configs.check_numbers(outer(inner(-5), 2**63 - 1))
+    configs.check_values(outer(inner(-5), 2**63 - 1))
     with pytest.raises(ValueError, match=r"part\.rows is 100000000000000000000000; allowed are whole numbers of 64"):
-        configs.check_numbers(outer(inner(10**23), 1))
+        configs.check_values(outer(inner(10**23), 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "inner.b is nan; allowed are finite numbers"),
+        ((0.5, float("-inf")), "inner.b is -inf; allowed are finite numbers"),
+        ("a\udcff", r"inner.b is 'a\\udcff', which is not UTF-8; write the text in UTF-8"),
+    ],
+)
+def test_a_value_that_no_stage_can_take_is_refused_by_its_field(value: object, message: str) -> None:
+    inner = dataclasses.make_dataclass("Inner", ["b"])
+    outer = dataclasses.make_dataclass("Outer", ["inner"])
+    with pytest.raises(ValueError, match=message):
+        configs.check_values(outer(inner(value)))
