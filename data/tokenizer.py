@@ -124,7 +124,13 @@ class Tokenizer:
     def __init__(self, model: bytes) -> None:
         self._model = model
         pieces = _checked_pieces(model)
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(
+                f"not a SentencePiece model that can be used ({error}); name a file that train_tokenizer wrote, or "
+                "Gemma's tokenizer.model"
+            ) from error
         self.vocab_size: int = len(pieces)
         self._token_bytes = np.array([_decoded_bytes(piece, kind) for piece, kind in pieces], np.int32)
         special = [piece for piece, kind in pieces if kind == USER_DEFINED and not _is_textual(piece)]

@@ -51,8 +51,8 @@ _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
-def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
-    """Our configuration from the content of `config.json`.
+def config_from_hf(stored: Mapping[str, Any], where: str = CONFIG_FILE) -> Gemma2Config:
+    """Our configuration from the content of `config.json`, the file `where`.
 
     Raises UserError, naming the key, for one that is missing, unknown, or of another model.
     """
@@ -71,10 +71,10 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
     for key, (value, allowed) in required.items():
         if value not in allowed:
             raise UserError(
-                f"{CONFIG_FILE} has {key} = {value!r}, but Gemma 2 has {key} = {allowed[0]!r}; "
+                f"{where} has {key} = {value!r}, but Gemma 2 has {key} = {allowed[0]!r}; "
                 "this directory holds another model: give one of Gemma 2"
             )
-    values: dict[str, Any] = {"rope_theta": _rope_theta(stored)}
+    values: dict[str, Any] = {"rope_theta": _rope_theta(stored, where)}
     known = {
         *required,
         *_CONFIG_KEYS.values(),
@@ -86,7 +86,7 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
     }
     if unknown := [key for key in stored if key not in known and stored[key] not in _NOTHING]:
         raise UserError(
-            f"{CONFIG_FILE} has {unknown[0]} = {str(stored[unknown[0]])[:60]!r}, a key that Gemma 2 does not have; "
+            f"{where} has {unknown[0]} = {str(stored[unknown[0]])[:60]!r}, a key that Gemma 2 does not have; "
             "give a directory of Gemma 2, or remove the key if it does not change what the model computes"
         )
     defaults = {field.name for field in fields(Gemma2Config) if field.name.endswith(("softcap", "eps", "std"))}
@@ -94,22 +94,20 @@ def config_from_hf(stored: Mapping[str, Any]) -> Gemma2Config:
         if key in stored:
             values[name] = stored[key]
         elif name not in defaults:
-            raise UserError(f"{CONFIG_FILE} has no {key!r}; add the key (the files of published models have it)")
+            raise UserError(f"{where} has no {key!r}; add the key (the files of published models have it)")
     if isinstance(values["query_scale"], float) and values["query_scale"].is_integer():
         values["query_scale"] = int(values["query_scale"])
     try:
         config = Gemma2Config(**values)
     except UserError as error:
-        raise UserError(f"{CONFIG_FILE}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     given = stored.get("layer_types")
     # by their number first: a list of a billion layers would fill the memory
     if given is not None and (not isinstance(given, list) or len(given) != config.layers):
-        raise UserError(
-            f"{CONFIG_FILE} has layer_types that are no list of {config.layers} types; fetch the directory again"
-        )
+        raise UserError(f"{where} has layer_types that are no list of {config.layers} types; fetch the directory again")
     if given is not None and given != (pattern := _layer_types(config)):
         raise UserError(
-            f"{CONFIG_FILE} has layer_types = {given}, but Gemma 2 alternates {pattern[:2]}, "
+            f"{where} has layer_types = {given}, but Gemma 2 alternates {pattern[:2]}, "
             "beginning with the sliding one; this directory holds another model: give one of Gemma 2"
         )
     return config
@@ -144,33 +142,33 @@ def _layer_types(config: Gemma2Config) -> list[str]:
     return ["full_attention" if window is None else "sliding_attention" for window in windows]
 
 
-def _rope_theta(stored: Mapping[str, Any]) -> float:
+def _rope_theta(stored: Mapping[str, Any], where: str) -> float:
     """rope_theta from `rope_parameters` (transformers 5) or the top level (4). Raises UserError for scaled variants."""
     given = [stored["rope_theta"]] if stored.get("rope_theta") is not None else []
     for key in ("rope_parameters", "rope_scaling"):
         nested = stored.get(key) or {}
         if not isinstance(nested, dict):
-            raise UserError(f"{CONFIG_FILE} has {key} {nested!r}, but they must be an object; fetch it again")
+            raise UserError(f"{where} has {key} {nested!r}, but they must be an object; fetch it again")
         kinds = [nested[name] for name in ("rope_type", "type") if name in nested]
         if wrong := [kind for kind in kinds if kind != "default"]:
             raise UserError(
-                f"{CONFIG_FILE} has rope_type = {wrong[0]!r}, but Gemma 2 has 'default'; this directory holds a "
+                f"{where} has rope_type = {wrong[0]!r}, but Gemma 2 has 'default'; this directory holds a "
                 "variant: give one of Gemma 2"
             )
         if other := sorted(nested.keys() - _ROPE_KEYS):
             raise UserError(
-                f"{CONFIG_FILE} has {key}.{other[0]}, but Gemma 2 has one rope for all layers, without scaling; this "
+                f"{where} has {key}.{other[0]}, but Gemma 2 has one rope for all layers, without scaling; this "
                 "directory holds a variant: give one of Gemma 2"
             )
         if nested.get("partial_rotary_factor") not in (1, None):
             raise UserError(
-                f"{CONFIG_FILE} has {key}.partial_rotary_factor = {nested['partial_rotary_factor']!r}, but Gemma 2 "
+                f"{where} has {key}.partial_rotary_factor = {nested['partial_rotary_factor']!r}, but Gemma 2 "
                 "rotates whole heads; this directory holds a variant: give one of Gemma 2"
             )
         given += [nested["rope_theta"]] if nested.get("rope_theta") is not None else []
     if wrong := [value for value in given if not isinstance(value, int | float) or not abs(value) < 1e30]:
-        raise UserError(f"{CONFIG_FILE} has rope_theta = {wrong[0]!r}, but it must be a number; fetch it again")
+        raise UserError(f"{where} has rope_theta = {wrong[0]!r}, but it must be a number; fetch it again")
     values = set(map(float, given))
     if len(values) > 1:
-        raise UserError(f"{CONFIG_FILE} has two values of rope_theta, {sorted(values)}; keep the value of its training")
+        raise UserError(f"{where} has two values of rope_theta, {sorted(values)}; keep the value of its training")
     return values.pop() if values else 10_000.0

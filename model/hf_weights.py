@@ -43,7 +43,7 @@ def load_hf(
     Raises UserError, naming the tensor, for one that is missing, unknown or of a wrong shape.
     """
     directory = Path(directory)
-    config = config_from_hf(read_json(directory / CONFIG_FILE))
+    config = config_from_hf(read_json(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
     if _only_pickled(directory):
         stored = read_pickled(directory)
         return checked_model(config, stored.items(), _shapes(stored), directory, dtype, vocab_size=vocab_size)

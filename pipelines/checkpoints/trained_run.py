@@ -3,14 +3,16 @@
 A reference is `train_model/fingerprint[@step]`, the path of a run's directory, or the path of a checkpoint in it.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data import storage
 from data.documents import parse_object
-from data.manifest import is_of_another_run
+from data.manifest import is_of_another_run, read_manifest
 from data.sealed import unsealed
 from infra.ray_session import RaySession
 from pipelines.engine import config as configs
@@ -20,7 +22,7 @@ from pipelines.engine.registry import stage_names
 from pipelines.engine.resources import Resources
 from pipelines.engine.runner import CONFIG_NAME
 from pipelines.engine.stage import Context, Stage, load_stage, load_stages
-from training.checkpoints.records import list_tables
+from training.checkpoints.records import COMMIT_NAME, TABLES_NAME, list_tables
 
 if TYPE_CHECKING:
     from training.job import TrainJob
@@ -115,6 +117,7 @@ def open_run(reference: str, root: str) -> TrainedRun:
         raise UserError(
             f"got {reference!r}, a run of {stage.name}; give a run of {trains}, or a checkpoint of such a run"
         )
+    _refuse_other_files(directory)
     own_root = directory.rstrip("/").rsplit("/", 2)[0]
     if unknown := [name for name in document["inputs"] if name not in stage.reads]:
         raise UserError(f"{config_uri}: {configs.no_such('input', unknown[0], stage.reads)}; {advice}")
@@ -127,3 +130,28 @@ def open_run(reference: str, root: str) -> TrainedRun:
         for name, paths in document["inputs"].items()
     }
     return TrainedRun(stage=stage, directory=directory, config=document["config"], inputs=inputs, step=step)
+
+
+def _refuse_other_files(directory: str) -> None:
+    """Raises UserError unless a finished run has each checkpoint and table that its manifest lists.
+
+    Of a run in progress, what is committed counts. Without this, the steps of a damaged checkpoint would be steps that
+    the run never did.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return
+    there: dict[str, str] = {}
+    for uri, record in list_tables(storage.join(directory, CHECKPOINTS)):
+        folder = f"{CHECKPOINTS}/{uri.rstrip('/').rpartition('/')[2]}"
+        there |= {f"{folder}/{name}": file["sha256"] for name, file in record["files"].items()}
+        for name in (COMMIT_NAME, TABLES_NAME):
+            with suppress(FileNotFoundError):
+                there[f"{folder}/{name}"] = hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
+    for dataset in manifest.datasets.values():
+        for shard in dataset.shards:
+            if there.get(shard.name) != shard.sha256:
+                raise UserError(
+                    f"got {directory}, whose {shard.name} is not the one that its manifest lists: the checkpoint is "
+                    "damaged, incomplete or of another run; put the run's own back, or run it again"
+                )

@@ -6,7 +6,7 @@ from typing import Any
 
 from data import storage
 from data.absent import with_absent, without_absent
-from data.manifest import Manifest, read_manifest
+from data.manifest import RUN_NAME, Manifest, read_manifest
 from pipelines.engine import config as configs
 from pipelines.engine import damage
 from pipelines.engine.code_digest import code_sha256
@@ -50,7 +50,10 @@ def plan_lines(
         recorded = None
         lines: list[str] = []
         with damage.named(task.directory, lines.append):
-            recorded = read_run(task.directory).get("code_sha256") if done[name] is not None else None
+            run = read_run(task.directory) if done[name] is not None else None
+            recorded = run.get("code_sha256") if run else None
+            if run == {}:
+                lines.append(f"no log: {task.directory} has no {RUN_NAME}, so whether its code changed is not known")
         yield from lines
         if recorded not in (None, code_sha256(task.stage)):
             changed.setdefault(f"{task.stage.name} (VERSION {task.stage.version})", []).append(name)

@@ -167,7 +167,7 @@ def _model(name: str) -> Gemma2Config:
         raise UserError(f"no file {name!r}; give a config.json, or one of {', '.join(MODEL_PRESETS)}")
     stored = parse_object(path.read_bytes(), name, "give a Hugging Face config.json")
     if "hidden_size" in stored:
-        return config_from_hf(stored)
+        return config_from_hf(stored, name)
     return from_dict(Gemma2Config, stored, name)
 
 

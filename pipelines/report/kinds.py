@@ -9,9 +9,15 @@ from typing import Any
 
 from data import shards, storage
 from data.manifest import Dataset, listed
+from pipelines.engine.errors import UserError
 from pipelines.engine.finished import Finished
 from pipelines.engine.reported import CacheFigures, Evaluated, Evaluation, Report, TrainedModel, Written
 from pipelines.report.words import count
+
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+"""type of weights in a header of safetensors -> bytes of an element"""
+MOST_HEADER_BYTES = 100_000_000
+"""longest header that safetensors allows"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,10 @@ def _shape(model: Mapping[str, Any]) -> str:
 
 
 def _parameters(directory: str, checkpoints: Dataset) -> int | None:
-    """The parameters of the last checkpoint, from its files' headers (safetensors: 8 bytes of length, then JSON)."""
+    """The parameters of the last checkpoint, from its files' headers (safetensors: 8 bytes of length, then JSON).
+
+    Raises UserError, naming the file, for a header that is damaged.
+    """
     names = [shard.name for shard in checkpoints.shards]
     folders = [name.rpartition("/")[0] for name in names]
     weights = [
@@ -112,8 +121,21 @@ def _parameters(directory: str, checkpoints: Dataset) -> int | None:
     ]
     total = 0
     for name in weights:
-        with storage.open_input(storage.join(directory, name)) as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
+        uri = storage.join(directory, name)
+        try:
+            with storage.open_input(uri) as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, MOST_HEADER_BYTES)))
+            total += sum(_elements(tensor) for key, tensor in header.items() if key != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+            raise UserError(f"{uri} is damaged ({error!r}); remove the run that wrote it and run that again") from error
     return total or None
+
+
+def _elements(tensor: Mapping[str, Any]) -> int:
+    """The elements of a tensor, by its entry in a header. Raises ValueError for an entry that contradicts itself."""
+    count = math.prod(tensor["shape"])
+    start, end = tensor["data_offsets"]
+    if end - start != count * ELEMENT_BYTES[tensor["dtype"]]:
+        raise ValueError(f"a tensor of shape {tensor['shape']} has {end - start} bytes")
+    return count

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data import storage
 from data.manifest import MANIFEST_NAME, RUN_NAME
-from pipelines.engine.printed import unwrapped, visible
+from pipelines.engine.printed import print_line, unwrapped, visible
 from pipelines.engine.task import Task
 from pipelines.report.figures import Figures, read_figures
 from pipelines.report.page import page
@@ -41,6 +41,9 @@ def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
     if not figures.steps:
         return None
     print_report(figures)
+    for step, run in figures.runs.items():
+        if not run:
+            print_line(f"no log: {tasks[step].directory} has no {RUN_NAME}, so the time of {step} is not known")
     uri = storage.join(root, name, REPORT_NAME)
     origin = _origin(name, tasks)
     if not _made_from(uri, origin):

@@ -182,7 +182,7 @@ def _sizes(folder: Path, config: Config, names: list[str], weights: str) -> Gemm
         return config.model
     if config.model is not None:
         raise UserError(f"got --model for {folder}, which has the model's sizes in {CONFIG_FILE}; leave --model out")
-    return config_from_hf(stored)
+    return config_from_hf(stored, str(folder / CONFIG_FILE))
 
 
 @contextmanager

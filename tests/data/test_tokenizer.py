@@ -12,6 +12,7 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from data.tokenizer import (
     BOS,
@@ -257,6 +258,15 @@ def test_another_layout_is_refused(texts: list[str]) -> None:
     )
     with pytest.raises(ValueError, match="not Gemma's id layout: id 0 is '<unk>'"):
         Tokenizer.from_bytes(file.getvalue())
+
+
+def test_a_model_that_sentencepiece_cannot_use_is_refused_by_the_name_of_its_file(model: bytes) -> None:
+    changed = sentencepiece_model_pb2.ModelProto.FromString(model)
+    changed.trainer_spec.byte_fallback = False
+    with pytest.raises(ValueError, match=r"^here: not a SentencePiece model that can be used .*byte_fallback"):
+        Tokenizer.from_bytes(changed.SerializeToString(), "here")
+    with pytest.raises(ValueError, match=r"^here: not a SentencePiece model \(1 bytes"):
+        Tokenizer.from_bytes(b"x", "here")
 
 
 @pytest.mark.chaos

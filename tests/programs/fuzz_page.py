@@ -13,7 +13,7 @@ from tests.programs.places import REPOSITORY
 
 FIGURES = REPOSITORY / "docs" / "fuzzing.json"
 CHANGES_OF_FILES = (
-    "flip", "flip again", "truncate", "zero", "missing", "swap with a sibling", "swap with another run",
+    "flip", "truncate", "zero", "missing", "swap with a sibling", "swap with another run",
     "older version",
 )  # fmt: skip
 """order of the table"""
@@ -93,6 +93,8 @@ def lines() -> Iterator[str]:
         "the log beside it, and the file of the recipe's last run."
     )
     yield ""
+    yield f"The counts are of the runs of {', '.join(f'`{step}`' for step in sorted(figures.get('files', {})))}."
+    yield ""
     yield from table_of_files(summed(figures.get("files", {}), CHANGES_OF_FILES))
     yield ""
     yield (
@@ -104,7 +106,8 @@ def lines() -> Iterator[str]:
     )
     yield (
         "- **exempt**: the file is as good as the newest one. It is the log of the same run on another day (times, "
-        "speeds, versions), which no manifest lists, or an earlier run of the recipe."
+        "speeds, versions), which no manifest lists, or an earlier run of the recipe. Without that file, a recipe has "
+        "not run."
     )
     yield "- **nameless**: an error that names no file of the damaged run, or a traceback."
     yield "- **silent**: a dataset, an exit code or a printed figure that differs without a word."

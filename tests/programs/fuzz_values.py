@@ -117,12 +117,17 @@ def attack(tasks: Mapping[str, Task], seed: int, folder: Path) -> dict[str, Coun
     stages = {task.stage.name: task for task in tasks.values()}
     for task in stages.values():
         for what, path, words in lines(task, seed, folder):
-            word = words[-1] if words[-2].startswith("--") else ""  # "got '-inf', which is no flag"
-            result = tried(words, (path[-1], path[-1].replace("_", "-"), f"got {word!r:.50}"))
+            result = tried(words, names_of(path, words[-1]))
             counts[what][result.outcome] += 1
             if result.outcome in FAULTS:
                 print(f"{result.outcome}: {what}: {' '.join(words[-2:])!r:.200}: {path}: {result.line}", flush=True)
     return counts
+
+
+def names_of(path: tuple[str, ...], word: str) -> tuple[str, ...]:
+    """What names a field in an error: its own name, the dataclass that it is in, or the word (which is no flag)."""
+    inside = (f"{path[0]}.", f"'{path[0]}'", f"--{path[0]}") if len(path) > 1 else ()
+    return (path[-1], path[-1].replace("_", "-"), *inside, f"got {word!r:.50}")
 
 
 def main(words: list[str]) -> int:

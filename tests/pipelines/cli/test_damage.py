@@ -62,6 +62,8 @@ def test_a_run_without_its_log_is_shown_without_its_times(tasks: dict[str, Task]
     assert "  no log  " in row
     (row,) = (line for line in here.done(["status", *root]).stdout.splitlines() if "filter_text/" in line)
     assert row.endswith(", no log")
+    plan = here.done(["plan", "smoke", *root]).stdout
+    assert f"no log: {tasks['filter'].directory} has no {RUN_NAME}, so whether its code changed is not known" in plan
     account = here.done(["account", "smoke", *root]).stdout
     assert f"no log: {tasks['filter'].directory} has no {RUN_NAME}, so its time, cores and chips" in account
     assert re.search("^not finished, or damaged: deduplicate, ", account, re.MULTILINE)

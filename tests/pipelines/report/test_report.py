@@ -157,11 +157,32 @@ def test_where_no_step_has_finished_there_is_no_report(tmp_path: Path) -> None:
     assert not (tmp_path / "text").exists()
 
 
-def test_a_run_whose_log_was_lost_is_reported_without_its_time(tmp_path: Path) -> None:
+def test_a_run_whose_log_was_lost_is_reported_without_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = whole_path(str(tmp_path))
-    storage.remove(storage.join(runs.tasks["scratch"].directory, RUN_NAME))
+    directory = runs.tasks["scratch"].directory
+    storage.remove(storage.join(directory, RUN_NAME))
     times = written(runs).partition("Wall time and speed</h2>")[2]
     assert row_of(times, "scratch")[:2] == ["-", "-"]
+    assert f"no log: {directory} has no {RUN_NAME}, so the time of scratch is not known\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"shape": [2048,', b'"shape": [2148,'),
+        (b'"dtype": "F32"', b'"dtype": "F99"'),
+        (b"{", b"["),
+        (b"\0\0\0", b"\1"),
+    ],
+)
+def test_a_damaged_header_of_weights_is_named(tmp_path: Path, before: bytes, after: bytes) -> None:
+    runs = whole_path(str(tmp_path))
+    path = Path(runs.tasks["scratch"].directory, "checkpoints", "step-00000040", "model.safetensors")
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(ValueError, match=rf"{path} is damaged .*; remove the run that wrote it"):
+        report.write("demo", runs.tasks, runs.root)
 
 
 def test_the_page_is_a_function_of_the_runs_and_is_not_written_again(tmp_path: Path) -> None:
