@@ -44,6 +44,8 @@ def write(name: str, tasks: Mapping[str, Task], root: str) -> str | None:
     for step, run in figures.runs.items():
         if not run:
             print_line(f"no log: {tasks[step].directory} has no {RUN_NAME}, so the time of {step} is not known")
+    if missing := [step for step in tasks if step not in figures.runs]:
+        print_line(f"not finished: {', '.join(missing)}")
     uri = storage.join(root, name, REPORT_NAME)
     origin = _origin(name, tasks)
     if not _made_from(uri, origin):

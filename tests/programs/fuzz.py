@@ -293,12 +293,8 @@ def readings(fuzz: Fuzz, name: str, path: Path) -> Iterator[tuple[str, str]]:
             yield reader, outcome_of_stage(fuzz, reader, name)
     yield f"{name} again", outcome_again(fuzz, name)
     for words in fuzz.lines(name, path):
-        yield (
-            " ".join(words[:2]),
-            outcome_of_line(
-                fuzz, words, (task.directory, task.fingerprint, *([name] if words[0] in ("account", "status") else []))
-            ),
-        )
+        by_step = [name] if words[0] in ("account", "status", REPORT) else []
+        yield " ".join(words[:2]), outcome_of_line(fuzz, words, (task.directory, task.fingerprint, *by_step))
 
 
 def attack_recipe(fuzz: Fuzz, draw: random.Random, counts: dict[str, Counter[str]]) -> None:

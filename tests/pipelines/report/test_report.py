@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import storage
-from data.manifest import RUN_NAME
+from data.manifest import MANIFEST_NAME, RUN_NAME
 from pipelines.engine.printed import visible
 from pipelines.report import charts
 from pipelines.report import write as report
@@ -155,6 +155,15 @@ def test_where_no_step_has_finished_there_is_no_report(tmp_path: Path) -> None:
     runs.task("collect", "collect_text", ("text",), {})
     assert report.write("text", runs.tasks, runs.root) is None
     assert not (tmp_path / "text").exists()
+
+
+def test_a_step_that_has_not_finished_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = whole_path(str(tmp_path))
+    written(runs)
+    assert "not finished" not in capsys.readouterr().out
+    storage.remove(storage.join(runs.tasks["generate"].directory, MANIFEST_NAME))
+    written(runs)
+    assert "\nnot finished: generate\n" in capsys.readouterr().out
 
 
 def test_a_run_whose_log_was_lost_is_reported_without_its_time(
