@@ -74,9 +74,9 @@ def account(words: list[str]) -> int:
     prices = read_prices(None if prices_file in (None, "default") else prices_file, speeds())
     command = parse_recipe(target, rest)
     storage.check_bucket(command.root)
-    told: list[str] = []
-    amounts = measured(tasks_of(command.recipe, command.root), told.append)
-    for line in told:
+    remarks: list[str] = []
+    amounts = measured(tasks_of(command.recipe, command.root), remarks.append)
+    for line in remarks:
         print_line(line)
     if not amounts:
         raise UserError(f"no step of {target.name} has finished in {command.root}; run it first, or give its --root")

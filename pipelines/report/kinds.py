@@ -133,9 +133,9 @@ def _parameters(directory: str, checkpoints: Dataset) -> int | None:
 
 
 def _elements(tensor: Mapping[str, Any]) -> int:
-    """The elements of a tensor, by its entry in a header. Raises ValueError for an entry that contradicts itself."""
+    """The elements of a tensor, by its entry in a header. Raises UserError for an entry that contradicts itself."""
     count = math.prod(tensor["shape"])
     start, end = tensor["data_offsets"]
     if end - start != count * ELEMENT_BYTES[tensor["dtype"]]:
-        raise ValueError(f"a tensor of shape {tensor['shape']} has {end - start} bytes")
+        raise UserError(f"a tensor of shape {tensor['shape']} has {end - start} bytes")
     return count

@@ -148,9 +148,9 @@ class Fuzz:
     def _document(self, trained: Task) -> str:
         """The id of a document that the run has seen."""
         words = ["trace", "--checkpoint", trained.directory, "--step", "1", "--root", str(self.root)]
-        found = re.search(r"([0-9a-f]{32})\[", self.undisturbed(words).stdout)
-        assert found is not None
-        return found[1]
+        match = re.search(r"([0-9a-f]{32})\[", self.undisturbed(words).stdout)
+        assert match is not None
+        return match[1]
 
     def done(self, words: Sequence[str]) -> here.Done:
         """The result of a command line, or of the report that `run` of the recipe ends with."""
@@ -208,11 +208,11 @@ def outcome_again(fuzz: Fuzz, name: str) -> str:
     task = fuzz.tasks[name]
     directory, copy = Path(task.directory), fuzz.root / "copy"
     shutil.copytree(directory, copy)
-    found = directory / MANIFEST_NAME
-    known = {fuzz.manifests[name], found.read_bytes() if found.exists() else b""}  # done before, or made once more
+    manifest = directory / MANIFEST_NAME
+    known = {fuzz.manifests[name], manifest.read_bytes() if found.exists() else b""}  # done before, or made once more
     try:
         fuzz_runs.run(task)
-        return SAME if found.read_bytes() in known else SILENT
+        return SAME if manifest.read_bytes() in known else SILENT
     except Exception as error:
         return _of_error(error, task, f"{name} again")
     finally:
