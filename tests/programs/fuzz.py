@@ -209,7 +209,10 @@ def outcome_again(fuzz: Fuzz, name: str) -> str:
     directory, copy = Path(task.directory), fuzz.root / "copy"
     shutil.copytree(directory, copy)
     manifest = directory / MANIFEST_NAME
-    known = {fuzz.manifests[name], manifest.read_bytes() if found.exists() else b""}  # done before, or made once more
+    known = {
+        fuzz.manifests[name],
+        manifest.read_bytes() if manifest.exists() else b"",
+    }  # done before, or made once more
     try:
         fuzz_runs.run(task)
         return SAME if manifest.read_bytes() in known else SILENT
