@@ -10,7 +10,8 @@ What a reading ends with:
 
     same        the reader's manifest, or the exit code and every line, are those of the undisturbed run
     named       an error, or a line that speaks of damage or of an unfinished run, names the file or its run
-    exempt      the figures of an older version of a log that no manifest lists (times, speeds, versions) are shown
+    exempt      the figures of an older version of a log that no manifest lists (times, speeds, versions) are shown;
+                `show` prints the manifest of the same run in another set-up, without opening the files it lists
     NAMELESS    an error that is no user's error, or that names no file of the damaged run
     SILENT      anything else
 
@@ -263,7 +264,8 @@ def attack(fuzz: Fuzz, names: Sequence[str], seed: int = SEED) -> dict[str, Coun
                 fuzz.undisturbed(words)
             for change, _ in damaged(draw, path, partners):
                 for reader, result in readings(fuzz, name, path):
-                    if result == SILENT and change == OLDER and path.name == RUN_NAME:
+                    shown = path.name == MANIFEST_NAME and reader.startswith("show ")
+                    if result == SILENT and change == OLDER and (shown or path.name == RUN_NAME):
                         result = EXEMPT
                     counts[change][result] += 1
                     if result in FAULTS:

@@ -107,7 +107,8 @@ def lines() -> Iterator[str]:
     yield (
         "- **exempt**: the file is as good as the newest one. It is the log of the same run on another day (times, "
         "speeds, versions), which no manifest lists, or an earlier run of the recipe. Without that file, a recipe has "
-        "not run."
+        "not run. `show` prints the manifest of the same run in another set-up as it is; who opens the files that it "
+        "lists finds that they are others."
     )
     yield "- **nameless**: an error that names no file of the damaged run, or a traceback."
     yield "- **silent**: a dataset, an exit code or a printed figure that differs without a word."
