@@ -1,6 +1,7 @@
 """A figure with a unit has a source: a command on its page that prints it, a constant of the code, or a list here."""
 
 import functools
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pipelines.recipes import registry as recipes
 from tests.contracts.test_pages import PAGES, PRINTERS, rows
 from tests.programs import documented
 from tests.programs.markdown import LINK, blocks
+from tests.programs.places import REPOSITORY
 from training.worker import elastic, restarts
 
 UNIT = r"seconds?|minutes?|hours?|days?|[kKMGT]i?B|bytes|nats|tCO2e|USD|ms|times|tok/s|MB/s|GFLOP/s|%"
@@ -90,6 +92,27 @@ def test_a_figure_is_held_by_the_code_or_listed_with_its_command(page: str) -> N
     assert [figure for figure in figures(PAGES[page]) if figure not in sources] == []
 
 
+def rows_of_figures(page: str) -> dict[str, list[str]]:
+    """Heading -> the rows of its tables that have a number, as they stand on a page of figures."""
+    heading, by_heading = "", {}
+    for line in PAGES[page].splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|") and re.search(r"\d", line):
+            by_heading.setdefault(heading, []).append(" ".join(line.strip("|").split()))
+    return by_heading
+
+
+@pytest.mark.parametrize("page", PRINTED)
+def test_the_tables_of_a_page_of_figures_are_as_they_were_printed(page: str) -> None:
+    """A row changes when its command has been run again.
+
+    Then `python -m tests.contracts.test_figures > tests/golden/figures.json` stores it.
+    """
+    stored = json.loads((REPOSITORY / "tests" / "golden" / "figures.json").read_text())
+    assert rows_of_figures(page) == stored[page]
+
+
 @pytest.mark.parametrize("page", PRINTED)
 def test_a_page_of_figures_names_the_command_and_the_machine(page: str) -> None:
     commands = [shlex.join(words) for _, words in documented.commands_in(PAGES[page])]
@@ -127,3 +150,7 @@ def test_pages_name_the_pieces_of_the_demos_tokenizer_and_text_that_is_enough_fo
 )  # fmt: skip
 def test_a_figure_is_a_number_with_a_unit(text: str, seen: list[str]) -> None:
     assert [*figures(text)] == seen
+
+
+if __name__ == "__main__":
+    print(json.dumps({page: rows_of_figures(page) for page in PRINTED}, indent=1, sort_keys=True, ensure_ascii=False))
