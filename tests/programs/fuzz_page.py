@@ -93,7 +93,8 @@ def lines() -> Iterator[str]:
         "the log beside it, and the file of the recipe's last run."
     )
     yield ""
-    yield f"The counts are of the runs of {', '.join(f'`{step}`' for step in sorted(figures.get('files', {})))}."
+    steps = (step.replace("_", " ") for step in sorted(figures.get("files", {})))
+    yield f"The counts are of these steps of the fuzzed recipe: {', '.join(steps)}."
     yield ""
     yield from table_of_files(summed(figures.get("files", {}), CHANGES_OF_FILES))
     yield ""
